@@ -1,0 +1,139 @@
+"""All checks of the repository: `uv run nox` runs the default ones, `uv run nox -l` lists every one.
+
+A test session is made for each folder under packages/: it builds an environment with that package and its
+declared dependencies only, so an undeclared import fails there.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+TEST_SESSIONS = [f"test-{name.removeprefix('xlm-')}" for name in PACKAGES]
+
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = True
+nox.options.sessions = ["lint", "types", "architecture", *TEST_SESSIONS, "integration", "wheels"]
+
+# Two torch processes with several threads each stall one another, and tests are small.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+
+def sync(session: nox.Session, *arguments: str) -> None:
+    """Make the session's environment exactly what the lock says for ``arguments``."""
+    session.run_install(
+        "uv",
+        "sync",
+        "--quiet",
+        "--no-default-groups",
+        *arguments,
+        env={"UV_PROJECT_ENVIRONMENT": session.virtualenv.location, "VIRTUAL_ENV": ""},
+        external=True,
+    )
+
+
+def pytest(session: nox.Session, *arguments: str) -> None:
+    session.run("pytest", *arguments, *session.posargs, env=ENVIRONMENT)
+
+
+def test_session(package: str) -> Callable[[nox.Session], None]:
+    def test(session: nox.Session) -> None:
+        sync(session, "--package", package, "--group", "test")
+        pytest(session, f"packages/{package}/tests", "-q")
+
+    test.__doc__ = f"Tests of {package}, with nothing installed but what it declares."
+    return test
+
+
+for package, name in zip(PACKAGES, TEST_SESSIONS, strict=True):
+    nox.session(test_session(package), name=name)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Format and rules."""
+    sync(session, "--only-group", "lint")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict types over sources and tests, and lines that must not check."""
+    sync(session, "--all-packages", "--group", "types")
+    session.run("basedpyright")
+
+
+@nox.session
+def architecture(session: nox.Session) -> None:
+    """Who may import whom, in Python and in every `_target_` of every YAML."""
+    sync(session, "--all-packages", "--group", "architecture")
+    pytest(session, "tests/architecture", "-q")
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """All packages together: every experiment, every job."""
+    sync(session, "--all-packages", "--group", "test")
+    pytest(session, "tests/integration", "-q")
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build all wheels, install them outside the repository, run a job from there."""
+    outside = Path(session.create_tmp()).resolve() / "outside"
+    shutil.rmtree(outside, ignore_errors=True)
+    outside.mkdir()
+    dist = outside / "dist"
+    uv(session, "build", "--quiet", "--all-packages", "--wheel", "--out-dir", str(dist))
+    python = make_environment(session, outside / "everything")
+    uv(session, "pip", "install", "--quiet", "--python", python, *wheel_files(dist))
+    with session.chdir(outside):
+        xlm = str(Path(python).with_name("xlm"))
+        environment = {**ENVIRONMENT, "XLM_CACHE": str(outside / "cache")}
+        job = ("job_type=train", "job_name=wheels", "experiment=star_tiny_ilm", "debug=fast")
+        session.run(xlm, *job, env=environment, external=True)
+        session.run(python, "-c", CHECK_ORIGIN, str(outside), env=ENVIRONMENT, external=True)
+
+    for family in sorted(path for path in PACKAGES if (ROOT / "packages" / path / "src" / path.replace("-", "_")).is_dir()):
+        python = make_environment(session, outside / family)
+        uv(session, "pip", "install", "--quiet", "--python", python, f"./packages/{family}")
+        session.run(python, "-c", CHECK_STANDALONE, family, env=ENVIRONMENT, external=True)
+
+
+CHECK_ORIGIN = """
+import sys, importlib.metadata as metadata
+ours = [d for d in metadata.distributions() if d.name.startswith("xlm-")]
+assert ours
+for d in ours:
+    origin = d.read_text("direct_url.json") or ""
+    assert sys.argv[1] in origin and d.version.startswith("1."), f"{d.name} {d.version} is not ours: {origin}"
+print(len(ours), "distributions, all built from this repository")
+"""
+
+CHECK_STANDALONE = """
+import sys, importlib, importlib.metadata as metadata
+names = {d.name.lower() for d in metadata.distributions()}
+unwanted = names & {"lightning", "pytorch-lightning", "hydra-core", "omegaconf", "datasets", "transformers", "xlm-core", "xlm-tasks"}
+assert not unwanted, f"{sys.argv[1]} brings {sorted(unwanted)}"
+importlib.import_module(sys.argv[1].replace("-", "_"))
+print(sys.argv[1], "alone:", len(names), "distributions, none of the harness")
+"""
+
+
+def make_environment(session: nox.Session, folder: Path) -> str:
+    uv(session, "venv", "--quiet", str(folder))
+    return str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
+
+
+def wheel_files(dist: Path) -> list[str]:
+    return [str(path) for path in sorted(dist.glob("*.whl"))]
+
+
+def uv(session: nox.Session, *arguments: str) -> None:
+    session.run_install("uv", *arguments, external=True, env={"VIRTUAL_ENV": ""})

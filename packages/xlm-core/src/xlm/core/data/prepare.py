@@ -1,0 +1,135 @@
+"""Raw rows to cached token ids, once.
+
+The cache of a task lies under a key made of everything that shapes its rows: the nodes of source and
+preprocessing, the tokenizer, and the code that both run. It is written beside its place and moved there
+when complete, so an interrupted preparation leaves nothing that counts as done; a lock lets a second
+process wait for the first.
+"""
+
+import functools
+import hashlib
+import inspect
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import datasets
+import numpy as np
+from filelock import FileLock
+
+from xlm.core.protocols import Preprocess, Source, Tokenizer
+from xlm.core.schema import TaskSettings
+
+ID_COLUMNS = ("prompt_ids", "target_ids")
+
+
+@dataclass(frozen=True)
+class SplitCard:
+    """What one prepared split holds."""
+
+    rows: int
+    tokens: int
+    length_quantiles: dict[str, int]
+    """Lengths of prompt and target together, in tokens, at the quantiles 0, 0.5, 0.95 and 1."""
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """A prepared task on disk."""
+
+    folder: Path
+    cards: dict[str, SplitCard]
+    was_cached: bool
+
+    def load(self, split: str) -> datasets.Dataset:
+        """Rows of a split, memory-mapped."""
+        return datasets.Dataset.load_from_disk(str(self.folder / split))
+
+
+def prepare(
+    task: TaskSettings,
+    *,
+    source: Source,
+    preprocess: Preprocess,
+    tokenizer: Tokenizer,
+    cache_dir: Path,
+    num_proc: int = 1,
+) -> PreparedTask:
+    """Find the task's rows in the cache, or make them."""
+    folder = cache_dir / task.name / cache_key(task, source, preprocess)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        was_cached = folder.exists()
+        if not was_cached:
+            unfinished = folder.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            for split, source_split in task.splits.items():
+                rows = _rows(source, source_split, unfinished / "raw")
+                encoded = rows.map(
+                    preprocess,
+                    fn_kwargs={"tokenizer": tokenizer},
+                    remove_columns=rows.column_names,
+                    num_proc=num_proc if num_proc > 1 else None,
+                    cache_file_names=None,
+                    cache_file_name=str(unfinished / "raw" / f"{split}.arrow"),
+                    desc=f"{task.name} {split}: encoding",
+                )
+                encoded.save_to_disk(str(unfinished / split))
+                (unfinished / split / "card.json").write_text(json.dumps(asdict(_describe(encoded))))
+            shutil.rmtree(unfinished / "raw")
+            unfinished.rename(folder)
+    cards = {
+        split: SplitCard(**json.loads((folder / split / "card.json").read_text())) for split in task.splits
+    }
+    return PreparedTask(folder=folder, cards=cards, was_cached=was_cached)
+
+
+def cache_key(task: TaskSettings, source: Source, preprocess: Preprocess) -> str:
+    """Hash of everything that shapes the prepared rows."""
+    nodes = {
+        "source": task.source,
+        "preprocess": task.preprocess,
+        "tokenizer": task.tokenizer,
+        "splits": task.splits,
+        "code": [_code(source), _code(preprocess)],
+    }
+    return hashlib.sha256(json.dumps(nodes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _code(function: Callable[..., object]) -> str:
+    """Hash of the source file of a function, so that an edited generator makes new data."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    file = inspect.getsourcefile(function)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else repr(function)
+
+
+def _rows(source: Source, split: str, folder: Path) -> datasets.Dataset:
+    rows = source(split=split)
+    if isinstance(rows, datasets.Dataset):
+        return rows
+    return cast(
+        datasets.Dataset,
+        datasets.Dataset.from_generator(
+            lambda: iter(rows), cache_dir=str(folder / split), fingerprint=f"{folder.parent.name}-{split}"
+        ),
+    )
+
+
+def _describe(rows: datasets.Dataset) -> SplitCard:
+    table = rows.with_format("arrow")[:]
+    lengths = np.zeros(len(rows), dtype=np.int64)
+    for column in ID_COLUMNS:
+        if column in rows.column_names:
+            lengths += np.asarray(_list_lengths(table[column]))
+    quantiles = {
+        f"{q:g}": int(np.quantile(lengths, q, method="lower")) if len(rows) else 0
+        for q in (0, 0.5, 0.95, 1)
+    }
+    return SplitCard(
+        rows=len(rows), tokens=int(lengths.sum()), length_quantiles=quantiles, bytes=int(table.nbytes)
+    )

@@ -1,0 +1,210 @@
+"""The jobs. Each gets a validated config, makes what it needs, runs it, and leaves its results as files."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from xlm.core import report
+from xlm.core.build import make_all, make_datamodule, make_prepared, make_slots, make_tokenizer
+from xlm.core.checks import check_slots
+from xlm.core.data import DataModule
+from xlm.core.errors import XLMError
+from xlm.core.harness import Harness
+from xlm.core.predictions import PredictionWriter
+from xlm.core.run_folder import RunFolder
+from xlm.core.schema import JobType, LoaderSettings, RunSettings
+
+
+def run(config: DictConfig, settings: RunSettings) -> dict[str, float]:
+    """Run the job that the config asks for.
+
+    Returns:
+        Its figures.
+    """
+    for pattern in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=pattern)
+    lightning.seed_everything(settings.seed, workers=True, verbose=False)
+    return JOBS[settings.job_type](config, settings)
+
+
+HARMLESS_WARNINGS = (
+    ".*does not have many workers.*",  # the default of the small tasks, on purpose
+    ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run; the folder is compared before
+    ".*ModelCheckpoint.*`save_last`.*",
+)
+
+
+def prepare_data(config: DictConfig, settings: RunSettings) -> dict[str, float]:
+    """Prepare the task's rows and say what they are."""
+    prepared = make_prepared(config, settings, make_tokenizer(config))
+    report.print_prepared(prepared)
+    return {}
+
+
+def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
+    """Train, resume if the run exists, and test the best checkpoint."""
+    folder = RunFolder(Path(settings.output_dir, settings.job_name))
+    record = container(config)
+    resume_from = folder.start_training(record)
+    harness, datamodule = assemble(config, settings)
+    report.print_start(
+        "train",
+        folder.path,
+        {
+            "task": settings.task.name,
+            "parameters": f"{sum(p.numel() for p in harness.model.parameters()):,}",
+            "steps": f"{settings.trainer.max_steps:,}",
+            "resuming" if resume_from else "starting": str(resume_from or "from new weights"),
+        },
+    )
+    check_slots(harness.slots, datamodule)
+    trainer = make_trainer(config, settings, folder.path)
+    if resume_from is None and settings.ckpt_path is not None:
+        load_weights(harness, Path(settings.ckpt_path))
+    trainer.fit(harness, datamodule, ckpt_path=resume_from, weights_only=True)
+    trainer.save_checkpoint(folder.checkpoints / "last.ckpt")
+    results = dict(harness.results)
+    traces: Mapping[str, Any] = {}
+    if settings.test_after_training:
+        load_weights(harness, folder.best_checkpoint())
+        writer = evaluate_test_split(trainer, harness, datamodule, folder.path, settings)
+        results, traces = harness.results, writer.traces
+    if trainer.is_global_zero:
+        report.write_metrics(folder.path / "metrics.json", results)
+        report.print_traces(traces)
+        report.print_metrics({name: value for name, value in results.items() if name.startswith("test/")} or results)
+        report.print_files(
+            {
+                "config": folder.path / "config.yaml",
+                "checkpoints": folder.checkpoints,
+                "metrics": folder.path / "metrics.json",
+                "predictions": folder.path / "predictions.jsonl",
+                "curves": folder.path / "tensorboard",
+                "curves (csv)": folder.path / "csv" / "metrics.csv",
+            }
+        )
+    return results
+
+
+def evaluate(config: DictConfig, settings: RunSettings) -> dict[str, float]:
+    """Score a checkpoint on the test split, or write its generations."""
+    run_folder = RunFolder(Path(settings.output_dir, settings.job_name))
+    checkpoint = Path(settings.ckpt_path) if settings.ckpt_path is not None else run_folder.best_checkpoint()
+    if settings.job_type == "generate":
+        loaders = {name: s for name, s in settings.datamodule.test.items() if s.uses == ["generation"]}
+        data = settings.datamodule.model_copy(update={"test": loaders})
+        settings = settings.model_copy(update={"datamodule": data})
+    harness, datamodule = assemble(config, settings)
+    load_weights(harness, checkpoint)
+    folder = run_folder.start_job(settings.job_type, container(config))
+    report.print_start(settings.job_type, folder, {"task": settings.task.name, "checkpoint": str(checkpoint)})
+    trainer = make_trainer(config, settings, folder, logging=False)
+    writer = evaluate_test_split(trainer, harness, datamodule, folder, settings)
+    if trainer.is_global_zero:
+        report.write_metrics(folder / "metrics.json", harness.results)
+        report.print_traces(writer.traces)
+        report.print_metrics(harness.results)
+        report.print_files(
+            {"metrics": folder / "metrics.json", "predictions": folder / "predictions.jsonl"}
+        )
+    return harness.results
+
+
+JOBS: dict[JobType, Callable[[DictConfig, RunSettings], dict[str, float]]] = {
+    "prepare_data": prepare_data,
+    "train": train,
+    "eval": evaluate,
+    "generate": evaluate,
+}
+
+
+def assemble(config: DictConfig, settings: RunSettings) -> tuple[Harness, DataModule]:
+    """Make tokenizer, data and slots, in this order."""
+    tokenizer = make_tokenizer(config)
+    prepared = make_prepared(config, settings, tokenizer)
+    slots = make_slots(config, tokenizer)
+    datamodule = make_datamodule(config, settings, prepared)
+    harness = Harness(
+        slots, loaders=datamodule.loaders, seed=settings.seed, compile_network=settings.compile
+    )
+    return harness, datamodule
+
+
+def make_trainer(
+    config: DictConfig, settings: RunSettings, folder: Path, *, logging: bool = True
+) -> lightning.Trainer:
+    """Make Lightning's trainer from the node ``trainer`` and what the harness decides itself."""
+    node = settings.trainer
+    arguments = cast(dict[str, Any], OmegaConf.to_container(config.trainer, resolve=True))
+    num_batches = node.max_steps * node.accumulate_grad_batches
+    if node.val_check_interval is None:
+        arguments["limit_val_batches"] = 0
+    # The training stream is one long epoch (see xlm.core.data.order), so validation is counted in batches.
+    arguments["val_check_interval"] = min(node.val_check_interval or num_batches, num_batches)
+    if isinstance(node.strategy, dict):
+        arguments["strategy"] = make_all(config, "trainer")["strategy"]
+    callbacks = cast(list[Callback], list(make_all(config, "callbacks").values()))
+    loggers = cast(list[Logger], list(make_all(config, "logger").values())) if logging else []
+    return lightning.Trainer(
+        **arguments,
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+    )
+
+
+def evaluate_test_split(
+    trainer: lightning.Trainer,
+    harness: Harness,
+    datamodule: DataModule,
+    folder: Path,
+    settings: RunSettings,
+) -> PredictionWriter:
+    """Run every test loader; generated texts go to ``predictions.jsonl`` in ``folder``."""
+    writer = PredictionWriter(
+        folder / "predictions.jsonl",
+        num_traces=settings.show_generations,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+    )
+    harness.results = {}
+    with harness.writing(writer):
+        trainer.test(harness, datamodule, verbose=False)
+    trainer.strategy.barrier()
+    if trainer.is_global_zero:
+        writer.merge()
+    return writer
+
+
+def load_weights(harness: Harness, checkpoint: Path) -> None:
+    """Load the network's weights of a checkpoint (the averaged ones, if it was trained with EMA).
+
+    Raises:
+        XLMError: When the file is not there, is damaged, or belongs to another network.
+    """
+    if not checkpoint.is_file():
+        raise XLMError(f"ckpt_path: there is no file {checkpoint}")
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
+    except Exception as error:
+        raise XLMError(f"ckpt_path: {checkpoint} is not a readable checkpoint: {error}") from error
+    try:
+        harness.model.load_state_dict(state)
+    except RuntimeError as error:
+        raise XLMError(f"ckpt_path: {checkpoint} does not fit the network in `model`.\n{error}") from error
+
+
+def container(config: DictConfig) -> dict[str, Any]:
+    """The composed config as plain values; the ids of ``vocab`` stay references."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))

@@ -1,0 +1,141 @@
+"""Metrics of the harness: what every family reports, and the adapter for everyone else's accumulators."""
+
+import math
+from typing import Any, Generic, TypeVar
+
+import torch
+import torchmetrics
+from torch import Tensor
+from typing_extensions import override
+
+from xlm.core.protocols import Likelihood, LossOutput, Prediction
+
+UpdateT = TypeVar("UpdateT")
+
+
+class SummedMetric(torchmetrics.Metric, Generic[UpdateT]):
+    """A plain accumulator as a torchmetrics metric, so that its sums are added up over ranks.
+
+    Args:
+        accumulator: An object with ``sums``, ``reset()``, ``update(value)`` and ``compute()``.
+    """
+
+    full_state_update = False
+
+    def __init__(self, accumulator: Any) -> None:
+        super().__init__()
+        self.accumulator = accumulator
+        self.names = list(accumulator.sums)
+        for name, value in accumulator.sums.items():
+            self.add_state(name, default=torch.zeros_like(value), dist_reduce_fx="sum")
+
+    @override
+    def update(self, value: UpdateT) -> None:
+        self.accumulator.reset()
+        self.accumulator.update(value)
+        for name in self.names:
+            state = getattr(self, name)
+            setattr(self, name, state + self.accumulator.sums[name].to(state.device))
+
+    @override
+    def compute(self) -> dict[str, float]:
+        self.accumulator.sums = {name: getattr(self, name).cpu() for name in self.names}
+        return dict(self.accumulator.compute())
+
+
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
+
+
+class LossMean:
+    """Mean of the loss and of its terms: all sums divided by all counts, never a mean of means."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.sums = {"loss_sum": _zero(), "loss_count": _zero()}
+
+    def update(self, output: LossOutput) -> None:
+        """Add one output of a loss."""
+        self.sums["loss_sum"] += output.loss_sum.double().cpu()
+        self.sums["loss_count"] += output.loss_count.double().cpu()
+
+    def compute(self) -> dict[str, float]:
+        """The mean loss."""
+        return {"loss": float(self.sums["loss_sum"] / self.sums["loss_count"].clamp(min=1))}
+
+
+class LikelihoodMean:
+    """Perplexity of every family, from the same quantity: the sum of nats over the sum of tokens.
+
+    Reports ``nll`` (nats per example) with its standard error over examples, ``nll_per_token``,
+    ``perplexity`` = exp(nll_per_token) and ``bits_per_token``. ``is_bound`` is 1 where the figure is an
+    upper bound, ``models_length`` is 1 where the length is part of what is scored.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        names = ("nll", "nll_squared", "tokens", "examples", "bounds", "with_length", "draws")
+        self.sums = {name: _zero() for name in names}
+
+    def update(self, likelihood: Likelihood) -> None:
+        """Add the examples of one batch."""
+        nll = likelihood.nll.double().cpu()
+        self.sums["nll"] += nll.sum()
+        self.sums["nll_squared"] += nll.square().sum()
+        self.sums["tokens"] += likelihood.num_tokens.sum().cpu()
+        self.sums["examples"] += len(nll)
+        self.sums["bounds"] += len(nll) * (likelihood.nll_kind == "bound")
+        self.sums["with_length"] += len(nll) * likelihood.models_length
+        self.sums["draws"] += len(nll) * likelihood.num_draws
+
+    def compute(self) -> dict[str, float]:
+        """The figures; all zero when nothing was added."""
+        sums = {name: float(value) for name, value in self.sums.items()}
+        examples = max(sums["examples"], 1.0)
+        mean = sums["nll"] / examples
+        variance = max(sums["nll_squared"] / examples - mean**2, 0.0)
+        per_token = sums["nll"] / max(sums["tokens"], 1.0)
+        return {
+            "nll": mean,
+            "nll_standard_error": math.sqrt(variance / max(examples - 1, 1.0)),
+            "nll_per_token": per_token,
+            "perplexity": math.exp(min(per_token, 700.0)),
+            "bits_per_token": per_token / math.log(2),
+            "is_bound": sums["bounds"] / examples,
+            "models_length": sums["with_length"] / examples,
+            "num_draws": sums["draws"] / examples,
+        }
+
+
+class GenerationCost:
+    """Length of generated texts and network evaluations spent on each."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.sums = {"nfe": _zero(), "tokens": _zero(), "rows": _zero()}
+
+    def update(self, prediction: Prediction) -> None:
+        """Add the rows of one prediction."""
+        self.sums["nfe"] += prediction.nfe.sum().cpu()
+        self.sums["tokens"] += prediction.lengths.sum().cpu()
+        self.sums["rows"] += len(prediction.lengths)
+
+    def compute(self) -> dict[str, float]:
+        """Means over rows."""
+        rows = max(float(self.sums["rows"]), 1.0)
+        return {
+            "nfe_per_sequence": float(self.sums["nfe"]) / rows,
+            "length": float(self.sums["tokens"]) / rows,
+        }
+
+
+

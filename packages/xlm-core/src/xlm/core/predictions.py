@@ -1,0 +1,128 @@
+"""Generated texts as records: decoded, written as JSON lines, and replayed edit by edit."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from xlm.core.protocols import Example, Generation, Prediction, Tokenizer, Trace
+
+INSERT = 0
+
+
+def decode(
+    prediction: Prediction, examples: Sequence[Example], tokenizer: Tokenizer
+) -> list[Generation]:
+    """Generated rows beside what their examples asked and expected."""
+    rows = zip(prediction.ids.tolist(), prediction.lengths.tolist(), examples, strict=True)
+    generations: list[Generation] = []
+    for padded, length, example in rows:
+        ids: list[int] = padded[:length]
+        prompt_ids, reference_ids = _ids(example.get("prompt_ids")), _ids(example.get("target_ids"))
+        generations.append(
+            Generation(
+                prompt_ids=prompt_ids,
+                ids=ids,
+                reference_ids=reference_ids,
+                prompt=tokenizer.decode(prompt_ids),
+                text=tokenizer.decode(ids),
+                reference=tokenizer.decode(reference_ids),
+            )
+        )
+    return generations
+
+
+def _ids(tensor: Tensor | None) -> list[int]:
+    return [] if tensor is None else tensor.tolist()
+
+
+def replay(trace: Trace, row: int) -> Iterator[tuple[int, list[int], set[int]]]:
+    """The states that a row went through.
+
+    Yields:
+        After each step that edited the row: the step, the ids, and the places edited in this step.
+    """
+    chosen = trace.row == row
+    columns = (trace.step, trace.operation, trace.position, trace.token)
+    edits = list(zip(*(column[chosen].tolist() for column in columns), strict=True))
+    ids: list[int] = []
+    edited: set[int] = set()
+    for i, (step, operation, position, token) in enumerate(edits):
+        if operation == INSERT:
+            ids.insert(position, token)
+            edited = {place + (place >= position) for place in edited} | {position}
+        else:
+            ids[position] = token
+            edited.add(position)
+        if i + 1 == len(edits) or edits[i + 1][0] != step:
+            yield step, list(ids), edited
+            edited = set()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A generated text after one step of the sampler."""
+
+    step: int
+    tokens: list[str]
+    edited: set[int]
+    """Places in ``tokens`` that were edited in this step."""
+
+
+class PredictionWriter:
+    """Writes generations to ``predictions.jsonl`` and keeps the first few of each loader step by step.
+
+    Args:
+        path: The file of all processes together, in the order of the rows.
+        num_traces: Generations of each loader that are kept as frames.
+        rank: This process; each writes a part of its own until ``merge``.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, path: Path, *, num_traces: int, rank: int = 0, world_size: int = 1) -> None:
+        self.path = path
+        self.num_traces = num_traces
+        self.rank = rank
+        self.world_size = world_size
+        self.traces: dict[str, list[tuple[Generation, list[Frame]]]] = {}
+        self._next_row: dict[str, int] = {}
+        self._file = self._part(rank).open("w", encoding="utf-8")
+
+    def wants_trace(self, loader: str) -> bool:
+        """Whether more generations of ``loader`` are to be kept step by step."""
+        return self.rank == 0 and len(self.traces.get(loader, [])) < self.num_traces
+
+    def write(
+        self, loader: str, prediction: Prediction, generations: Sequence[Generation], tokenizer: Tokenizer
+    ) -> None:
+        """Append the rows of one prediction."""
+        nfe = prediction.nfe.tolist()
+        for row, generation in enumerate(generations):
+            place = self._next_row.get(loader, self.rank)
+            self._next_row[loader] = place + self.world_size
+            record = {"loader": loader, "row": place, "nfe": nfe[row], **generation}
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            if prediction.trace is not None and self.wants_trace(loader):
+                frames = [
+                    Frame(step, [tokenizer.decode([token]) for token in ids], edited)
+                    for step, ids, edited in replay(prediction.trace, row)
+                ]
+                self.traces.setdefault(loader, []).append((generation, frames))
+
+    def close(self) -> None:
+        """Finish this process's part."""
+        self._file.close()
+
+    def merge(self) -> None:
+        """Join the closed parts of all processes (rank 0, once all are closed)."""
+        parts = [self._part(rank) for rank in range(self.world_size)]
+        lines = [line for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
+        lines.sort(key=lambda line: (lambda record: (record["loader"], record["row"]))(json.loads(line)))
+        self.path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        for part in parts:
+            part.unlink()
+
+    def _part(self, rank: int) -> Path:
+        return self.path.with_name(f".{self.path.name}.rank{rank}")

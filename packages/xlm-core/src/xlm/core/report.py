@@ -1,0 +1,85 @@
+"""What a person sees at the end of a job: figures, files, and how a text came to be."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from xlm.core.data import PreparedTask
+from xlm.core.predictions import Frame
+from xlm.core.protocols import Generation
+
+console = Console(highlight=False)
+
+
+def print_start(job_type: str, folder: Path, lines: Mapping[str, str]) -> None:
+    """Say what is about to run."""
+    console.print(Text.assemble((f"xlm {job_type}", "bold"), f"  {folder}"))
+    for name, value in lines.items():
+        console.print(f"  {name:<12} {value}", soft_wrap=True)
+
+
+def print_prepared(prepared: PreparedTask) -> None:
+    """Rows, tokens, lengths and size of each split, and where they lie."""
+    table = Table(title=f"{'found' if prepared.was_cached else 'prepared'} in {prepared.folder}", title_justify="left")
+    for column in ("split", "rows", "tokens", "length min / median / 95 % / max", "MB"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, card in prepared.cards.items():
+        lengths = " / ".join(str(value) for value in card.length_quantiles.values())
+        table.add_row(split, f"{card.rows:,}", f"{card.tokens:,}", lengths, f"{card.bytes / 1e6:.1f}")
+    console.print(table)
+
+
+def print_traces(traces: Mapping[str, Sequence[tuple[Generation, Sequence[Frame]]]]) -> None:
+    """Generations step by step; what a step changed is marked."""
+    for loader, generations in traces.items():
+        for number, (generation, frames) in enumerate(generations, start=1):
+            console.print(Text(f"\n{loader}, generation {number}", style="bold"))
+            if generation["prompt"]:
+                console.print(Text(f"  prompt     {generation['prompt']}"), soft_wrap=True)
+            for frame in frames:
+                console.print(_frame(frame), soft_wrap=True)
+            if not frames:
+                console.print("  (nothing was generated)")
+            if generation["reference"]:
+                verdict = "as expected" if generation["ids"] == generation["reference_ids"] else "expected"
+                console.print(Text(f"  {verdict:<11}{generation['reference']}"), soft_wrap=True)
+
+
+def _frame(frame: Frame) -> Text:
+    text = Text(f"  step {frame.step:>4}  ")
+    for place, token in enumerate(frame.tokens):
+        if place in frame.edited:
+            text.append(f"[{token}]", style="bold green")
+        else:
+            text.append(f" {token} ")
+    return text
+
+
+def print_metrics(metrics: Mapping[str, float]) -> None:
+    """All figures of a job, one table for each loader."""
+    by_loader: dict[str, list[tuple[str, float]]] = {}
+    for name, value in metrics.items():
+        loader, _, figure = name.rpartition("/")
+        by_loader.setdefault(loader, []).append((figure, value))
+    for loader, figures in by_loader.items():
+        table = Table(title=loader, title_justify="left", show_header=False)
+        for figure, value in figures:
+            table.add_row(figure, f"{value:.6g}")
+        console.print(table)
+
+
+def print_files(files: Mapping[str, Path]) -> None:
+    """Where the results lie."""
+    console.print(Text("\nfiles", style="bold"))
+    for what, path in files.items():
+        if path.exists():
+            console.print(f"  {what:<12} {path}", soft_wrap=True)
+
+
+def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
+    """Write figures as JSON."""
+    path.write_text(json.dumps(dict(metrics), indent=2) + "\n")

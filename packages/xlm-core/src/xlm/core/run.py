@@ -1,0 +1,87 @@
+"""Hydra composes, pydantic checks, a job runs. Torch is imported only once the config is known to be good."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from xlm.core.discovery import config_packages, providers
+from xlm.core.errors import XLMError
+from xlm.core.schema import RunSettings, validate
+
+CORE_CONFIGS = Path(__file__).parent / "configs"
+
+
+class PackageConfigs(SearchPathPlugin):
+    """Adds the config folder of every installed package to Hydra's search path, as a file path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the folders; the core's own is Hydra's primary source."""
+        for package in config_packages():
+            if package.folder is not None and package.folder != CORE_CONFIGS:
+                search_path.append(provider=package.distribution, path=f"file://{package.folder}")
+
+
+def register_search_path() -> None:
+    """Make the packages' configs known to Hydra (for ``hydra.compose`` in notebooks and tests too)."""
+    plugins = Plugins.instance()
+    if PackageConfigs not in plugins.discover(SearchPathPlugin):
+        plugins.register(PackageConfigs)
+
+
+def check(config: DictConfig, choices: dict[str, Any]) -> RunSettings:
+    """Check a composed config and the origin of its parts.
+
+    Args:
+        config: What Hydra composed.
+        choices: The option chosen in each group.
+
+    Raises:
+        XLMError: With every mistake that was found.
+    """
+    for group_and_package, option in choices.items():
+        group = group_and_package.split("@")[0]
+        found = providers(group).get(str(option), [])
+        if len(found) > 1:
+            names = " and ".join(package.distribution for package in found)
+            raise XLMError(
+                f"{group}={option} is offered by {names}. Hydra would silently take the first; "
+                "rename the file in one of them, or uninstall one."
+            )
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise XLMError(f"The configuration refers to something that is not there: {error}") from error
+    return validate(cast(dict[str, Any], plain))
+
+
+def run_job(config: DictConfig) -> None:
+    """Check the config, then import and run the job."""
+    settings = check(config, dict(HydraConfig.get().runtime.choices))
+    from xlm.core import jobs  # the first import of torch and lightning
+
+    jobs.run(config, settings)
+
+
+def task(config: DictConfig) -> None:
+    """What Hydra calls: a mistake of the user ends in its message, not in a stack trace."""
+    try:
+        run_job(config)
+    except XLMError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.exit(f"Error: {error}")
+
+
+def main() -> None:
+    """Entry of the command line once its arguments look sensible."""
+    register_search_path()
+    hydra.main(config_path=str(CORE_CONFIGS), config_name="config", version_base="1.3")(task)()

@@ -1,0 +1,134 @@
+"""The folder of a run: what is written there, and what is never overwritten.
+
+``config.yaml`` (composed), ``versions.json``, ``checkpoints/``, ``metrics.json``, ``predictions.jsonl`` and
+the loggers' folders. A job other than training writes into a sub-folder of its own, so ``eval`` after
+``train`` leaves the training's files alone.
+"""
+
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xlm.core.errors import XLMError
+
+REPORTED = ("torch", "lightning", "hydra-core", "transformers", "datasets", "numpy")
+MAY_CHANGE = (
+    "ckpt_path",
+    "job_type",
+    "show_generations",
+    "test_after_training",
+    "callbacks",
+    "logger",
+    "hydra",
+    "trainer.max_steps",
+    "trainer.devices",
+    "trainer.accelerator",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+)
+"""Keys in which a resumed training may differ from its beginning."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def start_training(self, config: Mapping[str, Any]) -> Path | None:
+        """Write the config, or compare it with the one of the run that is to be resumed.
+
+        Returns:
+            The checkpoint to resume from, None for a new run.
+
+        Raises:
+            XLMError: When the name belongs to a run with another config.
+        """
+        recorded = self.path / "config.yaml"
+        if recorded.exists():
+            changes = list(_changes(yaml.safe_load(recorded.read_text()), config))
+            if changes:
+                raise XLMError(
+                    f"The run {self.path} exists with another configuration:\n"
+                    + "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changes)
+                    + "\nChoose another job_name, or repeat the old settings to resume it."
+                )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise XLMError(f"{self.path} exists and is not a run (no config.yaml). Choose another job_name.")
+        _write_record(self.path, config)
+        return self.last_checkpoint()
+
+    def start_job(self, job_type: str, config: Mapping[str, Any]) -> Path:
+        """Make a new folder for the results of one eval or generate job, named after the time."""
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        folder = self.path / job_type / stamp
+        number = 1
+        while folder.exists():
+            number += 1
+            folder = self.path / job_type / f"{stamp}-{number}"
+        _write_record(folder, config)
+        return folder
+
+    def last_checkpoint(self) -> Path | None:
+        """The checkpoint that training resumes from."""
+        found = [*self.checkpoints.glob("*.ckpt")]
+        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+    def best_checkpoint(self) -> Path:
+        """The best checkpoint of the run, else its last.
+
+        Raises:
+            XLMError: When the run has none.
+        """
+        best = sorted(self.checkpoints.glob("best-*.ckpt"))
+        found = best[-1] if best else self.last_checkpoint()
+        if found is None:
+            raise XLMError(
+                f"The run {self.path} has no checkpoint in {self.checkpoints}. Train it first "
+                "(job_type=train with this job_name), or name a file: ckpt_path=PATH."
+            )
+        return found
+
+
+def _write_record(folder: Path, config: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    (folder / "versions.json").write_text(json.dumps(package_versions(), indent=2) + "\n")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, of every XLM package and of the libraries under them."""
+    found = {dist.name: dist.version for dist in distributions()}
+    names = [name for name in found if name.startswith("xlm-") or name in REPORTED]
+    return {"python": platform.python_version(), **{name: found[name] for name in sorted(names)}}
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and not any(
+            key == free or key.startswith(f"{free}.") for free in MAY_CHANGE
+        ):
+            yield key, before.get(key, "(not set)"), after.get(key, "(not set)")
+
+
+def _flatten(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node

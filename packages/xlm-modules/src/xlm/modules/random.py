@@ -1,0 +1,90 @@
+"""Counter-based random numbers: a number is a hash of (seed, stream, step, position), nothing else.
+
+A stateful generator gives a row other numbers as soon as another row joins or leaves the batch, a worker is
+added or a run is resumed. Here each row carries its own 64-bit seed and every number is computed on the
+spot, so it does not depend on the batch, the number of workers or processes, or the order of the calls.
+
+The hash chains SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA
+2014; finaliser: variant 13 of Stafford): with G the odd 64-bit integer next to 2^64 / golden ratio,
+
+    state <- mix(state + (word + 1) * G)    for the words seed, stream, step, position, from state 0,
+
+so the numbers along the positions are a SplitMix64 sequence whose starting point is hashed from the other
+three. torch has no unsigned 64-bit arithmetic on every device: int64 products wrap around to the same bits, and
+logical shifts are arithmetic ones with the sign bits cleared.
+
+The numbers are for training and sampling, not for cryptography.
+"""
+
+import torch
+from jaxtyping import Float64, Int, Int64
+from torch import Tensor
+
+
+def _signed(word: int) -> int:
+    """The int64 with the lowest 64 bits of ``word``."""
+    return ((word + 2**63) % 2**64) - 2**63
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX_FIRST = _signed(0xBF58476D1CE4E5B9)
+_MIX_SECOND = _signed(0x94D049BB133111EB)
+
+
+def row_seeds(seed: int, epoch: int, indices: Int[Tensor, " rows"]) -> Int64[Tensor, " rows"]:
+    """Seed of each row, made from the run's seed, the epoch and the row's index in the global order.
+
+    Args:
+        seed: Seed of the run, any integer (taken modulo 2^64).
+        epoch: Number of the epoch.
+        indices: Index of each row in the global order of the epoch's examples, shape (rows,).
+
+    Returns:
+        One seed per row for :func:`uniform`, spread over the whole range of int64, shape (rows,).
+    """
+    state = torch.zeros_like(indices, dtype=torch.int64)
+    for word in (seed, epoch, indices):
+        state = _absorb(state, word)
+    return state
+
+
+def uniform(
+    seeds: Int[Tensor, " rows"], num: int, *, step: int | Int[Tensor, " rows"], stream: int
+) -> Float64[Tensor, "rows num"]:
+    """Independent uniform numbers in the open interval (0, 1).
+
+    The numbers are (k + 1/2) / 2^52 with k the upper 52 bits of the hash: the finest grid of float64 that is
+    symmetric in (0, 1) and excludes both ends, so logarithms of u and of 1 - u are finite. Cast to float32
+    they can round to 1.
+
+    Args:
+        seeds: Seed of each row, shape (rows,).
+        num: Numbers per row; a longer draw begins with the numbers of a shorter one.
+        step: Number of the sampling step, the same for all rows or one per row, shape (rows,).
+        stream: Number of the purpose of the draw (say 0 for the time, 1 for the masked cells), so that two
+            draws of a row in one step are independent.
+
+    Returns:
+        Uniform numbers, shape (rows, num). The same on every device that has float64.
+    """
+    state = torch.zeros_like(seeds, dtype=torch.int64)
+    for word in (seeds, stream, step):
+        state = _absorb(state, word)
+    positions = torch.arange(num, device=seeds.device)
+    words = _absorb(state.unsqueeze(1), positions)
+    return (_shift_right(words, 12).to(torch.float64) + 0.5) * 2.0**-52
+
+
+def _absorb(state: Tensor, word: int | Tensor) -> Tensor:
+    increment = _signed((word + 1) * _GOLDEN) if isinstance(word, int) else (word.long() + 1) * _GOLDEN
+    return _mix(state + increment)
+
+
+def _mix(words: Tensor) -> Tensor:
+    words = (words ^ _shift_right(words, 30)) * _MIX_FIRST
+    words = (words ^ _shift_right(words, 27)) * _MIX_SECOND
+    return words ^ _shift_right(words, 31)
+
+
+def _shift_right(words: Tensor, bits: int) -> Tensor:
+    return (words >> bits) & ((1 << (64 - bits)) - 1)

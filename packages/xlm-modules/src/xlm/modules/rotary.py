@@ -1,0 +1,58 @@
+"""Rotary position embedding (RoPE; Su et al. 2021, arXiv:2104.09864), half-split layout.
+
+Coordinate i of the first half is rotated together with coordinate i of the second half, as in GPT-NeoX, Llama
+and litgpt. The interleaved layout (pairs 2i, 2i+1) is a permutation of the coordinates: weights trained with
+one do not fit the other. Sines and cosines are computed from the positions on each forward pass, not looked
+up, so there is neither a longest length nor a buffer to move or to save.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_BASE = 10000.0
+
+
+def rotary_angles(
+    position_ids: Int[Tensor, "batch length"], rotary_dim: int, *, dtype: torch.dtype
+) -> tuple[Float[Tensor, "batch length half"], Float[Tensor, "batch length half"]]:
+    """Cosine and sine of the angles m * theta_i with theta_i = 10000^(-2i / rotary_dim) at position m.
+
+    Args:
+        position_ids: Position of each token, shape (batch, length).
+        rotary_dim: Number of coordinates to rotate, even; half of it is the number of angles.
+        dtype: Dtype of the network. The angles have it too, but never less than float32, in which positions
+            above 256 would already coincide.
+
+    Returns:
+        Cosines and sines, each of shape (batch, length, rotary_dim / 2).
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
+    exponents = torch.arange(0, rotary_dim, 2, device=position_ids.device, dtype=dtype) / rotary_dim
+    angles = position_ids.unsqueeze(-1).to(dtype) * _BASE**-exponents
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(
+    x: Float[Tensor, "batch heads length head_dim"],
+    cos: Float[Tensor, "#batch length half"],
+    sin: Float[Tensor, "#batch length half"],
+) -> Float[Tensor, "batch heads length head_dim"]:
+    """Rotate the first 2 * half coordinates of each head by the angles of its position; pass on the others.
+
+    (x1, x2) becomes (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 being the halves of the rotated part, so that
+    the product of a rotated query and a rotated key depends on the difference of their positions only.
+
+    Args:
+        x: Queries or keys, shape (batch, heads, length, head_dim).
+        cos: Cosines from :func:`rotary_angles`, shape (batch or 1, length, half), 2 * half <= head_dim.
+        sin: Sines, same shape.
+
+    Returns:
+        Rotated queries or keys, same shape and dtype as x.
+    """
+    half = cos.shape[-1]
+    first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat((*(part.to(x.dtype) for part in rotated), rest), dim=-1)

@@ -1,0 +1,314 @@
+"""A transformer encoder or decoder with rotary positions, and its parts.
+
+Pre-norm blocks (x + attention(norm(x)), then x + mlp(norm(x))), attention projections without bias, norms and
+MLP with bias, GELU in its tanh form, as in GPT-2 (Radford et al. 2019) but for the rotary positions. The
+network ends after the last norm with hidden states: output heads belong to the model families.
+
+Axes: batch, length (tokens), heads, head_dim = d_model / heads, half = rotary_dim / 2 (angles).
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from xlm.modules.rotary import apply_rotary, rotary_angles
+
+Activation = Literal["gelu", "relu"]
+
+
+def segment_mask(segment_ids: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch length length"]:
+    """Attention mask of packed rows: a token sees the tokens of its own segment.
+
+    Args:
+        segment_ids: Number of the segment of each token, shape (batch, length); negative for padding, which
+            sees nothing and is seen by nothing.
+
+    Returns:
+        Mask for :class:`RotaryTransformer`, True where query (axis 1) sees key (axis 2),
+        shape (batch, length, length).
+    """
+    same = segment_ids.unsqueeze(2) == segment_ids.unsqueeze(1)
+    return same & (segment_ids >= 0).unsqueeze(2)
+
+
+class RotaryAttention(nn.Module):
+    """Multi-head self-attention with rotary positions.
+
+    ``project`` and ``attend`` are the two halves of ``forward``: a family with a key-value cache calls them
+    with its cache in between.
+
+    Args:
+        d_model: Width of the hidden states.
+        num_heads: Number of heads; divides d_model.
+    """
+
+    def __init__(self, *, d_model: int, num_heads: int) -> None:
+        super().__init__()
+        if d_model % num_heads != 0:
+            raise ValueError(f"d_model ({d_model}) must be a multiple of num_heads ({num_heads})")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.output = nn.Linear(d_model, d_model, bias=False)
+
+    def project(
+        self,
+        hidden: Float[Tensor, "batch length d_model"],
+        cos: Float[Tensor, "#batch length half"],
+        sin: Float[Tensor, "#batch length half"],
+    ) -> tuple[
+        Float[Tensor, "batch heads length head_dim"],
+        Float[Tensor, "batch heads length head_dim"],
+        Float[Tensor, "batch heads length head_dim"],
+    ]:
+        """Rotated queries, rotated keys and values of the hidden states.
+
+        Args:
+            hidden: Normed hidden states, shape (batch, length, d_model).
+            cos: Cosines of the positions, shape (batch or 1, length, half).
+            sin: Sines of the positions, same shape.
+
+        Returns:
+            Queries, keys and values, each of shape (batch, heads, length, head_dim).
+        """
+        qkv: Tensor = self.qkv(hidden)
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin), value
+
+    def attend(
+        self,
+        query: Float[Tensor, "batch heads queries head_dim"],
+        key: Float[Tensor, "batch heads keys head_dim"],
+        value: Float[Tensor, "batch heads keys head_dim"],
+        mask: Bool[Tensor, "#batch 1 #queries keys"] | None = None,
+        *,
+        is_causal: bool = False,
+    ) -> Float[Tensor, "batch queries d_model"]:
+        """Attend and project back to the width of the hidden states.
+
+        Args:
+            query: Rotated queries, shape (batch, heads, queries, head_dim).
+            key: Rotated keys, shape (batch, heads, keys, head_dim).
+            value: Values, same shape as the keys.
+            mask: True where a query sees a key, broadcast over heads; None if all do. A query without a key
+                gets zeros.
+            is_causal: Whether query i sees the keys 0..i only. Only without a mask.
+
+        Returns:
+            Update of the hidden states, shape (batch, queries, d_model).
+        """
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
+        update: Tensor = self.output(attended.transpose(1, 2).flatten(2))
+        return update
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "batch length d_model"],
+        cos: Float[Tensor, "#batch length half"],
+        sin: Float[Tensor, "#batch length half"],
+        mask: Bool[Tensor, "#batch 1 #length length"] | None = None,
+        *,
+        is_causal: bool = False,
+    ) -> Float[Tensor, "batch length d_model"]:
+        """``attend`` after ``project``, with their arguments."""
+        query, key, value = self.project(hidden, cos, sin)
+        return self.attend(query, key, value, mask, is_causal=is_causal)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation in between.
+
+    Args:
+        d_model: Width of the hidden states.
+        d_ff: Width of the inner layer.
+        activation: "gelu" (tanh form) or "relu".
+    """
+
+    def __init__(self, *, d_model: int, d_ff: int, activation: Activation = "gelu") -> None:
+        super().__init__()
+        if activation not in ("gelu", "relu"):
+            raise ValueError(f"activation must be 'gelu' or 'relu', got {activation!r}")
+        self.input = nn.Linear(d_model, d_ff)
+        self.activation = nn.GELU(approximate="tanh") if activation == "gelu" else nn.ReLU()
+        self.output = nn.Linear(d_ff, d_model)
+
+    def forward(self, hidden: Float[Tensor, "*shape d_model"]) -> Float[Tensor, "*shape d_model"]:
+        """Update of the hidden states, position by position."""
+        update: Tensor = self.output(self.activation(self.input(hidden)))
+        return update
+
+
+class RotaryBlock(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        d_model: Width of the hidden states.
+        num_heads: Number of heads; divides d_model.
+        d_ff: Width of the inner layer of the MLP.
+        dropout: Probability of dropping an entry of either update before it is added.
+        activation: "gelu" (tanh form) or "relu".
+        norm_eps: Added to the variance in the norms.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_heads: int,
+        d_ff: int,
+        dropout: float = 0.0,
+        activation: Activation = "gelu",
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(d_model, eps=norm_eps)
+        self.attention = RotaryAttention(d_model=d_model, num_heads=num_heads)
+        self.feed_forward_norm = nn.LayerNorm(d_model, eps=norm_eps)
+        self.feed_forward = FeedForward(d_model=d_model, d_ff=d_ff, activation=activation)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "batch length d_model"],
+        cos: Float[Tensor, "#batch length half"],
+        sin: Float[Tensor, "#batch length half"],
+        mask: Bool[Tensor, "#batch 1 #length length"] | None = None,
+        *,
+        is_causal: bool = False,
+    ) -> Float[Tensor, "batch length d_model"]:
+        """Hidden states after the block.
+
+        Args:
+            hidden: Hidden states, shape (batch, length, d_model).
+            cos: Cosines of the positions from :func:`xlm.modules.rotary_angles`, shape (batch or 1, length,
+                half); their number says how many coordinates of a head are rotated.
+            sin: Sines of the positions, same shape.
+            mask: True where a query sees a key, shape (batch or 1, 1, length or 1, length); None if all do.
+            is_causal: Whether a token sees itself and its left only. Only without a mask.
+
+        Returns:
+            Hidden states of the same shape.
+        """
+        update = self.attention(self.attention_norm(hidden), cos, sin, mask, is_causal=is_causal)
+        hidden = hidden + self.dropout(update)
+        return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+
+
+class RotaryTransformer(nn.Module):
+    """Embedding, blocks and a last norm: token ids to hidden states.
+
+    Weights are drawn from N(0, 0.02^2), those of the two projections of each block that write into the
+    residual stream from N(0, 0.02^2 / (2 num_layers)), so that its variance at the start does not grow with
+    the depth (GPT-2, Radford et al. 2019, section 2.3).
+
+    Args:
+        vocab_size: Number of token ids.
+        d_model: Width of the hidden states.
+        num_layers: Number of blocks.
+        num_heads: Number of heads; divides d_model.
+        d_ff: Width of the inner layer of the MLPs; None for 4 * d_model.
+        dropout: Probability of dropping an entry of a block's update, in training.
+        activation: "gelu" (tanh form) or "relu".
+        rotary_dim: Coordinates of each head to rotate, even; None for all.
+        causal: Whether a token sees itself and its left only.
+        norm_eps: Added to the variance in the norms.
+
+    Raises:
+        ValueError: If num_heads does not divide d_model, or rotary_dim is odd or more than the head has.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        num_layers: int,
+        num_heads: int,
+        d_ff: int | None = None,
+        dropout: float = 0.0,
+        activation: Activation = "gelu",
+        rotary_dim: int | None = None,
+        causal: bool = False,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        head_dim = d_model // num_heads
+        self.rotary_dim = head_dim if rotary_dim is None else rotary_dim
+        if self.rotary_dim % 2 != 0 or not 0 < self.rotary_dim <= head_dim:
+            raise ValueError(
+                f"rotary_dim must be even and in 2..{head_dim} (d_model / num_heads), got {self.rotary_dim}"
+            )
+        self.causal = causal
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.blocks = nn.ModuleList(
+            RotaryBlock(
+                d_model=d_model,
+                num_heads=num_heads,
+                d_ff=4 * d_model if d_ff is None else d_ff,
+                dropout=dropout,
+                activation=activation,
+                norm_eps=norm_eps,
+            )
+            for _ in range(num_layers)
+        )
+        self.final_norm = nn.LayerNorm(d_model, eps=norm_eps)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        residual_std = 0.02 / math.sqrt(2 * max(len(self.blocks), 1))
+        for name, parameter in self.named_parameters():
+            if name.endswith("output.weight"):
+                nn.init.normal_(parameter, std=residual_std)
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | None = None,
+        position_ids: Int[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch length d_model"]:
+        """Hidden states after the last norm.
+
+        Args:
+            input_ids: Token ids, shape (batch, length).
+            attention_mask: True at real tokens, shape (batch, length); or True where a query (axis 1) sees a
+                key (axis 2), shape (batch, length, length), see :func:`segment_mask`; None if nothing is
+                padding, which permits the fastest attention kernels. A causal network adds its own mask.
+            position_ids: Position of each token, shape (batch, length). By default the number of real tokens
+                to its left (the same with left and right padding), and 0, 1, ... with a mask of three axes,
+                where only the differences inside a segment matter.
+
+        Returns:
+            Hidden states, shape (batch, length, d_model); those at padding have no meaning, but are finite.
+        """
+        hidden: Tensor = self.embedding(input_ids)
+        if position_ids is None:
+            position_ids = _default_positions(input_ids, attention_mask)
+        cos, sin = rotary_angles(position_ids, self.rotary_dim, dtype=hidden.dtype)
+        mask = self._attention_mask(attention_mask)
+        for block in self.blocks:
+            hidden = block(hidden, cos, sin, mask, is_causal=self.causal and mask is None)
+        normed: Tensor = self.final_norm(hidden)
+        return normed
+
+    def _attention_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        """Mask of shape (batch, 1, length or 1, length), or None if the kernel needs none."""
+        if attention_mask is None:
+            return None
+        length = attention_mask.shape[-1]
+        mask = attention_mask.view(attention_mask.shape[0], 1, -1, length)
+        if not self.causal:
+            return mask
+        return mask & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+
+
+def _default_positions(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    if attention_mask is not None and attention_mask.dim() == 2:
+        return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    return torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)

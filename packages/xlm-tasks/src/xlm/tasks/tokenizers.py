@@ -1,0 +1,76 @@
+"""Tokenizers for tasks whose texts are not natural language."""
+
+from collections.abc import Sequence
+
+SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[MASK]", "[EOS]", "[BOS]", "[SEP]", "[UNK]")
+
+
+class NumberTokenizer:
+    """Whole numbers and special tokens, written with single spaces between: `12 7 [SEP]`.
+
+    The special tokens have the ids 0 to 6 in the order of `SPECIAL_TOKENS`, the number n has the id n + 7.
+    Each id has exactly one name, so `encode` and `decode` undo each other. A text with anything else in it is
+    an error and never becomes `[UNK]`: in a synthetic task an unknown token means a wrong setting.
+
+    Args:
+        num_numbers: how many numbers there are: 0, 1, ..., num_numbers - 1.
+
+    Raises:
+        ValueError: if `num_numbers` is less than 1.
+    """
+
+    pad_id: int = 0
+    cls_id: int = 1
+    mask_id: int = 2
+    eos_id: int = 3
+    bos_id: int = 4
+    sep_id: int = 5
+    unk_id: int = 6
+
+    def __init__(self, num_numbers: int) -> None:
+        if num_numbers < 1:
+            raise ValueError(f"num_numbers must be at least 1, got {num_numbers}")
+        self._names = (*SPECIAL_TOKENS, *map(str, range(num_numbers)))
+        self._ids = {name: token_id for token_id, name in enumerate(self._names)}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: the special tokens and the numbers."""
+        return len(self._names)
+
+    def encode(self, text: str) -> list[int]:
+        """Turns a text into ids; adds no special tokens.
+
+        Args:
+            text: names separated by white space, possibly none.
+
+        Returns:
+            One id per name.
+
+        Raises:
+            ValueError: if a name is neither a special token nor a number in range.
+        """
+        try:
+            return [self._ids[name] for name in text.split()]
+        except KeyError as error:
+            raise ValueError(
+                f"{error.args[0]!r} is not a token; allowed are the numbers 0 to {self._names[-1]} "
+                f"and {' '.join(SPECIAL_TOKENS)}"
+            ) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turns ids into a text; leaves no special token out.
+
+        Args:
+            ids: ids in [0, vocab_size), possibly none.
+
+        Returns:
+            Their names with single spaces between.
+
+        Raises:
+            ValueError: if an id is out of range.
+        """
+        for token_id in ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise ValueError(f"id {token_id} is not in [0, {self.vocab_size})")
+        return " ".join(self._names[token_id] for token_id in ids)

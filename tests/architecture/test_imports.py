@@ -1,0 +1,51 @@
+"""Who may import whom. Lists of what is allowed, not of what is forbidden: a new library is a decision."""
+
+import sys
+
+import grimp
+import pytest
+
+from .layout import Package, packages
+
+ALLOWED = {
+    "family": {"torch", "jaxtyping", "huggingface_hub", "safetensors", "xlm.modules"},
+    "xlm.modules": {"torch", "jaxtyping", "pytest"},
+    "xlm.tasks": {"torch", "numpy", "datasets", "transformers", "tokenizers"},
+    "xlm.core": {
+        "torch", "lightning", "torchmetrics", "hydra", "omegaconf", "pydantic", "pydantic_core", "datasets",
+        "transformers", "huggingface_hub", "safetensors", "filelock", "rich", "yaml", "numpy", "pyarrow",
+        "typing_extensions", "xlm.modules",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    names = [package.module for package in packages()]
+    return grimp.build_graph(*names, include_external_packages=True, cache_dir=None)
+
+
+@pytest.mark.parametrize("package", packages(), ids=lambda package: package.module)
+def test_a_package_imports_only_what_it_may(graph: grimp.ImportGraph, package: Package) -> None:
+    allowed = ALLOWED["family" if package.is_family else package.module]
+    own = {package.module} | graph.find_descendants(package.module)
+    foreign = {
+        _owner(imported)
+        for module in own
+        for imported in graph.find_modules_directly_imported_by(module)
+        if imported not in own
+    }
+    unexpected = {name for name in foreign if name not in allowed and name not in sys.stdlib_module_names}
+    assert not unexpected, f"{package.module} imports {sorted(unexpected)}; it may import {sorted(allowed)}"
+
+
+def _owner(module: str) -> str:
+    """Package that a module belongs to: ``xlm.core`` for ours, the first name for all others."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "xlm" else parts[0]
+
+
+def test_the_check_sees_imports(graph: grimp.ImportGraph) -> None:
+    imported = graph.find_modules_directly_imported_by("xlm.core.harness")
+    assert "lightning" in imported
+    assert "xlm.core.protocols" in imported
