@@ -51,7 +51,7 @@ def test_session(package: str) -> Callable[[nox.Session], None]:
 
 
 for package, name in zip(PACKAGES, TEST_SESSIONS, strict=True):
-    nox.session(test_session(package), name=name)
+    nox.session(name=name)(test_session(package))
 
 
 @nox.session
@@ -100,7 +100,9 @@ def wheels(session: nox.Session) -> None:
         session.run(xlm, *job, env=environment, external=True)
         session.run(python, "-c", CHECK_ORIGIN, str(outside), env=ENVIRONMENT, external=True)
 
-    for family in sorted(path for path in PACKAGES if (ROOT / "packages" / path / "src" / path.replace("-", "_")).is_dir()):
+    for family in sorted(
+        path for path in PACKAGES if (ROOT / "packages" / path / "src" / path.replace("-", "_")).is_dir()
+    ):
         python = make_environment(session, outside / family)
         uv(session, "pip", "install", "--quiet", "--python", python, f"./packages/{family}")
         session.run(python, "-c", CHECK_STANDALONE, family, env=ENVIRONMENT, external=True)
@@ -119,7 +121,8 @@ print(len(ours), "distributions, all built from this repository")
 CHECK_STANDALONE = """
 import sys, importlib, importlib.metadata as metadata
 names = {d.name.lower() for d in metadata.distributions()}
-unwanted = names & {"lightning", "pytorch-lightning", "hydra-core", "omegaconf", "datasets", "transformers", "xlm-core", "xlm-tasks"}
+harness = "lightning pytorch-lightning hydra-core omegaconf datasets transformers xlm-core xlm-tasks"
+unwanted = names & set(harness.split())
 assert not unwanted, f"{sys.argv[1]} brings {sorted(unwanted)}"
 importlib.import_module(sys.argv[1].replace("-", "_"))
 print(sys.argv[1], "alone:", len(names), "distributions, none of the harness")

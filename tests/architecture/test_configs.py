@@ -12,7 +12,11 @@ HARNESS = {"torch", "lightning", "transformers", "datasets", "torchmetrics"}
 
 
 def config_files() -> list[tuple[Package, Path]]:
-    return [(package, path) for package in packages() for path in sorted(package.source.rglob("configs/**/*.yaml"))]
+    return [
+        (package, path)
+        for package in packages()
+        for path in sorted(package.source.rglob("configs/**/*.yaml"))
+    ]
 
 
 def targets(node: object) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Rules about files: the namespace, sizes, metadata that all members share, and where our packages come from."""
+"""Rules about files: the namespace, sizes, metadata that members share, and whose packages are installed."""
 
 import re
 import subprocess
@@ -35,7 +35,11 @@ def test_a_package_is_typed(package: Package) -> None:
 
 
 def test_files_can_be_read_in_a_sitting() -> None:
-    long = {str(path.relative_to(ROOT)): n for path in tracked("*.py") if (n := len(path.read_text().splitlines())) > LONGEST_FILE}
+    long = {
+        str(path.relative_to(ROOT)): n
+        for path in tracked("*.py")
+        if (n := len(path.read_text().splitlines())) > LONGEST_FILE
+    }
     assert not long, f"longer than {LONGEST_FILE} lines: {long}"
 
 

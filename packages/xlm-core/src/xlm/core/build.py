@@ -9,13 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from xlm.core.checks import check_methods
 from xlm.core.data import DataModule, PreparedTask, prepare
-from xlm.core.data.datamodule import Stage
 from xlm.core.errors import XLMError
 from xlm.core.harness import Slots
 from xlm.core.protocols import Tokenizer
 from xlm.core.schema import RunSettings
 
-STAGES: tuple[Stage, ...] = ("train", "val", "test")
 SPECIAL_IDS = ("pad_id", "cls_id", "mask_id", "eos_id", "bos_id", "sep_id", "unk_id")
 
 
@@ -30,7 +28,11 @@ def make(config: DictConfig, key: str) -> Any:
         return hydra.utils.instantiate(node, _convert_="all")
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__ or error
-        reason = str(cause) if isinstance(cause, hydra.errors.HydraException) else f"{type(cause).__name__}: {cause}"
+        reason = (
+            str(cause)
+            if isinstance(cause, hydra.errors.HydraException)
+            else f"{type(cause).__name__}: {cause}"
+        )
         raise XLMError(f"{key}: could not make {node['_target_']}.\n  {reason}") from error
 
 
@@ -60,7 +62,10 @@ def make_slots(config: DictConfig, tokenizer: Tokenizer) -> Slots:
         loss_metrics=make_all(config, "loss_metrics"),
         generation_metrics=make_all(config, "task.metrics"),
     )
-    for key, metrics in {"loss_metrics": slots.loss_metrics, "task.metrics": slots.generation_metrics}.items():
+    for key, metrics in {
+        "loss_metrics": slots.loss_metrics,
+        "task.metrics": slots.generation_metrics,
+    }.items():
         for name, metric in metrics.items():
             check_methods(metric, f"{key}.{name}", "Metric", ("sums", "reset", "update", "compute"))
     return slots
@@ -78,17 +83,15 @@ def make_prepared(config: DictConfig, settings: RunSettings, tokenizer: Tokenize
     )
 
 
-def make_datamodule(
-    config: DictConfig, settings: RunSettings, prepared: PreparedTask
-) -> DataModule:
+def make_datamodule(config: DictConfig, settings: RunSettings, prepared: PreparedTask) -> DataModule:
     """Make the data module with the collator of each loader."""
-    loaders = {stage: getattr(settings.datamodule, stage) for stage in STAGES}
+    loaders = settings.datamodule.loaders
     return DataModule(
         prepared=prepared,
         loaders=loaders,
         collators={
             stage: {name: make(config, f"datamodule.{stage}.{name}.collator") for name in loaders[stage]}
-            for stage in STAGES
+            for stage in loaders
         },
         seed=settings.seed,
         num_batches=settings.trainer.max_steps * settings.trainer.accumulate_grad_batches,

@@ -5,7 +5,7 @@ with the wrong arguments.)
 """
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, NoReturn, cast
 
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from xlm.core.data import DataModule, LoadedBatch
-from xlm.core.data.datamodule import Stage
 from xlm.core.errors import XLMError
 from xlm.core.harness import Slots
 from xlm.core.protocols import LikelihoodLoss, LossOutput
+from xlm.core.schema import Stage
 
 NUM_ROWS = 2
 """Rows in the batch that goes through every slot."""
@@ -31,7 +31,9 @@ def refuse(key: str, slot: str, filling: object, reason: str) -> NoReturn:
         XLMError: Always; names the slot, the config key, the class and what is missing.
     """
     name = f"{type(filling).__module__}.{type(filling).__qualname__}"
-    raise XLMError(f"The slot {slot} (config key `{key}`) is filled with {name}, which does not fit: {reason}.")
+    raise XLMError(
+        f"The slot {slot} (config key `{key}`) is filled with {name}, which does not fit: {reason}."
+    )
 
 
 def check_methods(filling: object, key: str, slot: str, names: Iterable[str]) -> None:
@@ -101,7 +103,9 @@ def _check_loss(slots: Slots, batch: LoadedBatch[Any], *, backward: bool) -> Non
 def _check_loss_output(slots: Slots, output: LossOutput) -> None:
     missing = [name for name in ("loss_sum", "loss_count", "terms") if not hasattr(output, name)]
     if missing:
-        refuse("loss", "Loss", slots.loss, f"its output {type(output).__qualname__} has no {', '.join(missing)}")
+        refuse(
+            "loss", "Loss", slots.loss, f"its output {type(output).__qualname__} has no {', '.join(missing)}"
+        )
     for name in ("loss_sum", "loss_count"):
         value = getattr(output, name)
         if not isinstance(value, Tensor) or value.ndim != 0:
@@ -116,7 +120,7 @@ def _check_likelihood(slots: Slots, batch: LoadedBatch[Any], key: str) -> None:
         refuse("loss", "Loss", slots.loss, reason)
     slots.model.eval()
     with _blame("loss", "Loss", slots.loss), torch.no_grad():
-        likelihood = cast(LikelihoodLoss[Any], slots.loss).likelihood(slots.model, batch.batch)
+        likelihood = cast("LikelihoodLoss[Any]", slots.loss).likelihood(slots.model, batch.batch)
     names = ("nll", "num_tokens", "nll_kind", "num_draws", "models_length")
     missing = [name for name in names if not hasattr(likelihood, name)]
     if missing:
@@ -161,7 +165,7 @@ def _describe(value: object) -> str:
 
 
 @contextmanager
-def _blame(key: str, slot: str, filling: object) -> Iterator[None]:
+def _blame(key: str, slot: str, filling: object) -> Generator[None]:
     """Turn an exception of a slot's own code into a message that says whose it is."""
     try:
         yield

@@ -3,9 +3,9 @@
 It knows batches, sums, counts and ids; it knows nothing of any model family.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import lightning
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from xlm.core.data import LoadedBatch
-from xlm.core.data.datamodule import Stage
 from xlm.core.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric
 from xlm.core.predictions import PredictionWriter, decode
 from xlm.core.protocols import (
@@ -29,7 +28,7 @@ from xlm.core.protocols import (
     Predictor,
     Tokenizer,
 )
-from xlm.core.schema import LoaderSettings
+from xlm.core.schema import LoaderSettings, Stage
 from xlm.modules import row_seeds
 
 
@@ -99,13 +98,15 @@ class Harness(lightning.LightningModule):
     @property
     def network(self) -> nn.Module:
         """The network as it is called: compiled if asked for."""
-        return cast(nn.Module, self._compiled[0]) if self._compiled else self.model
+        return cast("nn.Module", self._compiled[0]) if self._compiled else self.model
 
     # ---- training -----------------------------------------------------------------------------------
 
     @override
     def on_train_batch_start(self, batch: LoadedBatch[Any], batch_idx: int) -> None:
-        place = torch.tensor([batch_idx * self.trainer.world_size + self.global_rank])
+        accumulated = self.trainer.accumulate_grad_batches
+        micro_batch = self.trainer.global_step * accumulated + batch_idx % accumulated
+        place = torch.tensor([micro_batch * self.trainer.world_size + self.global_rank])
         torch.manual_seed(int(row_seeds(self.seed, 0, place)))
 
     @override
@@ -124,11 +125,13 @@ class Harness(lightning.LightningModule):
         names = list(window.terms)
         sums = torch.stack([window.count.float(), *(window.terms[name].float() for name in names)])
         if world_size > 1:
-            sums = cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum"))
+            sums = cast("Tensor", self.trainer.strategy.reduce(sums, reduce_op="sum"))
         count = sums[0].clamp(min=1)
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         # DDP has averaged the gradients over ranks, hence the number of ranks.
-        torch._foreach_mul_(gradients, world_size / count)  # pyright: ignore[reportPrivateUsage]  # torch's own optimizers use it; there is no public name
+        torch._foreach_mul_(gradients, world_size / count)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  # torch's own optimizers use it; it has no public name
         means = sums[1:] / count
         self.log("train/loss", means[0], prog_bar=True)
         self.log_dict({f"train/{name}": mean for name, mean in zip(names[1:], means[1:], strict=True)})
@@ -165,7 +168,7 @@ class Harness(lightning.LightningModule):
             for metric in ("loss", *self.slots.loss_metrics):
                 metrics[metric].update(output)
         if "likelihood" in settings.uses:
-            loss = cast(LikelihoodLoss[Any], self.slots.loss)
+            loss = cast("LikelihoodLoss[Any]", self.slots.loss)
             metrics["likelihood"].update(loss.likelihood(self.network, batch.batch))
         if "generation" in settings.uses:
             self._generate(f"{stage}/{name}", batch)
@@ -189,7 +192,9 @@ class Harness(lightning.LightningModule):
                 metric.to(self.device if self.trainer.world_size > 1 else "cpu")
                 figures = {f"{prefix}/{key}": value for key, value in metric.compute().items()}
                 self.results.update(figures)
-                self.log_dict({key: torch.tensor(value, dtype=torch.float32) for key, value in figures.items()})
+                self.log_dict(
+                    {key: torch.tensor(value, dtype=torch.float32) for key, value in figures.items()}
+                )
                 metric.reset()
                 metric.cpu()
 
@@ -203,20 +208,8 @@ class Harness(lightning.LightningModule):
             accumulators |= {"cost": GenerationCost(), **self.slots.generation_metrics}
         return {name: SummedMetric(accumulator) for name, accumulator in accumulators.items()}
 
-    # ---- devices ------------------------------------------------------------------------------------
-
-    @override
-    def transfer_batch_to_device(
-        self, batch: LoadedBatch[Any], device: torch.device, dataloader_idx: int
-    ) -> LoadedBatch[Any]:
-        return replace(
-            batch,
-            batch=super().transfer_batch_to_device(batch.batch, device, dataloader_idx),
-            seeds=batch.seeds.to(device, non_blocking=True),
-        )
-
     @contextmanager
-    def writing(self, writer: PredictionWriter) -> Iterator[None]:
+    def writing(self, writer: PredictionWriter) -> Generator[None]:
         """Write everything generated meanwhile to files."""
         self.writer = writer
         try:

@@ -1,5 +1,6 @@
 """The jobs. Each gets a validated config, makes what it needs, runs it, and leaves its results as files."""
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,15 @@ from xlm.core.errors import XLMError
 from xlm.core.harness import Harness
 from xlm.core.predictions import PredictionWriter
 from xlm.core.run_folder import RunFolder
-from xlm.core.schema import JobType, LoaderSettings, RunSettings
+from xlm.core.schema import JobType, RunSettings
+
+
+HARMLESS_WARNINGS = (
+    ".*does not have many workers.*",  # the default of the small tasks, on purpose
+    ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run; its config was compared before
+    ".*your dataloader is not resumable.*",  # the data module is, see DataModule.state_dict
+    ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning against a newer torch
+)
 
 
 def run(config: DictConfig, settings: RunSettings) -> dict[str, float]:
@@ -30,15 +39,9 @@ def run(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     """
     for pattern in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     return JOBS[settings.job_type](config, settings)
-
-
-HARMLESS_WARNINGS = (
-    ".*does not have many workers.*",  # the default of the small tasks, on purpose
-    ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run; the folder is compared before
-    ".*ModelCheckpoint.*`save_last`.*",
-)
 
 
 def prepare_data(config: DictConfig, settings: RunSettings) -> dict[str, float]:
@@ -69,7 +72,6 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     if resume_from is None and settings.ckpt_path is not None:
         load_weights(harness, Path(settings.ckpt_path))
     trainer.fit(harness, datamodule, ckpt_path=resume_from, weights_only=True)
-    trainer.save_checkpoint(folder.checkpoints / "last.ckpt")
     results = dict(harness.results)
     traces: Mapping[str, Any] = {}
     if settings.test_after_training:
@@ -79,7 +81,9 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     if trainer.is_global_zero:
         report.write_metrics(folder.path / "metrics.json", results)
         report.print_traces(traces)
-        report.print_metrics({name: value for name, value in results.items() if name.startswith("test/")} or results)
+        report.print_metrics(
+            {name: value for name, value in results.items() if name.startswith("test/")} or results
+        )
         report.print_files(
             {
                 "config": folder.path / "config.yaml",
@@ -87,7 +91,7 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
                 "metrics": folder.path / "metrics.json",
                 "predictions": folder.path / "predictions.jsonl",
                 "curves": folder.path / "tensorboard",
-                "curves (csv)": folder.path / "csv" / "metrics.csv",
+                "curves (csv)": folder.path / "csv",
             }
         )
     return results
@@ -105,15 +109,13 @@ def evaluate(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     load_weights(harness, checkpoint)
     folder = run_folder.start_job(settings.job_type, container(config))
     report.print_start(settings.job_type, folder, {"task": settings.task.name, "checkpoint": str(checkpoint)})
-    trainer = make_trainer(config, settings, folder, logging=False)
+    trainer = make_trainer(config, settings, folder, with_loggers=False)
     writer = evaluate_test_split(trainer, harness, datamodule, folder, settings)
     if trainer.is_global_zero:
         report.write_metrics(folder / "metrics.json", harness.results)
         report.print_traces(writer.traces)
         report.print_metrics(harness.results)
-        report.print_files(
-            {"metrics": folder / "metrics.json", "predictions": folder / "predictions.jsonl"}
-        )
+        report.print_files({"metrics": folder / "metrics.json", "predictions": folder / "predictions.jsonl"})
     return harness.results
 
 
@@ -131,18 +133,16 @@ def assemble(config: DictConfig, settings: RunSettings) -> tuple[Harness, DataMo
     prepared = make_prepared(config, settings, tokenizer)
     slots = make_slots(config, tokenizer)
     datamodule = make_datamodule(config, settings, prepared)
-    harness = Harness(
-        slots, loaders=datamodule.loaders, seed=settings.seed, compile_network=settings.compile
-    )
+    harness = Harness(slots, loaders=datamodule.loaders, seed=settings.seed, compile_network=settings.compile)
     return harness, datamodule
 
 
 def make_trainer(
-    config: DictConfig, settings: RunSettings, folder: Path, *, logging: bool = True
+    config: DictConfig, settings: RunSettings, folder: Path, *, with_loggers: bool = True
 ) -> lightning.Trainer:
     """Make Lightning's trainer from the node ``trainer`` and what the harness decides itself."""
     node = settings.trainer
-    arguments = cast(dict[str, Any], OmegaConf.to_container(config.trainer, resolve=True))
+    arguments = cast("dict[str, Any]", OmegaConf.to_container(config.trainer, resolve=True))
     num_batches = node.max_steps * node.accumulate_grad_batches
     if node.val_check_interval is None:
         arguments["limit_val_batches"] = 0
@@ -150,8 +150,8 @@ def make_trainer(
     arguments["val_check_interval"] = min(node.val_check_interval or num_batches, num_batches)
     if isinstance(node.strategy, dict):
         arguments["strategy"] = make_all(config, "trainer")["strategy"]
-    callbacks = cast(list[Callback], list(make_all(config, "callbacks").values()))
-    loggers = cast(list[Logger], list(make_all(config, "logger").values())) if logging else []
+    callbacks = cast("list[Callback]", list(make_all(config, "callbacks").values()))
+    loggers = cast("list[Logger]", list(make_all(config, "logger").values())) if with_loggers else []
     return lightning.Trainer(
         **arguments,
         max_epochs=-1,
@@ -207,4 +207,4 @@ def load_weights(harness: Harness, checkpoint: Path) -> None:
 
 def container(config: DictConfig) -> dict[str, Any]:
     """The composed config as plain values; the ids of ``vocab`` stay references."""
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+    return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))

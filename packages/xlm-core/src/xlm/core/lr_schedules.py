@@ -14,9 +14,7 @@ class WarmupSchedule:
         options: Further arguments of that schedule, for example ``{"min_lr_rate": 0.1}``.
     """
 
-    def __init__(
-        self, *, name: str, warmup: float = 0, options: dict[str, float] | None = None
-    ) -> None:
+    def __init__(self, *, name: str, warmup: float = 0, options: dict[str, float] | None = None) -> None:
         if warmup < 0:
             raise ValueError(f"warmup is {warmup}; it must not be negative")
         self.name = name

@@ -136,6 +136,3 @@ class GenerationCost:
             "nfe_per_sequence": float(self.sums["nfe"]) / rows,
             "length": float(self.sums["tokens"]) / rows,
         }
-
-
-

@@ -12,9 +12,7 @@ from xlm.core.protocols import Example, Generation, Prediction, Tokenizer, Trace
 INSERT = 0
 
 
-def decode(
-    prediction: Prediction, examples: Sequence[Example], tokenizer: Tokenizer
-) -> list[Generation]:
+def decode(prediction: Prediction, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Generation]:
     """Generated rows beside what their examples asked and expected."""
     rows = zip(prediction.ids.tolist(), prediction.lengths.tolist(), examples, strict=True)
     generations: list[Generation] = []

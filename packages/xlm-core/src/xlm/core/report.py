@@ -24,7 +24,9 @@ def print_start(job_type: str, folder: Path, lines: Mapping[str, str]) -> None:
 
 def print_prepared(prepared: PreparedTask) -> None:
     """Rows, tokens, lengths and size of each split, and where they lie."""
-    table = Table(title=f"{'found' if prepared.was_cached else 'prepared'} in {prepared.folder}", title_justify="left")
+    table = Table(
+        title=f"{'found' if prepared.was_cached else 'prepared'} in {prepared.folder}", title_justify="left"
+    )
     for column in ("split", "rows", "tokens", "length min / median / 95 % / max", "MB"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, card in prepared.cards.items():

@@ -60,7 +60,7 @@ def check(config: DictConfig, choices: dict[str, Any]) -> RunSettings:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         raise XLMError(f"The configuration refers to something that is not there: {error}") from error
-    return validate(cast(dict[str, Any], plain))
+    return validate(cast("dict[str, Any]", plain))
 
 
 def run_job(config: DictConfig) -> None:

@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 
 JobType = Literal["prepare_data", "train", "eval", "generate"]
 JOB_TYPES: tuple[str, ...] = get_args(JobType)
+Stage = Literal["train", "val", "test"]
 Use = Literal["loss", "likelihood", "generation"]
 Precision = Literal["32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true"]
 
@@ -45,14 +46,14 @@ class TaskSettings(Settings):
     source: Slot
     preprocess: Slot
     tokenizer: Slot
-    splits: dict[Literal["train", "val", "test"], str]
+    splits: dict[Stage, str]
     metrics: dict[str, Slot] = {}
 
 
 class LoaderSettings(Settings):
     """One named data loader of a stage."""
 
-    split: Literal["train", "val", "test"]
+    split: Stage
     uses: Annotated[list[Use], Field(min_length=1)]
     collator: Slot
     batch_size: Annotated[int, Field(ge=1)]
@@ -69,6 +70,11 @@ class DataSettings(Settings):
     train: dict[str, LoaderSettings]
     val: dict[str, LoaderSettings]
     test: dict[str, LoaderSettings]
+
+    @property
+    def loaders(self) -> dict[Stage, dict[str, LoaderSettings]]:
+        """All loaders by stage and name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
     @model_validator(mode="after")
     def _training_has_one_loader(self) -> "DataSettings":
@@ -98,7 +104,7 @@ class TrainerSettings(BaseModel):
         owned = {"max_epochs", "callbacks", "logger", "default_root_dir", "check_val_every_n_epoch"}
         if found := sorted(owned & set(self.model_extra or {})):
             raise ValueError(
-                f"{', '.join(found)}: set by the harness; use trainer.max_steps, callbacks, logger, output_dir"
+                f"{', '.join(found)}: set by the harness (see trainer.max_steps, callbacks, logger)"
             )
         return self
 

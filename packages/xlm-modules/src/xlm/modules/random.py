@@ -10,8 +10,8 @@ The hash chains SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom
     state <- mix(state + (word + 1) * G)    for the words seed, stream, step, position, from state 0,
 
 so the numbers along the positions are a SplitMix64 sequence whose starting point is hashed from the other
-three. torch has no unsigned 64-bit arithmetic on every device: int64 products wrap around to the same bits, and
-logical shifts are arithmetic ones with the sign bits cleared.
+three. torch has no unsigned 64-bit arithmetic on every device: int64 products wrap around to the same bits,
+and logical shifts are arithmetic ones with the sign bits cleared.
 
 The numbers are for training and sampling, not for cryptography.
 """

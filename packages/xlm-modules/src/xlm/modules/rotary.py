@@ -40,8 +40,8 @@ def apply_rotary(
 ) -> Float[Tensor, "batch heads length head_dim"]:
     """Rotate the first 2 * half coordinates of each head by the angles of its position; pass on the others.
 
-    (x1, x2) becomes (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 being the halves of the rotated part, so that
-    the product of a rotated query and a rotated key depends on the difference of their positions only.
+    (x1, x2) becomes (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 being the halves of the rotated part, so
+    that the product of a rotated query and a rotated key depends on the difference of their positions only.
 
     Args:
         x: Queries or keys, shape (batch, heads, length, head_dim).
@@ -52,7 +52,7 @@ def apply_rotary(
         Rotated queries or keys, same shape and dtype as x.
     """
     half = cos.shape[-1]
-    first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    rotated = (first * cos - second * sin, second * cos + first * sin)
-    return torch.cat((*(part.to(x.dtype) for part in rotated), rest), dim=-1)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.cat((rotated.to(x.dtype), rest), dim=-1)

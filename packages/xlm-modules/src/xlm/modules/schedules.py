@@ -64,9 +64,10 @@ class LogLinear:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Cosine noise: alpha(t) = eps + (1 - eps) cos(pi t / 2), of which 1 - alpha = 2 (1 - eps) sin^2(pi t / 4).
+    """Cosine noise: alpha(t) = eps + (1 - eps) cos(pi t / 2).
 
-    It masks few tokens for longer than :class:`LogLinear`: 1 - alpha grows like t^2 near t = 0.
+    1 - alpha = 2 (1 - eps) sin^2(pi t / 4) grows like t^2 near t = 0, so few tokens are masked for longer
+    than with :class:`LogLinear`.
 
     Args:
         eps: Probability that a token is still clean at t = 1, in [0, 1).

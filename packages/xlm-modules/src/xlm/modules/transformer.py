@@ -74,8 +74,9 @@ class RotaryAttention(nn.Module):
         Returns:
             Queries, keys and values, each of shape (batch, heads, length, head_dim).
         """
+        batch, length, _ = hidden.shape
         qkv: Tensor = self.qkv(hidden)
-        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin), value
 
     def attend(
@@ -235,12 +236,6 @@ class RotaryTransformer(nn.Module):
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        head_dim = d_model // num_heads
-        self.rotary_dim = head_dim if rotary_dim is None else rotary_dim
-        if self.rotary_dim % 2 != 0 or not 0 < self.rotary_dim <= head_dim:
-            raise ValueError(
-                f"rotary_dim must be even and in 2..{head_dim} (d_model / num_heads), got {self.rotary_dim}"
-            )
         self.causal = causal
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(
@@ -255,6 +250,12 @@ class RotaryTransformer(nn.Module):
             for _ in range(num_layers)
         )
         self.final_norm = nn.LayerNorm(d_model, eps=norm_eps)
+        head_dim = d_model // num_heads
+        self.rotary_dim = head_dim if rotary_dim is None else rotary_dim
+        if self.rotary_dim % 2 != 0 or not 0 < self.rotary_dim <= head_dim:
+            raise ValueError(
+                f"rotary_dim must be even and in 2..{head_dim} (d_model / num_heads), got {self.rotary_dim}"
+            )
         self._initialise()
 
     def _initialise(self) -> None:

@@ -1,8 +1,8 @@
 """The data loaders of a run: named, per stage, deterministic and resumable."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import lightning
 import torch
@@ -15,10 +15,9 @@ from xlm.core.data.prepare import PreparedTask
 from xlm.core.data.rows import PreparedRows
 from xlm.core.errors import XLMError
 from xlm.core.protocols import Collator, Example
-from xlm.core.schema import LoaderSettings
+from xlm.core.schema import LoaderSettings, Stage
 
 BatchT = TypeVar("BatchT")
-Stage = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)
@@ -116,12 +115,23 @@ class DataModule(lightning.LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, int]:
+        # Counted in whole optimizer steps: micro-batches after the last one have left no trace in the weights.
         assert self.trainer is not None
-        return {"batches_done": self.trainer.fit_loop.epoch_loop.batch_progress.current.processed}
+        return {"batches_done": self.trainer.global_step * self.trainer.accumulate_grad_batches}
 
     @override
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._batches_done = state_dict["batches_done"]
+
+    @override
+    def transfer_batch_to_device(
+        self, batch: LoadedBatch[Any], device: torch.device, dataloader_idx: int
+    ) -> LoadedBatch[Any]:
+        return replace(
+            batch,
+            batch=super().transfer_batch_to_device(batch.batch, device, dataloader_idx),
+            seeds=batch.seeds.to(device, non_blocking=True),
+        )
 
     def _evaluation(self, stage: Stage) -> list[DataLoader[Example]]:
         loaders: list[DataLoader[Example]] = []

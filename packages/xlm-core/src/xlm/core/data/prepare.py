@@ -11,13 +11,13 @@ import hashlib
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from filelock import FileLock
 
 from xlm.core.protocols import Preprocess, Source, Tokenizer
@@ -74,7 +74,6 @@ def prepare(
                     fn_kwargs={"tokenizer": tokenizer},
                     remove_columns=rows.column_names,
                     num_proc=num_proc if num_proc > 1 else None,
-                    cache_file_names=None,
                     cache_file_name=str(unfinished / "raw" / f"{split}.arrow"),
                     desc=f"{task.name} {split}: encoding",
                 )
@@ -112,24 +111,21 @@ def _rows(source: Source, split: str, folder: Path) -> datasets.Dataset:
     rows = source(split=split)
     if isinstance(rows, datasets.Dataset):
         return rows
-    return cast(
-        datasets.Dataset,
-        datasets.Dataset.from_generator(
-            lambda: iter(rows), cache_dir=str(folder / split), fingerprint=f"{folder.parent.name}-{split}"
-        ),
+    name = f"{folder.parent.name}-{split}"
+    return datasets.Dataset.from_generator(
+        lambda: iter(rows), cache_dir=str(folder / split), fingerprint=name
     )
 
 
 def _describe(rows: datasets.Dataset) -> SplitCard:
-    table = rows.with_format("arrow")[:]
+    table = rows.data
     lengths = np.zeros(len(rows), dtype=np.int64)
     for column in ID_COLUMNS:
         if column in rows.column_names:
-            lengths += np.asarray(_list_lengths(table[column]))
+            lengths += pc.call_function("list_value_length", [table.column(column)]).to_numpy()
     quantiles = {
-        f"{q:g}": int(np.quantile(lengths, q, method="lower")) if len(rows) else 0
-        for q in (0, 0.5, 0.95, 1)
+        f"{q:g}": int(np.quantile(lengths, q, method="lower")) if len(rows) else 0 for q in (0, 0.5, 0.95, 1)
     }
     return SplitCard(
-        rows=len(rows), tokens=int(lengths.sum()), length_quantiles=quantiles, bytes=int(table.nbytes)
+        rows=len(rows), tokens=int(lengths.sum()), length_quantiles=quantiles, bytes=table.nbytes
     )

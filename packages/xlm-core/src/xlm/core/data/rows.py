@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from xlm.core.data.order import RowKey
 from xlm.core.protocols import Example
 
-TENSOR_COLUMNS = {"prompt_ids": np.int64, "target_ids": np.int64, "fixed": np.bool_}
+TENSOR_COLUMNS: dict[str, type[np.generic]] = {"prompt_ids": np.int64, "target_ids": np.int64, "fixed": np.bool_}
 
 
 class PreparedRows(Dataset[Example]):
@@ -32,17 +32,17 @@ class PreparedRows(Dataset[Example]):
     def __getitems__(self, keys: Sequence[RowKey]) -> list[Example]:
         """Examples of several keys (the data loader calls this once for a batch)."""
         table = cast(pa.Table, self.rows[[index for index, _ in keys]])
-        tensors = {name: _split(table[name], TENSOR_COLUMNS[name]) for name in self.columns}
+        tensors = {name: _split(table, name) for name in self.columns}
         return [
             cast(Example, {"seed": seed, **{name: tensors[name][i] for name in self.columns}})
             for i, (_, seed) in enumerate(keys)
         ]
 
 
-def _split(column: pa.ChunkedArray, dtype: type[np.generic]) -> Sequence[Tensor]:
+def _split(table: pa.Table, name: str) -> Sequence[Tensor]:
     """The lists of a column as tensors that share one buffer."""
-    lists = column.combine_chunks()
+    lists = table.column(name).combine_chunks()
     offsets = lists.offsets.to_numpy()
-    values = lists.values.to_numpy(zero_copy_only=False).astype(dtype)
-    lengths = np.diff(offsets).tolist()
+    values = lists.values.to_numpy(zero_copy_only=False).astype(TENSOR_COLUMNS[name])
+    lengths: list[int] = np.diff(offsets).tolist()
     return torch.from_numpy(values[offsets[0] : offsets[-1]]).split(lengths)

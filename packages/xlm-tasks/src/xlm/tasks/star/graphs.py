@@ -135,11 +135,11 @@ def draw_graphs(level: StarLevel, count: int, generator: np.random.Generator) ->
     in_arm = places < lengths[..., None]  # (count, degree, max_path_length)
     is_hub = places == hub_places[..., None]
     # The hub has the first label; all other nodes take the next ones in turn, arm after arm.
-    turns = np.where(in_arm & ~is_hub, 1, 0).reshape(count, -1).cumsum(axis=1).reshape(in_arm.shape)
-    label_indices = np.where(in_arm & ~is_hub, turns, 0)
-    arms = np.take_along_axis(labels, label_indices.reshape(count, -1), axis=1).reshape(in_arm.shape)
+    turns = (in_arm & ~is_hub).reshape(count, -1).cumsum(axis=1)
+    turns = np.where(is_hub.reshape(count, -1), 0, turns)
+    arms = np.take_along_axis(labels, turns, axis=1).reshape(in_arm.shape)
 
-    is_edge = (places[1:] < lengths[..., None]).reshape(count, -1)
+    is_edge = in_arm[..., 1:].reshape(count, -1)
     edges = np.stack([arms[..., :-1], arms[..., 1:]], axis=-1).reshape(count, -1, 2)
     # Uniform keys give a uniform order; keys above 1 move the padding to the right.
     order = np.where(is_edge, generator.random(is_edge.shape), 2.0).argsort(axis=1)
@@ -163,11 +163,12 @@ def graph_digests(edges: NDArray[np.int64], num_edges: NDArray[np.int64]) -> lis
         practical purposes.
     """
     codes = edges[..., 0] << _LABEL_BITS | edges[..., 1]
-    is_edge = np.arange(codes.shape[1]) < num_edges[:, None]
-    codes = np.sort(np.where(is_edge, codes, _NO_EDGE), axis=1).astype("<u4")
+    max_edges: int = edges.shape[1]
+    is_edge = np.arange(max_edges) < num_edges[:, None]
+    in_order = np.sort(np.where(is_edge, codes, _NO_EDGE), axis=1).astype("<u4")
     return [
         blake2b(row[:length].tobytes(), digest_size=16, person=b"xlm star graph").digest()
-        for row, length in zip(codes, num_edges.tolist(), strict=True)
+        for row, length in zip(in_order, num_edges.tolist(), strict=True)
     ]
 
 

@@ -1,0 +1,140 @@
+"""The smallest family that fits every slot: it learns how often each token comes, at every length."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+PAD = 0
+VOCAB_SIZE = 6
+
+
+class ToyTokenizer:
+    vocab_size = VOCAB_SIZE
+    pad_id = PAD
+    cls_id = mask_id = eos_id = bos_id = sep_id = unk_id = None
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(str(token) for token in ids)
+
+
+def toy_rows(split: str, *, num_rows: int = 20, token: int = 3) -> Iterator[dict[str, object]]:
+    """Row i asks for its own length: the prompt is i % 3 + 1, the target that many equal tokens."""
+    offset = {"train": 0, "val": 1000, "test": 2000}[split]
+    for i in range(num_rows):
+        yield {"number": offset + i, "text": " ".join([str(token)] * (i % 3 + 1))}
+
+
+def toy_preprocess(row: Mapping[str, Any], tokenizer: ToyTokenizer) -> dict[str, list[int]]:
+    target_ids = tokenizer.encode(row["text"])
+    return {"prompt_ids": [len(target_ids)], "target_ids": target_ids}
+
+
+class ToyBatch(TypedDict):
+    target_ids: Tensor
+    lengths: Tensor
+    noise: Tensor
+
+
+class ToyCollator:
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> ToyBatch:
+        targets = [example["target_ids"] for example in examples]
+        return {
+            "target_ids": pad_sequence(targets, batch_first=True, padding_value=PAD),
+            "lengths": torch.tensor([len(target) for target in targets]),
+            "noise": torch.tensor([example["seed"] % 1000 for example in examples]),
+        }
+
+
+class ToyModel(nn.Module):
+    def __init__(self, *, vocab_size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.dropout(self.bias).expand(*ids.shape, -1)
+
+
+@dataclass(frozen=True)
+class ToyLossOutput:
+    loss_sum: Tensor
+    loss_count: Tensor
+    terms: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ToyLikelihood:
+    nll: Tensor
+    num_tokens: Tensor
+    nll_kind: Literal["exact", "bound"] = "exact"
+    num_draws: int = 1
+    models_length: bool = False
+
+
+class ToyLoss:
+    """Cross-entropy of every target token."""
+
+    def nll(self, model: nn.Module, batch: ToyBatch) -> Tensor:
+        log_probs = model(batch["target_ids"]).log_softmax(-1)
+        nll = -log_probs.gather(-1, batch["target_ids"][..., None])[..., 0]
+        return (nll * (batch["target_ids"] != PAD)).sum(-1)
+
+    def __call__(self, model: nn.Module, batch: ToyBatch) -> ToyLossOutput:
+        loss_sum = self.nll(model, batch).sum()
+        return ToyLossOutput(loss_sum, batch["lengths"].sum(), {"token": loss_sum})
+
+    def likelihood(self, model: nn.Module, batch: ToyBatch) -> ToyLikelihood:
+        return ToyLikelihood(self.nll(model, batch), batch["lengths"])
+
+
+@dataclass(frozen=True)
+class ToyTrace:
+    step: Tensor
+    row: Tensor
+    operation: Tensor
+    position: Tensor
+    token: Tensor
+
+
+@dataclass(frozen=True)
+class ToyPrediction:
+    ids: Tensor
+    lengths: Tensor
+    nfe: Tensor
+    trace: ToyTrace | None
+
+
+class ToyPredictor:
+    """Writes the likeliest token as often as the row is long, from left to right."""
+
+    def __call__(
+        self, model: nn.Module, batch: ToyBatch, seeds: Tensor, *, trace: bool = False
+    ) -> ToyPrediction:
+        token = model(batch["target_ids"])[0, 0].argmax()
+        lengths = batch["lengths"]
+        rows, places = (batch["target_ids"] != PAD).nonzero(as_tuple=True)
+        edits = ToyTrace(places + 1, rows, torch.zeros_like(rows), places, token.expand_as(rows))
+        ids = torch.where(batch["target_ids"] != PAD, token, PAD)
+        return ToyPrediction(ids, lengths, torch.ones_like(lengths), edits if trace else None)
+
+
+class ToyExactMatch:
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.sums = {"right": torch.zeros(()), "rows": torch.zeros(())}
+
+    def update(self, generations: Sequence[Mapping[str, Any]]) -> None:
+        self.sums["right"] += sum(row["ids"] == row["reference_ids"] for row in generations)
+        self.sums["rows"] += len(generations)
+
+    def compute(self) -> dict[str, float]:
+        return {"exact_match": float(self.sums["right"] / self.sums["rows"].clamp(min=1))}
