@@ -3,6 +3,8 @@
 All inputs are fixed, so no test can fail by chance; the bounds are those of 5 standard deviations or more.
 """
 
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor
@@ -44,6 +46,11 @@ def chi_square_deviation(cells: Tensor, num_cells: int) -> float:
     return (statistic - (num_cells - 1)) / (2 * (num_cells - 1)) ** 0.5
 
 
+def all_differ(values: Tensor) -> bool:
+    return bool((values.sort().values.diff() != 0).all())
+
+
+@cache
 def neighbours(axis: str, num: int) -> Tensor:
     """Numbers along one axis of the counter, the other axes held fixed."""
     if axis == "seed":
@@ -57,7 +64,7 @@ def neighbours(axis: str, num: int) -> Tensor:
     return torch.cat([uniform(torch.tensor([11]), 1, step=3, stream=stream)[0] for stream in range(num)])
 
 
-AXES = [("seed", 200_000), ("row seed", 200_000), ("step", 200_000), ("position", 200_000), ("stream", 5_000)]
+AXES = [("seed", 200_000), ("row seed", 200_000), ("step", 200_000), ("position", 200_000), ("stream", 2_000)]
 
 
 def test_the_exact_hash_reproduces_the_published_splitmix64_sequence():
@@ -80,7 +87,7 @@ def test_numbers_equal_those_of_exact_integers(step: int, stream: int):
     expected = [
         [uniform_exactly(s, position, step=step, stream=stream) for position in range(6)] for s in seeds
     ]
-    assert drawn.tolist() == expected
+    assert torch.equal(drawn, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_row_seeds_equal_those_of_exact_integers():
@@ -88,7 +95,7 @@ def test_row_seeds_equal_those_of_exact_integers():
     for seed, epoch in [(0, 0), (42, 3), (-5, 1), (2**63 + 11, 10**6)]:
         seeds = row_seeds(seed, epoch, torch.tensor(indices))
         assert seeds.dtype == torch.int64
-        assert [s % _WORD for s in seeds.tolist()] == [hash_exactly(seed, epoch, index) for index in indices]
+        assert [int(s) % _WORD for s in seeds] == [hash_exactly(seed, epoch, index) for index in indices]
 
 
 def test_narrow_integers_give_the_same_numbers():
@@ -121,9 +128,9 @@ def test_a_longer_draw_begins_with_the_shorter_one():
 
 
 def test_steps_of_their_own_equal_separate_calls():
-    seeds, steps = torch.tensor([5, 5, 8]), torch.tensor([0, 7, 2**40])
-    together = uniform(seeds, 4, step=steps, stream=1)
-    for row, step in enumerate(steps.tolist()):
+    seeds, steps = torch.tensor([5, 5, 8]), [0, 7, 2**40]
+    together = uniform(seeds, 4, step=torch.tensor(steps), stream=1)
+    for row, step in enumerate(steps):
         assert torch.equal(uniform(seeds[row : row + 1], 4, step=step, stream=1)[0], together[row])
 
 
@@ -206,11 +213,11 @@ def test_no_collisions_in_a_million_draws_along_all_axes():
     """With 52 bits a collision among a million independent numbers has probability 1e-4."""
     seeds = row_seeds(0, 0, torch.arange(100))
     draws = [uniform(seeds, 100, step=step, stream=stream) for step in range(10) for stream in range(10)]
-    assert torch.cat(draws).unique().numel() == 1_000_000
+    assert all_differ(torch.cat(draws).flatten())
 
 
 def test_a_million_row_seeds_differ():
     seeds = torch.cat(
         [row_seeds(run, epoch, torch.arange(10_000)) for run in range(10) for epoch in range(10)]
     )
-    assert seeds.unique().numel() == 1_000_000
+    assert all_differ(seeds)

@@ -46,8 +46,7 @@ def reference_block(vectors: dict[str, Tensor], name: str) -> RotaryBlock:
 def network(
     *, causal: bool = False, rotary_dim: int | None = None, dropout: float = 0.0
 ) -> RotaryTransformer:
-    """A small network in float64 with weights large enough for attention to matter."""
-    torch.manual_seed(0)
+    """A small network in float64 with weights large enough for attention to matter, always the same."""
     model = RotaryTransformer(
         vocab_size=11,
         d_model=16,
@@ -57,10 +56,9 @@ def network(
         rotary_dim=rotary_dim,
         dropout=dropout,
     )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(20)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4, generator=generator)
     return model.double()
 
 
@@ -184,7 +182,7 @@ class TestPositionsAndMasks:
     def test_segment_mask_by_enumeration(self):
         segment_ids = [[0, 0, 3, -1], [2, 1, 2, -1]]
         expected = [[[a == b and a >= 0 for b in row] for a in row] for row in segment_ids]
-        assert segment_mask(torch.tensor(segment_ids)).tolist() == expected
+        assert torch.equal(segment_mask(torch.tensor(segment_ids)), torch.tensor(expected))
 
     def test_a_square_mask_says_who_sees_whom(self):
         """Token 0 sees itself only, so it is as if alone; token 1 sees both."""
@@ -211,11 +209,9 @@ class TestPositionsAndMasks:
         real = torch.tensor([[False] * 5, [False, True, True, True, False], [True] * 5])
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             hidden = model(ids, real)
-            hidden[real].square().sum().backward()
+        gradients = torch.autograd.grad(hidden[real].square().sum(), list(model.parameters()))
         assert bool(hidden.isfinite().all())
-        for parameter in model.parameters():
-            assert parameter.grad is not None
-            assert bool(parameter.grad.isfinite().all())
+        assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
     @pytest.mark.parametrize(
         ("causal", "padded", "mask_shape", "is_causal"),
@@ -258,23 +254,21 @@ class TestNetwork:
         def objective() -> Tensor:
             return (model(ids, real) * probe)[real].sum()
 
-        objective().backward()
-        slope, step, direction = 0.0, 1e-6, []
-        for parameter in model.parameters():
-            assert parameter.grad is not None
-            direction.append(torch.randn_like(parameter))
-            slope += float((parameter.grad * direction[-1]).sum())
+        parameters = list(model.parameters())
+        gradients = torch.autograd.grad(objective(), parameters)
+        direction = [torch.randn_like(parameter) for parameter in parameters]
+        slope = sum(float((g * d).sum()) for g, d in zip(gradients, direction, strict=True))
+        step = 1e-6
         values: list[float] = []
         with torch.no_grad():
             for sign in (1, -2):
-                for parameter, change in zip(model.parameters(), direction, strict=True):
+                for parameter, change in zip(parameters, direction, strict=True):
                     parameter.add_(sign * step * change)
                 values.append(float(objective()))
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=1e-6)
 
     def test_attention_with_a_cache_equals_recomputation(self):
         """project and attend suffice for decoding token by token."""
-        torch.manual_seed(0)
         attention = RotaryAttention(d_model=16, num_heads=2).double()
         hidden = torch.randn(2, 6, 16, dtype=torch.float64)
         cos, sin = rotary_angles(torch.arange(6).unsqueeze(0), 8, dtype=torch.float64)
@@ -291,7 +285,8 @@ class TestNetwork:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rough = model(ids)
         assert rough.dtype == torch.float32
-        assert float((rough - exact).detach().norm() / exact.detach().norm()) < 0.05
+        relative_error = ((rough - exact).square().sum() / exact.square().sum()).sqrt()
+        assert 0 < float(relative_error.detach()) < 0.05
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
     def test_hidden_states_have_the_dtype_of_the_weights(self, dtype: torch.dtype):
@@ -311,7 +306,6 @@ class TestNetwork:
         assert torch.equal(model.eval()(ids), network()(ids))
 
     def test_initial_weights_have_the_documented_spread(self):
-        torch.manual_seed(0)
         model = RotaryTransformer(vocab_size=500, d_model=128, num_layers=8, num_heads=4)
         residual = {
             f"blocks.{i}.{part}.output.weight" for i in range(8) for part in ("attention", "feed_forward")
@@ -323,7 +317,8 @@ class TestNetwork:
                 assert float(values.std()) == pytest.approx(expected, rel=0.03), name
                 assert abs(float(values.mean())) < 5 * expected / values.numel() ** 0.5, name
             else:
-                assert values.unique().tolist() == [1.0 if name.endswith("norm.weight") else 0.0], name
+                constant = 1.0 if name.endswith("norm.weight") else 0.0
+                assert bool((values == constant).all()), name
 
     def test_inner_width_is_four_times_the_outer_one_by_default(self):
         model = RotaryTransformer(vocab_size=5, d_model=8, num_layers=1, num_heads=2)
@@ -340,9 +335,10 @@ class TestNetwork:
         with pytest.raises(ValueError, match="d_model \\(10\\) must be a multiple of num_heads \\(4\\)"):
             RotaryTransformer(vocab_size=5, d_model=10, num_layers=1, num_heads=4)
         for rotary_dim in (0, 3, 10):
-            with pytest.raises(ValueError, match=f"even and in 2..8 .* got {rotary_dim}"):
+            with pytest.raises(ValueError, match=rf"even and in 2\.\.8 .* got {rotary_dim}"):
                 RotaryTransformer(vocab_size=5, d_model=16, num_layers=1, num_heads=2, rotary_dim=rotary_dim)
-        with pytest.raises(ValueError, match="even and in 2..3"):
+        with pytest.raises(ValueError, match=r"even and in 2\.\.3"):
             RotaryTransformer(vocab_size=5, d_model=9, num_layers=1, num_heads=3)
-        with pytest.raises(ValueError, match="activation must be 'gelu' or 'relu', got 'tanh'"):
+        # TypeError where the annotations are checked at run time.
+        with pytest.raises((ValueError, TypeError), match="tanh"):
             FeedForward(d_model=8, d_ff=8, activation="tanh")  # pyright: ignore[reportArgumentType]  # refused

@@ -25,6 +25,14 @@ def uniforms_of(rows: int) -> Tensor:
     return uniform(row_seeds(0, 0, torch.arange(rows)), 1, step=0, stream=0)[:, 0]
 
 
+def ints(tensor: Tensor) -> list[int]:
+    return [int(number) for number in tensor]
+
+
+def floats(tensor: Tensor) -> list[float]:
+    return [float(number) for number in tensor]
+
+
 def random_logits(rows: int, vocab: int, *, seed: int = 0) -> Tensor:
     return 3 * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
 
@@ -58,7 +66,7 @@ class TestCategorical:
         grid = (torch.arange(num, dtype=torch.float64) + 0.5) / num
         logits = torch.tensor(shares, dtype=torch.float64).log().expand(num, -1)
         counts = torch.bincount(categorical(logits, grid), minlength=6)
-        assert counts.tolist() == [share * num for share in shares]
+        assert ints(counts) == [share * num for share in shares]
 
     def test_law_of_random_draws(self):
         """Chi-square with 5 degrees of freedom: above 30 with probability 1e-5."""
@@ -75,9 +83,9 @@ class TestCategorical:
         logits, uniforms = random_logits(300, 41).to(dtype), uniforms_of(300)
         expected = [
             int(np.searchsorted(np.cumsum(numpy_softmax(row)), number, side="right"))
-            for row, number in zip(logits.double().numpy(), uniforms.tolist(), strict=True)
+            for row, number in zip(logits.double().numpy(), floats(uniforms), strict=True)
         ]
-        assert categorical(logits, uniforms).tolist() == expected
+        assert ints(categorical(logits, uniforms)) == expected
 
     @pytest.mark.parametrize("number", [0.0, 2.0**-53, 1e-17, 0.5, 1 - 2.0**-52, 1 - 2.0**-53])
     def test_columns_without_probability_are_never_drawn(self, number: float):
@@ -92,13 +100,13 @@ class TestCategorical:
     def test_uniforms_next_to_the_ends_draw_the_outermost_columns(self):
         logits = torch.tensor([[-INFINITY, -30.0, 0.0, -30.0, -INFINITY]]).expand(2, -1)
         ends = torch.tensor([2.0**-53, 1 - 2.0**-53], dtype=torch.float64)
-        assert categorical(logits, ends).tolist() == [1, 3]
+        assert ints(categorical(logits, ends)) == [1, 3]
 
     def test_the_tail_is_not_truncated(self):
         """A token of probability 1e-12 is drawn by uniforms below 1e-12 and by no others."""
         rare = torch.tensor([[np.log(1e-12), np.log1p(-1e-12)]], dtype=torch.float64).expand(2, -1)
         uniforms = torch.tensor([0.999e-12, 1.001e-12], dtype=torch.float64)
-        assert categorical(rare, uniforms).tolist() == [0, 1]
+        assert ints(categorical(rare, uniforms)) == [0, 1]
 
     def test_adding_a_constant_changes_nothing_however_large(self):
         logits = random_logits(200, 9).double().round(decimals=1)
@@ -110,7 +118,7 @@ class TestCategorical:
         logits, uniforms = random_logits(20, 7), uniforms_of(20)
         together = categorical(logits, uniforms)
         alone = [int(categorical(logits[row : row + 1], uniforms[row : row + 1])) for row in range(20)]
-        assert together.tolist() == alone
+        assert ints(together) == alone
 
     @pytest.mark.parametrize("bad", [[-INFINITY] * 3, [0.0, float("nan"), 0.0], [0.0, INFINITY, 0.0]])
     def test_a_row_without_a_distribution_is_refused(self, bad: list[float]):
@@ -218,8 +226,8 @@ class TestSampleTokens:
 
     def test_temperature_zero_takes_the_first_of_the_best(self):
         logits = torch.tensor([[0.0, 2.0, 2.0], [5.0, 1.0, 2.0]])
-        assert sample_tokens(logits, uniforms_of(2), temperature=0).tolist() == [1, 0]
-        assert sample_tokens(logits, uniforms_of(2), temperature=0, top_k=1, top_p=0.1).tolist() == [1, 0]
+        assert ints(sample_tokens(logits, uniforms_of(2), temperature=0.0)) == [1, 0]
+        assert ints(sample_tokens(logits, uniforms_of(2), temperature=0.0, top_k=1, top_p=0.1)) == [1, 0]
 
     @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
     @pytest.mark.parametrize("top_k", [None, 4])
@@ -230,10 +238,8 @@ class TestSampleTokens:
         """Temperature first, then top-k, then top-p on what it left, from bfloat16 logits."""
         logits, uniforms = random_logits(200, 13).bfloat16(), uniforms_of(200)
         drawn = sample_tokens(logits, uniforms, temperature=temperature, top_k=top_k, top_p=top_p)
-        for row, number, token in zip(
-            logits.double().numpy(), uniforms.tolist(), drawn.tolist(), strict=True
-        ):
-            row = row / temperature
+        for logit, number, token in zip(logits.double().numpy(), floats(uniforms), ints(drawn), strict=True):
+            row = logit / temperature
             if top_k is not None:
                 row[np.argsort(-row, kind="stable")[top_k:]] = -np.inf
             if top_p is not None:
@@ -263,7 +269,7 @@ class TestSampleTokens:
 
 def test_temperature_divides_the_logits():
     logits = torch.tensor([[1.0, -2.0, -INFINITY]])
-    assert apply_temperature(logits, 0.5).tolist() == [[2.0, -4.0, -INFINITY]]
+    assert torch.equal(apply_temperature(logits, 0.5), torch.tensor([[2.0, -4.0, -INFINITY]]))
     for temperature in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="temperature must be greater than 0"):
             apply_temperature(logits, temperature)

@@ -5,6 +5,7 @@ with the wrong arguments.)
 """
 
 import inspect
+import math
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, NoReturn, cast
@@ -110,8 +111,9 @@ def _check_loss_output(slots: Slots, output: LossOutput) -> None:
         value = getattr(output, name)
         if not isinstance(value, Tensor) or value.ndim != 0:
             refuse("loss", "Loss", slots.loss, f"{name} is {_describe(value)}, not a scalar tensor")
-    if not bool(torch.isfinite(output.loss_sum)):
-        refuse("loss", "Loss", slots.loss, f"loss_sum is {float(output.loss_sum)} on the first rows")
+    loss_sum = output.loss_sum.item()
+    if not math.isfinite(loss_sum):
+        refuse("loss", "Loss", slots.loss, f"loss_sum is {loss_sum} on the first rows")
 
 
 def _check_likelihood(slots: Slots, batch: LoadedBatch[Any], key: str) -> None:

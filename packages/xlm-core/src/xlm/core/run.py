@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xlm.core.discovery import config_packages, providers
 from xlm.core.errors import XLMError
-from xlm.core.schema import RunSettings, validate
+from xlm.core.schema import RunSettings, describe_missing, validate
 
 CORE_CONFIGS = Path(__file__).parent / "configs"
 
@@ -56,11 +57,22 @@ def check(config: DictConfig, choices: dict[str, Any]) -> RunSettings:
                 f"{group}={option} is offered by {names}. Hydra would silently take the first; "
                 "rename the file in one of them, or uninstall one."
             )
+    if missing := list(missing_keys(OmegaConf.to_container(config, resolve=False))):
+        raise XLMError("\n".join(["The configuration is not complete:", *map(describe_missing, missing)]))
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         raise XLMError(f"The configuration refers to something that is not there: {error}") from error
     return validate(cast("dict[str, Any]", plain))
+
+
+def missing_keys(node: object, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the mandatory keys without a value (OmegaConf's own search fails on references to them)."""
+    if node == "???":
+        yield prefix
+    elif isinstance(node, Mapping):
+        for key, value in cast(Mapping[str, object], node).items():
+            yield from missing_keys(value, f"{prefix}.{key}" if prefix else key)
 
 
 def run_job(config: DictConfig) -> None:

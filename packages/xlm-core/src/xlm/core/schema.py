@@ -163,14 +163,14 @@ def _describe(errors: list[ErrorDetails], config: Mapping[str, Any]) -> Iterator
         key = ".".join(str(part) for part in error["loc"] if _is_key(part, config)) or "(whole config)"
         found = error["input"]
         message = error["msg"].removeprefix("Value error, ")
-        if error["type"] == "missing" or found == "???":
-            yield f"  {key}: missing. {_hint(key)}"
+        if error["type"] == "missing":
+            yield describe_missing(key)
         elif error["type"] == "extra_forbidden":
             yield f"  {key}: unknown key."
         elif isinstance(found, Mapping):
             yield f"  {key}: {message}"
         elif found is None:
-            yield f"  {key}: not set. {_hint(key)}"
+            yield describe_missing(key)
         else:
             yield f"  {key}: got {found!r}. {message}."
 
@@ -191,5 +191,6 @@ HINTS = {
 }
 
 
-def _hint(key: str) -> str:
-    return HINTS.get(key, f"Set it: {key}=VALUE.")
+def describe_missing(key: str) -> str:
+    """One line for a key without a value, with the way to give it one."""
+    return f"  {key}: missing. {HINTS.get(key, f'Set it: {key}=VALUE.')}"

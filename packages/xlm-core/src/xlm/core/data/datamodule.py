@@ -13,7 +13,6 @@ from typing_extensions import override
 from xlm.core.data.order import EvaluationOrder, RowKey, TrainOrder
 from xlm.core.data.prepare import PreparedTask
 from xlm.core.data.rows import PreparedRows
-from xlm.core.errors import XLMError
 from xlm.core.protocols import Collator, Example
 from xlm.core.schema import LoaderSettings, Stage
 
@@ -79,8 +78,6 @@ class DataModule(lightning.LightningDataModule):
         """The rows that a loader reads."""
         settings = self.loaders[stage][name]
         rows = self.prepared.load(settings.split)
-        if not len(rows):
-            raise XLMError(f"datamodule.{stage}.{name}: split {settings.split!r} has no rows")
         if settings.max_rows is not None:
             rows = rows.select(range(min(settings.max_rows, len(rows))))
         return PreparedRows(rows)

@@ -9,6 +9,7 @@ process wait for the first.
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow.compute as pc
 from filelock import FileLock
 
+from xlm.core.errors import XLMError
 from xlm.core.protocols import Preprocess, Source, Tokenizer
 from xlm.core.schema import TaskSettings
 
@@ -111,9 +113,13 @@ def _rows(source: Source, split: str, folder: Path) -> datasets.Dataset:
     rows = source(split=split)
     if isinstance(rows, datasets.Dataset):
         return rows
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        raise XLMError(f"task.source: no rows for the split {split!r}")
     name = f"{folder.parent.name}-{split}"
     return datasets.Dataset.from_generator(
-        lambda: iter(rows), cache_dir=str(folder / split), fingerprint=name
+        lambda: itertools.chain([first], rows), cache_dir=str(folder / split), fingerprint=name
     )
 
 

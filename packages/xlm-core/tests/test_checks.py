@@ -1,0 +1,58 @@
+"""An object that does not fit its slot ends in a message that names slot, key, class and what is missing."""
+
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+
+from xlm.core import jobs
+from xlm.core.checks import check_slots
+from xlm.core.errors import XLMError
+from xlm.core.run import check
+
+from .conftest import Compose, Run
+
+MISFITS = {
+    "no such class": ("loss={_target_: toy_family.NoLoss}", "loss: could not make toy_family.NoLoss"),
+    "wrong argument": ("+model.size=3", "model: could not make toy_family.ToyModel"),
+    "not callable": ("loss={_target_: toy_family.ToyTokenizer}", "slot Loss .config key `loss`. .*ToyTokenizer.* no __call__"),
+    "other arguments": ("predictor={_target_: toy_family.ToyLoss}", "slot Predictor .*cannot be called as"),
+    "no tensors": ("loss={_target_: misfits.FloatLoss}", "loss_sum is 1.0, not a scalar tensor"),
+    "no fields": ("loss={_target_: misfits.TensorLoss}", "its output Tensor has no loss_sum, loss_count, terms"),
+    "not finite": ("loss={_target_: misfits.NanLoss}", "loss_sum is nan on the first rows"),
+    "detached": ("loss={_target_: misfits.DetachedLoss}", "slot Loss .*does not require grad"),
+    "no likelihood": ("loss={_target_: misfits.NoLikelihood}", "no likelihood.model, batch., which `datamodule.val.lm.uses`"),
+    "raises": ("predictor={_target_: misfits.BrokenPredictor}", "failed on the first rows:\n  KeyError: 'positions'"),
+    "metric": ("task.metrics.exact={_target_: toy_family.ToyLoss}", "slot Metric .*has no sums, reset, update, compute"),
+    "tokenizer": ("task.tokenizer={_target_: toy_family.ToyLoss}", "slot Tokenizer .*has no encode"),
+    "collator": ("datamodule.train.lm.collator={_target_: misfits.BrokenCollator}", "datamodule.train.lm.collator.*IndexError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_misfit_is_named_before_training(name: str, run_toy: Run) -> None:
+    override, message = MISFITS[name]
+    with pytest.raises(XLMError, match=f"(?s){message}"):
+        run_toy("job_type=train", override)
+
+
+def test_a_fitting_family_passes_and_is_left_as_it_was(compose_toy: Compose) -> None:
+    config = compose_toy("job_type=train")
+    settings = check(config, dict(HydraConfig.get().runtime.choices))
+    harness, datamodule = jobs.assemble(config, settings)
+    before: dict[str, Any] = {name: value.clone() for name, value in harness.model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    check_slots(harness.slots, datamodule)
+    assert all(torch.equal(value, before[name]) for name, value in harness.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in harness.model.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_long_predictor_is_not_run_to_its_end(run_toy: Run) -> None:
+    from misfits import EndlessPredictor
+
+    with pytest.raises(TimeoutError):
+        run_toy("job_type=train", "predictor={_target_: misfits.EndlessPredictor}")
+    # val and test ask for it, each is stopped at its fourth evaluation
+    assert EndlessPredictor.evaluations_in_the_check == 8

@@ -1,0 +1,88 @@
+"""The command line: quick answers, and mistakes that end in one message."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xlm.core import cli
+from xlm.core.errors import XLMError
+
+HEAVY = {"torch", "lightning", "transformers", "datasets", "torchmetrics"}
+PROBE = """
+import atexit, sys
+def tell():
+    sys.stderr.write("\\nLOADED " + " ".join(sorted(name for name in sys.modules if "." not in name)))
+atexit.register(tell)
+sys.argv = ["xlm", *sys.argv[1:]]
+from xlm.core.cli import main
+main()
+"""
+
+
+def xlm(*arguments: str, cwd: Path) -> tuple[int, str, str, set[str]]:
+    """Exit code, output, errors and the top-level modules that were imported."""
+    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    errors, _, loaded = done.stderr.rpartition("\nLOADED ")
+    return done.returncode, done.stdout, errors, set(loaded.split())
+
+
+@pytest.mark.parametrize("arguments", [("--help",), (), ("--version",)])
+def test_quick_answers_import_neither_torch_nor_hydra(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    code, output, errors, loaded = xlm(*arguments, cwd=tmp_path)
+    assert code == 0
+    assert not errors
+    assert "xlm" in output
+    assert not loaded & (HEAVY | {"hydra", "omegaconf", "pydantic"})
+
+
+MISTAKES = {
+    "unknown job": (("job_type=trane", "job_name=x"), "job_type=trane: no such job. Did you mean train?"),
+    "unknown experiment": (("job_type=train", "job_name=x", "experiment=nope"), "no such experiment"),
+    "unknown key": (("job_type=train", "job_name=x", "optimizer.learning=1"), "optimizer.learning"),
+    "no job name": (("job_type=train",), "job_name: missing. Name the run"),
+    "no job type": (("job_name=x",), "job_type: missing. Choose one of prepare_data, train"),
+    "wrong type": (("job_type=train", "job_name=x", "trainer.max_steps=many"), "trainer.max_steps: got 'many'"),
+    "wrong value": (("job_type=train", "job_name=x", "trainer.precision=fp8"), "'bf16-mixed'"),
+    "negative": (("job_type=train", "job_name=x", "trainer.accumulate_grad_batches=0"), "greater than or equal to 1"),
+    "no task": (("job_type=train", "job_name=x"), "task: missing. Choose an experiment"),
+    "bad name": (("job_type=train", "job_name=a/b"), "job_name: got 'a/b'"),
+    "unknown option": (("job_type=train", "job_name=x", "optimizer=sgdx"), "adamw"),
+    "owned by the harness": (("job_type=train", "job_name=x", "+trainer.max_epochs=3"), "max_epochs: set by the harness"),
+    "broken reference": (("job_type=train", "job_name=x", "+vocab.a=${nothing}"), "nothing"),
+    "bad override": (("job_type=train", "job_name=x", "foo"), "foo"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_ends_in_a_message_without_torch(name: str, tmp_path: Path) -> None:
+    arguments, message = MISTAKES[name]
+    code, output, errors, loaded = xlm(*arguments, cwd=tmp_path)
+    assert code != 0
+    assert message in errors
+    assert "Traceback" not in output + errors
+    assert not loaded & HEAVY
+    assert list(tmp_path.iterdir()) == [], "a refused job leaves nothing behind"
+
+
+def test_composed_config_is_shown(tmp_path: Path) -> None:
+    code, output, _, loaded = xlm("job_type=train", "--cfg", "job", cwd=tmp_path)
+    assert code == 0
+    assert "_target_: torch.optim.AdamW" in output
+    assert not loaded & HEAVY
+
+
+def test_help_names_jobs_groups_and_packages() -> None:
+    text = cli.help_text()
+    for word in ("prepare_data", "generate", "debug", "overfit", "adamw", "trainer.precision", "--cfg job"):
+        assert word in text
+
+
+def test_a_typo_is_answered_with_the_closest_names() -> None:
+    with pytest.raises(XLMError, match=r"Did you mean star_easy_ilm\?.*Known: star_easy_ilm, lm1b_mdlm"):
+        cli.check_choice("experiment", "star_esy_ilm", ["lm1b_mdlm", "star_easy_ilm"], "experiment")

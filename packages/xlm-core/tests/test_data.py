@@ -1,0 +1,195 @@
+"""Order, seeds, preparation and reading: bit for bit the same for any number of workers and ranks."""
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from xlm.core.data import DataModule, PreparedTask, prepare
+from xlm.core.data.order import EvaluationOrder, TrainOrder
+from xlm.core.errors import XLMError
+from xlm.core.schema import LoaderSettings, TaskSettings
+
+
+def train_order(**changes: Any) -> TrainOrder:
+    arguments = {"num_rows": 10, "batch_size": 4, "num_batches": 5, "seed": 1, "rank": 0, "world_size": 1}
+    return TrainOrder(**(arguments | changes))
+
+
+def test_an_epoch_holds_every_row_once() -> None:
+    keys = [key for batch in train_order() for key in batch]
+    assert len(keys) == 20
+    for epoch in (keys[:10], keys[10:]):
+        assert sorted(index for index, _ in epoch) == list(range(10))
+    assert [index for index, _ in keys[:10]] != [index for index, _ in keys[10:]]
+    assert len({seed for _, seed in keys}) == 20
+
+
+def test_the_order_depends_on_the_seed() -> None:
+    assert list(train_order(num_rows=1000)) != list(train_order(num_rows=1000, seed=2))
+    assert list(train_order(num_rows=1000)) == list(train_order(num_rows=1000))
+
+
+def test_ranks_share_the_batches_of_one_process() -> None:
+    whole = list(train_order(batch_size=4))
+    halves = [list(train_order(batch_size=2, rank=rank, world_size=2)) for rank in (0, 1)]
+    for batch, left, right in zip(whole, *halves, strict=True):
+        assert Counter(batch) == Counter(left + right)
+
+
+def test_a_later_start_continues_the_stream() -> None:
+    order = train_order()
+    order.start_batch = 3
+    assert list(order) == list(train_order())[3:]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_reads_every_row_once(world_size: int) -> None:
+    orders = [
+        EvaluationOrder(num_rows=10, batch_size=3, seed=1, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    keys = [key for order in orders for batch in order for key in batch]
+    assert sorted(index for index, _ in keys) == list(range(10))
+    alone = dict(key for batch in EvaluationOrder(num_rows=10, batch_size=3, seed=1, rank=0, world_size=1) for key in batch)
+    assert dict(keys) == alone
+    assert all(len(list(order)) == len(order) for order in orders)
+
+
+TOY = "toy_family."
+
+
+@pytest.fixture
+def toy_task() -> TaskSettings:
+    return TaskSettings.model_validate(
+        {
+            "name": "toy",
+            "source": {"_target_": TOY + "toy_rows"},
+            "preprocess": {"_target_": TOY + "toy_preprocess"},
+            "tokenizer": {"_target_": TOY + "ToyTokenizer"},
+            "splits": {"train": "train", "val": "val", "test": "test"},
+        }
+    )
+
+
+@pytest.fixture
+def prepared(toy_task: TaskSettings, tmp_path: Path) -> PreparedTask:
+    from toy_family import ToyTokenizer, toy_preprocess, toy_rows
+
+    return prepare(
+        toy_task, source=toy_rows, preprocess=toy_preprocess, tokenizer=ToyTokenizer(), cache_dir=tmp_path
+    )
+
+
+def test_prepared_rows_and_their_card(prepared: PreparedTask) -> None:
+    assert not prepared.was_cached
+    card = prepared.cards["train"]
+    tokens = sum(1 + i % 3 + 1 for i in range(20))
+    assert (card.rows, card.tokens) == (20, tokens)
+    assert card.length_quantiles == {"0": 2, "0.5": 3, "0.95": 4, "1": 4}
+    assert prepared.load("val")[2]["target_ids"] == [3, 3, 3]
+
+
+def test_a_second_preparation_finds_the_first(toy_task: TaskSettings, prepared: PreparedTask, tmp_path: Path) -> None:
+    from toy_family import ToyTokenizer, toy_preprocess, toy_rows
+
+    again = prepare(
+        toy_task, source=toy_rows, preprocess=toy_preprocess, tokenizer=ToyTokenizer(), cache_dir=tmp_path
+    )
+    assert again.was_cached
+    assert again.folder == prepared.folder
+
+
+def test_an_interrupted_preparation_does_not_count(toy_task: TaskSettings, tmp_path: Path) -> None:
+    from toy_family import ToyTokenizer, toy_preprocess, toy_rows
+
+    def breaks(row: dict[str, Any], tokenizer: ToyTokenizer) -> dict[str, list[int]]:
+        if row["number"] == 2005:
+            raise RuntimeError("interrupted")
+        return toy_preprocess(row, tokenizer)
+
+    arguments = {"source": toy_rows, "tokenizer": ToyTokenizer(), "cache_dir": tmp_path}
+    with pytest.raises(RuntimeError, match="interrupted"):
+        prepare(toy_task, preprocess=breaks, **arguments)
+    assert not [path for path in (tmp_path / "toy").iterdir() if path.is_dir() and path.suffix != ".unfinished"]
+    done = prepare(toy_task, preprocess=breaks, **(arguments | {"source": partial(toy_rows, num_rows=5)}))
+    assert done.cards["test"].rows == 5
+
+
+def test_the_key_covers_settings_and_code(toy_task: TaskSettings, prepared: PreparedTask, tmp_path: Path) -> None:
+    from toy_family import ToyTokenizer, toy_preprocess, toy_rows
+
+    other = toy_task.model_copy(update={"source": {**toy_task.source, "num_rows": 7}})
+    changed = prepare(
+        other,
+        source=partial(toy_rows, num_rows=7),
+        preprocess=toy_preprocess,
+        tokenizer=ToyTokenizer(),
+        cache_dir=tmp_path,
+    )
+    assert changed.folder != prepared.folder
+
+
+def datamodule(prepared: PreparedTask, num_workers: int, **changes: Any) -> DataModule:
+    from toy_family import ToyCollator
+
+    settings = LoaderSettings.model_validate(
+        {"split": "train", "uses": ["loss"], "collator": {"_target_": TOY + "ToyCollator"}, "batch_size": 4,
+         "num_workers": num_workers, "max_rows": None} | changes
+    )  # fmt: skip
+    return DataModule(
+        prepared=prepared,
+        loaders={"train": {"lm": settings}, "val": {}, "test": {}},
+        collators={"train": {"lm": ToyCollator()}},
+        seed=5,
+        num_batches=12,
+    )
+
+
+def batches(loader: DataLoader[Any]) -> list[dict[str, Any]]:
+    return [{"seeds": loaded.seeds, **loaded.batch} for loaded in loader]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_batches_do_not_depend_on_workers(prepared: PreparedTask, num_workers: int) -> None:
+    alone = batches(datamodule(prepared, 0).train_dataloader())
+    others = batches(datamodule(prepared, num_workers).train_dataloader())
+    assert len(alone) == len(others) == 12
+    for left, right in zip(alone, others, strict=True):
+        assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_resumed_loader_continues_bit_for_bit(prepared: PreparedTask) -> None:
+    whole = batches(datamodule(prepared, 0).train_dataloader())
+    resumed = datamodule(prepared, 0)
+    resumed.load_state_dict({"batches_done": 5})
+    for left, right in zip(whole[5:], batches(resumed.train_dataloader()), strict=True):
+        assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_examples_are_tensors_of_their_own_length(prepared: PreparedTask) -> None:
+    rows = datamodule(prepared, 0).rows("train", "lm")
+    example = rows[(2, 77)]
+    assert example["seed"] == 77
+    assert example["target_ids"].tolist() == [3, 3, 3]
+    assert example["target_ids"].dtype == torch.int64
+    assert [len(row["target_ids"]) for row in rows.__getitems__([(4, 0), (0, 0), (4, 0)])] == [2, 1, 2]
+
+
+def test_rows_can_be_limited(prepared: PreparedTask) -> None:
+    assert len(datamodule(prepared, 0, max_rows=6).rows("train", "lm")) == 6
+
+
+def test_a_source_without_rows_is_reported(toy_task: TaskSettings, tmp_path: Path) -> None:
+    from toy_family import ToyTokenizer, toy_preprocess, toy_rows
+
+    nothing = partial(toy_rows, num_rows=0)
+    with pytest.raises(XLMError, match=r"task\.source: no rows for the split 'train'"):
+        prepare(
+            toy_task, source=nothing, preprocess=toy_preprocess, tokenizer=ToyTokenizer(), cache_dir=tmp_path
+        )

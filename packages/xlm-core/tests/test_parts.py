@@ -1,0 +1,117 @@
+"""Small parts: metrics, replay of traces, learning-rate schedules, the run folder."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from xlm.core.errors import XLMError
+from xlm.core.lr_schedules import WarmupSchedule
+from xlm.core.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric
+from xlm.core.predictions import PredictionWriter, decode, replay
+from xlm.core.run_folder import RunFolder
+
+
+def test_replay_inserts_and_writes() -> None:
+    from toy_family import ToyTrace
+
+    # row 1: insert 5; step 2: insert 7 left of it and 8 at the end; step 3: write 9 in the middle
+    edits = [(1, 1, 0, 0, 5), (1, 0, 0, 0, 3), (2, 1, 0, 0, 7), (2, 1, 0, 2, 8), (3, 1, 1, 1, 9)]
+    trace = ToyTrace(*torch.tensor(edits).T)
+    assert list(replay(trace, 1)) == [(1, [5], {0}), (2, [7, 5, 8], {0, 2}), (3, [7, 9, 8], {1})]
+    assert list(replay(trace, 0)) == [(1, [3], {0})]
+    assert list(replay(trace, 2)) == []
+
+
+def test_marks_shift_with_later_insertions_of_the_same_step() -> None:
+    from toy_family import ToyTrace
+
+    trace = ToyTrace(*torch.tensor([(1, 0, 0, 0, 1), (1, 0, 0, 0, 2), (1, 0, 0, 1, 3)]).T)
+    assert list(replay(trace, 0)) == [(1, [2, 3, 1], {0, 1, 2})]
+
+
+def test_parts_of_all_ranks_are_merged_in_the_order_of_rows(tmp_path: Path) -> None:
+    from toy_family import ToyPrediction, ToyTokenizer
+
+    tokenizer = ToyTokenizer()
+    writers = [
+        PredictionWriter(tmp_path / "p.jsonl", num_traces=0, rank=rank, world_size=2) for rank in (0, 1)
+    ]
+    for rank, writer in enumerate(writers):
+        for start in (rank, rank + 4):
+            ids = torch.tensor([[start], [start + 2]]) % 6
+            prediction = ToyPrediction(ids, torch.ones(2).long(), torch.ones(2).long(), None)
+            examples = [{"seed": 0, "target_ids": row} for row in ids]
+            writer.write("test/prediction", prediction, decode(prediction, examples, tokenizer), tokenizer)  # pyright: ignore[reportArgumentType]  # plain dicts are examples too
+        writer.close()
+    writers[0].merge()
+    records = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [record["row"] for record in records] == list(range(8))
+    assert [record["ids"] for record in records] == [[row % 6] for row in range(8)]
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+def test_likelihood_figures() -> None:
+    from toy_family import ToyLikelihood
+
+    nll = torch.tensor([2.0, 4.0, 9.0])
+    metric = SummedMetric[ToyLikelihood](LikelihoodMean())
+    metric.update(ToyLikelihood(nll[:2], torch.tensor([1, 3]), nll_kind="bound", num_draws=4))
+    metric.update(ToyLikelihood(nll[2:], torch.tensor([6]), nll_kind="bound", num_draws=4))
+    figures = metric.compute()
+    assert figures["nll"] == pytest.approx(5)
+    assert figures["nll_standard_error"] == pytest.approx(float(nll.std()) / math.sqrt(3))
+    assert figures["nll_per_token"] == pytest.approx(1.5)
+    assert figures["perplexity"] == pytest.approx(math.exp(1.5))
+    assert figures["bits_per_token"] == pytest.approx(1.5 / math.log(2))
+    assert (figures["is_bound"], figures["models_length"], figures["num_draws"]) == (1, 0, 4)
+
+
+@pytest.mark.parametrize("metric", [LossMean(), LikelihoodMean(), GenerationCost()])
+def test_empty_metrics_are_not_nan(metric: LossMean | LikelihoodMean | GenerationCost) -> None:
+    assert all(math.isfinite(value) for value in metric.compute().values())
+
+
+def learning_rates(schedule: WarmupSchedule, num_steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = schedule(optimizer, num_steps=num_steps)
+    rates: list[float] = []
+    for _ in range(num_steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("warmup", [5, 0.25])
+def test_warmup_in_steps_or_as_a_fraction(warmup: float) -> None:
+    rates = learning_rates(WarmupSchedule(name="linear", warmup=warmup), 20)
+    assert rates[:6] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[5:] == pytest.approx([1 - step / 15 for step in range(15)])
+
+
+def test_cosine_without_warmup() -> None:
+    rates = learning_rates(WarmupSchedule(name="cosine"), 10)
+    assert rates == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 10)) for step in range(10)])
+
+
+def test_negative_warmup_is_refused() -> None:
+    with pytest.raises(ValueError, match="warmup is -1"):
+        WarmupSchedule(name="cosine", warmup=-1)
+
+
+def test_the_best_checkpoint_is_preferred(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(XLMError, match="has no checkpoint"):
+        folder.best_checkpoint()
+    folder.checkpoints.mkdir()
+    for name in ("last.ckpt", "best-00000100.ckpt"):
+        (folder.checkpoints / name).touch()
+    assert folder.best_checkpoint().name == "best-00000100.ckpt"
+
+
+def test_results_of_jobs_never_share_a_folder(tmp_path: Path) -> None:
+    folders = {RunFolder(tmp_path).start_job("eval", {"a": 1}) for _ in range(3)}
+    assert len(folders) == 3
