@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from xlm.core.data import DataModule, PreparedTask, prepare
-from xlm.core.data.order import EvaluationOrder, TrainOrder
+from xlm.core.data.order import EvaluationOrder, RowKey, TrainOrder
 from xlm.core.errors import XLMError
 from xlm.core.schema import LoaderSettings, TaskSettings
 
@@ -24,9 +24,10 @@ def test_an_epoch_holds_every_row_once() -> None:
     keys = [key for batch in train_order() for key in batch]
     assert len(keys) == 20
     for epoch in (keys[:10], keys[10:]):
-        assert sorted(index for index, _ in epoch) == list(range(10))
-    assert [index for index, _ in keys[:10]] != [index for index, _ in keys[10:]]
-    assert len({seed for _, seed in keys}) == 20
+        assert sorted(key.index for key in epoch) == list(range(10))
+    assert [key.index for key in keys[:10]] != [key.index for key in keys[10:]]
+    assert [key.place for key in keys] == list(range(20))
+    assert len({key.seed for key in keys}) == 20
 
 
 def test_the_order_depends_on_the_seed() -> None:
@@ -54,9 +55,9 @@ def test_evaluation_reads_every_row_once(world_size: int) -> None:
         for rank in range(world_size)
     ]
     keys = [key for order in orders for batch in order for key in batch]
-    assert sorted(index for index, _ in keys) == list(range(10))
-    alone = dict(key for batch in EvaluationOrder(num_rows=10, batch_size=3, seed=1, rank=0, world_size=1) for key in batch)
-    assert dict(keys) == alone
+    assert sorted(key.index for key in keys) == list(range(10))
+    alone = EvaluationOrder(num_rows=10, batch_size=3, seed=1, rank=0, world_size=1)
+    assert set(keys) == {key for batch in alone for key in batch}
     assert all(len(list(order)) == len(order) for order in orders)
 
 
@@ -174,11 +175,11 @@ def test_a_resumed_loader_continues_bit_for_bit(prepared: PreparedTask) -> None:
 
 def test_examples_are_tensors_of_their_own_length(prepared: PreparedTask) -> None:
     rows = datamodule(prepared, 0).rows("train", "lm")
-    example = rows[(2, 77)]
-    assert example["seed"] == 77
+    example = rows[RowKey(index=2, seed=77, place=9)]
+    assert (example["seed"], example["place"]) == (77, 9)
     assert example["target_ids"].tolist() == [3, 3, 3]
     assert example["target_ids"].dtype == torch.int64
-    assert [len(row["target_ids"]) for row in rows.__getitems__([(4, 0), (0, 0), (4, 0)])] == [2, 1, 2]
+    assert [len(row["target_ids"]) for row in rows.__getitems__([RowKey(i, 0, 0) for i in (4, 0, 4)])] == [2, 1, 2]
 
 
 def test_rows_can_be_limited(prepared: PreparedTask) -> None:

@@ -324,6 +324,11 @@ class TestNetwork:
         model = RotaryTransformer(vocab_size=5, d_model=8, num_layers=1, num_heads=2)
         assert model.get_parameter("blocks.0.feed_forward.input.weight").shape == (32, 8)
 
+    def test_norm_eps_reaches_every_norm(self):
+        model = RotaryTransformer(vocab_size=5, d_model=8, num_layers=1, num_heads=2, norm_eps=0.5)
+        norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+        assert [norm.eps for norm in norms] == [0.5] * 3
+
     def test_there_are_no_buffers_and_the_meta_device_suffices(self):
         with torch.device("meta"):
             model = RotaryTransformer(vocab_size=50_000, d_model=1024, num_layers=2, num_heads=16)

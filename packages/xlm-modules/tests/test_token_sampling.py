@@ -108,6 +108,22 @@ class TestCategorical:
         uniforms = torch.tensor([0.999e-12, 1.001e-12], dtype=torch.float64)
         assert ints(categorical(rare, uniforms)) == [0, 1]
 
+    @pytest.mark.parametrize("number", [0.0, 0.25, 1 - 2.0**-53])
+    def test_a_cumulative_sum_that_is_not_monotone_does_no_harm(
+        self, monkeypatch: pytest.MonkeyPatch, number: float
+    ):
+        """Parallel sums, as on a GPU, round differently from column to column."""
+        cumsum = Tensor.cumsum
+
+        def rounded_cumsum(tensor: Tensor, dim: int) -> Tensor:
+            noise = 1e-15 * (-1) ** torch.arange(tensor.shape[dim], dtype=torch.float64)
+            return cumsum(tensor, dim) + noise
+
+        monkeypatch.setattr(Tensor, "cumsum", rounded_cumsum)
+        logits = torch.tensor([[-INFINITY, 0.0, -INFINITY, 0.0, -INFINITY, -INFINITY, -INFINITY]])
+        (drawn,) = ints(categorical(logits, torch.tensor([number], dtype=torch.float64)))
+        assert drawn == (1 if number < 0.5 else 3)
+
     def test_adding_a_constant_changes_nothing_however_large(self):
         logits = random_logits(200, 9).double().round(decimals=1)
         drawn = categorical(logits, uniforms_of(200))
@@ -201,8 +217,15 @@ class TestTopP:
         assert support(filter_top_p(logits, 0.75)) == [{0, 1}]
         assert support(filter_top_p(logits, 0.7500001)) == [{0, 1, 2}]
 
+    def test_of_equal_logits_those_with_the_lowest_ids_come_first(self):
+        logits = random_logits(60, 101).round()
+        assert support(filter_top_p(logits, 0.7)) == [
+            numpy_nucleus(row, 0.7) for row in logits.double().numpy()
+        ]
+
     def test_p_of_one_keeps_every_token_of_a_large_vocabulary(self):
         logits = random_logits(2, 50_000)
+        logits[:, 7] = -100  # the others sum up to 1 in float64
         assert torch.equal(filter_top_p(logits, 1.0), logits)
 
     def test_closed_tokens_stay_closed(self):

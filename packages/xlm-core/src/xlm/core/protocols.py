@@ -27,6 +27,8 @@ class Example(TypedDict):
 
     seed: int
     """Source of all randomness that touches this row (int64): a function of run seed, epoch and row."""
+    place: NotRequired[int]
+    """Place of the row in the stream of all processes and epochs; stratified noise follows it."""
     prompt_ids: NotRequired[Tensor]
     """(prompt,) int64: given text that stands left of the target."""
     target_ids: NotRequired[Tensor]

@@ -7,14 +7,24 @@ continues at place k*G. Evaluation reads every row exactly once, in order, with 
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import Sampler
 
 from xlm.modules import row_seeds
 
-RowKey = tuple[int, int]
-"""(index of the row in the data set, its seed)"""
+
+
+class RowKey(NamedTuple):
+    """Which row, and what belongs to it at this place of the stream."""
+
+    index: int
+    """Of the row in the data set."""
+    seed: int
+    place: int
+    """In the stream of all ranks and epochs; for stratified noise, say."""
+
 
 
 class TrainOrder(Sampler[list[RowKey]]):
@@ -53,7 +63,7 @@ class TrainOrder(Sampler[list[RowKey]]):
                     epoch = place // self.num_rows
                     permutation, seeds = self._epoch(epoch)
                 index = place % self.num_rows
-                keys.append((int(permutation[index]), int(seeds[index])))
+                keys.append(RowKey(int(permutation[index]), int(seeds[index]), place))
             yield keys
 
     def _epoch(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,4 +87,5 @@ class EvaluationOrder(Sampler[list[RowKey]]):
         seeds = row_seeds(self.seed, 0, torch.tensor(self.rows, dtype=torch.int64)).tolist()
         for start in range(0, len(self.rows), self.batch_size):
             stop = start + self.batch_size
-            yield list(zip(self.rows[start:stop], seeds[start:stop], strict=True))
+            rows = zip(self.rows[start:stop], seeds[start:stop], strict=True)
+            yield [RowKey(index, seed, index) for index, seed in rows]

@@ -31,11 +31,14 @@ class PreparedRows(Dataset[Example]):
 
     def __getitems__(self, keys: Sequence[RowKey]) -> list[Example]:
         """Examples of several keys (the data loader calls this once for a batch)."""
-        table = cast(pa.Table, self.rows[[index for index, _ in keys]])
+        table = cast(pa.Table, self.rows[[key.index for key in keys]])
         tensors = {name: _split(table, name) for name in self.columns}
         return [
-            cast(Example, {"seed": seed, **{name: tensors[name][i] for name in self.columns}})
-            for i, (_, seed) in enumerate(keys)
+            cast(
+                Example,
+                {"seed": key.seed, "place": key.place, **{name: tensors[name][i] for name in self.columns}},
+            )
+            for i, key in enumerate(keys)
         ]
 
 

@@ -91,7 +91,7 @@ class StarLevel:
 
 
 LEVELS = {
-    "tiny": StarLevel(degree=3, min_path_length=4, max_path_length=4, min_plan_length=3, num_labels=12),
+    "tiny": StarLevel(degree=3, min_path_length=3, max_path_length=3, min_plan_length=2, num_labels=12),
     "easy": StarLevel(degree=3, min_path_length=5, max_path_length=5, min_plan_length=4, num_labels=20),
     "medium": StarLevel(degree=3, min_path_length=3, max_path_length=6, min_plan_length=2, num_labels=20),
     "hard": StarLevel(degree=5, min_path_length=6, max_path_length=12, min_plan_length=5, num_labels=56),

@@ -1,0 +1,42 @@
+"""Compose a config and run a job in this process, as the command line does."""
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from xlm.core.discovery import providers
+from xlm.core.run import CORE_CONFIGS, check, register_search_path
+from xlm.core.schema import RunSettings
+
+EXPERIMENTS = list(providers("experiment"))
+
+
+def composed(experiment: str, *overrides: str) -> tuple[DictConfig, RunSettings]:
+    """A composed and checked config."""
+    register_search_path()
+    with initialize_config_dir(str(CORE_CONFIGS), version_base="1.3"):
+        config = compose("config", [f"experiment={experiment}", *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return config, check(config, dict(HydraConfig.get().runtime.choices))
+
+
+def run_fast(folder: Path, cache: Path, job_type: str, experiment: str, *overrides: str) -> dict[str, float]:
+    """Run a job with ``debug=fast`` on a few rows."""
+    from xlm.core import jobs
+
+    config, settings = composed(
+        experiment,
+        f"job_type={job_type}",
+        "job_name=fast",
+        "debug=fast",
+        f"output_dir={folder}",
+        f"datamodule.cache_dir={cache}",
+        "trainer.accelerator=cpu",
+        "trainer.devices=1",
+        "callbacks.progress=null",
+        *overrides,
+    )
+    return jobs.run(config, settings)

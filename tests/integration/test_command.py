@@ -1,0 +1,36 @@
+"""The command itself, in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+XLM = Path(sys.executable).with_name("xlm")
+
+
+def test_help_names_experiments_and_their_packages(tmp_path: Path) -> None:
+    output = subprocess.run([XLM, "--help"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert "star_tiny_ilm" in output
+    assert "xlm-ilm" in output
+
+
+def test_a_job_runs_and_tells_what_it_did(tmp_path: Path) -> None:
+    command = [
+        XLM,
+        "job_type=train",
+        "job_name=fast",
+        "experiment=star_tiny_ilm",
+        "debug=fast",
+        "task.source.num_rows={train: 64, val: 16, test: 16}",
+        f"datamodule.cache_dir={tmp_path / 'cache'}",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    for part in ("xlm train", "step 2", "generation 1", "exact_match", "predictions", "runs/fast/metrics.json"):
+        assert part in done.stdout, done.stdout
+    assert "Warning" not in done.stderr
+
+
+def test_a_misspelt_experiment_is_refused_with_the_closest(tmp_path: Path) -> None:
+    command = [XLM, "job_type=train", "job_name=x", "experiment=star_tny_ilm"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Did you mean star_tiny_ilm" in done.stderr
