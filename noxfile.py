@@ -6,6 +6,7 @@ declared dependencies only, so an undeclared import fails there.
 
 import os
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,10 +42,19 @@ def pytest(session: nox.Session, *arguments: str) -> None:
     session.run("pytest", *arguments, *session.posargs, env=ENVIRONMENT)
 
 
+def shape_checks(package: str) -> list[str]:
+    """Run the shape annotations of a package that has any, as pytest's options."""
+    metadata = tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text())
+    if not any(name.startswith("jaxtyping") for name in metadata["project"]["dependencies"]):
+        return []
+    module = "xlm.modules" if package == "xlm-modules" else package.replace("-", "_")
+    return [f"--jaxtyping-packages={module},beartype.beartype"]
+
+
 def test_session(package: str) -> Callable[[nox.Session], None]:
     def test(session: nox.Session) -> None:
         sync(session, "--package", package, "--group", "test")
-        pytest(session, f"packages/{package}/tests", "-q")
+        pytest(session, f"packages/{package}/tests", "-q", *shape_checks(package))
 
     test.__doc__ = f"Tests of {package}, with nothing installed but what it declares."
     return test

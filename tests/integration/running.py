@@ -19,7 +19,7 @@ def composed(experiment: str, *overrides: str) -> tuple[DictConfig, RunSettings]
     with initialize_config_dir(str(CORE_CONFIGS), version_base="1.3"):
         config = compose("config", [f"experiment={experiment}", *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
-    config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return config, check(config, dict(HydraConfig.get().runtime.choices))
 
 

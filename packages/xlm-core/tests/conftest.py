@@ -45,7 +45,7 @@ def compose_toy(tmp_path: Path) -> Compose:
                 return_hydra_config=True,
             )
         HydraConfig.instance().set_config(config)
-        config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         OmegaConf.set_struct(config, True)
         return config
 
@@ -63,5 +63,3 @@ def run_toy(compose_toy: Compose) -> Run:
         return jobs.run(config, check(config, dict(HydraConfig.get().runtime.choices)))
 
     return run
-
-

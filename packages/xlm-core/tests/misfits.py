@@ -46,7 +46,9 @@ class EndlessPredictor:
 
     evaluations_in_the_check: ClassVar[int] = 0
 
-    def __call__(self, model: nn.Module, batch: ToyBatch, seeds: Tensor, *, trace: bool = False) -> ToyPrediction:
+    def __call__(
+        self, model: nn.Module, batch: ToyBatch, seeds: Tensor, *, trace: bool = False
+    ) -> ToyPrediction:
         for evaluation in range(1000):
             if not trace and evaluation == 10:
                 raise TimeoutError

@@ -14,25 +14,24 @@ from xlm.core.run import check
 from .conftest import Compose, Run
 
 MISFITS = {
-    "no such class": ("loss={_target_: toy_family.NoLoss}", "loss: could not make toy_family.NoLoss"),
-    "wrong argument": ("+model.size=3", "model: could not make toy_family.ToyModel"),
-    "not callable": ("loss={_target_: toy_family.ToyTokenizer}", "slot Loss .config key `loss`. .*ToyTokenizer.* no __call__"),
-    "other arguments": ("predictor={_target_: toy_family.ToyLoss}", "slot Predictor .*cannot be called as"),
-    "no tensors": ("loss={_target_: misfits.FloatLoss}", "loss_sum is 1.0, not a scalar tensor"),
-    "no fields": ("loss={_target_: misfits.TensorLoss}", "its output Tensor has no loss_sum, loss_count, terms"),
-    "not finite": ("loss={_target_: misfits.NanLoss}", "loss_sum is nan on the first rows"),
-    "detached": ("loss={_target_: misfits.DetachedLoss}", "slot Loss .*does not require grad"),
-    "no likelihood": ("loss={_target_: misfits.NoLikelihood}", "no likelihood.model, batch., which `datamodule.val.lm.uses`"),
-    "raises": ("predictor={_target_: misfits.BrokenPredictor}", "failed on the first rows:\n  KeyError: 'positions'"),
-    "metric": ("task.metrics.exact={_target_: toy_family.ToyLoss}", "slot Metric .*has no sums, reset, update, compute"),
-    "tokenizer": ("task.tokenizer={_target_: toy_family.ToyLoss}", "slot Tokenizer .*has no encode"),
-    "collator": ("datamodule.train.lm.collator={_target_: misfits.BrokenCollator}", "datamodule.train.lm.collator.*IndexError"),
-}  # fmt: skip
+    "loss={_target_: toy_family.NoLoss}": "loss: could not make toy_family.NoLoss",
+    "+model.size=3": "model: could not make toy_family.ToyModel",
+    "loss={_target_: toy_family.ToyTokenizer}": "slot Loss .config key `loss`. .*ToyTokenizer.* no __call__",
+    "predictor={_target_: toy_family.ToyLoss}": "slot Predictor .*cannot be called as",
+    "loss={_target_: misfits.FloatLoss}": "loss_sum is 1.0, not a scalar tensor",
+    "loss={_target_: misfits.TensorLoss}": "its output Tensor has no loss_sum, loss_count, terms",
+    "loss={_target_: misfits.NanLoss}": "loss_sum is nan on the first rows",
+    "loss={_target_: misfits.DetachedLoss}": "slot Loss .*does not require grad",
+    "loss={_target_: misfits.NoLikelihood}": "no likelihood.model, batch., which `datamodule.val.lm.uses`",
+    "predictor={_target_: misfits.BrokenPredictor}": "failed on the first rows:\n  KeyError: 'positions'",
+    "task.metrics.exact={_target_: toy_family.ToyLoss}": "slot Metric .*has no sums, reset, update, compute",
+    "task.tokenizer={_target_: toy_family.ToyLoss}": "slot Tokenizer .*has no encode",
+    "datamodule.train.lm.collator={_target_: misfits.BrokenCollator}": "train.lm.collator.*IndexError",
+}
 
 
-@pytest.mark.parametrize("name", MISFITS)
-def test_a_misfit_is_named_before_training(name: str, run_toy: Run) -> None:
-    override, message = MISFITS[name]
+@pytest.mark.parametrize(("override", "message"), MISFITS.items())
+def test_a_misfit_is_named_before_training(override: str, message: str, run_toy: Run) -> None:
     with pytest.raises(XLMError, match=f"(?s){message}"):
         run_toy("job_type=train", override)
 

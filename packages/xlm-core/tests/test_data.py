@@ -24,8 +24,8 @@ def test_an_epoch_holds_every_row_once() -> None:
     keys = [key for batch in train_order() for key in batch]
     assert len(keys) == 20
     for epoch in (keys[:10], keys[10:]):
-        assert sorted(key.index for key in epoch) == list(range(10))
-    assert [key.index for key in keys[:10]] != [key.index for key in keys[10:]]
+        assert sorted(key.row for key in epoch) == list(range(10))
+    assert [key.row for key in keys[:10]] != [key.row for key in keys[10:]]
     assert [key.place for key in keys] == list(range(20))
     assert len({key.seed for key in keys}) == 20
 
@@ -55,7 +55,7 @@ def test_evaluation_reads_every_row_once(world_size: int) -> None:
         for rank in range(world_size)
     ]
     keys = [key for order in orders for batch in order for key in batch]
-    assert sorted(key.index for key in keys) == list(range(10))
+    assert sorted(key.row for key in keys) == list(range(10))
     alone = EvaluationOrder(num_rows=10, batch_size=3, seed=1, rank=0, world_size=1)
     assert set(keys) == {key for batch in alone for key in batch}
     assert all(len(list(order)) == len(order) for order in orders)
@@ -77,13 +77,16 @@ def toy_task() -> TaskSettings:
     )
 
 
-@pytest.fixture
-def prepared(toy_task: TaskSettings, tmp_path: Path) -> PreparedTask:
+def prepare_toy(task: TaskSettings, cache_dir: Path, **changes: Any) -> PreparedTask:
     from toy_family import ToyTokenizer, toy_preprocess, toy_rows
 
-    return prepare(
-        toy_task, source=toy_rows, preprocess=toy_preprocess, tokenizer=ToyTokenizer(), cache_dir=tmp_path
-    )
+    slots: dict[str, Any] = {"source": toy_rows, "preprocess": toy_preprocess, "tokenizer": ToyTokenizer()}
+    return prepare(task, cache_dir=cache_dir, **(slots | changes))
+
+
+@pytest.fixture
+def prepared(toy_task: TaskSettings, tmp_path: Path) -> PreparedTask:
+    return prepare_toy(toy_task, tmp_path)
 
 
 def test_prepared_rows_and_their_card(prepared: PreparedTask) -> None:
@@ -95,43 +98,36 @@ def test_prepared_rows_and_their_card(prepared: PreparedTask) -> None:
     assert prepared.load("val")[2]["target_ids"] == [3, 3, 3]
 
 
-def test_a_second_preparation_finds_the_first(toy_task: TaskSettings, prepared: PreparedTask, tmp_path: Path) -> None:
-    from toy_family import ToyTokenizer, toy_preprocess, toy_rows
-
-    again = prepare(
-        toy_task, source=toy_rows, preprocess=toy_preprocess, tokenizer=ToyTokenizer(), cache_dir=tmp_path
-    )
+def test_a_second_preparation_finds_the_first(
+    toy_task: TaskSettings, prepared: PreparedTask, tmp_path: Path
+) -> None:
+    again = prepare_toy(toy_task, tmp_path)
     assert again.was_cached
     assert again.folder == prepared.folder
 
 
 def test_an_interrupted_preparation_does_not_count(toy_task: TaskSettings, tmp_path: Path) -> None:
-    from toy_family import ToyTokenizer, toy_preprocess, toy_rows
+    from toy_family import toy_preprocess, toy_rows
 
-    def breaks(row: dict[str, Any], tokenizer: ToyTokenizer) -> dict[str, list[int]]:
+    def breaks(row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
         if row["number"] == 2005:
             raise RuntimeError("interrupted")
         return toy_preprocess(row, tokenizer)
 
-    arguments = {"source": toy_rows, "tokenizer": ToyTokenizer(), "cache_dir": tmp_path}
     with pytest.raises(RuntimeError, match="interrupted"):
-        prepare(toy_task, preprocess=breaks, **arguments)
-    assert not [path for path in (tmp_path / "toy").iterdir() if path.is_dir() and path.suffix != ".unfinished"]
-    done = prepare(toy_task, preprocess=breaks, **(arguments | {"source": partial(toy_rows, num_rows=5)}))
+        prepare_toy(toy_task, tmp_path, preprocess=breaks)
+    folders = [path for path in (tmp_path / "toy").iterdir() if path.is_dir()]
+    assert [path.suffix for path in folders] == [".unfinished"]
+    done = prepare_toy(toy_task, tmp_path, preprocess=breaks, source=partial(toy_rows, num_rows=5))
+    assert not done.was_cached
     assert done.cards["test"].rows == 5
 
 
-def test_the_key_covers_settings_and_code(toy_task: TaskSettings, prepared: PreparedTask, tmp_path: Path) -> None:
-    from toy_family import ToyTokenizer, toy_preprocess, toy_rows
+def test_the_key_covers_the_settings(toy_task: TaskSettings, prepared: PreparedTask, tmp_path: Path) -> None:
+    from toy_family import toy_rows
 
     other = toy_task.model_copy(update={"source": {**toy_task.source, "num_rows": 7}})
-    changed = prepare(
-        other,
-        source=partial(toy_rows, num_rows=7),
-        preprocess=toy_preprocess,
-        tokenizer=ToyTokenizer(),
-        cache_dir=tmp_path,
-    )
+    changed = prepare_toy(other, tmp_path, source=partial(toy_rows, num_rows=7))
     assert changed.folder != prepared.folder
 
 
@@ -175,11 +171,12 @@ def test_a_resumed_loader_continues_bit_for_bit(prepared: PreparedTask) -> None:
 
 def test_examples_are_tensors_of_their_own_length(prepared: PreparedTask) -> None:
     rows = datamodule(prepared, 0).rows("train", "lm")
-    example = rows[RowKey(index=2, seed=77, place=9)]
+    example: Any = rows[RowKey(row=2, seed=77, place=9)]
     assert (example["seed"], example["place"]) == (77, 9)
     assert example["target_ids"].tolist() == [3, 3, 3]
     assert example["target_ids"].dtype == torch.int64
-    assert [len(row["target_ids"]) for row in rows.__getitems__([RowKey(i, 0, 0) for i in (4, 0, 4)])] == [2, 1, 2]
+    several: list[Any] = rows.__getitems__([RowKey(i, 0, 0) for i in (4, 0, 4)])
+    assert [len(row["target_ids"]) for row in several] == [2, 1, 2]
 
 
 def test_rows_can_be_limited(prepared: PreparedTask) -> None:
@@ -187,10 +184,7 @@ def test_rows_can_be_limited(prepared: PreparedTask) -> None:
 
 
 def test_a_source_without_rows_is_reported(toy_task: TaskSettings, tmp_path: Path) -> None:
-    from toy_family import ToyTokenizer, toy_preprocess, toy_rows
+    from toy_family import toy_rows
 
-    nothing = partial(toy_rows, num_rows=0)
     with pytest.raises(XLMError, match=r"task\.source: no rows for the split 'train'"):
-        prepare(
-            toy_task, source=nothing, preprocess=toy_preprocess, tokenizer=ToyTokenizer(), cache_dir=tmp_path
-        )
+        prepare_toy(toy_task, tmp_path, source=partial(toy_rows, num_rows=0))

@@ -92,7 +92,12 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(run_toy: Run,
         path = tmp_path / "runs" / name / "checkpoints" / "last.ckpt"
         return torch.load(path, weights_only=True)["state_dict"]["model.bias"]
 
-    schedule = ("lr_scheduler=constant", "test_after_training=false", "+model.dropout=0.3", "optimizer.lr=0.01")
+    schedule = (
+        "lr_scheduler=constant",
+        "test_after_training=false",
+        "+model.dropout=0.3",
+        "optimizer.lr=0.01",
+    )
     run_toy("job_type=train", "job_name=whole", *schedule, "trainer.max_steps=20")
     run_toy("job_type=train", "job_name=parts", *schedule, "trainer.max_steps=13")
     assert not torch.equal(bias("whole"), bias("parts"))
@@ -112,7 +117,9 @@ def test_accumulated_micro_batches_equal_one_batch(run_toy: Run, tmp_path: Path)
     torch.testing.assert_close(weights[0], weights[1])
 
 
-def test_prepare_data_makes_and_finds(run_toy: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_data_makes_and_finds(
+    run_toy: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_toy("job_type=prepare_data")
     assert "prepared in" in capsys.readouterr().out
     run_toy("job_type=prepare_data")
@@ -135,7 +142,13 @@ def test_debug_groups_run(run_toy: Run, debug: str) -> None:
 
 
 def test_ema_weights_are_what_is_evaluated(run_toy: Run, tmp_path: Path) -> None:
-    run_toy("job_type=train", "callbacks=ema", "callbacks.ema.decay=0.5", "callbacks.progress=null", "optimizer.lr=0.01")
+    run_toy(
+        "job_type=train",
+        "callbacks=ema",
+        "callbacks.ema.decay=0.5",
+        "callbacks.progress=null",
+        "optimizer.lr=0.01",
+    )
     checkpoint = torch.load(tmp_path / "runs/toy/checkpoints/last.ckpt", weights_only=True)
     average = checkpoint["state_dict"]["model.bias"]
     assert not torch.equal(average, checkpoint["current_model_state"]["model.bias"])

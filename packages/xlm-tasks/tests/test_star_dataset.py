@@ -135,4 +135,11 @@ def test_rows_make_a_hugging_face_dataset(tmp_path: Path) -> None:
     arguments = {"split": "val", "level": SMALL, "num_rows": SMALL_ROWS, "seed": 0}
     dataset_class = import_module("datasets").Dataset  # `datasets` ships no types
     dataset = dataset_class.from_generator(star_rows, gen_kwargs=arguments, cache_dir=str(tmp_path))
-    assert dataset.to_list() == list(star_rows("val", level=SMALL, num_rows=SMALL_ROWS, seed=0))
+    rows = list(star_rows("val", level=SMALL, num_rows=SMALL_ROWS, seed=0))
+    assert dataset.to_list() == rows
+
+    tokenizer = NumberTokenizer(8)
+    encoded = dataset.map(
+        encode_star, fn_kwargs={"tokenizer": tokenizer}, remove_columns=dataset.column_names
+    )
+    assert encoded.to_list() == [encode_star(row, tokenizer) for row in rows]

@@ -22,7 +22,6 @@ from xlm.core.predictions import PredictionWriter
 from xlm.core.run_folder import RunFolder
 from xlm.core.schema import JobType, RunSettings
 
-
 HARMLESS_WARNINGS = (
     ".*does not have many workers.*",  # the default of the small tasks, on purpose
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run; its config was compared before

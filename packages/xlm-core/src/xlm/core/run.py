@@ -67,11 +67,11 @@ def check(config: DictConfig, choices: dict[str, Any]) -> RunSettings:
 
 
 def missing_keys(node: object, prefix: str = "") -> Iterator[str]:
-    """Dotted names of the mandatory keys without a value (OmegaConf's own search fails on references to them)."""
+    """Mandatory keys without a value, dotted (OmegaConf's own search stops at references to them)."""
     if node == "???":
         yield prefix
     elif isinstance(node, Mapping):
-        for key, value in cast(Mapping[str, object], node).items():
+        for key, value in cast("Mapping[str, object]", node).items():
             yield from missing_keys(value, f"{prefix}.{key}" if prefix else key)
 
 

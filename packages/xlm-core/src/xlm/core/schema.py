@@ -47,6 +47,7 @@ class TaskSettings(Settings):
     preprocess: Slot
     tokenizer: Slot
     splits: dict[Stage, str]
+    max_target_length: Annotated[int, Field(ge=1)] | None = None
     metrics: dict[str, Slot] = {}
 
 
@@ -123,7 +124,7 @@ class RunSettings(Settings):
     show_generations: Annotated[int, Field(ge=0)]
     monitor: str
     monitor_mode: Literal["min", "max"]
-    vocab: dict[str, int | None]
+    vocab: dict[str, int | list[int] | None]
     task: TaskSettings
     model: Slot
     loss: Slot

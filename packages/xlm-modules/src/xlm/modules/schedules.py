@@ -12,7 +12,7 @@ four methods on tensors of any shape, each computed in the dtype of its argument
     d_alpha(t)      its derivative by t, at most 0
     inverse(alpha)  the time at which alpha is reached; an alpha in [0, eps) gives a time just above 1
     loss_weight(t)  -alpha'(t) / (1 - alpha(t)), the weight of the cross-entropy of masked tokens in the
-                    continuous-time bound (eq. 10 of the paper); it grows like 1/t towards t = 0
+                    continuous-time bound of the paper; it grows like 1/t towards t = 0
 
 A new schedule is one more such class: nothing to inherit, nothing to register. The formulas are arranged so
 that they keep their relative precision at both ends, where the textbook forms cancel (1 - cos near t = 0,

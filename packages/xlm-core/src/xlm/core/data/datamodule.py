@@ -112,7 +112,7 @@ class DataModule(lightning.LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, int]:
-        # Counted in whole optimizer steps: micro-batches after the last one have left no trace in the weights.
+        # In whole optimizer steps: micro-batches after the last one have left no trace in the weights.
         assert self.trainer is not None
         return {"batches_done": self.trainer.global_step * self.trainer.accumulate_grad_batches}
 

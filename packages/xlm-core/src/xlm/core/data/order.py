@@ -15,16 +15,14 @@ from torch.utils.data import Sampler
 from xlm.modules import row_seeds
 
 
-
 class RowKey(NamedTuple):
     """Which row, and what belongs to it at this place of the stream."""
 
-    index: int
-    """Of the row in the data set."""
+    row: int
+    """Its index in the data set."""
     seed: int
     place: int
     """In the stream of all ranks and epochs; for stratified noise, say."""
-
 
 
 class TrainOrder(Sampler[list[RowKey]]):

@@ -13,7 +13,11 @@ from torch.utils.data import Dataset
 from xlm.core.data.order import RowKey
 from xlm.core.protocols import Example
 
-TENSOR_COLUMNS: dict[str, type[np.generic]] = {"prompt_ids": np.int64, "target_ids": np.int64, "fixed": np.bool_}
+TENSOR_COLUMNS: dict[str, type[np.generic]] = {
+    "prompt_ids": np.int64,
+    "target_ids": np.int64,
+    "fixed": np.bool_,
+}
 
 
 class PreparedRows(Dataset[Example]):
@@ -31,18 +35,18 @@ class PreparedRows(Dataset[Example]):
 
     def __getitems__(self, keys: Sequence[RowKey]) -> list[Example]:
         """Examples of several keys (the data loader calls this once for a batch)."""
-        table = cast(pa.Table, self.rows[[key.index for key in keys]])
+        table = cast("pa.Table", self.rows[[key.row for key in keys]])
         tensors = {name: _split(table, name) for name in self.columns}
         return [
             cast(
-                Example,
+                "Example",
                 {"seed": key.seed, "place": key.place, **{name: tensors[name][i] for name in self.columns}},
             )
             for i, key in enumerate(keys)
         ]
 
 
-def _split(table: pa.Table, name: str) -> Sequence[Tensor]:
+def _split(table: pa.Table, name: str) -> Sequence[Tensor]:  # pyright: ignore[reportUnknownParameterType]  # pyarrow has no types
     """The lists of a column as tensors that share one buffer."""
     lists = table.column(name).combine_chunks()
     offsets = lists.offsets.to_numpy()

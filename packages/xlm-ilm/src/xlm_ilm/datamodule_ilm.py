@@ -1,0 +1,228 @@
+"""Collators: examples to batches. The noise of the insertion language model, dropping tokens, lives here.
+
+A row is ``[CLS] prompt... [BOS] target...``; only target tokens that are not fixed can be dropped.
+
+Which slots are open. A slot is the place right of a column. Those of CLS and of the prompt are closed. The
+others are open where the example has, or may have, a missing token: the slot of BOS unless the first target
+token is fixed; the slot of a fixed token only if a token that is not fixed comes next in the example; the
+slot of any other target token always.
+
+All randomness of a row comes from its seed, so a row looks the same in every batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xlm.modules import uniform
+from xlm_ilm.types_ilm import ILMBatch, ILMExample, ILMPromptBatch
+
+_STREAM_COUNT = 0
+_STREAM_SUBSET = 1
+_NO_IDS = torch.empty(0, dtype=torch.int64)
+
+
+class ILMCollator:
+    """Drops tokens at random, for the training loss and the likelihood.
+
+    From a target with L tokens that are not fixed, N ~ U{0..L} tokens are dropped, all subsets of N being
+    equally likely (Patel et al. 2025, arXiv:2505.05755, section 3).
+
+    Args:
+        pad_id: Id of the padding.
+        cls_id: Id of the token that the stop head reads.
+        bos_id: Id of the token left of the target.
+        max_length: The most target tokens, fixed ones included; None for no limit.
+        num_draws: K, the number of consecutive rows made from each example. Their N are stratified: draw k
+            has N = floor((L + 1) (k + u_k) / K) with u_k ~ U(0, 1), so their mean of any function of the row
+            is unbiased and varies less than with independent draws. 1 in training.
+
+    Raises:
+        ValueError: If num_draws is below 1.
+    """
+
+    def __init__(
+        self, *, pad_id: int, cls_id: int, bos_id: int, max_length: int | None = None, num_draws: int = 1
+    ) -> None:
+        if num_draws < 1:
+            raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+        self._layout = _Layout(pad_id=pad_id, cls_id=cls_id, bos_id=bos_id)
+        self._max_length = max_length
+        self._num_draws = num_draws
+
+    def __call__(self, examples: Sequence[ILMExample]) -> ILMBatch:
+        """Make a batch of len(examples) * num_draws rows, padded to the longest.
+
+        Raises:
+            ValueError: If there are no examples, a target is longer than max_length, or ``fixed`` does not
+                fit its target.
+        """
+        repeated = [example for example in examples for _ in range(self._num_draws)]
+        targets = _read_targets(repeated, self._max_length)
+        num_missing = targets.missing.sum(1)
+        num_dropped, index = self._draw(repeated, targets.missing, num_missing)
+        row = torch.repeat_interleave(num_dropped)
+        kept = targets.exists.clone()
+        kept[row, index] = False
+        rows = self._layout.pack(repeated, targets, kept)
+        return {
+            "input_ids": rows.input_ids,
+            "attention_mask": rows.attention_mask,
+            "open_slots": rows.open_slots,
+            "target_row": row,
+            # A dropped token would stand right of the last survivor on its left.
+            "target_slot": rows.column[row, index] - 1,
+            "target_token": targets.token[row, index],
+            "num_dropped": num_dropped,
+            "num_missing": num_missing,
+            "num_draws": torch.tensor(self._num_draws),
+        }
+
+    def _draw(
+        self, examples: Sequence[ILMExample], missing: Tensor, num_missing: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """N of each row (rows,), and where in their targets the dropped tokens stand, row by row (drops,)."""
+        seeds = torch.tensor([example["seed"] for example in examples], dtype=torch.int64)
+        draw = torch.arange(len(examples)) % self._num_draws
+        level = uniform(seeds, 1, step=draw, stream=_STREAM_COUNT).squeeze(1)
+        quantile = (draw + level) / self._num_draws
+        # The largest quantile of many draws can round to 1, hence the clamp.
+        num_dropped = ((num_missing + 1) * quantile).long().clamp(max=num_missing)
+
+        # The N tokens with the smallest keys are a uniform subset. Fixed tokens and padding come last.
+        keys = uniform(seeds, missing.shape[1], step=draw, stream=_STREAM_SUBSET)
+        order = keys.masked_fill(~missing, 1.0).argsort(dim=1)
+        chosen = torch.arange(missing.shape[1]) < num_dropped.unsqueeze(1)
+        return num_dropped, order.masked_select(chosen)
+
+
+class ILMPromptCollator:
+    """Keeps what is given, for generation: the prompt, and of the target only the fixed tokens.
+
+    Args:
+        pad_id: Id of the padding.
+        cls_id: Id of the token that the stop head reads.
+        bos_id: Id of the token left of the target.
+        max_length: The most target tokens to generate, fixed ones included.
+    """
+
+    def __init__(self, *, pad_id: int, cls_id: int, bos_id: int, max_length: int) -> None:
+        self._layout = _Layout(pad_id=pad_id, cls_id=cls_id, bos_id=bos_id)
+        self._max_length = max_length
+
+    def __call__(self, examples: Sequence[ILMExample]) -> ILMPromptBatch:
+        """Make a batch of len(examples) rows, padded to the longest.
+
+        A target without ``fixed`` is a reference only: nothing of it is read but its length.
+
+        Raises:
+            ValueError: If there are no examples, a target is longer than max_length, or ``fixed`` does not
+                fit its target.
+        """
+        targets = _read_targets(examples, self._max_length)
+        given = targets.exists & ~targets.missing
+        rows = self._layout.pack(examples, targets, given)
+        return {
+            "input_ids": rows.input_ids,
+            "attention_mask": rows.attention_mask,
+            "open_slots": rows.open_slots,
+            "target_start": rows.target_start,
+            "room": self._max_length - given.sum(1),
+        }
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """The targets side by side, padded to the longest; every field has shape (rows, target)."""
+
+    token: Tensor
+    exists: Tensor
+    """False at padding."""
+    missing: Tensor
+    """True at tokens that are not fixed."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Packed rows, shape (rows, length) where nothing else is said."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    open_slots: Tensor
+    target_start: Tensor
+    """(rows,) first column right of BOS."""
+    column: Tensor
+    """(rows, target) column of each target token; of one that is not kept, where it would be inserted."""
+
+
+def _read_targets(examples: Sequence[ILMExample], max_length: int | None) -> _Targets:
+    if not examples:
+        raise ValueError("cannot collate an empty list of examples")
+    ids = [example.get("target_ids", _NO_IDS) for example in examples]
+    lengths = [len(row) for row in ids]
+    longest = max(lengths)
+    if max_length is not None and longest > max_length:
+        raise ValueError(
+            f"example {lengths.index(longest)} of the batch has {longest} target tokens, the limit is "
+            f"max_length={max_length}: leave such examples out, or raise the limit"
+        )
+    exists = torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)
+    token = torch.zeros(exists.shape, dtype=torch.int64).masked_scatter(exists, torch.cat(ids))
+    fixed = torch.cat([_fixed(example, length) for example, length in zip(examples, lengths, strict=True)])
+    missing = torch.zeros_like(exists).masked_scatter(exists, ~fixed)
+    return _Targets(token=token, exists=exists, missing=missing)
+
+
+def _fixed(example: ILMExample, length: int) -> Tensor:
+    fixed = example.get("fixed")
+    if fixed is None:
+        return torch.zeros(length, dtype=torch.bool)
+    if len(fixed) != length:
+        raise ValueError(f"'fixed' has {len(fixed)} entries for {length} target tokens")
+    return fixed
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the tokens of a row stand."""
+
+    pad_id: int
+    cls_id: int
+    bos_id: int
+
+    def pack(self, examples: Sequence[ILMExample], targets: _Targets, kept: Tensor) -> _Rows:
+        """Rows of the prompts and the ``kept`` (rows, target) target tokens."""
+        prompts = [example.get("prompt_ids", _NO_IDS) for example in examples]
+        bos_column = torch.tensor([[1 + len(prompt)] for prompt in prompts])
+        target_start = bos_column + 1
+        target_column = target_start + kept.cumsum(1) - kept.long()
+        size = target_start + kept.sum(1, keepdim=True)
+        width = int(size.max())
+
+        # What is not kept is written into one more column, which is then cut off.
+        place = target_column.where(kept, width)
+        column = torch.arange(width + 1)
+        input_ids = torch.full((len(examples), width + 1), self.pad_id)
+        input_ids[:, 0] = self.cls_id
+        input_ids.masked_scatter_((column >= 1) & (column < bos_column), torch.cat(prompts))
+        input_ids.scatter_(1, bos_column, self.bos_id).scatter_(1, place, targets.token)
+
+        first_fixed = (targets.exists & ~targets.missing)[:, :1].any(1, keepdim=True)
+        open_slots = (column == bos_column) & ~first_fixed
+        open_slots.scatter_(1, place, _open_after(targets))
+        return _Rows(
+            input_ids=input_ids[:, :width].contiguous(),
+            attention_mask=column[:width] < size,
+            open_slots=open_slots[:, :width].contiguous(),
+            target_start=target_start.squeeze(1),
+            column=target_column,
+        )
+
+
+def _open_after(targets: _Targets) -> Tensor:
+    """(rows, target) whether the slot of a target token is open: see the head of this file."""
+    missing_next = torch.zeros_like(targets.missing)
+    missing_next[:, :-1] = targets.missing[:, 1:]
+    return targets.missing | missing_next

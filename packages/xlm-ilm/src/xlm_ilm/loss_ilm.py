@@ -1,0 +1,185 @@
+"""The training objective of the insertion language model and its likelihood bound.
+
+A row z is what is left of a sequence x of L tokens after dropping N of them; c[k, v] counts the tokens v that
+were dropped from slot k, so that their sum is N. With
+
+    J[k, v] = log softmax of the token logits, jointly over all open slots k and allowed tokens v of the row
+
+the terms of a row are (Patel et al. 2025, arXiv:2505.05755, section 3)
+
+    token = -(1/N) sum_{k,v} c[k, v] J[k, v]      (0 if N = 0)
+    stop  = -log P(stop | z) if N = 0, otherwise -log P(go on | z).
+
+Logits are computed only at the open slots of rows with N > 0, and sums run over the list of dropped tokens:
+there is no target tensor of shape (rows, length, vocab).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xlm_ilm.types_ilm import ILMBatch, ILMLikelihood, ILMLossOutput, call_model
+
+RowWeight = Literal["one", "length_plus_one"]
+
+
+class ILMLoss:
+    """sum over rows of w (token + stop_weight * stop).
+
+    Which row weight gives the law of the data. N is uniform on 0..L, so a row stands for 1/(L + 1) of its
+    sequence. For data of one length both weights have the same minimiser, whose samples follow the data. For
+    data of several lengths "one", the published objective, generates short sequences too often;
+    "length_plus_one" does not: its expectation, with the other weights at 1, is the bound that
+    :meth:`likelihood` estimates, plus log L!.
+
+    Args:
+        row_weight: w. "one", or "length_plus_one" for L + 1 with L the number of tokens that can be dropped.
+        stop_weight: Weight of the stop term, at least 0.
+        stop_class_weight: Weights the stop term by this number, in [0, 1], where N = 0 and by one minus it
+            where N > 0. None for no weighting. Only for the stop head.
+        suppressed_ids: Token ids that are never inserted and stay outside the softmax: exactly those of the
+            predictor.
+        head: What the network's head predicts: "stop", whether N > 0; or "length", N itself, with cross
+            entropy as its term. Class 0 is N = 0 in both.
+
+    Raises:
+        ValueError: If an option is outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        row_weight: RowWeight = "one",
+        stop_weight: float = 1.0,
+        stop_class_weight: float | None = None,
+        suppressed_ids: Sequence[int] = (),
+        head: Literal["stop", "length"] = "stop",
+    ) -> None:
+        if row_weight not in ("one", "length_plus_one"):
+            raise ValueError(f"row_weight must be 'one' or 'length_plus_one', got {row_weight!r}")
+        if head not in ("stop", "length"):
+            raise ValueError(f"head must be 'stop' or 'length', got {head!r}")
+        if not 0 <= stop_weight < math.inf:
+            raise ValueError(f"stop_weight must be at least 0, got {stop_weight}")
+        if stop_class_weight is not None and (head == "length" or not 0 <= stop_class_weight <= 1):
+            raise ValueError(
+                f"stop_class_weight must be None or in [0, 1], and None with head='length', "
+                f"got {stop_class_weight} with head={head!r}"
+            )
+        self._row_weight = row_weight
+        self._stop_weight = stop_weight
+        self._stop_class_weight = stop_class_weight
+        self._suppressed_ids = list(suppressed_ids)
+        self._head = head
+
+    def __call__(self, model: nn.Module, batch: ILMBatch) -> ILMLossOutput:
+        """Evaluate the network on a batch.
+
+        Raises:
+            ValueError: If a dropped token is among suppressed_ids, or N exceeds the length head.
+        """
+        token, stop_logits = self._token_terms(model, batch)
+        num_dropped = batch["num_dropped"]
+        weight = self._row_weights(batch)
+        token_sum = (weight * token).sum()
+        stop_sum = (weight * self._stop_weight * self._stop_terms(stop_logits, num_dropped)).sum()
+        says_complete = stop_logits.detach().argmax(-1) == 0
+        return ILMLossOutput(
+            loss_sum=token_sum + stop_sum,
+            loss_count=torch.tensor(len(num_dropped), device=num_dropped.device),
+            terms={"token": token_sum, "stop": stop_sum},
+            num_dropped=num_dropped.sum(),
+            num_stop_correct=(says_complete == (num_dropped == 0)).sum(),
+        )
+
+    def likelihood(self, model: nn.Module, batch: ILMBatch) -> ILMLikelihood:
+        """Estimate an upper bound of -log p(x), whatever the weights of the training loss.
+
+        The chain that stops with P(stop | z) and otherwise inserts v into k with probability exp J[k, v] can
+        write x in L! orders. Jensen's inequality with the uniform law over orders gives
+
+            -log p(x) <= (L + 1) E_N E_z [token + stop] - log L!
+
+        and the mean over the rows of an example estimates the expectation without bias. It holds for a
+        predictor that draws to stop, has no filters and the same suppressed ids; for data of several lengths
+        the minimum is reached under row_weight="length_plus_one". A length head stops with P(N = 0).
+        """
+        token, stop_logits = self._token_terms(model, batch)
+        log_class = stop_logits.to(torch.float64).log_softmax(-1)
+        complete = batch["num_dropped"] == 0
+        stop = -torch.where(complete, log_class[:, 0], log_class[:, 1:].logsumexp(-1))
+        size = batch["num_missing"].to(torch.float64)
+        bound = (size + 1) * (token + stop) - torch.lgamma(size + 1)
+        num_draws = int(batch["num_draws"])
+        return ILMLikelihood(
+            nll=bound.view(-1, num_draws).mean(1),
+            num_tokens=batch["num_missing"][::num_draws],
+            nll_kind="bound",
+            num_draws=num_draws,
+            models_length=True,
+        )
+
+    def _token_terms(self, model: nn.Module, batch: ILMBatch) -> tuple[Tensor, Tensor]:
+        """The token term of each row (rows,), and the stop logits (rows, classes)."""
+        num_dropped = batch["num_dropped"]
+        wanted = (batch["open_slots"] & (num_dropped > 0).unsqueeze(1)).flatten()
+        cells = wanted.nonzero().squeeze(1)
+        output = call_model(model, batch["input_ids"], batch["attention_mask"], positions=cells)
+        logits = self._allowed_logits(output.token_logits, batch["target_token"])
+
+        length = batch["input_ids"].shape[1]
+        log_total = _log_sum_exp_by_row(logits.logsumexp(-1), cells // length, len(num_dropped))
+        cell_number = wanted.cumsum(0) - 1
+        target_cell = cell_number[batch["target_row"] * length + batch["target_slot"]]
+        log_joint = logits[target_cell, batch["target_token"]] - log_total[batch["target_row"]]
+        summed = log_joint.new_zeros(len(num_dropped)).index_add(0, batch["target_row"], log_joint)
+        return -summed / num_dropped.clamp(min=1), _at_least_float32(output.stop_logits)
+
+    def _allowed_logits(self, logits: Tensor, target_token: Tensor) -> Tensor:
+        """(cells, vocab) logits with -inf at suppressed tokens."""
+        logits = _at_least_float32(logits)
+        if not self._suppressed_ids:
+            return logits
+        suppressed = torch.tensor(self._suppressed_ids, device=logits.device)
+        clash = target_token[torch.isin(target_token, suppressed)]
+        if len(clash) > 0:
+            raise ValueError(
+                f"the targets hold token id {int(clash[0])}, which has probability 0 as one of suppressed_ids"
+            )
+        return logits.index_fill(1, suppressed, -math.inf)
+
+    def _stop_terms(self, stop_logits: Tensor, num_dropped: Tensor) -> Tensor:
+        """(rows,) cross entropy of the stop head."""
+        if self._head == "length":
+            most, classes = int(num_dropped.max()), stop_logits.shape[1]
+            if most >= classes:
+                raise ValueError(f"a row misses {most} tokens, the length head has classes 0..{classes - 1}")
+            return F.cross_entropy(stop_logits, num_dropped, reduction="none")
+        label = (num_dropped > 0).long()
+        entropy = F.cross_entropy(stop_logits, label, reduction="none")
+        weight = self._stop_class_weight
+        return (
+            entropy if weight is None else torch.where(label == 0, weight * entropy, (1 - weight) * entropy)
+        )
+
+    def _row_weights(self, batch: ILMBatch) -> Tensor:
+        """(rows,) weight of each row."""
+        if self._row_weight == "one":
+            return torch.ones_like(batch["num_missing"])
+        return batch["num_missing"] + 1
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _log_sum_exp_by_row(values: Tensor, row: Tensor, num_rows: int) -> Tensor:
+    """(rows,) log of the sum of exp(values) over the entries of each row; -inf for a row without entries."""
+    highest = values.new_full((num_rows,), -math.inf).scatter_reduce(0, row, values.detach(), "amax")
+    total = values.new_zeros(num_rows).index_add(0, row, (values - highest[row]).exp())
+    # log(1) at rows without entries: log(0) has no gradient to multiply by 0.
+    return highest + total.masked_fill(total == 0, 1.0).log()

@@ -1,0 +1,142 @@
+"""The network: a bidirectional transformer that scores insertions, and a head that says when to stop.
+
+It sees neither time nor noise level: how much is missing has to be read off the row itself. Hidden states go
+through a last norm before the token head (the published code has none there).
+"""
+
+from typing import Literal
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from xlm.modules import RotaryTransformer
+from xlm_ilm.types_ilm import ILMOutput
+
+Head = Literal["stop", "length"]
+
+
+class StopHead(nn.Module):
+    """Residual tanh MLP and a linear classifier: W (x + W2 tanh(W1 LN(x) + b1) + b2).
+
+    Args:
+        d_model: Width of the hidden states.
+        d_ff: Width of the inner layer.
+        num_classes: Number of classes.
+    """
+
+    def __init__(self, *, d_model: int, d_ff: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.inner = nn.Linear(d_model, d_ff)
+        self.outer = nn.Linear(d_ff, d_model)
+        self.classifier = nn.Linear(d_model, num_classes, bias=False)
+
+    def forward(self, hidden: Float[Tensor, "*shape d_model"]) -> Float[Tensor, "*shape classes"]:
+        """Logits of the classes."""
+        update: Tensor = self.outer(self.inner(self.norm(hidden)).tanh())
+        logits: Tensor = self.classifier(hidden + update)
+        return logits
+
+
+class ILM(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="xlm-ilm",
+    tags=["insertion-language-model", "text-generation"],
+    license="mit",
+    paper_url="https://arxiv.org/abs/2505.05755",
+):
+    """Insertion language model (Patel et al. 2025, arXiv:2505.05755).
+
+    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` keep the weights as safetensors beside a
+    ``config.json`` with the arguments below.
+
+    Args:
+        vocab_size: Number of token ids, special tokens included.
+        d_model: Width of the hidden states.
+        num_layers: Number of blocks.
+        num_heads: Number of attention heads; divides d_model.
+        d_ff: Width of the inner layers; None for 4 * d_model.
+        dropout: Probability of dropping an entry of a block's update, in training.
+        activation: Of the blocks: "gelu" (tanh form) or "relu".
+        rotary_dim: Coordinates of each head to rotate, even; None for all.
+        head: What is read at CLS. "stop": whether anything is missing (class 0: nothing). "length": how many
+            tokens are missing.
+        num_length_classes: Classes of the length head, one more than the largest number of missing tokens.
+
+    Raises:
+        ValueError: If num_length_classes is missing for the length head, or given without it.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        num_layers: int,
+        num_heads: int,
+        d_ff: int | None = None,
+        dropout: float = 0.0,
+        activation: Literal["gelu", "relu"] = "gelu",
+        rotary_dim: int | None = None,
+        head: Head = "stop",
+        num_length_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        if (head == "length") != (num_length_classes is not None):
+            raise ValueError(
+                f"head='length' needs num_length_classes and head='stop' has none, "
+                f"got head={head!r} and num_length_classes={num_length_classes}"
+            )
+        self.transformer = RotaryTransformer(
+            vocab_size=vocab_size,
+            d_model=d_model,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            d_ff=d_ff,
+            dropout=dropout,
+            activation=activation,
+            rotary_dim=rotary_dim,
+        )
+        self.token_head = nn.Linear(d_model, vocab_size, bias=False)
+        self.stop_head = StopHead(
+            d_model=d_model,
+            d_ff=4 * d_model if d_ff is None else d_ff,
+            num_classes=2 if num_length_classes is None else num_length_classes,
+        )
+        for name, parameter in (*self.token_head.named_parameters(), *self.stop_head.named_parameters()):
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "rows length"],
+        attention_mask: Bool[Tensor, "rows length"] | None = None,
+        position_ids: Int[Tensor, "rows length"] | None = None,
+        *,
+        positions: Int[Tensor, " cells"] | None = None,
+    ) -> ILMOutput:
+        """Scores of insertions and of stopping.
+
+        Args:
+            input_ids: Rows that begin with CLS, shape (rows, length).
+            attention_mask: True at real tokens, shape (rows, length); None if there is no padding.
+            position_ids: Position of each token in the text, shape (rows, length): the columns need not be in
+                the order of the text, except that CLS is the first. By default they are.
+            positions: Cells to compute token logits for, as indices into the rows * length cells,
+                shape (cells,). None for all of them.
+
+        Returns:
+            Token logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab); stop logits,
+            shape (rows, classes).
+        """
+        hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids)
+        stop_logits: Tensor = self.stop_head(hidden[:, 0])
+        if positions is not None:
+            hidden = torch.index_select(hidden.flatten(0, 1), 0, positions)
+        token_logits: Tensor = self.token_head(hidden)
+        return ILMOutput(token_logits=token_logits, stop_logits=stop_logits)

@@ -1,0 +1,354 @@
+"""Inference: a row is written by inserting tokens until the stop head, or a limit, ends it.
+
+A step evaluates the network once on the rows that still go on. From the same evaluation each row first
+decides whether to stop, and otherwise inserts. A new token is appended to the row's buffer at the row's own
+length, with the position right of its slot, and the positions of the tokens on its right grow by one: nothing
+moves in memory, and the text is read off the positions at the end.
+
+The draws of a row depend on its seed, the step and the purpose only, so it comes out the same in any batch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from xlm.modules import sample_tokens, uniform
+from xlm_ilm.types_ilm import ILMPrediction, ILMPromptBatch, ILMTrace, call_model
+
+_STREAM_STOP = 0
+_STREAM_INSERT = 1
+
+
+class ILMPredictor:
+    """Sampler of the insertion language model (Patel et al. 2025, arXiv:2505.05755, section 3).
+
+    The law that the likelihood of :class:`xlm_ilm.ILMLoss` belongs to is that of ``stop="draw"`` without
+    temperatures and filters and with one insertion per step. Call it with the network in evaluation mode:
+    dropout is the one thing that the seeds do not govern.
+
+    Args:
+        pad_id: Id that fills the rows of the result.
+        suppressed_ids: Token ids that are never inserted: those of the loss.
+        max_new_tokens: The most tokens to insert; None for the room that the batch gives each row.
+        stop: "threshold": a row stops when P(stop) >= stop_threshold, as published. "draw": it stops with
+            probability P(stop), the law that the network is trained for.
+        stop_threshold: In (0, 1]. Only read with stop="threshold". Usual is 0.9, and 0.5 with a length head.
+        stop_temperature: Divides the stop logits, greater than 0.
+        sampling: "joint": slot and token are drawn together. "two_stage": first the slot from its marginal
+            probability, then the token given the slot. Without temperatures and filters this is the same law.
+        temperature: Of the joint law, or of the token given the slot; at least 0, where 0 takes the most
+            probable.
+        top_k: Pairs, or tokens given the slot, to choose from; None for all.
+        top_p: Mass of the pairs, or tokens given the slot, to choose from; None for all.
+        slot_temperature: Of the slot with sampling="two_stage"; at least 0.
+        slot_top_k: Slots to choose from with sampling="two_stage"; None for all.
+        slot_top_p: Mass of the slots to choose from with sampling="two_stage"; None for all.
+        insertions_per_step: Tokens to insert per evaluation, into distinct slots: each next one is drawn in
+            the same way from the slots that remain.
+
+    Raises:
+        ValueError: If an option is outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        pad_id: int,
+        suppressed_ids: Sequence[int] = (),
+        max_new_tokens: int | None = None,
+        stop: Literal["threshold", "draw"] = "threshold",
+        stop_threshold: float = 0.9,
+        stop_temperature: float = 1.0,
+        sampling: Literal["joint", "two_stage"] = "joint",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        slot_temperature: float = 1.0,
+        slot_top_k: int | None = None,
+        slot_top_p: float | None = None,
+        insertions_per_step: int = 1,
+    ) -> None:
+        slot_options = (slot_temperature, slot_top_k, slot_top_p)
+        _require(
+            max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0"
+        )
+        _require(stop in ("threshold", "draw"), "stop", stop, "'threshold' or 'draw'")
+        _require(0 < stop_threshold <= 1, "stop_threshold", stop_threshold, "in (0, 1]")
+        _require(stop_temperature > 0, "stop_temperature", stop_temperature, "greater than 0")
+        _require(sampling in ("joint", "two_stage"), "sampling", sampling, "'joint' or 'two_stage'")
+        _require(
+            sampling == "two_stage" or slot_options == (1.0, None, None),
+            "slot_temperature, slot_top_k, slot_top_p",
+            slot_options,
+            "left out with sampling='joint', which draws slot and token together",
+        )
+        for name, value in (("temperature", temperature), ("slot_temperature", slot_temperature)):
+            _require(value >= 0, name, value, "at least 0")
+        for name, value in (("top_k", top_k), ("slot_top_k", slot_top_k)):
+            _require(value is None or value >= 1, name, value, "None or at least 1")
+        for name, value in (("top_p", top_p), ("slot_top_p", slot_top_p)):
+            _require(value is None or 0 < value <= 1, name, value, "None or in (0, 1]")
+        _require(insertions_per_step >= 1, "insertions_per_step", insertions_per_step, "at least 1")
+        self._pad_id = pad_id
+        self._suppressed_ids = list(suppressed_ids)
+        self._max_new_tokens = max_new_tokens
+        self._stop = stop
+        self._stop_threshold = stop_threshold
+        self._stop_temperature = stop_temperature
+        self._sampling = sampling
+        self._temperature = temperature
+        self._top_k = top_k
+        self._top_p = top_p
+        self._slot_temperature = slot_temperature
+        self._slot_top_k = slot_top_k
+        self._slot_top_p = slot_top_p
+        self._insertions_per_step = insertions_per_step
+
+    @torch.no_grad()
+    def __call__(
+        self, model: nn.Module, batch: ILMPromptBatch, seeds: Tensor, *, trace: bool = False
+    ) -> ILMPrediction:
+        """Generate a target for each row.
+
+        Args:
+            model: The network, see :meth:`xlm_ilm.ILM.forward`.
+            batch: The given parts, from :class:`xlm_ilm.ILMPromptCollator`.
+            seeds: (rows,) int64, the source of all draws.
+            trace: Whether to record the insertions.
+
+        Returns:
+            The targets. A row that reaches its limit, or has no open slot, keeps what it has.
+        """
+        text = _Text.start(batch, self._max_new_tokens)
+        edits = [text.given_edits()]
+        nfe = torch.zeros_like(seeds)
+        step = 0
+        # Rows without room or slot leave before an evaluation, rows that stop after one.
+        rows = text.growing(torch.arange(len(seeds), device=seeds.device))
+        while len(rows) > 0:
+            step += 1
+            nfe[rows] += 1
+            input_ids, attention_mask, position_ids = text.window(rows)
+            cells = _Cells.of(text.open_slots[rows, : input_ids.shape[1]])
+            output = call_model(model, input_ids, attention_mask, position_ids, positions=cells.flat)
+            stops = self._draw_stop(output.stop_logits, seeds[rows], step)
+            edits += self._insert(text, rows, cells, ~stops, output.token_logits, seeds[rows], step)
+            rows = text.growing(rows[~stops])
+        ids, lengths = text.targets(self._pad_id)
+        return ILMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=_read_edits(edits) if trace else None)
+
+    def _draw_stop(self, stop_logits: Tensor, seeds: Tensor, step: int) -> Tensor:
+        """(rows,) True where a row stops."""
+        stop_probability = (stop_logits.to(torch.float64) / self._stop_temperature).softmax(-1)[:, 0]
+        if self._stop == "threshold":
+            return stop_probability >= self._stop_threshold
+        return uniform(seeds, 1, step=step, stream=_STREAM_STOP).squeeze(1) < stop_probability
+
+    def _insert(
+        self,
+        text: "_Text",
+        rows: Tensor,
+        cells: "_Cells",
+        goes_on: Tensor,
+        token_logits: Tensor,
+        seeds: Tensor,
+        step: int,
+    ) -> list[Tensor]:
+        """Insert into each row that goes on, and return the edits."""
+        suppressed = torch.tensor(self._suppressed_ids, dtype=torch.int64, device=token_logits.device)
+        logits = token_logits.index_fill(1, suppressed, -math.inf)
+        scores = self._scores(logits, cells)
+        free = cells.exists & goes_on.unsqueeze(1)
+        edits: list[Tensor] = []
+        for insertion in range(self._insertions_per_step):
+            able = (free.any(1) & (text.room[rows] > 0)).nonzero().squeeze(1)
+            if len(able) == 0:
+                break
+            uniforms = uniform(seeds[able], 2, step=step, stream=_STREAM_INSERT + insertion)
+            slot, token = self._draw_insertion(logits, scores, cells, free, able, uniforms)
+            free[able, slot] = False
+            gap = text.insert(rows[able], cells.column[able, slot], token)
+            edits.append(_edits(step, rows[able], gap, token))
+        return edits
+
+    @property
+    def _draws_pairs(self) -> bool:
+        """Whether the draw needs the flattened joint law, and not only its slot marginal."""
+        filtered = self._top_k is not None or self._top_p is not None
+        return self._sampling == "joint" and filtered and self._temperature > 0
+
+    def _scores(self, logits: Tensor, cells: "_Cells") -> Tensor:
+        """Log-weights of slots (rows, slots) or pairs (rows, slots, vocab); -inf where there is no slot."""
+        if self._draws_pairs:
+            return cells.spread(logits)
+        if self._sampling == "two_stage":
+            return cells.spread(logits.logsumexp(-1))
+        if self._temperature == 0:
+            return cells.spread(logits.amax(-1))
+        return cells.spread((logits / self._temperature).logsumexp(-1))
+
+    def _draw_insertion(
+        self, logits: Tensor, scores: Tensor, cells: "_Cells", free: Tensor, able: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One slot, as its number among the row's open slots, and one token for each of the ``able`` rows."""
+        if self._draws_pairs:
+            pairs = scores[able].masked_fill(~free[able].unsqueeze(2), -math.inf).flatten(1)
+            pair = sample_tokens(
+                pairs, uniforms[:, 0], temperature=self._temperature, top_k=self._top_k, top_p=self._top_p
+            )
+            return pair // scores.shape[2], pair % scores.shape[2]
+        greedy = self._sampling == "joint" and self._temperature == 0
+        slot = sample_tokens(
+            scores[able].masked_fill(~free[able], -math.inf),
+            uniforms[:, 0],
+            temperature=0.0 if greedy else self._slot_temperature,
+            top_k=self._slot_top_k,
+            top_p=self._slot_top_p,
+        )
+        token = sample_tokens(
+            logits[cells.first[able] + slot],
+            uniforms[:, 1],
+            temperature=self._temperature,
+            top_k=self._top_k,
+            top_p=self._top_p,
+        )
+        return slot, token
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The open slots of some rows, numbered row by row, in the order of the columns."""
+
+    flat: Tensor
+    """(cells,) index into the rows * length cells."""
+    row: Tensor
+    """(cells,)"""
+    slot: Tensor
+    """(cells,) number of the slot among the open ones of its row."""
+    first: Tensor
+    """(rows,) number of the row's first cell."""
+    column: Tensor
+    """(rows, slots) column of each slot."""
+    exists: Tensor
+    """(rows, slots) False beyond the number of open slots of a row."""
+
+    @staticmethod
+    def of(open_slots: Tensor) -> "_Cells":
+        num_open = open_slots.sum(1)
+        row, column = open_slots.nonzero(as_tuple=True)
+        first = num_open.cumsum(0) - num_open
+        slot = torch.arange(len(row), device=row.device) - first[row]
+        exists = torch.arange(int(num_open.max()), device=row.device) < num_open.unsqueeze(1)
+        columns = torch.zeros(exists.shape, dtype=torch.int64, device=row.device)
+        columns[row, slot] = column
+        flat = row * open_slots.shape[1] + column
+        return _Cells(flat=flat, row=row, slot=slot, first=first, column=columns, exists=exists)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values of cells (cells, ...) by row and slot (rows, slots, ...); -inf where there is no slot."""
+        table = values.new_full((*self.exists.shape, *values.shape[1:]), -math.inf)
+        table[self.row, self.slot] = values
+        return table
+
+
+@dataclass
+class _Text:
+    """The rows while they grow: tokens in the order of insertion, with their positions."""
+
+    input_ids: Tensor
+    """(rows, capacity)"""
+    position_ids: Tensor
+    """(rows, capacity); without meaning from column ``size`` on, as the other two of this shape."""
+    open_slots: Tensor
+    """(rows, capacity)"""
+    size: Tensor
+    """(rows,) columns in use."""
+    room: Tensor
+    """(rows,) tokens that may still be inserted."""
+    target_start: Tensor
+    """(rows,) position of the first target token."""
+
+    @staticmethod
+    def start(batch: ILMPromptBatch, max_new_tokens: int | None) -> "_Text":
+        rows, length = batch["input_ids"].shape
+        room = batch["room"] if max_new_tokens is None else batch["room"].clamp(max=max_new_tokens)
+        capacity = length + (max(int(room.max()), 0) if rows > 0 else 0)
+        position_ids = torch.arange(capacity, device=room.device).expand(rows, capacity)
+        return _Text(
+            input_ids=_widen(batch["input_ids"], capacity),
+            position_ids=position_ids.clone(),
+            open_slots=_widen(batch["open_slots"], capacity),
+            size=batch["attention_mask"].sum(1),
+            room=room.clone(),
+            target_start=batch["target_start"],
+        )
+
+    def growing(self, rows: Tensor) -> Tensor:
+        """Those of the ``rows`` that can take another token."""
+        return rows[(self.room[rows] > 0) & self.open_slots[rows].any(1)]
+
+    def window(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids, attention mask and positions of the rows, as wide as the longest of them."""
+        size = self.size[rows]
+        width = int(size.max())
+        attention_mask = torch.arange(width, device=size.device) < size.unsqueeze(1)
+        return self.input_ids[rows, :width], attention_mask, self.position_ids[rows, :width]
+
+    def insert(self, rows: Tensor, column: Tensor, token: Tensor) -> Tensor:
+        """Insert a token right of a column into each of the rows; return the gaps of the targets (rows,)."""
+        position = self.position_ids[rows, column] + 1
+        old = self.position_ids[rows]
+        self.position_ids[rows] = old + (old >= position.unsqueeze(1))
+        end = self.size[rows]
+        self.input_ids[rows, end] = token
+        self.position_ids[rows, end] = position
+        self.open_slots[rows, end] = True
+        self.size[rows] += 1
+        self.room[rows] -= 1
+        return position - self.target_start[rows]
+
+    def targets(self, pad_id: int) -> tuple[Tensor, Tensor]:
+        """Target tokens in the order of the text, padded (rows, width), and their number (rows,)."""
+        row, column, place = self._target_cells()
+        lengths = torch.bincount(row, minlength=len(self.size))
+        ids = self.input_ids.new_full((len(lengths), int(lengths.max()) if len(lengths) > 0 else 0), pad_id)
+        ids[row, place] = self.input_ids[row, column]
+        return ids, lengths
+
+    def given_edits(self) -> Tensor:
+        """Insertions that build the given targets, from left to right."""
+        row, column, place = self._target_cells()
+        return _edits(0, row, place, self.input_ids[row, column])
+
+    def _target_cells(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, column and place in its target of each target token, (tokens,) each."""
+        place = self.position_ids - self.target_start.unsqueeze(1)
+        used = torch.arange(place.shape[1], device=place.device) < self.size.unsqueeze(1)
+        row, column = (used & (place >= 0)).nonzero(as_tuple=True)
+        return row, column, place[row, column]
+
+
+def _widen(table: Tensor, capacity: int) -> Tensor:
+    """(rows, capacity) copy with zeros, or False, in the new columns."""
+    wide = table.new_zeros(len(table), capacity)
+    wide[:, : table.shape[1]] = table
+    return wide
+
+
+def _edits(step: int, row: Tensor, position: Tensor, token: Tensor) -> Tensor:
+    """(5, edits) the fields of :class:`ILMTrace`, in their order, for insertions of one step."""
+    return torch.stack([torch.full_like(row, step), row, torch.zeros_like(row), position, token])
+
+
+def _read_edits(edits: list[Tensor]) -> ILMTrace:
+    step, row, operation, position, token = torch.cat(edits, dim=1)
+    return ILMTrace(step=step, row=row, operation=operation, position=position, token=token)
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")

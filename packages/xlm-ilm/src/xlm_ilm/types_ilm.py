@@ -1,0 +1,160 @@
+"""What the parts of the insertion language model hand to each other.
+
+Axes: ``rows`` of a batch, ``length`` columns of the longest row, ``vocab`` token ids, ``drops`` dropped
+tokens of all rows together, ``cells`` places whose logits are computed, ``edits`` of a trace.
+
+A row is ``[CLS] prompt... [BOS] target...``, packed to the left with padding on its right. Slot k is the
+place immediately right of column k. Only slots of BOS and of target tokens can be open, that is, receive a
+token; :mod:`xlm_ilm.datamodule_ilm` has the rule.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, NotRequired, TypedDict
+
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor, nn
+
+
+class ILMExample(TypedDict):
+    """One row of data: token ids without special tokens.
+
+    Which keys there are tells the task: only ``target_ids`` is language modelling, ``prompt_ids`` besides it
+    prefix to suffix, ``fixed`` infilling, and neither of them unconditional generation.
+    """
+
+    seed: int
+    """Source of all randomness of the row (int64)."""
+    prompt_ids: NotRequired[Int[Tensor, " prompt"]]
+    """Given text left of the target."""
+    target_ids: NotRequired[Int[Tensor, " target"]]
+    """The text to model or to generate."""
+    fixed: NotRequired[Bool[Tensor, " target"]]
+    """True at target tokens that are given (infilling)."""
+
+
+class ILMBatch(TypedDict):
+    """Rows with some target tokens dropped, for the training loss and the likelihood."""
+
+    input_ids: Int[Tensor, "rows length"]
+    """What is left of each row after dropping."""
+    attention_mask: Bool[Tensor, "rows length"]
+    """True at real tokens."""
+    open_slots: Bool[Tensor, "rows length"]
+    """True at columns whose slot may receive a token."""
+    target_row: Int[Tensor, " drops"]
+    """Row of each dropped token; ascending."""
+    target_slot: Int[Tensor, " drops"]
+    """Column of the nearest surviving token on its left: the slot that it was dropped from."""
+    target_token: Int[Tensor, " drops"]
+    """Its id. A token dropped c times from one slot stands here c times."""
+    num_dropped: Int[Tensor, " rows"]
+    """N, the number of tokens dropped from each row."""
+    num_missing: Int[Tensor, " rows"]
+    """L, the number of target tokens that are not given: those that N counts from."""
+    num_draws: Int[Tensor, ""]
+    """K, the number of consecutive rows made from one example."""
+
+
+class ILMPromptBatch(TypedDict):
+    """The given part of each row, for generation."""
+
+    input_ids: Int[Tensor, "rows length"]
+    """Special, prompt and fixed target tokens."""
+    attention_mask: Bool[Tensor, "rows length"]
+    """True at real tokens."""
+    open_slots: Bool[Tensor, "rows length"]
+    """True at columns whose slot may receive a token."""
+    target_start: Int[Tensor, " rows"]
+    """First column right of BOS."""
+    room: Int[Tensor, " rows"]
+    """The most tokens that may be inserted."""
+
+
+class ILMOutput(NamedTuple):
+    """What the network returns: a tuple, so that FSDP and other wrappers find the tensors in it."""
+
+    token_logits: Float[Tensor, "cells vocab"] | Float[Tensor, "rows length vocab"]
+    """Scores of inserting each token right of a cell, for the cells that were asked for."""
+    stop_logits: Float[Tensor, "rows classes"]
+    """Scores of the classes of the stop head; class 0 says that nothing is missing."""
+
+
+@dataclass(frozen=True)
+class ILMLossOutput:
+    """The loss as sums over rows, with counts for :class:`xlm_ilm.ILMLossMetrics`."""
+
+    loss_sum: Float[Tensor, ""]
+    """What is differentiated: the sum of the terms."""
+    loss_count: Int[Tensor, ""]
+    """Number of rows, the normaliser of every sum here."""
+    terms: dict[str, Float[Tensor, ""]]
+    """``token`` and ``stop``, weighted as in the loss."""
+    num_dropped: Int[Tensor, ""]
+    """Dropped tokens of all rows."""
+    num_stop_correct: Int[Tensor, ""]
+    """Rows whose most probable class is right about whether anything is missing."""
+
+
+@dataclass(frozen=True)
+class ILMLikelihood:
+    """Estimate of an upper bound of -log p(missing tokens and their number | given tokens)."""
+
+    nll: Float64[Tensor, " examples"]
+    """Nats per example, averaged over the draws."""
+    num_tokens: Int[Tensor, " examples"]
+    """Target tokens that are scored, i.e. that are not given."""
+    nll_kind: Literal["exact", "bound"]
+    """Whether the expectation of ``nll`` is the value itself or an upper bound of it."""
+    num_draws: int
+    """Draws averaged for each example."""
+    models_length: bool
+    """Whether the number of tokens is part of what is scored."""
+
+
+@dataclass(frozen=True)
+class ILMTrace:
+    """How the targets came to be: one entry per insertion, in order.
+
+    Replaying the insertions of a row from the empty sequence gives its ids.
+    """
+
+    step: Int[Tensor, " edits"]
+    """0 for given tokens, then the evaluation of the network, from 1, that led to the insertion."""
+    row: Int[Tensor, " edits"]
+    """Row of the batch."""
+    operation: Int[Tensor, " edits"]
+    """Always 0: insert ``token`` into gap ``position``."""
+    position: Int[Tensor, " edits"]
+    """Gap of the target as it is at that moment, 0 to its length."""
+    token: Int[Tensor, " edits"]
+    """Token id."""
+
+
+@dataclass(frozen=True)
+class ILMPrediction:
+    """Generated targets: what stands right of BOS, given tokens of infilling included."""
+
+    ids: Int[Tensor, "rows width"]
+    """Target tokens, padded on the right."""
+    lengths: Int[Tensor, " rows"]
+    """Number of target tokens."""
+    nfe: Int[Tensor, " rows"]
+    """Evaluations of the network that the row took part in."""
+    trace: ILMTrace | None
+    """The insertions, when asked for."""
+
+
+def call_model(
+    model: nn.Module,
+    input_ids: Int[Tensor, "rows length"],
+    attention_mask: Bool[Tensor, "rows length"],
+    position_ids: Int[Tensor, "rows length"] | None = None,
+    *,
+    positions: Int[Tensor, " cells"],
+) -> ILMOutput:
+    """Call the network as the loss and the predictor do; for the arguments see :meth:`xlm_ilm.ILM.forward`.
+
+    ``nn.Module.__call__`` is untyped: here its result gets its type.
+    """
+    output: ILMOutput = model(input_ids, attention_mask, position_ids, positions=positions)
+    return output

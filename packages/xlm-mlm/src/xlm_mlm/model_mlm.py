@@ -1,0 +1,94 @@
+"""The network: a bidirectional transformer that predicts the tokens of masked cells.
+
+It sees neither time nor mask rate: both can be read off the row, and the best prediction given the visible tokens
+does not depend on them.
+"""
+
+from typing import Literal
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from xlm.modules import RotaryTransformer
+
+
+class MLM(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="xlm-mlm",
+    tags=["masked-language-model", "text-generation"],
+    license="mit",
+    paper_url="https://arxiv.org/abs/1904.09324",
+):
+    """Masked language model for generation (Ghazvininejad et al. 2019, arXiv:1904.09324).
+
+    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` keep the weights as safetensors beside a
+    ``config.json`` with the arguments below.
+
+    Args:
+        vocab_size: Number of token ids, special tokens included.
+        d_model: Width of the hidden states.
+        num_layers: Number of blocks.
+        num_heads: Number of attention heads; divides d_model.
+        d_ff: Width of the inner layers; None for 4 * d_model.
+        dropout: Probability of dropping an entry of a block's update, in training.
+        activation: Of the blocks: "gelu" (tanh form) or "relu".
+        rotary_dim: Coordinates of each head to rotate, even; None for all.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        num_layers: int,
+        num_heads: int,
+        d_ff: int | None = None,
+        dropout: float = 0.0,
+        activation: Literal["gelu", "relu"] = "gelu",
+        rotary_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.transformer = RotaryTransformer(
+            vocab_size=vocab_size,
+            d_model=d_model,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            d_ff=d_ff,
+            dropout=dropout,
+            activation=activation,
+            rotary_dim=rotary_dim,
+        )
+        self.token_head = nn.Linear(d_model, vocab_size, bias=False)
+        nn.init.normal_(self.token_head.weight, std=0.02)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "rows length"],
+        attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None = None,
+        position_ids: Int[Tensor, "rows length"] | None = None,
+        *,
+        positions: Int[Tensor, " cells"] | None = None,
+    ) -> Float[Tensor, "cells vocab"] | Float[Tensor, "rows length vocab"]:
+        """Token logits.
+
+        Args:
+            input_ids: Token ids with MASK at the cells to predict, shape (rows, length).
+            attention_mask: True at real tokens, shape (rows, length); or True where a token (axis 1) sees
+                another (axis 2), shape (rows, length, length), see :func:`xlm.modules.segment_mask`; None if
+                there is no padding.
+            position_ids: Position of each token in the text, shape (rows, length); by default they are
+                counted, see :class:`xlm.modules.RotaryTransformer`.
+            positions: Cells to compute logits for, as indices into the rows * length cells, shape (cells,).
+                None for all of them.
+
+        Returns:
+            Logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab).
+        """
+        hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids)
+        if positions is not None:
+            hidden = torch.index_select(hidden.flatten(0, 1), 0, positions)
+        logits: Tensor = self.token_head(hidden)
+        return logits
