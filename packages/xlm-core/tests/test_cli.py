@@ -26,7 +26,12 @@ def xlm(*arguments: str, cwd: Path) -> tuple[int, str, str, set[str]]:
     """Exit code, output, errors and the top-level modules that were imported."""
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, *arguments], check=False, cwd=cwd, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", PROBE, *arguments],
+        check=False,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     errors, _, loaded = done.stderr.rpartition("\nLOADED ")
     return done.returncode, done.stdout, errors, set(loaded.split())

@@ -114,7 +114,7 @@ def test_an_interrupted_preparation_does_not_count(toy_task: TaskSettings, tmp_p
             raise RuntimeError("interrupted")
         return toy_preprocess(row, tokenizer)
 
-    with pytest.raises(RuntimeError, match="interrupted"):
+    with pytest.raises(XLMError, match=r"task\.source: RuntimeError .* interrupted"):
         prepare_toy(toy_task, tmp_path, preprocess=breaks)
     folders = [path for path in (tmp_path / "toy").iterdir() if path.is_dir()]
     assert [path.suffix for path in folders] == [".unfinished"]

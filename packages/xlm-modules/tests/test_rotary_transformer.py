@@ -307,13 +307,14 @@ class TestNetwork:
 
     def test_initial_weights_have_the_documented_spread(self):
         model = RotaryTransformer(vocab_size=500, d_model=128, num_layers=8, num_heads=4)
+        std = 0.4**0.5 / 128**0.5
         residual = {
             f"blocks.{i}.{part}.output.weight" for i in range(8) for part in ("attention", "feed_forward")
         }
         for name, parameter in model.named_parameters():
             values = parameter.detach()
             if values.dim() == 2:
-                expected = 0.02 / math.sqrt(16) if name in residual else 0.02
+                expected = std / math.sqrt(16) if name in residual else std
                 assert float(values.std()) == pytest.approx(expected, rel=0.03), name
                 assert abs(float(values.mean())) < 5 * expected / values.numel() ** 0.5, name
             else:

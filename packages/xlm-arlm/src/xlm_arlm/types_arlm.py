@@ -1,11 +1,11 @@
 """What the parts of the autoregressive language model hand to each other.
 
-Axes: ``rows`` of a batch, ``length`` columns of the longest row, ``vocab`` token ids, ``cells`` places whose next
-token is predicted, ``edits`` of a trace.
+Axes: ``rows`` of a batch, ``length`` columns of the longest row, ``vocab`` token ids, ``cells`` places whose
+    next token is predicted, ``edits`` of a trace.
 
 A training row is ``prompt... [BOS] target... [EOS]`` with padding on its right. A row for generation is
-``prompt... [BOS]``, with the fixed beginning of the target if there is one, and padding on its left, so that all
-rows are continued at the same column.
+``prompt... [BOS]``, with the fixed beginning of the target if there is one, and padding on its left, so that
+all rows are continued at the same column.
 """
 
 from dataclasses import dataclass

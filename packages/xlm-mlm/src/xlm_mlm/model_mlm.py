@@ -1,7 +1,7 @@
 """The network: a bidirectional transformer that predicts the tokens of masked cells.
 
-It sees neither time nor mask rate: both can be read off the row, and the best prediction given the visible tokens
-does not depend on them.
+It sees neither time nor mask rate: both can be read off the row, and the best prediction given the visible
+tokens does not depend on them.
 """
 
 from typing import Literal

@@ -1,12 +1,12 @@
 """What the parts of the masked language model hand to each other.
 
-Axes: ``rows`` of a batch, ``length`` columns of the longest row, ``vocab`` token ids, ``cells`` places whose logits
-are computed, ``edits`` of a trace.
+Axes: ``rows`` of a batch, ``length`` columns of the longest row, ``vocab`` token ids, ``cells`` places whose
+logits are computed, ``edits`` of a trace.
 
-A row is ``prompt... [BOS] target...`` with padding on its right. The columns of the target are its *cells*: one
-for each target token or, with a fixed width, as many as the width, those behind the text holding EOS and then PAD;
-see :mod:`xlm_mlm.datamodule_mlm`. A PAD in a cell is an ordinary token, attended to, masked and predicted; the
-padding on the right of a row is none of these.
+A row is ``prompt... [BOS] target...`` with padding on its right. The columns of the target are its *cells*:
+one for each target token or, with a fixed width, as many as the width, those behind the text holding EOS and
+then PAD; see :mod:`xlm_mlm.datamodule_mlm`. A PAD in a cell is an ordinary token, attended to, masked and
+predicted; the padding on the right of a row is none of these.
 """
 
 from dataclasses import dataclass
@@ -114,9 +114,9 @@ class MLMLikelihood:
 class MLMTrace:
     """How the targets came to be: one entry per edit, in order.
 
-    Replaying the edits of a row from the empty sequence gives its ids. Step 0 inserts the cells of the final text
-    from left to right, given tokens as they are and MASK for the others; the steps after it write over the masks.
-    Cells behind the end of the final text do not appear.
+    Replaying the edits of a row from the empty sequence gives its ids. Step 0 inserts the cells of the final
+    text from left to right, given tokens as they are and MASK for the others; the steps after it write over
+    the masks. Cells behind the end of the final text do not appear.
     """
 
     step: Int[Tensor, " edits"]
@@ -133,7 +133,8 @@ class MLMTrace:
 
 @dataclass(frozen=True)
 class MLMPrediction:
-    """Generated targets: what stands right of BOS, given tokens of infilling included, up to the end of the text."""
+    """Generated targets: what stands right of BOS, given tokens of infilling included, up to the end of the
+    text."""
 
     ids: Int[Tensor, "rows width"]
     """Target tokens, padded on the right."""
@@ -152,7 +153,8 @@ def call_model(
     *,
     positions: Int[Tensor, " cells"],
 ) -> Float[Tensor, "cells vocab"]:
-    """Call the network through ``forward``, as the loss and the predictor do; see :meth:`xlm_mlm.MLM.forward`.
+    """Call the network through ``forward``, as the loss and the predictor do; see
+    :meth:`xlm_mlm.MLM.forward`.
 
     ``nn.Module.__call__`` is untyped: here its result gets its type.
     """

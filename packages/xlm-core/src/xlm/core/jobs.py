@@ -1,11 +1,13 @@
 """The jobs. Each gets a validated config, makes what it needs, runs it, and leaves its results as files."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import datasets
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -39,6 +41,8 @@ def run(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     for pattern in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     return JOBS[settings.job_type](config, settings)
 

@@ -1,9 +1,21 @@
 """Building blocks of non-autoregressive language models in plain PyTorch."""
 
+from xlm.modules.cache import KeyValueCache
+from xlm.modules.dit import DiT, DiTBlock, TimestepEmbedding
 from xlm.modules.random import row_seeds, uniform
 from xlm.modules.rotary import apply_rotary, rotary_angles
 from xlm.modules.sampling import apply_temperature, categorical, filter_top_k, filter_top_p, sample_tokens
-from xlm.modules.schedules import Cosine, LogLinear
+from xlm.modules.schedules import (
+    Cosine,
+    CosineSquared,
+    Geometric,
+    Linear,
+    LogLinear,
+    NoiseSchedule,
+    Polynomial,
+    Sine,
+)
+from xlm.modules.times import stratified_times
 from xlm.modules.transformer import (
     FeedForward,
     RotaryAttention,
@@ -11,22 +23,37 @@ from xlm.modules.transformer import (
     RotaryTransformer,
     segment_mask,
 )
+from xlm.modules.unmasking import confidence, take_top, unmask_counts
 
 __all__ = [
     "Cosine",
+    "CosineSquared",
+    "DiT",
+    "DiTBlock",
     "FeedForward",
+    "Geometric",
+    "KeyValueCache",
+    "Linear",
     "LogLinear",
+    "NoiseSchedule",
+    "Polynomial",
     "RotaryAttention",
     "RotaryBlock",
     "RotaryTransformer",
+    "Sine",
+    "TimestepEmbedding",
     "apply_rotary",
     "apply_temperature",
     "categorical",
+    "confidence",
     "filter_top_k",
     "filter_top_p",
     "rotary_angles",
     "row_seeds",
     "sample_tokens",
     "segment_mask",
+    "stratified_times",
+    "take_top",
     "uniform",
+    "unmask_counts",
 ]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from xlm.modules.cache import KeyValueCache, LayerCache
 from xlm.modules.rotary import apply_rotary, rotary_angles
 
 Activation = Literal["gelu", "relu"]
@@ -38,8 +39,7 @@ def segment_mask(segment_ids: Int[Tensor, "batch length"]) -> Bool[Tensor, "batc
 class RotaryAttention(nn.Module):
     """Multi-head self-attention with rotary positions.
 
-    ``project`` and ``attend`` are the two halves of ``forward``: a family with a key-value cache calls them
-    with its cache in between.
+    ``project`` and ``attend`` are the two halves of ``forward``; a key-value cache stands between them.
 
     Args:
         d_model: Width of the hidden states.
@@ -74,9 +74,8 @@ class RotaryAttention(nn.Module):
         Returns:
             Queries, keys and values, each of shape (batch, heads, length, head_dim).
         """
-        batch, length, _ = hidden.shape
         qkv: Tensor = self.qkv(hidden)
-        query, key, value = qkv.view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin), value
 
     def attend(
@@ -110,12 +109,15 @@ class RotaryAttention(nn.Module):
         hidden: Float[Tensor, "batch length d_model"],
         cos: Float[Tensor, "#batch length half"],
         sin: Float[Tensor, "#batch length half"],
-        mask: Bool[Tensor, "#batch 1 #length length"] | None = None,
+        mask: Bool[Tensor, "#batch 1 #length keys"] | None = None,
         *,
         is_causal: bool = False,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch length d_model"]:
-        """``attend`` after ``project``, with their arguments."""
+        """``attend`` after ``project``, with their arguments; a cache adds the keys of earlier tokens."""
         query, key, value = self.project(hidden, cos, sin)
+        if cache is not None:
+            key, value = cache.append(key, value)
         return self.attend(query, key, value, mask, is_causal=is_causal)
 
 
@@ -176,9 +178,10 @@ class RotaryBlock(nn.Module):
         hidden: Float[Tensor, "batch length d_model"],
         cos: Float[Tensor, "#batch length half"],
         sin: Float[Tensor, "#batch length half"],
-        mask: Bool[Tensor, "#batch 1 #length length"] | None = None,
+        mask: Bool[Tensor, "#batch 1 #length keys"] | None = None,
         *,
         is_causal: bool = False,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch length d_model"]:
         """Hidden states after the block.
 
@@ -187,13 +190,16 @@ class RotaryBlock(nn.Module):
             cos: Cosines of the positions from :func:`xlm.modules.rotary_angles`, shape (batch or 1, length,
                 half); their number says how many coordinates of a head are rotated.
             sin: Sines of the positions, same shape.
-            mask: True where a query sees a key, shape (batch or 1, 1, length or 1, length); None if all do.
+            mask: True where a query sees a key, shape (batch or 1, 1, length or 1, keys); None if all do.
             is_causal: Whether a token sees itself and its left only. Only without a mask.
+            cache: Keys and values of earlier tokens, to which those of ``hidden`` are added; without it the
+                keys are those of ``hidden``.
 
         Returns:
             Hidden states of the same shape.
         """
-        update = self.attention(self.attention_norm(hidden), cos, sin, mask, is_causal=is_causal)
+        normed = self.attention_norm(hidden)
+        update = self.attention(normed, cos, sin, mask, is_causal=is_causal, cache=cache)
         hidden = hidden + self.dropout(update)
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
 
@@ -201,9 +207,11 @@ class RotaryBlock(nn.Module):
 class RotaryTransformer(nn.Module):
     """Embedding, blocks and a last norm: token ids to hidden states.
 
-    Weights are drawn from N(0, 0.02^2), those of the two projections of each block that write into the
-    residual stream from N(0, 0.02^2 / (2 num_layers)), so that its variance at the start does not grow with
-    the depth (GPT-2, Radford et al. 2019, section 2.3).
+    Weights are drawn from N(0, s^2) with s = sqrt(2 / (5 d_model)) (Nguyen and Salazar 2019,
+    arXiv:1910.05895): 0.023 at d_model 768, near the usual 0.02, but large enough for narrow networks too.
+    Those of the two projections of each block that write into the residual stream are drawn from
+    N(0, s^2 / (2 num_layers)), so that its variance at the start does not grow with the depth (GPT-2, Radford
+    et al. 2019, section 2.3).
 
     Args:
         vocab_size: Number of token ids.
@@ -250,21 +258,17 @@ class RotaryTransformer(nn.Module):
             for _ in range(num_layers)
         )
         self.final_norm = nn.LayerNorm(d_model, eps=norm_eps)
-        head_dim = d_model // num_heads
-        self.rotary_dim = head_dim if rotary_dim is None else rotary_dim
-        if self.rotary_dim % 2 != 0 or not 0 < self.rotary_dim <= head_dim:
-            raise ValueError(
-                f"rotary_dim must be even and in 2..{head_dim} (d_model / num_heads), got {self.rotary_dim}"
-            )
+        self.rotary_dim = checked_rotary_dim(rotary_dim, d_model // num_heads)
         self._initialise()
 
     def _initialise(self) -> None:
-        residual_std = 0.02 / math.sqrt(2 * max(len(self.blocks), 1))
+        std = math.sqrt(2 / (5 * self.embedding.embedding_dim))
+        residual_std = std / math.sqrt(2 * max(len(self.blocks), 1))
         for name, parameter in self.named_parameters():
             if name.endswith("output.weight"):
                 nn.init.normal_(parameter, std=residual_std)
             elif parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
@@ -273,6 +277,7 @@ class RotaryTransformer(nn.Module):
         input_ids: Int[Tensor, "batch length"],
         attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | None = None,
         position_ids: Int[Tensor, "batch length"] | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch length d_model"]:
         """Hidden states after the last norm.
 
@@ -284,32 +289,73 @@ class RotaryTransformer(nn.Module):
             position_ids: Position of each token, shape (batch, length). By default the number of real tokens
                 to its left (the same with left and right padding), and 0, 1, ... with a mask of three axes,
                 where only the differences inside a segment matter.
+            cache: Keys and values of the tokens of earlier calls, which the tokens of this call see and are
+                added to; ``input_ids`` and ``attention_mask`` are about the new tokens alone. Only for a
+                causal network and masks of two axes.
 
         Returns:
             Hidden states, shape (batch, length, d_model); those at padding have no meaning, but are finite.
+
+        Raises:
+            ValueError: If a cache is given to a bidirectional network or together with a mask of three axes,
+                or holds another number of rows.
         """
         hidden: Tensor = self.embedding(input_ids)
+        past = 0
+        if cache is not None:
+            past = cache.length
+            attention_mask = self._extend(cache, input_ids, attention_mask)
         if position_ids is None:
-            position_ids = _default_positions(input_ids, attention_mask)
+            position_ids = default_positions(past + input_ids.shape[1], attention_mask, input_ids.device)
+            position_ids = position_ids[:, past:]
         cos, sin = rotary_angles(position_ids, self.rotary_dim, dtype=hidden.dtype)
-        mask = self._attention_mask(attention_mask)
-        for block in self.blocks:
-            hidden = block(hidden, cos, sin, mask, is_causal=self.causal and mask is None)
+        mask = self._attention_mask(attention_mask, past, input_ids)
+        is_causal = self.causal and mask is None and past == 0
+        for index, block in enumerate(self.blocks):
+            layer = None if cache is None else cache.layer(index)
+            hidden = block(hidden, cos, sin, mask, is_causal=is_causal, cache=layer)
         normed: Tensor = self.final_norm(hidden)
         return normed
 
-    def _attention_mask(self, attention_mask: Tensor | None) -> Tensor | None:
-        """Mask of shape (batch, 1, length or 1, length), or None if the kernel needs none."""
-        if attention_mask is None:
-            return None
-        length = attention_mask.shape[-1]
-        mask = attention_mask.view(attention_mask.shape[0], 1, -1, length)
+    def _extend(
+        self, cache: KeyValueCache, input_ids: Tensor, attention_mask: Tensor | None
+    ) -> Tensor | None:
+        """Mask of the tokens in the cache and the new ones, shape (batch, keys), or None if all are real."""
+        if not self.causal:
+            raise ValueError("a cache needs a causal network: here earlier tokens would see the new ones")
+        if attention_mask is not None and attention_mask.dim() != 2:
+            raise ValueError("a cache takes an attention_mask of shape (batch, length), one row per sequence")
+        return cache.extend(input_ids, attention_mask)
+
+    def _attention_mask(self, attention_mask: Tensor | None, past: int, input_ids: Tensor) -> Tensor | None:
+        """Mask of shape (batch or 1, 1, length or 1, past + length), or None if the kernel needs none."""
+        mask = None if attention_mask is None else broadcast_over_heads(attention_mask)
         if not self.causal:
             return mask
-        return mask & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+        length = input_ids.shape[1]
+        if mask is None and (past == 0 or length == 1):
+            return None
+        causal = torch.ones(1, 1, length, past + length, dtype=torch.bool, device=input_ids.device).tril(past)
+        return causal if mask is None else mask & causal
 
 
-def _default_positions(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+def checked_rotary_dim(rotary_dim: int | None, head_dim: int) -> int:
+    """Number of coordinates of a head to rotate: ``rotary_dim``, or all of them by default."""
+    checked = head_dim if rotary_dim is None else rotary_dim
+    if checked % 2 != 0 or not 0 < checked <= head_dim:
+        raise ValueError(f"rotary_dim must be even and in 2..{head_dim} (d_model / num_heads), got {checked}")
+    return checked
+
+
+def default_positions(
+    length: int, attention_mask: Tensor | None, device: torch.device
+) -> Int[Tensor, "#batch length"]:
+    """Number of real tokens to the left of each token, or 0, 1, ... without a mask of two axes."""
     if attention_mask is not None and attention_mask.dim() == 2:
         return (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    return torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
+    return torch.arange(length, device=device).unsqueeze(0)
+
+
+def broadcast_over_heads(attention_mask: Tensor) -> Bool[Tensor, "batch 1 #length keys"]:
+    """Mask of shape (batch, 1, length or 1, keys) of one of shape (batch, keys) or (batch, length, keys)."""
+    return attention_mask.unsqueeze(1) if attention_mask.dim() == 3 else attention_mask[:, None, None]

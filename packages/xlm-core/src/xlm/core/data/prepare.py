@@ -9,20 +9,21 @@ process wait for the first.
 import functools
 import hashlib
 import inspect
-import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import datasets
+import datasets.exceptions
 import numpy as np
 import pyarrow.compute as pc
+from datasets.arrow_writer import SchemaInferenceError
 from filelock import FileLock
 
 from xlm.core.errors import XLMError
-from xlm.core.protocols import Preprocess, Source, Tokenizer
+from xlm.core.protocols import Preprocess, Row, Source, Tokenizer
 from xlm.core.schema import TaskSettings
 
 ID_COLUMNS = ("prompt_ids", "target_ids")
@@ -70,18 +71,12 @@ def prepare(
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
             for split, source_split in task.splits.items():
-                rows = _rows(source, source_split, unfinished / "raw")
-                encoded = rows.map(
-                    preprocess,
-                    fn_kwargs={"tokenizer": tokenizer},
-                    remove_columns=rows.column_names,
-                    num_proc=num_proc if num_proc > 1 else None,
-                    cache_file_name=str(unfinished / "raw" / f"{split}.arrow"),
-                    desc=f"{task.name} {split}: encoding",
+                rows = _encoded(
+                    source(split=source_split), preprocess, tokenizer, unfinished / "raw" / split, num_proc
                 )
-                encoded.save_to_disk(str(unfinished / split))
-                (unfinished / split / "card.json").write_text(json.dumps(asdict(_describe(encoded))))
-            shutil.rmtree(unfinished / "raw")
+                rows.save_to_disk(str(unfinished / split))
+                (unfinished / split / "card.json").write_text(json.dumps(asdict(_describe(rows))))
+            shutil.rmtree(unfinished / "raw", ignore_errors=True)
             unfinished.rename(folder)
     cards = {
         split: SplitCard(**json.loads((folder / split / "card.json").read_text())) for split in task.splits
@@ -109,18 +104,38 @@ def _code(function: Callable[..., object]) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else repr(function)
 
 
-def _rows(source: Source, split: str, folder: Path) -> datasets.Dataset:
-    rows = source(split=split)
+def _encoded(
+    rows: Iterable[Row], preprocess: Preprocess, tokenizer: Tokenizer, folder: Path, num_proc: int
+) -> datasets.Dataset:
+    """Rows as columns of ids: in one pass over a generator, in several processes over a data set."""
     if isinstance(rows, datasets.Dataset):
-        return rows
-    rows = iter(rows)
-    first = next(rows, None)
-    if first is None:
-        raise XLMError(f"task.source: no rows for the split {split!r}")
-    name = f"{folder.parent.name}-{split}"
-    return datasets.Dataset.from_generator(
-        lambda: itertools.chain([first], rows), cache_dir=str(folder / split), fingerprint=name
-    )
+
+        def encode(batch: Mapping[str, Sequence[object]]) -> dict[str, list[object]]:
+            encoded = [
+                preprocess(dict(zip(batch, values, strict=True)), tokenizer)
+                for values in zip(*batch.values(), strict=True)
+            ]
+            return {name: [row[name] for row in encoded] for name in encoded[0]}
+
+        return rows.map(
+            encode,
+            batched=True,
+            remove_columns=rows.column_names,
+            num_proc=num_proc if num_proc > 1 else None,
+            load_from_cache_file=False,
+            desc="encoding",
+        )
+    try:
+        return datasets.Dataset.from_generator(
+            lambda: (preprocess(row, tokenizer) for row in rows),
+            cache_dir=str(folder),
+            fingerprint=f"{folder.parents[1].stem}-{folder.name}",
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, SchemaInferenceError):
+            raise XLMError(f"task.source: no rows for the split {folder.name!r}") from None
+        raise XLMError(f"task.source: {type(cause).__name__} while making its rows: {cause}") from cause
 
 
 def _describe(rows: datasets.Dataset) -> SplitCard:

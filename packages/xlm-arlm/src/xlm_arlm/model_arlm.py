@@ -1,0 +1,129 @@
+"""The network: a causal transformer with a linear head for the next token.
+
+The head is computed only where it is asked for. With ``targets`` the network returns cross entropies instead
+of logits, and makes the logits of a few thousand cells at a time: at a vocabulary of 50,000 those of a
+training batch take gigabytes, more than everything else together.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from xlm.modules import KeyValueCache, RotaryTransformer
+
+_LOGITS_AT_ONCE = 2**25
+"""Logits that the cross entropy holds at a time: 128 MiB in float32."""
+
+
+class ARLM(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="xlm-arlm",
+    tags=["autoregressive-language-model", "text-generation"],
+    license="mit",
+):
+    """Autoregressive language model: p(x) = prod_i p(x_i | x_1, ..., x_{i-1}).
+
+    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` keep the weights as safetensors beside a
+    ``config.json`` with the arguments below.
+
+    Args:
+        vocab_size: Number of token ids, special tokens included.
+        d_model: Width of the hidden states.
+        num_layers: Number of blocks.
+        num_heads: Number of attention heads; divides d_model.
+        d_ff: Width of the inner layers; None for 4 * d_model.
+        dropout: Probability of dropping an entry of a block's update, in training.
+        activation: Of the blocks: "gelu" (tanh form) or "relu".
+        rotary_dim: Coordinates of each head to rotate, even; None for all.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        num_layers: int,
+        num_heads: int,
+        d_ff: int | None = None,
+        dropout: float = 0.0,
+        activation: Literal["gelu", "relu"] = "gelu",
+        rotary_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.transformer = RotaryTransformer(
+            vocab_size=vocab_size,
+            d_model=d_model,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            d_ff=d_ff,
+            dropout=dropout,
+            activation=activation,
+            rotary_dim=rotary_dim,
+            causal=True,
+        )
+        self.token_head = nn.Linear(d_model, vocab_size, bias=False)
+        nn.init.normal_(self.token_head.weight, std=0.02)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "rows length"],
+        attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None = None,
+        position_ids: Int[Tensor, "rows length"] | None = None,
+        *,
+        positions: Int[Tensor, " cells"] | None = None,
+        targets: Int[Tensor, " cells"] | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "rows length vocab"] | Float[Tensor, "cells vocab"] | Float[Tensor, " cells"]:
+        """Scores of the next token, or the cross entropy of given ones.
+
+        Args:
+            input_ids: Token ids, shape (rows, length); with a cache, those that follow what it holds.
+            attention_mask: True at real tokens, shape (rows, length); or, for packed rows, True where a token
+                (axis 1) sees another (axis 2), shape (rows, length, length). None if no padding stands left
+                of a real token. No token sees what stands on its right, whatever the mask says.
+            position_ids: Position of each token, shape (rows, length); by default the number of real tokens
+                on its left.
+            positions: Cells to compute the head for, as indices into the rows * length cells, shape (cells,).
+                None for all of them.
+            targets: The next token at each of the ``positions``, shape (cells,).
+            cache: Keys and values of the tokens so far; those of ``input_ids`` are appended to it.
+
+        Returns:
+            Logits of the next token, shape (cells, vocab) or, without ``positions``, (rows, length, vocab).
+            With ``targets`` their cross entropies in nats, in float32 at least, shape (cells,).
+
+        Raises:
+            ValueError: If there are targets but no positions.
+        """
+        hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids, cache=cache)
+        if positions is not None:
+            hidden = torch.index_select(hidden.flatten(0, 1), 0, positions)
+        if targets is None:
+            logits: Tensor = self.token_head(hidden)
+            return logits
+        if positions is None:
+            raise ValueError("targets are the next tokens at positions: give both")
+        return self._cross_entropy(hidden, targets)
+
+    def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(cells,) cross entropies. Of several pieces, each computes its logits again for its gradient."""
+        size = max(_LOGITS_AT_ONCE // self.token_head.out_features, 1)
+        if len(targets) <= size:
+            return self._cross_entropy_piece(hidden, targets)
+        pieces = [
+            checkpoint(self._cross_entropy_piece, *piece, use_reentrant=False)
+            for piece in zip(hidden.split(size), targets.split(size), strict=True)
+        ]
+        return torch.cat(pieces)
+
+    def _cross_entropy_piece(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        logits: Tensor = self.token_head(hidden)
+        # In bfloat16 the log-probability of a likely token would have two digits.
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(wide, targets, reduction="none")

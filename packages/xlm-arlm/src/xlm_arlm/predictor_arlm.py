@@ -1,0 +1,212 @@
+"""Inference: a row is written token by token, from left to right, until EOS or a limit ends it.
+
+The network sees the prompts once and from then on only the newest token of each row: keys and values of all
+tokens before are kept in a cache. Rows that end leave the batch and the cache.
+
+The draws of a row depend on its seed and the number of the token only, so that it comes out the same in any
+batch.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from xlm.modules import KeyValueCache, sample_tokens, uniform
+from xlm_arlm.types_arlm import ARLMPrediction, ARLMPromptBatch, ARLMTrace, call_model
+
+_STREAM_TOKEN = 0
+
+
+class ARLMPredictor:
+    """Draws each token from p(x_i | x_1, ..., x_{i-1}), or takes the most probable one.
+
+    Without filters, at temperature 1, the targets follow the law that :meth:`xlm_arlm.ARLMLoss.likelihood`
+    scores, given that no suppressed token comes. Call it with the network in evaluation mode: dropout is the
+    one thing that the seeds do not govern.
+
+    Args:
+        pad_id: Id that fills the rows of the result.
+        eos_id: Id of the token that ends a row.
+        suppressed_ids: Token ids that are never generated; eos_id may be among them, and is generated all the
+            same.
+        max_new_tokens: The most tokens to generate; None for the room that the batch gives each row.
+        temperature: Divides the logits, at least 0; 0 takes the most probable token (greedy).
+        top_k: Tokens to choose from; None for all.
+        top_p: Mass of the tokens to choose from; None for all.
+
+    Raises:
+        ValueError: If an option is outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        pad_id: int,
+        eos_id: int,
+        suppressed_ids: Sequence[int] = (),
+        max_new_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> None:
+        require(max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
+        require(0 <= temperature < math.inf, "temperature", temperature, "at least 0 and finite")
+        require(top_k is None or top_k >= 1, "top_k", top_k, "None or at least 1")
+        require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "None or in (0, 1]")
+        self._pad_id = pad_id
+        self._eos_id = eos_id
+        self._suppressed_ids = [token for token in suppressed_ids if token != eos_id]
+        self._max_new_tokens = max_new_tokens
+        self._temperature = temperature
+        self._top_k = top_k
+        self._top_p = top_p
+
+    @torch.no_grad()
+    def __call__(
+        self, model: nn.Module, batch: ARLMPromptBatch, seeds: Tensor, *, trace: bool = False
+    ) -> ARLMPrediction:
+        """Generate a target for each row.
+
+        Args:
+            model: The network, see :meth:`xlm_arlm.ARLM.forward`.
+            batch: The given parts, from :class:`xlm_arlm.ARLMPromptCollator`.
+            seeds: (rows,) int64, the source of all draws.
+            trace: Whether to record the insertions.
+
+        Returns:
+            The targets. A row that reaches its limit keeps what it has.
+        """
+        room = limited_room(batch, self._max_new_tokens)
+        new_ids = torch.full((len(room), largest(room)), self._pad_id, device=room.device)
+        num_new = torch.zeros_like(room)
+        nfe = torch.zeros_like(room)
+        cache = KeyValueCache()
+        rows = (room > 0).nonzero().squeeze(1)
+        input_ids, attention_mask = start(batch, rows)
+        step = 0
+        while len(rows) > 0:
+            step += 1
+            nfe[rows] += 1
+            logits = next_token_logits(model, input_ids, attention_mask, cache, self._suppressed_ids)
+            token = self._draw(logits, seeds[rows], step)
+            written = token != self._eos_id
+            new_ids[rows[written], step - 1] = token[written]
+            num_new[rows[written]] += 1
+            goes_on = (written & (step < room[rows])).nonzero().squeeze(1)
+            if len(goes_on) < len(rows):
+                cache.select(goes_on)
+            rows, input_ids, attention_mask = rows[goes_on], token[goes_on].unsqueeze(1), None
+        return make_prediction(batch, new_ids, num_new, nfe, pad_id=self._pad_id, trace=trace)
+
+    def _draw(self, logits: Tensor, seeds: Tensor, step: int) -> Tensor:
+        """(rows,) the next token of each row."""
+        uniforms = uniform(seeds, 1, step=step, stream=_STREAM_TOKEN).squeeze(1)
+        return sample_tokens(
+            logits, uniforms, temperature=self._temperature, top_k=self._top_k, top_p=self._top_p
+        )
+
+
+def limited_room(batch: ARLMPromptBatch, max_new_tokens: int | None) -> Int[Tensor, " rows"]:
+    """(rows,) the most tokens that each row may get."""
+    return batch["room"] if max_new_tokens is None else batch["room"].clamp(max=max_new_tokens)
+
+
+def start(
+    batch: ARLMPromptBatch, rows: Int[Tensor, " kept"]
+) -> tuple[Int[Tensor, "kept length"], Bool[Tensor, "kept length"] | None]:
+    """Token ids of the given rows, and their mask; None, which is faster, if nothing is padding."""
+    attention_mask = batch["attention_mask"][rows]
+    return batch["input_ids"][rows], None if bool(attention_mask.all()) else attention_mask
+
+
+def largest(values: Int[Tensor, " rows"]) -> int:
+    """The largest of some numbers that are not negative; 0 if there are none."""
+    return int(values.max()) if len(values) > 0 else 0
+
+
+def next_token_logits(
+    model: nn.Module,
+    input_ids: Int[Tensor, "rows length"],
+    attention_mask: Bool[Tensor, "rows length"] | None,
+    cache: KeyValueCache,
+    suppressed_ids: Sequence[int],
+) -> Float[Tensor, "rows vocab"]:
+    """Logits after the last column, with -inf at suppressed ids, in float32 at least.
+
+    Args:
+        model: The network.
+        input_ids: What follows the tokens in the cache, padded on the left, shape (rows, length).
+        attention_mask: True at real tokens, shape (rows, length); None if all are.
+        cache: Keys and values of the tokens so far; grows by ``input_ids``.
+        suppressed_ids: Ids to exclude.
+
+    Returns:
+        Logits, shape (rows, vocab).
+    """
+    num_rows, length = input_ids.shape
+    last = torch.arange(1, num_rows + 1, device=input_ids.device) * length - 1
+    logits = call_model(model, input_ids, attention_mask, positions=last, cache=cache)
+    suppressed = torch.tensor(suppressed_ids, dtype=torch.int64, device=logits.device)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).index_fill(1, suppressed, -math.inf)
+
+
+def make_prediction(
+    batch: ARLMPromptBatch,
+    new_ids: Int[Tensor, "rows room"],
+    num_new: Int[Tensor, " rows"],
+    nfe: Int[Tensor, " rows"],
+    *,
+    pad_id: int,
+    trace: bool,
+) -> ARLMPrediction:
+    """Put the fixed beginning of each target before its generated tokens.
+
+    Args:
+        batch: The given parts.
+        new_ids: Generated tokens, shape (rows, room).
+        num_new: Their number in each row, shape (rows,).
+        nfe: Evaluations of the network, shape (rows,).
+        pad_id: Id that fills the rows of the result.
+        trace: Whether to give the insertions.
+
+    Returns:
+        The prediction.
+    """
+    num_fixed = batch["num_fixed"]
+    lengths = num_fixed + num_new
+    ids = new_ids.new_full((len(lengths), largest(lengths)), pad_id)
+    place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    is_fixed = place < num_fixed.unsqueeze(1)
+    is_new = ~is_fixed & (place < lengths.unsqueeze(1))
+    # A left-padded prompt ends with the fixed tokens.
+    from_prompt = place - num_fixed.unsqueeze(1) + batch["input_ids"].shape[1]
+    from_new = place - num_fixed.unsqueeze(1)
+    row = torch.arange(len(ids), device=ids.device).unsqueeze(1).expand_as(ids)
+    ids[is_fixed] = batch["input_ids"][row[is_fixed], from_prompt[is_fixed]]
+    ids[is_new] = new_ids[row[is_new], from_new[is_new]]
+    edits = _trace(ids, num_fixed, lengths) if trace else None
+    return ARLMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=edits)
+
+
+def _trace(ids: Tensor, num_fixed: Tensor, lengths: Tensor) -> ARLMTrace:
+    """The insertions at the end of each row: those of a step one row after another, from left to right."""
+    columns = torch.arange(ids.shape[1], device=ids.device)
+    row, position = (columns < lengths.unsqueeze(1)).nonzero(as_tuple=True)
+    step = (position + 1 - num_fixed[row]).clamp(min=0)
+    order = step.argsort(stable=True)
+    step, row, position = step[order], row[order], position[order]
+    operation = torch.zeros_like(step)
+    return ARLMTrace(step=step, row=row, operation=operation, position=position, token=ids[row, position])
+
+
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Refuse an option outside its range.
+
+    Raises:
+        ValueError: If the condition does not hold.
+    """
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")

@@ -1,0 +1,153 @@
+"""The training loss and its metrics, against reference vectors and the plain law."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xlm.modules import KeyValueCache, segment_mask
+from xlm_arlm import ARLM, ARLMBatch, ARLMCollator, ARLMLoss, ARLMMetrics
+
+from .plain_law import BOS, EOS, PAD, example, log_prob, log_softmax, watch_head
+
+
+class FixedLogits(nn.Module):
+    """Stands in for the network: gives the cross entropies of known logits (rows, length, vocab)."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        positions: Tensor,
+        targets: Tensor,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        row, column = positions // input_ids.shape[1], positions % input_ids.shape[1]
+        return -self.logits[row, column].log_softmax(-1)[torch.arange(len(row)), targets]
+
+
+def reference_batch(reference: dict[str, Tensor]) -> ARLMBatch:
+    """The reference's rows, whose prompts are padded on the left."""
+    target_mask = torch.zeros(reference["xlm.input_ids"].shape, dtype=torch.bool)
+    target_mask[:, 1:] = reference["derived.target_ids_suffix_only"][:, :-1] >= 0
+    return {
+        "input_ids": reference["xlm.input_ids"],
+        "attention_mask": reference["xlm.attention_mask"].bool(),
+        "target_mask": target_mask,
+    }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "key", "rtol"), [(torch.float64, "f64", 1e-12), (torch.float32, "f32", 1e-6)]
+)
+def test_suffix_loss_is_that_of_the_reference(
+    reference: dict[str, Tensor], dtype: torch.dtype, key: str, rtol: float
+) -> None:
+    model = FixedLogits(reference["in.logits"].to(dtype))
+    output = ARLMLoss()(model, reference_batch(reference))
+    assert int(output.loss_count) == int((reference["derived.target_ids_suffix_only"] >= 0).sum())
+    mean = output.loss_sum / output.loss_count
+    torch.testing.assert_close(mean, reference[f"xlm.loss_suffix_only.{key}"], rtol=rtol, atol=0)
+
+
+def test_prompt_loss_is_that_of_the_reference_without_predictions_from_padding(
+    reference: dict[str, Tensor],
+) -> None:
+    """The reference predicts the first token of a prompt from the padding on its left; nobody else does."""
+    logits = reference["in.logits"].to(torch.float64)
+    output = ARLMLoss(loss_on_prompt=True)(FixedLogits(logits), reference_batch(reference))
+    targets, mask = reference["xlm.target_ids"], reference["xlm.attention_mask"].bool()
+    from_padding = (~mask & (targets >= 0)).nonzero().tolist()
+    assert len(from_padding) == 3, "one in each row: all rows are padded on the left"
+    extra = sum(
+        -log_softmax(logits[row, column].numpy())[int(targets[row, column])] for row, column in from_padding
+    )
+    num_reference = int((targets >= 0).sum())
+    assert int(output.loss_count) == num_reference - 3
+    expected = float(reference["xlm.loss.f64"]) * num_reference - extra
+    assert float(output.loss_sum) == pytest.approx(expected, rel=1e-12)
+
+
+def test_terms_split_prompt_and_target(model: ARLM, collate: ARLMCollator) -> None:
+    batch = collate([example([7, 8], prompt=[9, 10, 9]), example([10, 7, 7, 9], prompt=[8], num_fixed=1)])
+    output = ARLMLoss(loss_on_prompt=True)(model, batch)
+    target = log_prob(model, [9, 10, 9, BOS], [7, 8, EOS]) + log_prob(model, [8, BOS, 10], [7, 7, 9, EOS])
+    prompt = log_prob(model, [9], [10, 9, BOS]) + log_prob(model, [8], [BOS, 10])
+    assert output.terms["target"].item() == pytest.approx(-target, rel=1e-12)
+    assert output.terms["prompt"].item() == pytest.approx(-prompt, rel=1e-12)
+    assert (int(output.loss_count), int(output.num_target)) == (12, 7)
+    without = ARLMLoss()(model, batch)
+    assert list(without.terms) == ["target"]
+    assert without.loss_sum.item() == pytest.approx(-target, rel=1e-12)
+    assert int(without.loss_count) == 7
+
+
+@pytest.mark.parametrize("loss_on_prompt", [False, True])
+def test_left_padding_changes_nothing(model: ARLM, collate: ARLMCollator, *, loss_on_prompt: bool) -> None:
+    batch = collate([example([7, 8], prompt=[9, 10]), example([7], prompt=[9])])
+    loss = ARLMLoss(loss_on_prompt=loss_on_prompt)
+    expected = loss(model, batch)
+    size = batch["attention_mask"].sum(1).tolist()
+    left: ARLMBatch = {
+        "input_ids": torch.stack([row.roll(-n) for row, n in zip(batch["input_ids"], size, strict=True)]),
+        "attention_mask": torch.stack(
+            [row.roll(-n) for row, n in zip(batch["attention_mask"], size, strict=True)]
+        ),
+        "target_mask": torch.stack([row.roll(-n) for row, n in zip(batch["target_mask"], size, strict=True)]),
+    }
+    assert left["input_ids"][1, 0] == PAD
+    output = loss(model, left)
+    torch.testing.assert_close(output.loss_sum, expected.loss_sum)
+    assert output.loss_count == expected.loss_count
+
+
+@pytest.mark.parametrize("loss_on_prompt", [False, True])
+def test_packed_texts_have_the_loss_of_separate_rows(
+    model: ARLM, collate: ARLMCollator, *, loss_on_prompt: bool
+) -> None:
+    """No text predicts the first token of the next one."""
+    loss = ARLMLoss(loss_on_prompt=loss_on_prompt)
+    batch = collate([example([7, 8], prompt=[9, 10]), example([10, 9, 7], prompt=[8])])
+    keep = batch["attention_mask"].flatten()
+    segments = torch.arange(2).repeat_interleave(batch["input_ids"].shape[1])[keep].unsqueeze(0)
+    packed: ARLMBatch = {
+        "input_ids": batch["input_ids"].flatten()[keep].unsqueeze(0),
+        "attention_mask": segment_mask(segments),
+        "target_mask": batch["target_mask"].flatten()[keep].unsqueeze(0),
+    }
+    output, expected = loss(model, packed), loss(model, batch)
+    torch.testing.assert_close(output.loss_sum, expected.loss_sum)
+    assert output.loss_count == expected.loss_count
+    with pytest.raises(ValueError, match="one number per row"):
+        loss.likelihood(model, packed)
+
+
+def test_the_head_is_computed_at_predicted_tokens_only(model: ARLM, collate: ARLMCollator) -> None:
+    heads, handle = watch_head(model)
+    ARLMLoss()(model, collate([example([7, 8], prompt=[9, 10, 9]), example([7])]))
+    handle.remove()
+    assert heads == [5]
+
+
+def test_metrics_are_means_over_all_predicted_target_tokens(model: ARLM, collate: ARLMCollator) -> None:
+    metrics = ARLMMetrics()
+    assert metrics.compute() == {"target_loss": 0.0, "target_perplexity": 0.0}
+    loss = ARLMLoss(loss_on_prompt=True)
+    for rows in ([example([7, 8], prompt=[9])], [example([10]), example([9, 9, 9], prompt=[7, 7])]):
+        metrics.update(loss(model, collate(rows)))
+    nats = -sum(
+        log_prob(model, given, [*target, EOS])
+        for given, target in (([9, BOS], [7, 8]), ([BOS], [10]), ([7, 7, BOS], [9, 9, 9]))
+    )
+    result = metrics.compute()
+    assert result["target_loss"] == pytest.approx(nats / 9, rel=1e-12)
+    assert result["target_perplexity"] == pytest.approx(math.exp(nats / 9), rel=1e-12)
+    assert all(total.grad_fn is None for total in metrics.sums.values())
+    metrics.reset()
+    assert metrics.compute()["target_loss"] == 0.0

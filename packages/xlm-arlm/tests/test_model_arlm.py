@@ -1,0 +1,105 @@
+"""The network: what sees what, where the head is computed, precision, saving."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xlm.modules import segment_mask
+from xlm_arlm import ARLM
+
+from .plain_law import VOCAB_SIZE, make_model, watch_head
+
+
+def test_tokens_see_what_the_reference_attention_matrix_says(reference: dict[str, Tensor]) -> None:
+    """One block, so that a logit depends on an embedding if and only if the query sees the key, or is it."""
+    model = make_model(num_layers=1)
+    input_ids, mask = reference["xlm.input_ids"], reference["xlm.attention_mask"].bool()
+    rows, length = input_ids.shape
+    embedding = model.transformer.embedding(input_ids).detach().requires_grad_()
+    handle = model.transformer.embedding.register_forward_hook(lambda *_: embedding)
+    logits = model(input_ids, mask)
+    handle.remove()
+    sees = torch.zeros(rows, length, length, dtype=torch.bool)
+    for query in range(length):
+        # Not the plain sum: of the logits it depends on the mean of the head's rows only.
+        (gradient,) = torch.autograd.grad(logits[:, query].square().sum(), embedding, retain_graph=True)
+        sees[:, query] = gradient.abs().amax(-1) > 0
+    expected = reference["xlm.attention_matrix"].bool() | torch.eye(length, dtype=torch.bool)
+    assert torch.equal(sees, expected)
+
+
+def test_positions_are_those_of_the_reference(model: ARLM, reference: dict[str, Tensor]) -> None:
+    input_ids, mask = reference["xlm.input_ids"], reference["xlm.attention_mask"].bool()
+    explicit = model(input_ids, mask, reference["xlm.positions"])
+    torch.testing.assert_close(model(input_ids, mask)[mask], explicit[mask])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(model: ARLM, side: str) -> None:
+    ids = torch.tensor([[7, 8, 4, 9, 10]])
+    padding = torch.zeros(1, 3, dtype=torch.int64)
+    padded = torch.cat((padding, ids) if side == "left" else (ids, padding), dim=1)
+    logits = model(padded, padded != 0)[padded != 0]
+    torch.testing.assert_close(logits, model(ids)[0])
+
+
+def test_packed_texts_do_not_see_each_other(model: ARLM) -> None:
+    first, second = torch.tensor([[4, 7, 8, 3]]), torch.tensor([[4, 10, 9, 9, 3]])
+    segments = torch.tensor([[0] * 4 + [1] * 5 + [-1]])
+    packed = torch.cat((first, second, torch.tensor([[0]])), dim=1)
+    logits = model(packed, segment_mask(segments))[0]
+    torch.testing.assert_close(logits[:4], model(first)[0])
+    torch.testing.assert_close(logits[4:9], model(second)[0])
+
+
+def test_head_is_computed_at_the_positions_only(model: ARLM) -> None:
+    ids = torch.tensor([[4, 7, 8, 3], [4, 9, 9, 10]])
+    positions = torch.tensor([6, 1, 1])
+    heads, handle = watch_head(model)
+    logits = model(ids, positions=positions)
+    handle.remove()
+    assert heads == [3]
+    torch.testing.assert_close(logits, model(ids).flatten(0, 1)[positions])
+
+
+def test_cross_entropy_in_pieces_is_that_of_the_logits(model: ARLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xlm_arlm.model_arlm._LOGITS_AT_ONCE", 3 * VOCAB_SIZE + 5)
+    ids = torch.tensor([[4, 7, 8, 3], [4, 9, 9, 10]])
+    positions, targets = torch.arange(8), torch.tensor([7, 8, 3, 0, 9, 9, 10, 3])
+    heads, handle = watch_head(model)
+    entropy = model(ids, positions=positions, targets=targets)
+    parameters = list(model.parameters())
+    weights = torch.linspace(0.5, 2.0, 8, dtype=torch.float64)
+    gradients = torch.autograd.grad(entropy @ weights, parameters)
+    handle.remove()
+    assert set(heads) == {3, 2}, "more rows of logits at a time than allowed"
+
+    expected = F.cross_entropy(model(ids).flatten(0, 1), targets, reduction="none")
+    torch.testing.assert_close(entropy, expected)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected @ weights, parameters))
+
+
+def test_cross_entropy_of_a_bfloat16_network_is_float32() -> None:
+    model = make_model().to(torch.bfloat16)
+    ids, positions = torch.tensor([[4, 7, 8, 3]]), torch.arange(3)
+    entropy = model(ids, positions=positions, targets=ids[0, 1:])
+    logits = model(ids)[0, :3].to(torch.float64)
+    expected = logits.logsumexp(-1) - logits.gather(1, ids[0, 1:, None]).squeeze(1)
+    assert entropy.dtype == torch.float32
+    torch.testing.assert_close(entropy.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_targets_need_positions(model: ARLM) -> None:
+    with pytest.raises(ValueError, match="give both"):
+        model(torch.tensor([[4, 7]]), targets=torch.tensor([7, 3]))
+
+
+def test_a_saved_network_comes_back(model: ARLM, tmp_path: Path) -> None:
+    model.float().save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    restored: nn.Module = ARLM.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[4, 7, 8, 3]])
+    assert torch.equal(restored(ids), model(ids))

@@ -1,0 +1,320 @@
+"""Collators: examples to batches. The noise of FlexMDM, absent and masked tokens, lives here.
+
+A row is ``[prompt...] [BOS] [target...]``; prompt, BOS and fixed target tokens have T1 = T2 = 0: they are always
+there. The others are absent, MASK or clean by :class:`xlm_flexmdm.Interpolant`.
+
+Which slots are open. A slot is the place right of a column. Those of the prompt are closed. The others are
+open where the example has, or may have, a missing token: the slot of BOS unless the first target token is
+fixed; the slot of a fixed token only if a token that is not fixed comes next in the example; the slot of any
+other target token always. Closed slots are in neither loss nor likelihood, and generation leaves them shut.
+
+All randomness of a row comes from its seed (and its place in the training stream), so a row looks the same in
+every batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xlm.modules import stratified_times, uniform
+from xlm_flexmdm.interpolant_flexmdm import Interpolant
+from xlm_flexmdm.types_flexmdm import FlexMDMBatch, FlexMDMExample, FlexMDMPromptBatch
+
+_STREAM_TIME = 0
+_STREAM_INSERTION = 1
+_STREAM_UNMASKING = 2
+_NO_IDS = torch.empty(0, dtype=torch.int64)
+
+
+class FlexMDMCollator:
+    """Noise for the training loss: one time per row, uniform on (0, 1).
+
+    Times are stratified over neighbouring places of the training stream where the examples have a ``place``.
+    There is no cut-off near t = 1, where the weights of the loss grow without bound: the weight exceeds w with
+    probability 1/w, and only where something is missing, whose probability vanishes as well.
+
+    Args:
+        interpolant: The two schedules.
+        pad_id: Id of the padding.
+        mask_id: Id of MASK.
+        bos_id: Id of the token left of the target, whose slot is left of the first target token.
+        max_length: The most target tokens, fixed ones included; None for no limit.
+    """
+
+    def __init__(
+        self,
+        *,
+        interpolant: Interpolant,
+        pad_id: int,
+        mask_id: int,
+        bos_id: int,
+        max_length: int | None = None,
+    ) -> None:
+        self._noise = _Noise(interpolant, _Layout(pad_id=pad_id, mask_id=mask_id, bos_id=bos_id), max_length)
+
+    def __call__(self, examples: Sequence[FlexMDMExample]) -> FlexMDMBatch:
+        """Make a batch of len(examples) rows, padded to the longest.
+
+        Raises:
+            ValueError: If there are no examples, a target is longer than max_length, ``fixed`` does not fit
+                its target, or a text holds MASK.
+        """
+        placed = [example["place"] for example in examples if "place" in example]
+        places = torch.tensor(placed) if placed and len(placed) == len(examples) else None
+        t = stratified_times(_seeds(examples), places, stream=_STREAM_TIME)
+        return self._noise(examples, t, torch.ones_like(t), num_draws=1)
+
+
+class FlexMDMLikelihoodCollator:
+    """Noise for the likelihood: K consecutive rows of each example, at times that cover (0, 1).
+
+    Draw k has v_k = (k + u_k) / K with u_k ~ U(0, 1), and t = 1 - v^2 with its weights multiplied by dt/dv = 2v.
+    So the mean over the draws of an example is unbiased, with more draws where the weights are large: under
+    uniform times the variance would be infinite.
+
+    Args:
+        interpolant: The two schedules.
+        pad_id: Id of the padding.
+        mask_id: Id of MASK.
+        bos_id: Id of the token left of the target.
+        max_length: The most target tokens, fixed ones included; None for no limit.
+        num_draws: K, at least 1.
+
+    Raises:
+        ValueError: If num_draws is below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        interpolant: Interpolant,
+        pad_id: int,
+        mask_id: int,
+        bos_id: int,
+        max_length: int | None = None,
+        num_draws: int = 8,
+    ) -> None:
+        if num_draws < 1:
+            raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+        self._noise = _Noise(interpolant, _Layout(pad_id=pad_id, mask_id=mask_id, bos_id=bos_id), max_length)
+        self._num_draws = num_draws
+
+    def __call__(self, examples: Sequence[FlexMDMExample]) -> FlexMDMBatch:
+        """Make a batch of len(examples) * num_draws rows, padded to the longest.
+
+        Raises:
+            ValueError: If there are no examples, a target is longer than max_length, ``fixed`` does not fit
+                its target, or a text holds MASK.
+        """
+        levels = uniform(_seeds(examples), self._num_draws, step=0, stream=_STREAM_TIME)
+        v = ((torch.arange(self._num_draws) + levels) / self._num_draws).flatten()
+        repeated = [example for example in examples for _ in range(self._num_draws)]
+        # The smallest v would give t = 1 by rounding, where the weights are infinite.
+        t = (1 - v.square()).clamp(max=1 - 2.0**-53)
+        return self._noise(repeated, t, 2 * v, num_draws=self._num_draws)
+
+
+class FlexMDMPromptCollator:
+    """Keeps what is given, for generation: the prompt, and of the target only the fixed tokens.
+
+    Args:
+        pad_id: Id of the padding.
+        mask_id: Id of MASK, which no text may hold.
+        bos_id: Id of the token left of the target.
+        max_length: The most target tokens to generate, fixed ones included.
+    """
+
+    def __init__(self, *, pad_id: int, mask_id: int, bos_id: int, max_length: int) -> None:
+        self._layout = _Layout(pad_id=pad_id, mask_id=mask_id, bos_id=bos_id)
+        self._max_length = max_length
+
+    def __call__(self, examples: Sequence[FlexMDMExample]) -> FlexMDMPromptBatch:
+        """Make a batch of len(examples) rows, padded to the longest.
+
+        A target without ``fixed`` is a reference only: nothing of it is read but its length.
+
+        Raises:
+            ValueError: If there are no examples, a target is longer than max_length, ``fixed`` does not fit
+                its target, or a text holds MASK.
+        """
+        targets = _read_targets(examples, self._max_length)
+        rows = self._layout.pack(examples, targets, targets.fixed, torch.zeros_like(targets.fixed))
+        return {
+            "input_ids": rows.input_ids,
+            "attention_mask": rows.attention_mask,
+            "open_slots": rows.open_slots,
+            "target_start": rows.target_start,
+            "room": self._max_length - targets.fixed.sum(1),
+        }
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """The clean targets side by side, padded to the longest; shape (rows, target) where nothing is said."""
+
+    ids: Tensor
+    exists: Tensor
+    """False at padding."""
+    fixed: Tensor
+    """True at fixed tokens."""
+
+    @property
+    def missing(self) -> Tensor:
+        """True at tokens that are not fixed."""
+        return self.exists & ~self.fixed
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Packed rows, shape (rows, length) where nothing else is said."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    given: Tensor
+    masked: Tensor
+    clean_ids: Tensor
+    open_slots: Tensor
+    gaps: Tensor
+    target_start: Tensor
+    """(rows,) first column right of BOS."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the tokens of a row stand."""
+
+    pad_id: int
+    mask_id: int
+    bos_id: int
+
+    def pack(
+        self, examples: Sequence[FlexMDMExample], targets: _Targets, present: Tensor, masked: Tensor
+    ) -> _Rows:
+        """Rows of the prompts and the ``present`` target tokens, those ``masked`` as MASK.
+
+        Both are of shape (rows, target).
+        """
+        prompts = [example.get("prompt_ids", _NO_IDS) for example in examples]
+        prompt_ids = torch.cat(prompts)
+        if (targets.ids[targets.exists] == self.mask_id).any() or (prompt_ids == self.mask_id).any():
+            raise ValueError(
+                f"a text holds MASK (mask_id={self.mask_id}), which stands for what is not known"
+            )
+        bos_column = torch.tensor([[len(prompt)] for prompt in prompts])
+        # Column of each present token, and of the next present one on its left for an absent token.
+        column = bos_column + present.cumsum(1)
+        size = bos_column + 1 + present.sum(1, keepdim=True)
+        width = int(size.max())
+        columns = torch.arange(width)
+
+        clean_ids = torch.full((len(examples), width + 1), self.pad_id)
+        clean_ids[:, :width].masked_scatter_(columns < bos_column, prompt_ids)
+        clean_ids.scatter_(1, bos_column, self.bos_id)
+
+        # What is absent is written into one more column, which is then cut off.
+        place = column.where(present, width)
+
+        def spread(values: Tensor, start: Tensor) -> Tensor:
+            return start.scatter(1, place, values)[:, :width].contiguous()
+
+        nothing = torch.zeros_like(clean_ids, dtype=torch.bool)
+        clean = spread(targets.ids, clean_ids)
+        hidden = spread(masked, nothing)
+        first_fixed = targets.fixed[:, :1].any(1, keepdim=True)
+        absent = (targets.exists & ~present).long()
+        return _Rows(
+            input_ids=clean.masked_fill(hidden, self.mask_id),
+            attention_mask=columns < size,
+            given=spread(targets.fixed, nothing) | (columns <= bos_column),
+            masked=hidden,
+            clean_ids=clean,
+            open_slots=spread(_open_after(targets), nothing.scatter(1, bos_column, ~first_fixed)),
+            gaps=torch.zeros(len(examples), width, dtype=torch.int64).scatter_add(1, column, absent),
+            target_start=bos_column.squeeze(1) + 1,
+        )
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Rows at given times."""
+
+    interpolant: Interpolant
+    layout: _Layout
+    max_length: int | None
+
+    def __call__(
+        self, examples: Sequence[FlexMDMExample], t: Tensor, time_weight: Tensor, *, num_draws: int
+    ) -> FlexMDMBatch:
+        """The batch at times t, whose weights are multiplied by ``time_weight``; both of shape (rows,)."""
+        targets = _read_targets(examples, self.max_length)
+        target = targets.ids.shape[1]
+        draw = torch.arange(len(examples)) % num_draws
+        present, masked = self.interpolant.states(
+            t.unsqueeze(1),
+            uniform(_seeds(examples), target, step=draw, stream=_STREAM_INSERTION),
+            uniform(_seeds(examples), target, step=draw, stream=_STREAM_UNMASKING),
+        )
+        missing = targets.missing
+        rows = self.layout.pack(examples, targets, targets.fixed | (present & missing), masked & missing)
+        return {
+            "input_ids": rows.input_ids,
+            "attention_mask": rows.attention_mask,
+            "given": rows.given,
+            "masked": rows.masked,
+            "clean_ids": rows.clean_ids,
+            "open_slots": rows.open_slots,
+            "gaps": rows.gaps,
+            "target_start": rows.target_start,
+            "target_ids": targets.ids,
+            "target_lengths": targets.exists.sum(1),
+            "target_fixed": targets.fixed,
+            "num_missing": missing.sum(1),
+            "time": self.interpolant.network_time(t),
+            "missing_chance": 1 - self.interpolant.alpha(t),
+            "unmasking_weight": self.interpolant.unmasking_hazard(t) * time_weight,
+            "insertion_weight": self.interpolant.insertion_hazard(t) * time_weight,
+            "num_draws": torch.tensor(num_draws),
+            "is_complete": torch.tensor(self.interpolant.is_complete),
+        }
+
+
+def _seeds(examples: Sequence[FlexMDMExample]) -> Tensor:
+    return torch.tensor([example["seed"] for example in examples], dtype=torch.int64)
+
+
+def _read_targets(examples: Sequence[FlexMDMExample], max_length: int | None) -> _Targets:
+    if not examples:
+        raise ValueError("cannot collate an empty list of examples")
+    ids = [example.get("target_ids", _NO_IDS) for example in examples]
+    lengths = [len(row) for row in ids]
+    longest = max(lengths)
+    if max_length is not None and longest > max_length:
+        raise ValueError(
+            f"example {lengths.index(longest)} of the batch has {longest} target tokens, the limit is "
+            f"max_length={max_length}: leave such examples out, or raise the limit"
+        )
+    exists = torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)
+    fixed = torch.cat([_fixed(example, length) for example, length in zip(examples, lengths, strict=True)])
+    return _Targets(
+        ids=torch.zeros(exists.shape, dtype=torch.int64).masked_scatter(exists, torch.cat(ids)),
+        exists=exists,
+        fixed=torch.zeros_like(exists).masked_scatter(exists, fixed),
+    )
+
+
+def _fixed(example: FlexMDMExample, length: int) -> Tensor:
+    fixed = example.get("fixed")
+    if fixed is None:
+        return torch.zeros(length, dtype=torch.bool)
+    if len(fixed) != length:
+        raise ValueError(f"'fixed' has {len(fixed)} entries for {length} target tokens")
+    return fixed
+
+
+def _open_after(targets: _Targets) -> Tensor:
+    """(rows, target) whether the slot of a target token is open: see the head of this file."""
+    missing_next = torch.zeros_like(targets.missing)
+    missing_next[:, :-1] = targets.missing[:, 1:]
+    return targets.missing | missing_next

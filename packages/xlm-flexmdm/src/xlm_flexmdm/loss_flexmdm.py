@@ -1,0 +1,276 @@
+"""The training objective of FlexMDM and its likelihood bound.
+
+With f_j the law of the token at masked cell j and g_i the expected number of absent tokens in slot i that the
+network gives for x_t, and D(x, y) = y - x + x log(x / y), a row at time t has (Kim et al. 2025,
+arXiv:2509.01025, section 4)
+
+    unmasking = beta'(t) / (1 - beta(t)) sum_{masked j} -log f_j(clean token)
+    insertion = alpha'(t) / (1 - alpha(t)) sum_{open i} D(gap_i, g_i).
+
+Minimisers are f_j = P(clean token of j | x_t) and g_i = E[gap_i | x_t]. A network with a distribution over gap
+lengths is trained with its cross-entropy in place of D, weighted slot by slot; its mean has the same minimiser.
+
+Logits are computed at masked cells, gaps at open slots, and nowhere else.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from xlm_flexmdm.posterior_flexmdm import embedding_posterior, expected_gaps
+from xlm_flexmdm.types_flexmdm import (
+    FlexMDMBatch,
+    FlexMDMLikelihood,
+    FlexMDMLossOutput,
+    FlexMDMOutput,
+    call_model,
+)
+
+
+def gap_divergence(x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """D(x, y) = y - x + x log(x / y), the divergence of Poisson laws with means x and y; D(0, y) = y.
+
+    Args:
+        x: True means, at least 0, any shape.
+        y: Predicted means, at least 0, same shape. Its logarithm is bounded, so that a mean of 0 for something
+            that comes has a large but finite divergence; nothing else is.
+
+    Returns:
+        Divergence in nats, at least 0, with equality where x = y.
+    """
+    return y - x + torch.xlogy(x, x) - x * y.clamp(min=torch.finfo(y.dtype).tiny).log()
+
+
+class FlexMDMLoss:
+    """Sum over rows of unmasking + insertion, in nats; the normaliser is the number of target tokens.
+
+    The published loss has the same sum over (rows * max_length). Real tokens are the count here, so that the
+    loss is in nats per token, does not depend on a limit, and compares with the other families'.
+
+    Args:
+        suppressed_ids: Token ids that never stand in a target and stay outside the softmax: those of the
+            predictor, which adds MASK. Without any, the softmax is the published one.
+    """
+
+    def __init__(self, *, suppressed_ids: Sequence[int] = ()) -> None:
+        self._suppressed_ids = list(suppressed_ids)
+
+    def __call__(self, model: nn.Module, batch: FlexMDMBatch) -> FlexMDMLossOutput:
+        """Evaluate the network on a batch.
+
+        Raises:
+            ValueError: If a target token is among suppressed_ids, or a gap exceeds the network's lengths.
+        """
+        cells, slots = _Places.of(batch["masked"]), _Places.of(batch["open_slots"])
+        output = _evaluate(model, batch, cells, slots)
+        clean_ids = cells.read(batch["clean_ids"])
+        logits = self._allowed_logits(output.token_logits, batch)
+        unmasking = cells.sum_by_row(F.cross_entropy(logits, clean_ids, reduction="none"))
+        insertion = slots.sum_by_row(_gap_terms(output, slots.read(batch["gaps"])))
+        unmasking_sum = (batch["unmasking_weight"] * unmasking).sum()
+        insertion_sum = (batch["insertion_weight"] * insertion).sum()
+        return FlexMDMLossOutput(
+            loss_sum=unmasking_sum + insertion_sum,
+            loss_count=batch["num_missing"].sum(),
+            terms={"unmasking": unmasking_sum, "insertion": insertion_sum},
+            num_masked=batch["masked"].sum(),
+            num_correct=(logits.detach().argmax(-1) == clean_ids).sum(),
+        )
+
+    def likelihood(self, model: nn.Module, batch: FlexMDMBatch) -> FlexMDMLikelihood:
+        """Estimate an upper bound of -log p(x_1), tighter than the training loss.
+
+        The process x_t given x_1 is a Markov chain itself: the embedding of x_t in x_1 is uniform, whatever
+        the way to x_t. Its rates are those of an embedding averaged over embeddings, so with q_j the law of
+        the token at j and G_i the mean of gap_i, both given x_t and x_1, the divergence of its paths from the
+        network's is
+
+            E_t E_{x_t} [ beta' / (1 - beta) sum_j KL(q_j || f_j) + alpha' / (1 - alpha) sum_i D(G_i, g_i) ]
+
+        which bounds -log p(x_1). The published form, with the token and the gap of one embedding drawn at
+        random, bounds it as well (``nll_published``), but charges for which embedding it was: for a network
+        that knows x_1 it is not 0. Averaged over the data, and with the exact posterior as the network, the
+        bound is their entropy. A distribution over gap lengths enters with its mean g, all that its Poisson
+        insertions depend on.
+
+        The bound is that of the process in continuous time, to which the samplers converge. Its mean is
+        finite only if g vanishes for t -> 1 like 1 - alpha, which :class:`xlm_flexmdm.FlexMDM` sees to.
+
+        Raises:
+            ValueError: If a schedule does not run from 0 to 1, a target token is among suppressed_ids, or a
+                gap exceeds the network's lengths.
+        """
+        if not bool(batch["is_complete"]):
+            raise ValueError(
+                "no likelihood: alpha and beta must run from 0 at t = 0 to 1 at t = 1. Otherwise tokens are "
+                "there from the start, or never come, which the bound does not see. LogLinear and Cosine need "
+                "eps=0; Linear and Geometric never fit"
+            )
+        num_draws = int(batch["num_draws"])
+        nll = torch.zeros_like(batch["time"]).view(-1, num_draws)
+        nll_published = torch.zeros_like(nll)
+        # One draw after the other, so that evaluation needs no more memory than training.
+        for draw in range(num_draws):
+            rows = _take(batch, slice(draw, None, num_draws))
+            nll[:, draw], nll_published[:, draw] = self._bounds(model, rows)
+        return FlexMDMLikelihood(
+            nll=nll.mean(1),
+            num_tokens=batch["num_missing"][::num_draws],
+            nll_kind="bound",
+            num_draws=num_draws,
+            models_length=True,
+            nll_published=nll_published.mean(1),
+        )
+
+    def _bounds(self, model: nn.Module, batch: FlexMDMBatch) -> tuple[Tensor, Tensor]:
+        """The tight and the published form of each row (rows,), float64."""
+        cells, slots = _Places.of(batch["masked"]), _Places.of(batch["open_slots"])
+        output = _evaluate(model, batch, cells, slots)
+        logits = self._allowed_logits(output.token_logits, batch)
+        gaps = _at_least_float32(output.expected_gaps).double()
+        posterior, mean_gaps = _posterior(batch)
+
+        target_column = cells.column - batch["target_start"][cells.row]
+        tight = batch["unmasking_weight"] * cells.sum_by_row(
+            _divergences(posterior[cells.row, target_column], logits, batch["target_ids"], cells.row)
+        )
+        # The slot of BOS is the first of mean_gaps.
+        slot = slots.column - batch["target_start"][slots.row] + 1
+        tight += batch["insertion_weight"] * slots.sum_by_row(
+            gap_divergence(mean_gaps[slots.row, slot], gaps)
+        )
+
+        entropies = F.cross_entropy(logits, cells.read(batch["clean_ids"]), reduction="none")
+        published = batch["unmasking_weight"] * cells.sum_by_row(entropies)
+        published += batch["insertion_weight"] * slots.sum_by_row(
+            gap_divergence(slots.read(batch["gaps"]).double(), gaps)
+        )
+        return tight, published
+
+    def _allowed_logits(self, logits: Tensor, batch: FlexMDMBatch) -> Tensor:
+        """(cells, vocab) logits with -inf at suppressed tokens, in float32 at least."""
+        logits = _at_least_float32(logits)
+        if not self._suppressed_ids:
+            return logits
+        suppressed = torch.tensor(self._suppressed_ids, device=logits.device)
+        ids, fixed = batch["target_ids"], batch["target_fixed"]
+        real = torch.arange(ids.shape[1], device=ids.device) < batch["target_lengths"].unsqueeze(1)
+        clash = ids[real & ~fixed & torch.isin(ids, suppressed)]
+        if len(clash) > 0:
+            raise ValueError(
+                f"the targets hold token id {int(clash[0])}, which has probability 0 as one of suppressed_ids"
+            )
+        return logits.index_fill(1, suppressed, -math.inf)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The columns marked in a mask (rows, length), row by row."""
+
+    row: Tensor
+    column: Tensor
+    flat: Tensor
+    """Index into the rows * length columns."""
+    num_rows: int
+
+    @staticmethod
+    def of(mask: Tensor) -> "_Places":
+        row, column = mask.nonzero(as_tuple=True)
+        return _Places(row, column, row * mask.shape[1] + column, mask.shape[0])
+
+    def read(self, table: Tensor) -> Tensor:
+        """Values of a table (rows, length) at the places."""
+        return table[self.row, self.column]
+
+    def sum_by_row(self, values: Tensor) -> Tensor:
+        """(rows,) sums of values of the places."""
+        return values.new_zeros(self.num_rows).index_add(0, self.row, values)
+
+
+def _evaluate(model: nn.Module, batch: FlexMDMBatch, cells: _Places, slots: _Places) -> FlexMDMOutput:
+    return call_model(
+        model,
+        batch["input_ids"],
+        batch["attention_mask"],
+        batch["time"],
+        batch["missing_chance"],
+        token_positions=cells.flat,
+        slot_positions=slots.flat,
+    )
+
+
+def _gap_terms(output: FlexMDMOutput, gaps: Tensor) -> Tensor:
+    """(slots,) D, or the cross-entropy of a distribution over gap lengths."""
+    if output.gap_logits is None:
+        expected = _at_least_float32(output.expected_gaps)
+        return gap_divergence(gaps.to(expected.dtype), expected)
+    classes = output.gap_logits.shape[1]
+    if len(gaps) > 0 and int(gaps.max()) >= classes:
+        raise ValueError(
+            f"a slot misses {int(gaps.max())} tokens, the network has lengths 0..{classes - 1}: "
+            "give it a larger max_length"
+        )
+    return F.cross_entropy(_at_least_float32(output.gap_logits), gaps, reduction="none")
+
+
+def _posterior(batch: FlexMDMBatch) -> tuple[Tensor, Tensor]:
+    """P(s_c = i | x_t, x_1) (rows, cells, target) and the mean gaps (rows, cells + 1) of the targets."""
+    start = batch["target_start"]
+    num_cells = batch["attention_mask"].sum(1) - start
+    cell = torch.arange(max(int(num_cells.max()), 0), device=start.device)
+    exists = cell < num_cells.unsqueeze(1)
+    column = (start.unsqueeze(1) + cell).clamp(max=batch["input_ids"].shape[1] - 1)
+    ids, masked, given = (
+        batch[name].gather(1, column).unsqueeze(2) for name in ("input_ids", "masked", "given")
+    )
+    token = torch.arange(batch["target_ids"].shape[1], device=start.device)
+    real = exists.unsqueeze(2) & (token < batch["target_lengths"].unsqueeze(1)).unsqueeze(1)
+    # Fixed tokens are all present and in order, so a fixed cell is its own token and no other.
+    same = masked | (ids == batch["target_ids"].unsqueeze(1))
+    matches = real & same & (given == batch["target_fixed"].unsqueeze(1))
+    posterior = embedding_posterior(matches, num_cells)
+    return posterior, expected_gaps(posterior, num_cells, batch["target_lengths"])
+
+
+def _divergences(posterior: Tensor, logits: Tensor, target_ids: Tensor, row: Tensor) -> Tensor:
+    """(cells,) KL(q_j || f_j), with q_j(v) the sum of ``posterior`` (cells, target) over tokens equal to v."""
+    same = target_ids.unsqueeze(2) == target_ids.unsqueeze(1)
+    first = same.byte().argmax(2)[row]
+    q = torch.zeros_like(posterior).scatter_add(1, first, posterior)
+    log_f = logits.gather(1, target_ids[row]).double() - logits.logsumexp(1, keepdim=True).double()
+    # Without the mask, padding with a suppressed id would add 0 * inf.
+    cross = torch.where(posterior > 0, posterior * log_f, 0.0)
+    return -cross.sum(1) - torch.special.entr(q).sum(1)
+
+
+def _take(batch: FlexMDMBatch, rows: slice) -> FlexMDMBatch:
+    """Some rows of a batch."""
+    return {
+        "input_ids": batch["input_ids"][rows],
+        "attention_mask": batch["attention_mask"][rows],
+        "given": batch["given"][rows],
+        "masked": batch["masked"][rows],
+        "clean_ids": batch["clean_ids"][rows],
+        "open_slots": batch["open_slots"][rows],
+        "gaps": batch["gaps"][rows],
+        "target_start": batch["target_start"][rows],
+        "target_ids": batch["target_ids"][rows],
+        "target_lengths": batch["target_lengths"][rows],
+        "target_fixed": batch["target_fixed"][rows],
+        "num_missing": batch["num_missing"][rows],
+        "time": batch["time"][rows],
+        "missing_chance": batch["missing_chance"][rows],
+        "unmasking_weight": batch["unmasking_weight"][rows],
+        "insertion_weight": batch["insertion_weight"][rows],
+        "num_draws": batch["num_draws"],
+        "is_complete": batch["is_complete"],
+    }
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,246 @@
+"""Inference: masks are inserted and unmasked along the time of the interpolant, in N steps from 0 to 1.
+
+A step from t to t' evaluates the network once, at t. Each mask is then unmasked with the probability that its
+T2 lies in the step, and each open slot receives as many masks as a Poisson law gives, with the mean that the
+rate of insertion has in the step. The last step inserts nothing, since what it inserts would stay MASK, and
+unmasks every mask. The law of the result therefore approaches that of the continuous process like 1/N.
+
+The network sees t, on which the number of missing tokens depends, so an evaluation cannot be used again in a
+later step. What can be saved is a row's evaluation in a step that can change nothing in it: which masks a step
+unmasks, or how many, is drawn before the network is asked; and a row without room, or without an open slot,
+gets no insertion. Other rows cannot be finished before the last step.
+
+The draws of a row depend on its seed, the step and the purpose only, so it comes out the same in any batch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from xlm.modules import confidence, sample_tokens, take_top, uniform
+from xlm_flexmdm.interpolant_flexmdm import Interpolant
+from xlm_flexmdm.text_flexmdm import Text, fit_to_room, poisson, read_edits
+from xlm_flexmdm.types_flexmdm import FlexMDMOutput, FlexMDMPrediction, FlexMDMPromptBatch, call_model
+
+Sampler = Literal["hazard_integrated", "tau_leaping"]
+Order = Literal["random", "position", "top_prob", "margin", "entropy"]
+
+_STREAM_UNMASKING = 0
+_STREAM_TOKEN = 1
+_STREAM_INSERTION = 2
+_STREAM_ROOM = 3
+
+
+class FlexMDMPredictor:
+    """Sampler of FlexMDM (Kim et al. 2025, arXiv:2509.01025, section 5).
+
+    Call it with the network in evaluation mode: dropout is the one thing that the seeds do not govern.
+
+    Args:
+        interpolant: The two schedules: those of training.
+        mask_id: Id of MASK, never in the result.
+        pad_id: Id that fills the rows of the result.
+        num_steps: N, at least 2. A row takes part in up to N evaluations of the network.
+        suppressed_ids: Further token ids that are never generated: those of the loss.
+        max_new_tokens: The most tokens to insert; None for the room that the batch gives each row. Insertions
+            that do not fit are cut as :func:`xlm_flexmdm.fit_to_room` says; the others of the step stay.
+        sampler: "hazard_integrated": a mask is unmasked with probability (beta(t') - beta(t)) / (1 - beta(t)),
+            the exact one, and a slot receives masks with mean g (alpha(t') - alpha(t)) / (1 - alpha(t)).
+            "tau_leaping", as published: both hazards are held at their value at t, which gives
+            1 - exp(-(t' - t) beta'(t) / (1 - beta(t))) and g (t' - t) alpha'(t) / (1 - alpha(t)).
+        order: Which masks a step unmasks. "random": each by itself. The others take as many masks as "random"
+            would, those first that are furthest left ("position") or of which the network is surest:
+            "top_prob", "margin" or "entropy" of its probabilities, see :func:`xlm.modules.confidence`.
+        temperature: Of the law of a token; at least 0, where 0 takes the most probable.
+        top_k: Tokens to choose from; None for all.
+        top_p: Mass of the tokens to choose from; None for all.
+
+    Raises:
+        ValueError: If an option is outside its range, or "tau_leaping" has an infinite hazard at t = 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        interpolant: Interpolant,
+        mask_id: int,
+        pad_id: int,
+        num_steps: int = 128,
+        suppressed_ids: Sequence[int] = (),
+        max_new_tokens: int | None = None,
+        sampler: Sampler = "hazard_integrated",
+        order: Order = "random",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> None:
+        orders = ("random", "position", "top_prob", "margin", "entropy")
+        samplers = ("hazard_integrated", "tau_leaping")
+        _require(mask_id != pad_id, "mask_id", mask_id, "another id than pad_id")
+        _require(num_steps >= 2, "num_steps", num_steps, "at least 2, since the last step inserts nothing")
+        _require(
+            max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0"
+        )
+        _require(sampler in samplers, "sampler", sampler, f"one of {samplers}")
+        _require(order in orders, "order", order, f"one of {orders}")
+        _require(temperature >= 0, "temperature", temperature, "at least 0")
+        _require(top_k is None or top_k >= 1, "top_k", top_k, "None or at least 1")
+        _require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "None or in (0, 1]")
+        self._mask_id = mask_id
+        self._pad_id = pad_id
+        self._suppressed_ids = sorted({mask_id, *suppressed_ids})
+        self._max_new_tokens = max_new_tokens
+        self._order: Order = order
+        self._temperature = temperature
+        self._top_k = top_k
+        self._top_p = top_p
+        self._steps = _steps(interpolant, num_steps, sampler)
+
+    @torch.no_grad()
+    def __call__(
+        self, model: nn.Module, batch: FlexMDMPromptBatch, seeds: Tensor, *, trace: bool = False
+    ) -> FlexMDMPrediction:
+        """Generate a target for each row.
+
+        Args:
+            model: The network, see :meth:`xlm_flexmdm.FlexMDM.forward`.
+            batch: The given parts, from :class:`xlm_flexmdm.FlexMDMPromptCollator`.
+            seeds: (rows,) int64, the source of all draws.
+            trace: Whether to record the edits.
+
+        Returns:
+            The targets. A row without room or open slot keeps what it has.
+        """
+        text = Text.start(
+            batch, mask_id=self._mask_id, pad_id=self._pad_id, max_new_tokens=self._max_new_tokens
+        )
+        edits = [text.given_edits()]
+        nfe = torch.zeros_like(seeds)
+        for step in self._steps:
+            edits += self._advance(model, text, seeds, step, nfe)
+        ids, lengths = text.targets()
+        return FlexMDMPrediction(
+            ids=ids, lengths=lengths, nfe=nfe, trace=read_edits(edits) if trace else None
+        )
+
+    def _advance(
+        self, model: nn.Module, text: Text, seeds: Tensor, step: "_Step", nfe: Tensor
+    ) -> list[Tensor]:
+        """Take one step with every row that it can change, and return the edits."""
+        masked = text.masked
+        level = uniform(seeds, masked.shape[1], step=step.number, stream=_STREAM_UNMASKING)
+        drawn = masked & (level < step.unmasking_chance)
+        slots = text.open_slots & (text.growing & (step.insertion_factor > 0)).unsqueeze(1)
+        rows = (drawn.any(1) | slots.any(1)).nonzero().squeeze(1)
+        if len(rows) == 0:
+            return []
+        nfe[rows] += 1
+
+        candidates = self._candidates(masked, drawn)
+        output = _evaluate(model, text, rows, candidates, slots, step)
+        logits = output.token_logits.index_fill(
+            1, torch.tensor(self._suppressed_ids, device=seeds.device), -math.inf
+        )
+        chosen = self._choose(candidates, drawn, logits)
+        row, column = chosen.nonzero(as_tuple=True)
+        numbers = uniform(seeds, masked.shape[1], step=step.number, stream=_STREAM_TOKEN)
+        token = sample_tokens(
+            logits[chosen[candidates]],
+            numbers[row, column],
+            temperature=self._temperature,
+            top_k=self._top_k,
+            top_p=self._top_p,
+        )
+        counts = _draw_insertions(text, slots, output.expected_gaps, seeds, step)
+        return [text.write(row, column, token, step.number), text.insert(counts, step.number)]
+
+    def _candidates(self, masked: Tensor, drawn: Tensor) -> Tensor:
+        """(rows, length) masks whose logits are needed: all of a row only where the network ranks them."""
+        if self._order == "random":
+            return drawn
+        if self._order == "position":
+            leftward = -torch.arange(masked.shape[1], device=masked.device, dtype=torch.float64)
+            return take_top(leftward.expand(masked.shape), drawn.sum(1), masked)
+        return masked & drawn.any(1, keepdim=True)
+
+    def _choose(self, candidates: Tensor, drawn: Tensor, logits: Tensor) -> Tensor:
+        """(rows, length) masks to unmask now: as many of each row as were drawn, hence never too many."""
+        if self._order in ("random", "position"):
+            return candidates
+        scores = torch.zeros(candidates.shape, dtype=torch.float64, device=candidates.device)
+        scores[candidates] = confidence(logits, self._order)
+        return take_top(scores, drawn.sum(1), candidates)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a step from t to t' does."""
+
+    number: int
+    """From 1."""
+    time: float
+    """Time input of the network at t."""
+    missing_chance: float
+    """1 - alpha(t)."""
+    unmasking_chance: float
+    insertion_factor: float
+    """What g is multiplied by for the mean number of insertions."""
+
+
+def _steps(interpolant: Interpolant, num_steps: int, sampler: Sampler) -> list[_Step]:
+    grid = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    start, end = grid[:-1], grid[1:]
+    if sampler == "hazard_integrated":
+        insertion = (interpolant.alpha(end) - interpolant.alpha(start)) / (1 - interpolant.alpha(start))
+        unmasking = (interpolant.beta(end) - interpolant.beta(start)) / (1 - interpolant.beta(start))
+    else:
+        insertion = interpolant.insertion_hazard(start) / num_steps
+        unmasking = -torch.expm1(-interpolant.unmasking_hazard(start) / num_steps)
+        if not bool(insertion.isfinite().all()):
+            raise ValueError(
+                "sampler='tau_leaping' holds the hazard of insertion at its value at t = 0, which is infinite "
+                "with this schedule: use sampler='hazard_integrated'"
+            )
+    insertion[-1], unmasking[-1] = 0.0, 1.0
+    columns = (interpolant.network_time(start), 1 - interpolant.alpha(start), unmasking, insertion)
+    numbers = zip(*(column.tolist() for column in columns), strict=True)
+    return [_Step(number, *values) for number, values in enumerate(numbers, start=1)]
+
+
+def _evaluate(
+    model: nn.Module, text: Text, rows: Tensor, cells: Tensor, slots: Tensor, step: _Step
+) -> FlexMDMOutput:
+    """The network on some rows, at cells and slots marked in tables (rows of the text, length)."""
+    input_ids, attention_mask = text.window(rows)
+    width = input_ids.shape[1]
+    one = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
+    return call_model(
+        model,
+        input_ids,
+        attention_mask,
+        step.time * one,
+        step.missing_chance * one,
+        token_positions=cells[rows, :width].flatten().nonzero().squeeze(1),
+        slot_positions=slots[rows, :width].flatten().nonzero().squeeze(1),
+    )
+
+
+def _draw_insertions(text: Text, slots: Tensor, gaps: Tensor, seeds: Tensor, step: _Step) -> Tensor:
+    """(rows, length) number of masks to insert right of each column; ``gaps`` (slots,) is g."""
+    row, column = slots.nonzero(as_tuple=True)
+    length = slots.shape[1]
+    numbers = uniform(seeds, length, step=step.number, stream=_STREAM_INSERTION)[row, column]
+    drawn = poisson(gaps.double() * step.insertion_factor, numbers, text.room[row])
+    counts = torch.zeros(slots.shape, dtype=torch.int64, device=slots.device)
+    counts[row, column] = drawn
+    keys = uniform(seeds, length, step=step.number, stream=_STREAM_ROOM)
+    return fit_to_room(counts, text.room, keys)
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")

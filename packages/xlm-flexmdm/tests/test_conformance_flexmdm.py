@@ -1,0 +1,110 @@
+from types import MappingProxyType
+
+from xlm.modules import Cosine, LogLinear
+from xlm.modules.testing import ConformanceSuite, Kind
+from xlm_flexmdm import (
+    FlexMDM,
+    FlexMDMBatch,
+    FlexMDMCollator,
+    FlexMDMLikelihoodCollator,
+    FlexMDMLoss,
+    FlexMDMPredictor,
+    FlexMDMPromptBatch,
+    FlexMDMPromptCollator,
+    Interpolant,
+)
+
+SUPPRESSED = (0, 1, 2, 3, 4, 5, 6)
+LINEAR = Interpolant(LogLinear(eps=0), LogLinear(eps=0))
+
+
+class _FlexMDMConformance(ConformanceSuite[FlexMDMBatch, FlexMDMPromptBatch]):
+    ordinary_ids = range(7, 12)
+    pad_id = 0
+    max_length = 7
+    loss_padding = MappingProxyType(
+        {
+            "input_ids": 0,
+            "attention_mask": False,
+            "given": False,
+            "masked": False,
+            "clean_ids": 0,
+            "open_slots": False,
+            "gaps": 0,
+        }
+    )
+    prompt_padding = MappingProxyType({"input_ids": 0, "attention_mask": False, "open_slots": False})
+    interpolant = LINEAR
+
+    def build_model(self) -> FlexMDM:
+        return FlexMDM(vocab_size=12, d_model=16, num_layers=2, num_heads=2, d_condition=8, max_length=7)
+
+    def build_loss(self) -> FlexMDMLoss:
+        return FlexMDMLoss(suppressed_ids=SUPPRESSED)
+
+    def build_predictor(self) -> FlexMDMPredictor:
+        return FlexMDMPredictor(
+            interpolant=self.interpolant, mask_id=2, pad_id=0, suppressed_ids=SUPPRESSED, num_steps=6
+        )
+
+    def build_loss_collator(self, kind: Kind) -> FlexMDMCollator:
+        return FlexMDMCollator(interpolant=self.interpolant, pad_id=0, mask_id=2, bos_id=4, max_length=7)
+
+    def build_prompt_collator(self, kind: Kind) -> FlexMDMPromptCollator:
+        return FlexMDMPromptCollator(pad_id=0, mask_id=2, bos_id=4, max_length=7)
+
+    def build_likelihood(self, kind: Kind) -> tuple[FlexMDMLoss, FlexMDMLikelihoodCollator]:
+        collator = FlexMDMLikelihoodCollator(
+            interpolant=self.interpolant, pad_id=0, mask_id=2, bos_id=4, max_length=7, num_draws=3
+        )
+        return FlexMDMLoss(suppressed_ids=SUPPRESSED), collator
+
+
+class TestExpectationHead(_FlexMDMConformance):
+    """The expectation head, each mask unmasked by itself."""
+
+
+class TestDistributionHead(_FlexMDMConformance):
+    """The distribution head, two different schedules, tau-leaping, the surest masks first."""
+
+    interpolant = Interpolant(Cosine(eps=0), LogLinear(eps=0), time_input="alpha")
+
+    def build_model(self) -> FlexMDM:
+        return FlexMDM(
+            vocab_size=12,
+            d_model=16,
+            num_layers=2,
+            num_heads=2,
+            d_condition=8,
+            max_length=7,
+            head="distribution",
+        )
+
+    def build_predictor(self) -> FlexMDMPredictor:
+        return FlexMDMPredictor(
+            interpolant=self.interpolant,
+            mask_id=2,
+            pad_id=0,
+            suppressed_ids=SUPPRESSED,
+            num_steps=6,
+            sampler="tau_leaping",
+            order="margin",
+            top_k=3,
+            top_p=0.9,
+        )
+
+
+class TestLimitedRoom(_FlexMDMConformance):
+    """Rows that are soon full, the leftmost mask first."""
+
+    def build_predictor(self) -> FlexMDMPredictor:
+        return FlexMDMPredictor(
+            interpolant=self.interpolant,
+            mask_id=2,
+            pad_id=0,
+            suppressed_ids=SUPPRESSED,
+            num_steps=6,
+            max_new_tokens=2,
+            order="position",
+            temperature=0.0,
+        )

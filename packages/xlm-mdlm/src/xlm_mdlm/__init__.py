@@ -1,0 +1,42 @@
+"""Masked diffusion language model (Sahoo et al. 2024, arXiv:2406.07524)."""
+
+from xlm_mdlm.datamodule_mdlm import MDLMCollator, MDLMLikelihoodCollator, MDLMPromptCollator
+from xlm_mdlm.loss_mdlm import MDLMLoss
+from xlm_mdlm.metrics_mdlm import MDLMMetrics
+from xlm_mdlm.model_mdlm import MDLMDiT, MDLMRotary
+from xlm_mdlm.predictor_mdlm import MDLMPredictor
+from xlm_mdlm.samplers_mdlm import Ancestral, ConfidenceOrder, FirstHitting, Remasking, Sampler
+from xlm_mdlm.types_mdlm import (
+    MDLMBatch,
+    MDLMExample,
+    MDLMLikelihood,
+    MDLMLossOutput,
+    MDLMPrediction,
+    MDLMPromptBatch,
+    MDLMTrace,
+    NoiseSchedule,
+)
+
+__all__ = [
+    "Ancestral",
+    "ConfidenceOrder",
+    "FirstHitting",
+    "MDLMBatch",
+    "MDLMCollator",
+    "MDLMDiT",
+    "MDLMExample",
+    "MDLMLikelihood",
+    "MDLMLikelihoodCollator",
+    "MDLMLoss",
+    "MDLMLossOutput",
+    "MDLMMetrics",
+    "MDLMPrediction",
+    "MDLMPredictor",
+    "MDLMPromptBatch",
+    "MDLMPromptCollator",
+    "MDLMRotary",
+    "MDLMTrace",
+    "NoiseSchedule",
+    "Remasking",
+    "Sampler",
+]

@@ -1,0 +1,176 @@
+"""Where the tokens of a row stand: prompt, BOS, and the cells of the target.
+
+A row is ``prompt... [BOS] target...``. The columns of the target are its cells, in one of two layouts:
+
+*Known length* (target_length=None): one cell for each target token. The model never sees another length than
+the right one, so the length is given and not modelled.
+
+*Fixed width* (target_length=W): W cells for each row. Those behind the text hold EOS and then PAD, up to the
+full width; a text of W tokens fills the cells and needs no EOS. EOS and PAD are masked and predicted like
+tokens, which is how length is modelled. Texts of 0 to W tokens and fillings of this form correspond one to one.
+
+Where the text may end: at the cells of a fixed width, but only right of the last given token. Nowhere else are
+EOS and PAD possible tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from xlm_mdlm.types_mdlm import MDLMBatch, MDLMExample
+
+_NO_IDS = torch.empty(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows without noise, padded on the right: (rows, length) each, and figures of each row (rows,)."""
+
+    ids: Tensor
+    attention_mask: Tensor
+    eligible: Tensor
+    """True at cells that are not given."""
+    may_end: Tensor
+    """True at cells where EOS and PAD are possible tokens."""
+    target_start: Tensor
+    """First cell."""
+    num_tokens: Tensor
+    """Raw target tokens that are not given."""
+
+    def repeat(self, times: int) -> "Rows":
+        """Each row ``times`` times in succession."""
+        return Rows(**{name: table.repeat_interleave(times, 0) for name, table in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Lays out examples in rows, and rows with their noise in batches.
+
+    Args:
+        mask_id: Id of MASK.
+        pad_id: Id of PAD.
+        bos_id: Id of the token left of the target.
+        eos_id: Id of EOS; None for no EOS.
+        target_length: Cells of every row, at least 1; None for as many as the target has tokens.
+        full_rows: Whether rows of different lengths are refused and batches have no attention mask.
+
+    Raises:
+        ValueError: If target_length is below 1.
+    """
+
+    mask_id: int
+    pad_id: int
+    bos_id: int
+    eos_id: int | None
+    target_length: int | None
+    full_rows: bool = False
+
+    def __post_init__(self) -> None:
+        if self.target_length is not None and self.target_length < 1:
+            raise ValueError(f"target_length must be None or at least 1, got {self.target_length}")
+
+    def lay_out(self, examples: Sequence[MDLMExample], *, only_given: bool = False) -> Rows:
+        """Prompt, BOS, target and filling of each example in one row.
+
+        With ``only_given``, target tokens that are not given may have any id: they will not be read.
+
+        Raises:
+            ValueError: If there are no examples, a target is longer than target_length or holds MASK, PAD or
+                EOS, ``fixed`` does not fit its target, or rows that should be full differ in length.
+        """
+        if not examples:
+            raise ValueError("cannot collate an empty list of examples")
+        targets = [example.get("target_ids", _NO_IDS) for example in examples]
+        prompts = [example.get("prompt_ids", _NO_IDS) for example in examples]
+        text_length = torch.tensor([len(target) for target in targets])
+        target_start = torch.tensor([len(prompt) + 1 for prompt in prompts])
+        self._check_text_lengths(text_length)
+
+        bos = torch.tensor([self.bos_id])
+        rows = [
+            torch.cat((prompt, bos, target, self._filling(len(target))))
+            for prompt, target in zip(prompts, targets, strict=True)
+        ]
+        self._check_row_lengths([len(row) for row in rows])
+        end = torch.tensor([len(row) for row in rows]).unsqueeze(1)
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id)
+        column = torch.arange(ids.shape[1])
+        cells = (column >= target_start.unsqueeze(1)) & (column < end)
+        text = cells & (column < (target_start + text_length).unsqueeze(1))
+        given = _given(examples, ids.shape[1])
+        self._check_tokens(ids, given if only_given else text)
+        right_of_given = column >= (given * (column + 1)).amax(1, keepdim=True)
+        fixed_width = self.target_length is not None
+        return Rows(
+            ids=ids,
+            attention_mask=column < end,
+            eligible=cells & ~given,
+            may_end=cells & right_of_given if fixed_width else torch.zeros_like(cells),
+            target_start=target_start,
+            num_tokens=(text & ~given).sum(1),
+        )
+
+    def batch(self, rows: Rows, *, masked: Tensor, weight: Tensor) -> MDLMBatch:
+        """The rows with MASK at the ``masked`` cells (rows, length), and the ``weight`` (rows,) of each."""
+        return {
+            "input_ids": rows.ids.masked_fill(masked, self.mask_id),
+            "attention_mask": None if self.full_rows else rows.attention_mask,
+            "target_ids": rows.ids,
+            "masked": masked,
+            "may_end": rows.may_end,
+            "weight": weight,
+            "num_eligible": rows.eligible.sum(1),
+            "num_tokens": rows.num_tokens,
+            "models_length": torch.full((len(masked),), self.target_length is not None),
+        }
+
+    def _filling(self, text_length: int) -> Tensor:
+        """EOS and PADs behind a text."""
+        if self.target_length is None:
+            return _NO_IDS
+        filling = torch.full((self.target_length - text_length,), self.pad_id)
+        if self.eos_id is not None:
+            filling[:1] = self.eos_id
+        return filling
+
+    def _check_text_lengths(self, text_length: Tensor) -> None:
+        longest = int(text_length.max())
+        if self.target_length is not None and longest > self.target_length:
+            raise ValueError(
+                f"example {int(text_length.argmax())} has {longest} target tokens, the limit is "
+                f"target_length={self.target_length}: leave such examples out, or raise the limit"
+            )
+
+    def _check_row_lengths(self, lengths: Sequence[int]) -> None:
+        if self.full_rows and min(lengths) < max(lengths):
+            raise ValueError(
+                f"full_rows=True needs rows of one length, got {min(lengths)} to {max(lengths)} tokens with BOS: "
+                f"pack the texts into blocks, or set full_rows=False"
+            )
+
+    def _check_tokens(self, ids: Tensor, read: Tensor) -> None:
+        special = [index for index in (self.mask_id, self.pad_id, self.eos_id) if index is not None]
+        wrong = read & torch.isin(ids, torch.tensor(special))
+        if wrong.any():
+            row, column = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"the target of example {row} holds token id {int(ids[row, column])}, which is MASK, PAD or EOS. "
+                f"Where EOS separates texts inside a target, set eos_id=None in collators, loss and predictor"
+            )
+
+
+def _given(examples: Sequence[MDLMExample], length: int) -> Tensor:
+    """(rows, length) True at given target tokens."""
+    given = torch.zeros(len(examples), length, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        if "fixed" not in example:
+            continue
+        fixed, size = example["fixed"], len(example.get("target_ids", _NO_IDS))
+        if len(fixed) != size:
+            raise ValueError(f"'fixed' of example {row} has {len(fixed)} entries for {size} target tokens")
+        start = len(example.get("prompt_ids", _NO_IDS)) + 1
+        given[row, start : start + size] = fixed
+    return given

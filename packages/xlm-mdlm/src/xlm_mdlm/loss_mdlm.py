@@ -1,0 +1,136 @@
+"""The training objective of masked diffusion and its likelihood bound.
+
+With x_0 a row of L cells, x_t what is left of it after masking each with probability 1 - alpha_t, and
+
+    CE_i = -log p_theta(x_0^i | x_t)   at a masked cell i, the softmax being over the tokens possible there,
+
+the negative ELBO in continuous time is (Sahoo et al. 2024, arXiv:2406.07524, section 3.4)
+
+    -log p(x_0) <= NELBO(x_0) = int_0^1 w(t) E_{x_t} sum_{masked i} CE_i dt,   w(t) = -alpha'_t / (1 - alpha_t).
+
+Unmasked cells cost nothing, as the model copies them. Logits are computed at masked cells only.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from xlm_mdlm.types_mdlm import NUM_LEVELS, MDLMBatch, MDLMLikelihood, MDLMLossOutput, call_model
+from xlm_mdlm.vocabulary_mdlm import CellVocabulary
+
+
+class MDLMLoss:
+    """sum over rows of w(t) sum over masked cells of CE, normalised by all cells, masked or not.
+
+    loss_sum / loss_count is an estimate of the NELBO in nats per cell. The weights come with the batch, so one
+    loss serves every noise schedule. They do not change what is learnt: for all schedules with alpha_0 = 1 and
+    alpha_1 = 0 the expectation is the same.
+
+    Args:
+        mask_id: Id of MASK, which has probability 0.
+        pad_id: Id of PAD, possible only where the text may end.
+        eos_id: Id of EOS, possible only where the text may end; None if no token ends a text and EOS, if there
+            is one, is a token like any other.
+        suppressed_ids: Further ids that never stand in a text and have probability 0. EOS and PAD among them
+            stay possible where the text may end.
+
+    Raises:
+        ValueError: If MASK is also PAD or EOS.
+    """
+
+    def __init__(
+        self, *, mask_id: int, pad_id: int, eos_id: int | None, suppressed_ids: Sequence[int] = ()
+    ) -> None:
+        self._vocabulary = CellVocabulary(
+            mask_id=mask_id, pad_id=pad_id, eos_id=eos_id, suppressed_ids=suppressed_ids
+        )
+
+    def __call__(self, model: nn.Module, batch: MDLMBatch) -> MDLMLossOutput:
+        """Evaluate the network on a batch.
+
+        Raises:
+            ValueError: If a masked token is impossible in its cell.
+        """
+        cells = self._masked_cells(model, batch)
+        loss_sum = (batch["weight"].to(cells.entropy.dtype)[cells.row] * cells.entropy).sum()
+        num_masked, num_eligible = batch["masked"].sum(1), batch["num_eligible"]
+        # The interval of n / L in (0, 1] among NUM_LEVELS equal ones, closed on the right.
+        level = (num_masked * NUM_LEVELS - 1) // num_eligible.clamp(min=1)
+        level_of_cell, entropy = level[cells.row], cells.entropy.detach()
+        return MDLMLossOutput(
+            loss_sum=loss_sum,
+            loss_count=num_eligible.sum(),
+            terms={"token": loss_sum},
+            num_masked=num_masked.sum(),
+            num_correct=cells.correct.sum(),
+            masked_by_level=torch.bincount(level_of_cell, minlength=NUM_LEVELS),
+            entropy_by_level=entropy.new_zeros(NUM_LEVELS).index_add(0, level_of_cell, entropy),
+        )
+
+    def likelihood(self, model: nn.Module, batch: MDLMBatch) -> MDLMLikelihood:
+        """Estimate an upper bound of -log p(x_0), whatever the schedule of the training.
+
+        A network that is not conditioned on time defines one law, p(x) = E_s prod_i p_theta(x_s(i) |
+        x_s(1..i-1)) with s a uniformly random order of the cells: the law of the sampler as its steps become
+        many. Its NELBO is the same for every complete schedule,
+
+            NELBO(x) = E_s -log p_theta(x | s) = sum_{n=1}^{L} E_{|m|=n} (1/n) sum_{i in m} CE_i,
+
+        m being a uniform set of n masked cells. Rows with n ~ U{1..L} and the weight L/n estimate it without
+        bias and without the cut near t = 0 of the training times. A network that is conditioned on time is
+        evaluated at mask probabilities u ~ U(0, 1), with the weight 1/u. Both kinds are made by
+        :class:`xlm_mdlm.MDLMLikelihoodCollator`; the mean over the rows of an example is the result.
+
+        Raises:
+            ValueError: If the batch is one for training, or a masked token is impossible in its cell.
+        """
+        if "num_draws" not in batch:
+            raise ValueError(
+                "a training batch has no likelihood: its times begin at min_time and follow the training "
+                "schedule. Use MDLMLikelihoodCollator"
+            )
+        cells = self._masked_cells(model, batch)
+        weight = batch["weight"]
+        bound = torch.zeros_like(weight).index_add(0, cells.row, weight[cells.row] * cells.entropy)
+        num_draws = int(batch["num_draws"])
+        return MDLMLikelihood(
+            nll=bound.view(-1, num_draws).mean(1),
+            num_tokens=batch["num_tokens"][::num_draws],
+            nll_kind="bound",
+            num_draws=num_draws,
+            models_length=bool(batch["models_length"].all()),
+        )
+
+    def _masked_cells(self, model: nn.Module, batch: MDLMBatch) -> "_MaskedCells":
+        cells = batch["masked"].flatten().nonzero().squeeze(1)
+        logits = call_model(
+            model, batch["input_ids"], batch["attention_mask"], batch.get("noise"), positions=cells
+        )
+        logits = self._vocabulary.restrict(logits, batch["may_end"].flatten()[cells])
+        targets = batch["target_ids"].flatten()[cells]
+        of_target = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
+        impossible = targets[of_target == -math.inf]
+        if len(impossible) > 0:
+            raise ValueError(
+                f"a cell holds token id {int(impossible[0])}, which is impossible there: it is MASK, one of "
+                f"suppressed_ids, or EOS or PAD where the text cannot end"
+            )
+        return _MaskedCells(
+            entropy=logits.logsumexp(1) - of_target,
+            row=cells // batch["masked"].shape[1],
+            correct=logits.detach().argmax(1) == targets,
+        )
+
+
+@dataclass(frozen=True)
+class _MaskedCells:
+    """The masked cells of all rows, (cells,) each."""
+
+    entropy: Tensor
+    """CE in nats."""
+    row: Tensor
+    correct: Tensor
+    """Whether the most probable token is the right one."""

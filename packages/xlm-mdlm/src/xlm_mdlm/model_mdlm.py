@@ -1,0 +1,188 @@
+"""The networks: token logits of noisy rows, from one of two backbones, with the same forward signature.
+
+The best prediction of a masked cell given the visible tokens does not depend on the time (Zheng et al. 2024,
+arXiv:2409.02908, section 3), so neither network is told it unless asked to.
+
+The logits are raw. That MASK has probability 0 and that unmasked cells are copied (SUBS; Sahoo et al. 2024,
+arXiv:2406.07524, section 3) is seen to by the loss and the samplers, for any network.
+"""
+
+from typing import Literal
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from xlm.modules import DiT, RotaryTransformer, TimestepEmbedding
+
+
+class MDLMRotary(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="xlm-mdlm",
+    tags=["masked-diffusion-language-model", "text-generation"],
+    license="mit",
+    paper_url="https://arxiv.org/abs/2406.07524",
+):
+    """Masked diffusion network on the plain rotary transformer; it never sees the time.
+
+    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` keep the weights as safetensors beside a
+    ``config.json`` with the arguments below.
+
+    Args:
+        vocab_size: Number of token ids, special tokens included.
+        d_model: Width of the hidden states.
+        num_layers: Number of blocks.
+        num_heads: Number of attention heads; divides d_model.
+        d_ff: Width of the inner layers; None for 4 * d_model.
+        dropout: Probability of dropping an entry of a block's update, in training.
+        activation: Of the blocks: "gelu" (tanh form) or "relu".
+        rotary_dim: Coordinates of each head to rotate, even; None for all.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        num_layers: int,
+        num_heads: int,
+        d_ff: int | None = None,
+        dropout: float = 0.0,
+        activation: Literal["gelu", "relu"] = "gelu",
+        rotary_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.transformer = RotaryTransformer(
+            vocab_size=vocab_size,
+            d_model=d_model,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            d_ff=d_ff,
+            dropout=dropout,
+            activation=activation,
+            rotary_dim=rotary_dim,
+        )
+        self.token_head = nn.Linear(d_model, vocab_size, bias=False)
+        nn.init.normal_(self.token_head.weight, std=0.02)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "rows length"],
+        attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None = None,
+        noise: Float[Tensor, " rows"] | None = None,  # noqa: ARG002  # the signature is that of MDLMDiT
+        position_ids: Int[Tensor, "rows length"] | None = None,
+        *,
+        positions: Int[Tensor, " cells"] | None = None,
+    ) -> Float[Tensor, "cells vocab"] | Float[Tensor, "rows length vocab"]:
+        """Token logits; the arguments are those of :meth:`MDLMDiT.forward`, ``noise`` is ignored."""
+        hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids)
+        return _token_logits(self.token_head, hidden, positions)
+
+
+class MDLMDiT(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="xlm-mdlm",
+    tags=["masked-diffusion-language-model", "text-generation"],
+    license="mit",
+    paper_url="https://arxiv.org/abs/2406.07524",
+):
+    """Masked diffusion network on the diffusion transformer of the paper (Sahoo et al. 2024, arXiv:2406.07524).
+
+    As in the authors' code, the output head has a bias and starts at zero, so that the untrained network gives
+    every token the same probability; the input for the time is the total noise -log alpha(t); and without time
+    conditioning the modulation stays in the network, with the condition of zero noise for every row.
+
+    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` keep the weights as safetensors beside a
+    ``config.json`` with the arguments below.
+
+    Args:
+        vocab_size: Number of token ids, special tokens included.
+        d_model: Width of the hidden states.
+        num_layers: Number of blocks.
+        num_heads: Number of attention heads; divides d_model.
+        d_condition: Width of the condition.
+        d_ff: Width of the inner layers; None for 4 * d_model.
+        dropout: Probability of dropping an entry of a block's update, in training.
+        rotary_dim: Coordinates of each head to rotate, even; None for all.
+        time_conditioning: Whether the network is told the noise.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        num_layers: int,
+        num_heads: int,
+        d_condition: int = 128,
+        d_ff: int | None = None,
+        dropout: float = 0.0,
+        rotary_dim: int | None = None,
+        time_conditioning: bool = False,
+    ) -> None:
+        super().__init__()
+        self.time_conditioning = time_conditioning
+        self.noise_embedding = TimestepEmbedding(d_condition)
+        self.transformer = DiT(
+            vocab_size=vocab_size,
+            d_model=d_model,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            d_condition=d_condition,
+            d_ff=d_ff,
+            dropout=dropout,
+            rotary_dim=rotary_dim,
+        )
+        self.token_head = nn.Linear(d_model, vocab_size)
+        nn.init.zeros_(self.token_head.weight)
+        nn.init.zeros_(self.token_head.bias)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "rows length"],
+        attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None = None,
+        noise: Float[Tensor, " rows"] | None = None,
+        position_ids: Int[Tensor, "rows length"] | None = None,
+        *,
+        positions: Int[Tensor, " cells"] | None = None,
+    ) -> Float[Tensor, "cells vocab"] | Float[Tensor, "rows length vocab"]:
+        """Token logits.
+
+        Args:
+            input_ids: Token ids with MASK at the cells to predict, shape (rows, length).
+            attention_mask: True at real tokens, shape (rows, length); or True where a token (axis 1) sees
+                another (axis 2), shape (rows, length, length), see :func:`xlm.modules.segment_mask`; None if
+                there is no padding.
+            noise: -log alpha(t) of each row, shape (rows,). Ignored without time conditioning.
+            position_ids: Position of each token in the text, shape (rows, length); by default they are
+                counted, see :class:`xlm.modules.RotaryTransformer`.
+            positions: Cells to compute logits for, as indices into the rows * length cells, shape (cells,).
+                None for all of them.
+
+        Returns:
+            Logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab).
+
+        Raises:
+            ValueError: If the network is conditioned on time and there is no noise.
+        """
+        if not self.time_conditioning:
+            noise = torch.zeros(len(input_ids), device=input_ids.device)
+        elif noise is None:
+            raise ValueError(
+                "this network is conditioned on time, but its batch has none: give MDLMLikelihoodCollator the "
+                "noise schedule that the network was trained with"
+            )
+        hidden: Tensor = self.transformer(
+            input_ids, self.noise_embedding(noise), attention_mask, position_ids
+        )
+        return _token_logits(self.token_head, hidden, positions)
+
+
+def _token_logits(head: nn.Linear, hidden: Tensor, positions: Tensor | None) -> Tensor:
+    if positions is not None:
+        hidden = torch.index_select(hidden.flatten(0, 1), 0, positions)
+    logits: Tensor = head(hidden)
+    return logits

@@ -1,0 +1,33 @@
+"""Masked language model with iterative unmasking (Ghazvininejad et al. 2019, arXiv:1904.09324)."""
+
+from xlm_mlm.datamodule_mlm import MLMCollator, MLMLikelihoodCollator, MLMPromptCollator
+from xlm_mlm.loss_mlm import MLMLoss
+from xlm_mlm.metrics_mlm import MLMMetrics
+from xlm_mlm.model_mlm import MLM
+from xlm_mlm.predictor_mlm import MLMPredictor
+from xlm_mlm.types_mlm import (
+    MLMBatch,
+    MLMExample,
+    MLMLikelihood,
+    MLMLossOutput,
+    MLMPrediction,
+    MLMPromptBatch,
+    MLMTrace,
+)
+
+__all__ = [
+    "MLM",
+    "MLMBatch",
+    "MLMCollator",
+    "MLMExample",
+    "MLMLikelihood",
+    "MLMLikelihoodCollator",
+    "MLMLoss",
+    "MLMLossOutput",
+    "MLMMetrics",
+    "MLMPrediction",
+    "MLMPredictor",
+    "MLMPromptBatch",
+    "MLMPromptCollator",
+    "MLMTrace",
+]

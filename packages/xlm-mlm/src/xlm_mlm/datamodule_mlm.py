@@ -1,0 +1,347 @@
+"""Collators: examples to batches. The noise of the masked language model, masking cells, lives here.
+
+A row is ``prompt... [BOS] target...``. The columns of the target are its cells, in one of two layouts:
+
+*Known length* (target_length=None): one cell for each target token. The model never sees another length than
+the right one, so the length is given and not modelled.
+
+*Fixed width* (target_length=W): W cells for each row. Those behind the text hold EOS and then PAD, up to the
+full width; a text of W tokens fills the cells and needs no EOS. EOS and PAD are masked and predicted like
+tokens, which is how length is modelled. Texts of 0 to W tokens and fillings of this form correspond one to
+one.
+
+Where the text may end: at the cells of a fixed width, but only right of the last given token. Nowhere else
+are EOS and PAD possible tokens.
+
+All randomness of a row comes from its seed, so a row looks the same in every batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from xlm.modules import stratified_times, take_top, uniform
+from xlm_mlm.types_mlm import MLMBatch, MLMExample, MLMPromptBatch
+
+_STREAM_RATE = 0
+_STREAM_CELLS = 1
+_NO_IDS = torch.empty(0, dtype=torch.int64)
+
+
+class MLMCollator:
+    """Masks cells at random, for the training loss and the likelihood.
+
+    The mask rate of a row is t ~ U(0, 1) (Ghazvininejad et al. 2019, arXiv:1904.09324, draw the number of
+    masks uniformly, which is the same law but for 0 masks) or fixed; each cell that is not given is masked
+    independently with this probability, always by MASK. Rates are stratified over the training stream where
+    the examples tell their places in it; each rate has the same law either way.
+
+    Args:
+        pad_id: Id of PAD.
+        mask_id: Id of MASK.
+        bos_id: Id of the token left of the target.
+        eos_id: Id of EOS; None for no EOS: then PAD alone fills a fixed width, and a token that separates
+            texts inside a target is like any other.
+        target_length: W, cells of every row; None for as many as the target has tokens.
+        mask_rate: Probability of masking a cell, in (0, 1]; None for a uniform draw per row.
+
+    Raises:
+        ValueError: If target_length or mask_rate is outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        pad_id: int,
+        mask_id: int,
+        bos_id: int,
+        eos_id: int | None,
+        target_length: int | None = None,
+        mask_rate: float | None = None,
+    ) -> None:
+        if mask_rate is not None and not 0 < mask_rate <= 1:
+            raise ValueError(f"mask_rate must be None or in (0, 1], got {mask_rate}")
+        self._layout = _Layout(
+            pad_id=pad_id, mask_id=mask_id, bos_id=bos_id, eos_id=eos_id, target_length=target_length
+        )
+        self._mask_rate = mask_rate
+
+    def __call__(self, examples: Sequence[MLMExample]) -> MLMBatch:
+        """Make a batch of len(examples) rows, padded to the longest.
+
+        Raises:
+            ValueError: If there are no examples, a target is longer than target_length or holds MASK, PAD or
+                EOS, or ``fixed`` does not fit its target.
+        """
+        rows = self._layout.lay_out(examples)
+        seeds = _seeds(examples)
+        keys = uniform(seeds, rows.ids.shape[1], step=0, stream=_STREAM_CELLS)
+        masked = rows.eligible & (keys < self._rates(examples, seeds).unsqueeze(1))
+        batch = _training_batch(rows, masked, self._layout, num_draws=1)
+        if self._mask_rate is None:
+            size, num_masked = rows.eligible.sum(1), masked.sum(1)
+            weight = (size + 1).to(torch.float64) / num_masked.clamp(min=1)
+            batch["likelihood_weight"] = weight.masked_fill(num_masked == 0, 0.0)
+        return batch
+
+    def _rates(self, examples: Sequence[MLMExample], seeds: Tensor) -> Tensor:
+        """(rows,) probability of masking a cell."""
+        if self._mask_rate is not None:
+            return torch.full(seeds.shape, self._mask_rate, dtype=torch.float64)
+        places = [example["place"] for example in examples if "place" in example]
+        known = torch.tensor(places) if len(places) == len(examples) else None
+        return stratified_times(seeds, known, stream=_STREAM_RATE)
+
+
+class MLMLikelihoodCollator:
+    """Masks a uniform number of cells, at least one, for the likelihood with little noise.
+
+    Of L cells that are not given n ~ U{1..L} are masked, all sets of n being equally likely. Against mask
+    rates t ~ U(0, 1) this leaves out rows without masks, which add nothing to the bound.
+
+    Args:
+        pad_id: Id of PAD.
+        mask_id: Id of MASK.
+        bos_id: Id of the token left of the target.
+        eos_id: Id of EOS or None, as in :class:`MLMCollator`.
+        target_length: W, cells of every row; None for as many as the target has tokens.
+        num_draws: K, the number of consecutive rows made from each example. Their n are stratified: draw k
+            has n = 1 + floor(L (k + u_k) / K) with u_k ~ U(0, 1), so the mean over the draws of any function
+            of the row is unbiased and varies less than with independent draws.
+
+    Raises:
+        ValueError: If target_length or num_draws is below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        pad_id: int,
+        mask_id: int,
+        bos_id: int,
+        eos_id: int | None,
+        target_length: int | None = None,
+        num_draws: int = 1,
+    ) -> None:
+        if num_draws < 1:
+            raise ValueError(f"num_draws must be at least 1, got {num_draws}")
+        self._layout = _Layout(
+            pad_id=pad_id, mask_id=mask_id, bos_id=bos_id, eos_id=eos_id, target_length=target_length
+        )
+        self._num_draws = num_draws
+
+    def __call__(self, examples: Sequence[MLMExample]) -> MLMBatch:
+        """Make a batch of len(examples) * num_draws rows, padded to the longest.
+
+        Raises:
+            ValueError: As :meth:`MLMCollator.__call__`.
+        """
+        rows = self._layout.lay_out(examples).repeat(self._num_draws)
+        seeds = _seeds(examples).repeat_interleave(self._num_draws)
+        draw = torch.arange(len(seeds)) % self._num_draws
+        level = uniform(seeds, 1, step=draw, stream=_STREAM_RATE).squeeze(1)
+        size = rows.eligible.sum(1)
+        # Rounding up can turn the largest product into L itself.
+        num_masked = (1 + (size * (draw + level) / self._num_draws).long()).clamp(max=size)
+        keys = uniform(seeds, rows.ids.shape[1], step=draw, stream=_STREAM_CELLS)
+        batch = _training_batch(
+            rows, take_top(keys, num_masked, rows.eligible), self._layout, num_draws=self._num_draws
+        )
+        batch["likelihood_weight"] = size.to(torch.float64) / num_masked.clamp(min=1)
+        return batch
+
+
+class MLMPromptCollator:
+    """Keeps what is given and masks all other cells, for generation.
+
+    A target without ``fixed`` is a reference only: nothing of it is read but its length.
+
+    Args:
+        pad_id: Id of PAD.
+        mask_id: Id of MASK.
+        bos_id: Id of the token left of the target.
+        eos_id: Id of EOS or None, as in :class:`MLMCollator`.
+        target_length: W, cells of every row, so that the model decides the length; None for the length of the
+            target.
+        default_length: Length of examples without target, with target_length=None; None to refuse them.
+
+    Raises:
+        ValueError: If target_length is below 1, default_length is negative, or both are given.
+    """
+
+    def __init__(
+        self,
+        *,
+        pad_id: int,
+        mask_id: int,
+        bos_id: int,
+        eos_id: int | None,
+        target_length: int | None = None,
+        default_length: int | None = None,
+    ) -> None:
+        if default_length is not None and (target_length is not None or default_length < 0):
+            raise ValueError(
+                f"default_length must be at least 0, and None with a target_length, "
+                f"got default_length={default_length} and target_length={target_length}"
+            )
+        self._layout = _Layout(
+            pad_id=pad_id, mask_id=mask_id, bos_id=bos_id, eos_id=eos_id, target_length=target_length
+        )
+        self._default_length = default_length
+
+    def __call__(self, examples: Sequence[MLMExample]) -> MLMPromptBatch:
+        """Make a batch of len(examples) rows, padded to the longest.
+
+        Raises:
+            ValueError: As :meth:`MLMCollator.__call__`, or if nothing tells the length of an example.
+        """
+        rows = self._layout.lay_out([self._with_length(example) for example in examples], only_given=True)
+        return {
+            "input_ids": rows.ids.masked_fill(rows.eligible, self._layout.mask_id),
+            "attention_mask": rows.attention_mask,
+            "masked": rows.eligible,
+            "may_end": rows.may_end,
+            "target_start": rows.target_start,
+        }
+
+    def _with_length(self, example: MLMExample) -> MLMExample:
+        """The example, with a target of the right length if it has none and needs one."""
+        if "target_ids" in example or self._layout.target_length is not None:
+            return example
+        if self._default_length is None:
+            raise ValueError(
+                "an example has no target_ids, so its length is unknown: give target_length, and the model "
+                "decides the length, or default_length"
+            )
+        return {**example, "target_ids": torch.full((self._default_length,), self._layout.mask_id)}
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows without noise, padded on the right: (rows, length) each, and figures of each row (rows,)."""
+
+    ids: Tensor
+    attention_mask: Tensor
+    eligible: Tensor
+    """True at cells that are not given."""
+    may_end: Tensor
+    target_start: Tensor
+    num_tokens: Tensor
+
+    def repeat(self, times: int) -> "_Rows":
+        """Each row ``times`` times in succession."""
+        return _Rows(**{name: table.repeat_interleave(times, 0) for name, table in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the tokens of a row stand."""
+
+    pad_id: int
+    mask_id: int
+    bos_id: int
+    eos_id: int | None
+    target_length: int | None
+
+    def __post_init__(self) -> None:
+        if self.target_length is not None and self.target_length < 1:
+            raise ValueError(f"target_length must be None or at least 1, got {self.target_length}")
+
+    def lay_out(self, examples: Sequence[MLMExample], *, only_given: bool = False) -> _Rows:
+        """Prompt, BOS, target and filling of each example in one row.
+
+        With ``only_given``, target tokens that are not given may have any id: they will not be read.
+        """
+        if not examples:
+            raise ValueError("cannot collate an empty list of examples")
+        targets = [example.get("target_ids", _NO_IDS) for example in examples]
+        prompts = [example.get("prompt_ids", _NO_IDS) for example in examples]
+        text_length = torch.tensor([len(target) for target in targets])
+        target_start = torch.tensor([len(prompt) + 1 for prompt in prompts])
+        self._check_lengths(text_length)
+
+        bos = torch.tensor([self.bos_id])
+        rows = [
+            torch.cat((prompt, bos, target, self._filling(len(target))))
+            for prompt, target in zip(prompts, targets, strict=True)
+        ]
+        end = torch.tensor([len(row) for row in rows]).unsqueeze(1)
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id)
+        column = torch.arange(ids.shape[1])
+        cells = (column >= target_start.unsqueeze(1)) & (column < end)
+        text = cells & (column < (target_start + text_length).unsqueeze(1))
+        given = _given(examples, ids.shape[1])
+        self._check_tokens(ids, given if only_given else text)
+        right_of_given = column >= (given * (column + 1)).amax(1, keepdim=True)
+        fixed_width = self.target_length is not None
+        return _Rows(
+            ids=ids,
+            attention_mask=column < end,
+            eligible=cells & ~given,
+            may_end=cells & right_of_given if fixed_width else torch.zeros_like(cells),
+            target_start=target_start,
+            num_tokens=(text & ~given).sum(1),
+        )
+
+    def _filling(self, text_length: int) -> Tensor:
+        """EOS and PADs behind a text."""
+        if self.target_length is None:
+            return _NO_IDS
+        filling = torch.full((self.target_length - text_length,), self.pad_id)
+        if self.eos_id is not None:
+            filling[:1] = self.eos_id
+        return filling
+
+    def _check_lengths(self, text_length: Tensor) -> None:
+        longest = int(text_length.max())
+        if self.target_length is not None and longest > self.target_length:
+            raise ValueError(
+                f"example {int(text_length.argmax())} has {longest} target tokens, the limit is "
+                f"target_length={self.target_length}: leave such examples out, or raise the limit"
+            )
+
+    def _check_tokens(self, ids: Tensor, read: Tensor) -> None:
+        special = [index for index in (self.mask_id, self.pad_id, self.eos_id) if index is not None]
+        wrong = read & torch.isin(ids, torch.tensor(special))
+        if wrong.any():
+            row, column = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"the target of example {row} holds token id {int(ids[row, column])}, which is MASK, PAD or "
+                f"EOS. Where EOS separates texts inside a target, set eos_id=None in collators, loss and "
+                f"predictor"
+            )
+
+
+def _given(examples: Sequence[MLMExample], length: int) -> Tensor:
+    """(rows, length) True at given target tokens."""
+    given = torch.zeros(len(examples), length, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        if "fixed" not in example:
+            continue
+        fixed, size = example["fixed"], len(example.get("target_ids", _NO_IDS))
+        if len(fixed) != size:
+            raise ValueError(f"'fixed' of example {row} has {len(fixed)} entries for {size} target tokens")
+        start = len(example.get("prompt_ids", _NO_IDS)) + 1
+        given[row, start : start + size] = fixed
+    return given
+
+
+def _seeds(examples: Sequence[MLMExample]) -> Tensor:
+    return torch.tensor([example["seed"] for example in examples], dtype=torch.int64)
+
+
+def _training_batch(rows: _Rows, masked: Tensor, layout: _Layout, *, num_draws: int) -> MLMBatch:
+    return {
+        "input_ids": rows.ids.masked_fill(masked, layout.mask_id),
+        "attention_mask": rows.attention_mask,
+        "target_ids": rows.ids,
+        "masked": masked,
+        "may_end": rows.may_end,
+        "num_eligible": rows.eligible.sum(1),
+        "num_tokens": rows.num_tokens,
+        "models_length": torch.full((len(masked),), layout.target_length is not None),
+        "num_draws": torch.tensor(num_draws),
+    }

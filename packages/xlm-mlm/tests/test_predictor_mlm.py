@@ -1,0 +1,384 @@
+"""The sampler: its exact laws by enumeration, its orders against loops, and what is refused."""
+
+import math
+from typing import TypedDict
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xlm_mlm import MLMPrediction, MLMPredictor, MLMPromptBatch
+from xlm_mlm.unmasking_mlm import Order, Schedule
+
+from .any_order import (
+    BOS,
+    EOS,
+    FIRST,
+    MASK,
+    PAD,
+    Cells,
+    Prediction,
+    TableNetwork,
+    assert_drawn_from,
+    filled_law,
+    masks,
+    prompt_batch,
+    shares,
+    total_variation,
+    with_tokens,
+)
+
+
+class Options(TypedDict, total=False):
+    """Arguments of the predictor."""
+
+    eos_id: int | None
+    num_steps: int | None
+    schedule: Schedule
+    min_confidence: float | None
+    max_uncertainty: float | None
+    order: Order
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+
+def predictor(**options: object) -> MLMPredictor:
+    settings: dict[str, object] = {
+        "mask_id": MASK,
+        "pad_id": PAD,
+        "eos_id": EOS,
+        "suppressed_ids": [BOS],
+        **options,
+    }
+    return MLMPredictor(**settings)  # pyright: ignore[reportArgumentType]  # tests also give wrong options
+
+
+def texts(prediction: MLMPrediction) -> list[Cells]:
+    rows = zip(prediction.ids.tolist(), prediction.lengths.tolist(), strict=True)
+    return [tuple(ids[:length]) for ids, length in rows]
+
+
+def draw(model: nn.Module, batch: MLMPromptBatch, **options: object) -> list[Cells]:
+    return texts(predictor(**options)(model, batch, torch.arange(len(batch["input_ids"]))))
+
+
+def network(length: int, num_tokens: int, *, seed: int = 0, scale: float = 1.5) -> TableNetwork:
+    return TableNetwork(length=length, vocab_size=FIRST + num_tokens, seed=seed, scale=scale)
+
+
+def text_prediction(model: TableNetwork) -> Prediction:
+    return model.prediction(lambda _: range(FIRST, model.vocab_size))
+
+
+def test_one_cell_per_step_in_random_order_is_the_any_order_law() -> None:
+    model = network(3, 3)
+    start = (MASK,) * 3
+    law = filled_law(text_prediction(model), start, [1, 1, 1])
+    drawn = draw(model, prompt_batch(start, 20000))
+    assert_drawn_from(drawn, law)
+    # The test can tell this law from that of another number of steps.
+    with pytest.raises(AssertionError, match="chi-square"):
+        assert_drawn_from(drawn, filled_law(text_prediction(model), start, [2, 1]))
+
+
+def test_a_network_that_knows_the_data_generates_it() -> None:
+    """Conditionals of a joint law: every order has that law, also with a given cell."""
+    weights = torch.rand(27, generator=torch.Generator().manual_seed(3), dtype=torch.float64) ** 3
+    data = {
+        (FIRST + i // 9, FIRST + i // 3 % 3, FIRST + i % 3): float(weight / weights.sum())
+        for i, weight in enumerate(weights)
+    }
+    model = network(3, 3)
+    with torch.no_grad():
+        model.table.fill_(-30)
+        for code in range(model.vocab_size**3):
+            cells = tuple(code // model.vocab_size**place % model.vocab_size for place in range(3))
+            for text, mass in data.items():
+                if all(token in (MASK, known) for token, known in zip(cells, text, strict=True)):
+                    for place in masks(cells):
+                        entry = model.table[code, place + 1, text[place] : text[place] + 1]
+                        entry.copy_(torch.logaddexp(entry, torch.tensor(math.log(mass))))
+    assert_drawn_from(draw(model, prompt_batch((MASK,) * 3, 20000)), data)
+    given = (MASK, FIRST + 1, MASK)
+    total = sum(mass for text, mass in data.items() if text[1] == FIRST + 1)
+    conditional = {text: mass / total for text, mass in data.items() if text[1] == FIRST + 1}
+    assert_drawn_from(draw(model, prompt_batch(given, 20000)), conditional)
+
+
+def test_parallel_steps_converge_to_the_any_order_law() -> None:
+    """Each number of steps has its enumerated law, and these approach the law of one cell per step."""
+    model = network(4, 2, seed=4, scale=2.0)
+    start = (MASK,) * 4
+    laws = {
+        steps: filled_law(text_prediction(model), start, counts)
+        for steps, counts in {1: [4], 2: [2, 2], 3: [2, 1, 1], 4: [1, 1, 1, 1]}.items()
+    }
+    distances: list[float] = []
+    for steps, law in laws.items():
+        drawn = draw(model, prompt_batch(start, 10000), num_steps=steps)
+        assert_drawn_from(drawn, law)
+        distances.append(total_variation(shares(drawn), laws[4]))
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 0.2, "a network too simple to tell the numbers of steps apart"
+    assert distances[-1] < 0.03
+
+
+def test_text_of_a_fixed_width_ends_at_its_first_end() -> None:
+    model = network(3, 2)
+    start = (MASK,) * 3
+    law: dict[Cells, float] = {}
+    ids = [PAD, EOS, FIRST, FIRST + 1]
+    for cells, mass in filled_law(model.prediction(lambda _: ids), start, [1, 1, 1]).items():
+        ends = [place for place, token in enumerate(cells) if token in (PAD, EOS)]
+        text = cells[: min(ends, default=3)]
+        law[text] = law.get(text, 0.0) + mass
+    assert_drawn_from(draw(model, prompt_batch(start, 20000, may_end=True)), law)
+
+
+def test_eos_is_a_token_where_none_ends_a_text() -> None:
+    model = network(2, 1)
+    start = (MASK,) * 2
+    law = filled_law(model.prediction(lambda _: [EOS, FIRST]), start, [1, 1])
+    assert_drawn_from(draw(model, prompt_batch(start, 5000), eos_id=None), law)
+
+
+def test_temperature_and_filters_act_on_the_tokens() -> None:
+    model = network(2, 4)
+    start = (MASK,) * 2
+
+    def reshaped(cells: Cells, place: int) -> dict[int, float]:
+        """Temperature 0.7, the 3 most probable, of these the least set with 0.8 of the mass."""
+        plain = text_prediction(model)(cells, place)
+        sharp = {token: mass ** (1 / 0.7) for token, mass in plain.items()}
+        ranked = sorted(sharp, key=lambda token: -sharp[token])[:3]
+        total = sum(sharp[token] for token in ranked)
+        kept: list[int] = []
+        for token in ranked:
+            if sum(sharp[other] for other in kept) / total >= 0.8:
+                break
+            kept.append(token)
+        total = sum(sharp[token] for token in kept)
+        return {token: sharp[token] / total for token in kept}
+
+    law = filled_law(reshaped, start, [1, 1])
+    assert_drawn_from(draw(model, prompt_batch(start, 10000), temperature=0.7, top_k=3, top_p=0.8), law)
+
+
+def score(prediction: dict[int, float], order: Order) -> float:
+    ranked = sorted(prediction.values(), reverse=True)
+    if order == "top_prob":
+        return ranked[0]
+    if order == "margin":
+        return ranked[0] - ranked[1]
+    return sum(mass * math.log(mass) for mass in ranked)
+
+
+def greedy_by_confidence(predict: Prediction, start: Cells, order: Order, **rule: float) -> tuple[Cells, int]:
+    """The text and the number of steps, one row and one cell at a time."""
+    cells, step = start, 0
+    while masks(cells):
+        step += 1
+        scores = {place: score(predict(cells, place), order) for place in masks(cells)}
+        ranked = sorted(scores, key=lambda place: -scores[place])
+        if "num_steps" in rule:
+            chosen = ranked[: math.ceil(len(ranked) / (rule["num_steps"] - step + 1))]
+        elif "min_confidence" in rule:
+            chosen = [place for place in ranked if scores[place] > rule["min_confidence"]] or ranked[:1]
+        else:
+            surest = 0.0 if order == "entropy" else 1.0
+            doubt = [surest - scores[place] for place in ranked]
+            before = [sum(doubt[:number]) for number in range(len(ranked))]
+            chosen = [
+                place for place, total in zip(ranked, before, strict=True) if total < rule["max_uncertainty"]
+            ]
+        tokens: dict[int, int] = {}
+        for place in chosen:
+            law = predict(cells, place)
+            tokens[place] = max(law, key=lambda token: law[token])
+        cells = with_tokens(cells, tokens)
+    return cells, step
+
+
+@pytest.mark.parametrize("order", ["top_prob", "margin", "entropy"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"num_steps": 2},
+        {"num_steps": 4},
+        {"min_confidence": 0.4},
+        {"max_uncertainty": 0.3},
+        {"max_uncertainty": 1.0},
+    ],
+)
+def test_orders_by_confidence_agree_with_loops(order: Order, rule: dict[str, float]) -> None:
+    if order == "entropy" and "min_confidence" in rule:
+        rule = {"min_confidence": -0.8}
+    spent: set[int] = set()
+    for seed in range(6):
+        model = network(4, 3, seed=seed, scale=2.0)
+        for start in ((MASK,) * 4, (MASK, FIRST, MASK, MASK)):
+            expected, steps = greedy_by_confidence(text_prediction(model), start, order, **rule)
+            sample = predictor(order=order, temperature=0.0, **rule)
+            prediction = sample(model, prompt_batch(start, 2), torch.arange(2))
+            assert texts(prediction) == [expected] * 2
+            assert prediction.nfe.tolist() == [steps] * 2
+            spent.add(steps)
+    assert len(spent) > 1 or "num_steps" in rule, "the rule never adapts to the row"
+
+
+def test_orders_differ() -> None:
+    """Top probability, margin and entropy disagree on these two cells, pairwise."""
+    probabilities = {
+        "top_prob": [[0.50, 0.49, 0.01], [0.48, 0.26, 0.26]],
+        "entropy": [[0.60, 0.40, 0.00], [0.61, 0.195, 0.195]],
+    }
+    for order, cells in probabilities.items():
+        model = network(2, 3)
+        with torch.no_grad():
+            for place, masses in enumerate(cells, start=1):
+                model.table[:, place, FIRST:] = torch.tensor(masses, dtype=torch.float64).log()
+        for other, first in ((order, 0), ("margin", 1)):
+            prediction = predictor(order=other)(
+                model, prompt_batch((MASK,) * 2, 1), torch.zeros(1).long(), trace=True
+            )
+            assert prediction.trace is not None
+            assert prediction.trace.position.tolist()[2:] == [first, 1 - first], f"{other} on {order}"
+
+
+def test_mask_is_never_drawn() -> None:
+    """Though it is what the network likes best, at every temperature and in every order."""
+    model = network(3, 2)
+    with torch.no_grad():
+        model.table[..., MASK] = 50.0
+    batch = prompt_batch((MASK,) * 3, 200, may_end=True)
+    for options in (
+        {},
+        {"temperature": 0.0},
+        {"order": "top_prob", "num_steps": 1},
+        {"order": "margin", "top_k": 1},
+        {"order": "entropy", "max_uncertainty": 0.5, "top_p": 0.1},
+    ):
+        assert {token for text in draw(model, batch, **options) for token in text} <= {FIRST, FIRST + 1}
+
+
+@pytest.mark.parametrize("order", ["random", "top_prob", "margin", "entropy"])
+def test_all_cells_can_be_filled_in_one_call(order: Order) -> None:
+    """As many cells as the row has columns at once, BOS aside."""
+    model = network(3, 2)
+    prediction = predictor(order=order, num_steps=1)(model, prompt_batch((MASK,) * 3, 4), torch.arange(4))
+    assert model.asked == [12]
+    assert prediction.nfe.tolist() == [1] * 4
+    assert prediction.lengths.tolist() == [3] * 4
+
+
+def test_no_call_without_masks() -> None:
+    model = network(2, 2)
+    prediction = predictor()(model, prompt_batch((FIRST, FIRST + 1), 3), torch.arange(3))
+    assert model.asked == []
+    assert texts(prediction) == [(FIRST, FIRST + 1)] * 3
+    assert prediction.nfe.tolist() == [0] * 3
+
+
+def mixed_batch() -> MLMPromptBatch:
+    """Rows with 1, 3, 0 and 2 masks."""
+    starts = [(FIRST, MASK, FIRST), (MASK,) * 3, (FIRST,) * 3, (MASK, FIRST, MASK)]
+    parts = [prompt_batch(start, 1) for start in starts]
+    return {
+        "input_ids": torch.cat([part["input_ids"] for part in parts]),
+        "attention_mask": torch.cat([part["attention_mask"] for part in parts]),
+        "masked": torch.cat([part["masked"] for part in parts]),
+        "may_end": torch.cat([part["may_end"] for part in parts]),
+        "target_start": torch.cat([part["target_start"] for part in parts]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "nfe", "asked"),
+    [
+        (None, [1, 3, 0, 2], [3, 2, 1]),
+        (100, [1, 3, 0, 2], [3, 2, 1]),
+        (2, [1, 2, 0, 2], [4, 2]),
+        (1, [1, 1, 0, 1], [6]),
+    ],
+)
+def test_finished_rows_leave(num_steps: int | None, nfe: list[int], asked: list[int]) -> None:
+    """No row is evaluated without a mask, and in random order no logits but those of the cells to fill."""
+    model = network(3, 2)
+    prediction = predictor(num_steps=num_steps)(model, mixed_batch(), torch.arange(4))
+    assert prediction.nfe.tolist() == nfe
+    assert model.asked == asked
+
+
+def test_confidence_asks_for_all_masked_cells() -> None:
+    model = network(3, 2)
+    predictor(order="margin")(model, mixed_batch(), torch.arange(4))
+    assert model.asked == [6, 3, 1]
+
+
+def test_draws_belong_to_the_row() -> None:
+    model = network(3, 3)
+    seeds = torch.tensor([11, 12, 13, 14])
+    together = texts(predictor()(model, mixed_batch(), seeds))
+    for row in range(4):
+        batch = {key: tensor[row : row + 1] for key, tensor in tensors(mixed_batch()).items()}
+        assert texts(predictor()(model, batch, seeds[row : row + 1])) == [together[row]]  # pyright: ignore[reportArgumentType]  # same keys
+    many = draw(model, prompt_batch((MASK,) * 3, 50))
+    assert len(set(many)) > 10, "rows with other seeds are alike"
+
+
+def tensors(batch: MLMPromptBatch) -> dict[str, Tensor]:
+    return {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "masked": batch["masked"],
+        "may_end": batch["may_end"],
+        "target_start": batch["target_start"],
+    }
+
+
+def test_trace_tells_start_and_steps() -> None:
+    model = network(3, 2)
+    with torch.no_grad():
+        # The middle cell is surest, then the last; the first one ends the text or not.
+        model.table.fill_(0.0)
+        model.table[:, 2, FIRST] = 9.0
+        model.table[:, 3, EOS] = 8.0
+        model.table[:, 1, FIRST + 1] = 7.0
+    sample = predictor(order="top_prob", temperature=0.0)
+    prediction = sample(model, prompt_batch((MASK,) * 3, 1, may_end=True), torch.tensor([0]), trace=True)
+    assert texts(prediction) == [(FIRST + 1, FIRST)]
+    trace = prediction.trace
+    assert trace is not None
+    entries = list(
+        zip(
+            *(field.tolist() for field in (trace.step, trace.operation, trace.position, trace.token)),
+            strict=True,
+        )
+    )
+    # The cell of EOS, filled in step 2, is no part of the text.
+    assert entries == [(0, 0, 0, MASK), (0, 0, 1, MASK), (1, 1, 1, FIRST), (3, 1, 0, FIRST + 1)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": "best"}, "order must be 'random', 'top_prob', 'margin' or 'entropy', got 'best'"),
+        ({"num_steps": 0}, "num_steps must be None or at least 1, got 0"),
+        ({"schedule": "linear"}, "schedule must be 'uniform', 'cosine' or 'sine', got 'linear'"),
+        ({"temperature": -1.0}, "temperature must be at least 0, got -1.0"),
+        ({"top_k": 0}, "top_k must be None or at least 1, got 0"),
+        ({"top_p": 1.5}, r"top_p must be None or in \(0, 1\], got 1.5"),
+        ({"min_confidence": 0.5}, "need an order by confidence"),
+        ({"max_uncertainty": 0.5}, "need an order by confidence"),
+        ({"order": "margin", "min_confidence": 1.0}, r"min_confidence must be in \[0, 1\), got 1.0"),
+        ({"order": "entropy", "min_confidence": 0.5}, "min_confidence must be below 0 with order='entropy'"),
+        ({"order": "margin", "max_uncertainty": 0.0}, "max_uncertainty must be greater than 0, got 0.0"),
+        ({"order": "margin", "max_uncertainty": 0.5, "num_steps": 4}, "exclude each other"),
+        ({"order": "margin", "min_confidence": 0.5, "max_uncertainty": 0.5}, "exclude each other"),
+        ({"order": "margin", "min_confidence": 0.5, "schedule": "cosine"}, "exclude each other"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        predictor(**options)
