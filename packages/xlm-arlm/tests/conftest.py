@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]  # untyped path argument
+from safetensors.torch import load_file
 from torch import Tensor
 
 from xlm_arlm import ARLM, ARLMCollator, ARLMPromptCollator

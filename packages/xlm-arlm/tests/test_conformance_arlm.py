@@ -1,5 +1,6 @@
 """What every family has to show."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import nn
@@ -27,8 +28,8 @@ class TestConformance(ConformanceSuite[ARLMBatch, ARLMPromptBatch]):
     prompt_padding: ClassVar = {"input_ids": PAD, "attention_mask": 0}
     prompt_padding_side = "left"
     # Fixed tokens that are a prefix have tests of their own.
-    kinds: ClassVar[tuple[Kind, ...]] = ("language_modelling", "prefix", "unconditional")
-    refused_by_loss: ClassVar[tuple[Edge, ...]] = ("no_ids", "prompt_only")
+    kinds: ClassVar[Sequence[Kind]] = ("language_modelling", "prefix", "unconditional")
+    refused_by_loss: ClassVar[Sequence[Edge]] = ("no_ids", "prompt_only")
 
     def build_model(self) -> nn.Module:
         return ARLM(vocab_size=12, d_model=16, num_layers=2, num_heads=2)

@@ -19,7 +19,11 @@ def test_tokens_see_what_the_reference_attention_matrix_says(reference: dict[str
     input_ids, mask = reference["xlm.input_ids"], reference["xlm.attention_mask"].bool()
     rows, length = input_ids.shape
     embedding = model.transformer.embedding(input_ids).detach().requires_grad_()
-    handle = model.transformer.embedding.register_forward_hook(lambda *_: embedding)
+
+    def replace(_module: nn.Module, _inputs: tuple[Tensor], _output: Tensor) -> Tensor:
+        return embedding
+
+    handle = model.transformer.embedding.register_forward_hook(replace)
     logits = model(input_ids, mask)
     handle.remove()
     sees = torch.zeros(rows, length, length, dtype=torch.bool)

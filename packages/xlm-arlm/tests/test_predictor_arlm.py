@@ -77,7 +77,7 @@ def draws(
     return choose
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 3, 6])
 def test_cached_greedy_equals_recomputation(collate_prompts: ARLMPromptCollator, seed: int) -> None:
     """Rows padded on the left, rows that end early, rows that reach the limit."""
     model = make_model(seed=seed)

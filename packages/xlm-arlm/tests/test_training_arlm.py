@@ -7,7 +7,8 @@ from xlm_arlm import ARLM, ARLMCollator, ARLMExample, ARLMLoss
 
 from .plain_law import BOS, EOS, PAD
 
-RECORDED = ()
+RECORDED = [2.382937, 2.000291, 1.789987, 1.659069, 1.524653, 1.426310]
+"""Loss of every fifth step, in nats per token."""
 
 
 def reversed_words(step: int) -> list[ARLMExample]:
@@ -19,7 +20,7 @@ def reversed_words(step: int) -> list[ARLMExample]:
 
 
 def test_loss_curve() -> None:
-    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped
+    torch.manual_seed(0)
     model = ARLM(vocab_size=11, d_model=32, num_layers=2, num_heads=4).to(torch.float64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     collate, loss = ARLMCollator(pad_id=PAD, bos_id=BOS, eos_id=EOS), ARLMLoss()

@@ -3,5 +3,5 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:  # pyright: ignore[reportUnusedFunction]  # pytest calls it
-    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped
+def seeded() -> None:
+    torch.manual_seed(0)

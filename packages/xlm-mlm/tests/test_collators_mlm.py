@@ -94,6 +94,21 @@ def test_pads_of_a_fixed_width_are_masked_like_tokens() -> None:
     assert torch.equal(batch["masked"], batch["input_ids"] == MASK)
 
 
+def test_a_given_last_token_gives_the_end() -> None:
+    example: MLMExample = {
+        "seed": 0,
+        "target_ids": torch.tensor([7, 8, 9]),
+        "fixed": torch.tensor([False, False, True]),
+    }
+    batch = training(target_length=6, mask_rate=1.0)([example, {**example, "fixed": ~example["fixed"]}])
+    assert table(batch["input_ids"]) == [[4, 2, 2, 9, 3, 0, 0], [4, 7, 8, 2, 2, 2, 2]]
+    assert batch["num_eligible"].tolist() == [2, 4]
+    # The end of the first text is no longer open, but still an end.
+    assert table(batch["may_end"]) == [[0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1]]
+    prompt = prompts(target_length=6)([example])
+    assert table(prompt["input_ids"]) == [[4, 2, 2, 9, 3, 0, 0]]
+
+
 def test_without_eos_a_fixed_width_is_filled_with_pads() -> None:
     collate = MLMCollator(pad_id=PAD, mask_id=MASK, bos_id=BOS, eos_id=None, target_length=3)
     assert table(collate(EXAMPLES[:2])["target_ids"]) == [[10, 11, 4, 7, 8, 0], [4, 9, 0, 0, 0, 0]]
@@ -182,13 +197,13 @@ def test_uniform_rates_make_the_number_of_masks_uniform() -> None:
     assert_uniform_given_count(subsets(batch), (0, 1, 2), least=0)
     num_masked = batch["masked"].sum(1)
     weight = torch.where(num_masked == 0, 0.0, 4 / num_masked.double())
-    torch.testing.assert_close(batch["likelihood_weight"], weight)
+    torch.testing.assert_close(batch.get("likelihood_weight"), weight)
 
 
 def test_likelihood_masks_at_least_one_cell() -> None:
     batch = likelihood()(many(8000, 3))
     assert_uniform_given_count(subsets(batch), (0, 1, 2), least=1)
-    torch.testing.assert_close(batch["likelihood_weight"], 3 / batch["masked"].sum(1).double())
+    torch.testing.assert_close(batch.get("likelihood_weight"), 3 / batch["masked"].sum(1).double())
 
 
 def test_given_tokens_are_never_masked() -> None:
@@ -266,7 +281,7 @@ def test_what_does_not_fit_is_refused() -> None:
         training()([])
     with pytest.raises(ValueError, match="'fixed' of example 0 has 1 entries for 2 target tokens"):
         training()([{**EXAMPLES[0], "fixed": torch.tensor([True])}])
-    with pytest.raises(ValueError, match="length is unknown: give target_length.*or default_length"):
+    with pytest.raises(ValueError, match=r"length is unknown: give target_length.*or default_length"):
         prompts()([{"seed": 0}])
 
 

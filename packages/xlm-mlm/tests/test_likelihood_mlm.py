@@ -81,7 +81,7 @@ def test_expected_nll_is_the_mean_over_orders() -> None:
 
 
 def test_bound_with_a_fixed_width_holds_for_the_text() -> None:
-    """The law is that of texts cut at their end; the bound charges for the one filling that training shows."""
+    """The law is that of texts cut at their end; the bound is that of the filling that training shows."""
     model = network(seed=2)
     ids = [PAD, EOS, *TEXT_IDS]
     law = filled_law(model.prediction(lambda _: ids), (MASK,) * LENGTH, [1] * LENGTH)
@@ -160,9 +160,7 @@ def test_likelihood_describes_itself() -> None:
 
 def test_fixed_rates_have_no_likelihood() -> None:
     collate = MLMCollator(pad_id=PAD, mask_id=MASK, bos_id=BOS, eos_id=EOS, mask_rate=0.5)
-    with pytest.raises(
-        ValueError, match="fixed mask rate have no likelihood.*mean over all numbers of masks"
-    ):
+    with pytest.raises(ValueError, match=r"fixed mask rate have no likelihood.*all numbers of masks"):
         LOSS.likelihood(network(), collate(examples(4)))
 
 

@@ -1,5 +1,6 @@
 """The rules that choose cells, against loops over the cells of each row and against reference vectors."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -49,11 +50,11 @@ def test_uniform_counts_differ_by_at_most_one() -> None:
 
 def test_curved_counts_follow_their_curve() -> None:
     left = [math.floor(100 * math.cos(math.pi / 2 * step / 8)) for step in range(8)] + [0]
-    cosine = [before - after for before, after in zip(left, left[1:], strict=False)]
+    cosine = [before - after for before, after in itertools.pairwise(left)]
     assert counts_taken(Counts(8, "cosine"), 100) == cosine
     assert cosine == sorted(cosine), "few cells first"
     left = [math.floor(100 * (1 - math.sin(math.pi / 2 * step / 8))) for step in range(8)] + [0]
-    sine = [before - after for before, after in zip(left, left[1:], strict=False)]
+    sine = [before - after for before, after in itertools.pairwise(left)]
     assert counts_taken(Counts(8, "sine"), 100) == sine
     # Where the curve is flat, a step still takes a cell.
     assert counts_taken(Counts(9, "cosine"), 12) == [1, 1, 1, 1, 1, 1, 2, 2, 2]

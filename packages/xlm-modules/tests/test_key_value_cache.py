@@ -11,7 +11,7 @@ from xlm.modules import KeyValueCache, RotaryTransformer, segment_mask
 
 
 @pytest.fixture(autouse=True)
-def _inference() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]  # pytest calls it
+def _inference() -> Iterator[None]:
     with torch.inference_mode():
         yield
 

@@ -1,7 +1,7 @@
 """Collators: examples to batches. The noise of FlexMDM, absent and masked tokens, lives here.
 
-A row is ``[prompt...] [BOS] [target...]``; prompt, BOS and fixed target tokens have T1 = T2 = 0: they are always
-there. The others are absent, MASK or clean by :class:`xlm_flexmdm.Interpolant`.
+A row is ``[prompt...] [BOS] [target...]``; prompt, BOS and fixed target tokens have T1 = T2 = 0: they are
+always there. The others are absent, MASK or clean by :class:`xlm_flexmdm.Interpolant`.
 
 Which slots are open. A slot is the place right of a column. Those of the prompt are closed. The others are
 open where the example has, or may have, a missing token: the slot of BOS unless the first target token is
@@ -32,8 +32,8 @@ class FlexMDMCollator:
     """Noise for the training loss: one time per row, uniform on (0, 1).
 
     Times are stratified over neighbouring places of the training stream where the examples have a ``place``.
-    There is no cut-off near t = 1, where the weights of the loss grow without bound: the weight exceeds w with
-    probability 1/w, and only where something is missing, whose probability vanishes as well.
+    There is no cut-off near t = 1, where the weights of the loss grow without bound: a weight above w comes
+    with a probability of about 1/w, and meets a row where nothing is missing but with as little again.
 
     Args:
         interpolant: The two schedules.
@@ -70,9 +70,9 @@ class FlexMDMCollator:
 class FlexMDMLikelihoodCollator:
     """Noise for the likelihood: K consecutive rows of each example, at times that cover (0, 1).
 
-    Draw k has v_k = (k + u_k) / K with u_k ~ U(0, 1), and t = 1 - v^2 with its weights multiplied by dt/dv = 2v.
-    So the mean over the draws of an example is unbiased, with more draws where the weights are large: under
-    uniform times the variance would be infinite.
+    Draw k has v_k = (k + u_k) / K with u_k ~ U(0, 1), and t = 1 - v^2 with its weights multiplied by
+    |dt/dv| = 2v. So the mean over the draws of an example is unbiased, with more draws where the weights are
+    large: under uniform times the variance would be infinite.
 
     Args:
         interpolant: The two schedules.

@@ -26,9 +26,13 @@ class Interpolant:
     """The two schedules, read in the direction of generation, and the time that the network is told.
 
     With s one of :mod:`xlm.modules`, alpha(t) = s.alpha(1 - t) and its hazard is s.loss_weight(1 - t). The
-    schedules of the paper are, as alpha(t): linear t = ``LogLinear(eps=0)``; sin(pi t / 2) = ``Cosine(eps=0)``;
-    1 - cos(pi t / 2) = ``Sine()``; t^k = ``Polynomial(k)``; exp(-a^(1 - t) b^t) = ``Geometric(sigma_min=b,
-    sigma_max=a)``.
+    schedules of the authors' code are
+
+        t                     LogLinear(eps=0)
+        sin(pi t / 2)         Cosine(eps=0)
+        1 - cos(pi t / 2)     Sine()
+        t^k                   Polynomial(k)
+        exp(-a^(1 - t) b^t)   Geometric(sigma_min=b, sigma_max=a), not from 0 to 1: no likelihood.
 
     Args:
         insertion: alpha.

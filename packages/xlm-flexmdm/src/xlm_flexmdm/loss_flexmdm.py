@@ -7,8 +7,9 @@ arXiv:2509.01025, section 4)
     unmasking = beta'(t) / (1 - beta(t)) sum_{masked j} -log f_j(clean token)
     insertion = alpha'(t) / (1 - alpha(t)) sum_{open i} D(gap_i, g_i).
 
-Minimisers are f_j = P(clean token of j | x_t) and g_i = E[gap_i | x_t]. A network with a distribution over gap
-lengths is trained with its cross-entropy in place of D, weighted slot by slot; its mean has the same minimiser.
+Minimisers are f_j = P(clean token of j | x_t) and g_i = E[gap_i | x_t]. A network with a distribution over
+gap lengths is trained with its cross-entropy in place of D, weighted slot by slot (the published code weights
+the mean over slots by the sum of the weights); its minimiser is the posterior, with the same mean.
 
 Logits are computed at masked cells, gaps at open slots, and nowhere else.
 """
@@ -37,8 +38,8 @@ def gap_divergence(x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"]) -> Fl
 
     Args:
         x: True means, at least 0, any shape.
-        y: Predicted means, at least 0, same shape. Its logarithm is bounded, so that a mean of 0 for something
-            that comes has a large but finite divergence; nothing else is.
+        y: Predicted means, at least 0, same shape. Its logarithm is bounded, so that a mean of 0 for
+            something that comes has a large but finite divergence; nothing else is.
 
     Returns:
         Divergence in nats, at least 0, with equality where x = y.
@@ -108,8 +109,8 @@ class FlexMDMLoss:
         if not bool(batch["is_complete"]):
             raise ValueError(
                 "no likelihood: alpha and beta must run from 0 at t = 0 to 1 at t = 1. Otherwise tokens are "
-                "there from the start, or never come, which the bound does not see. LogLinear and Cosine need "
-                "eps=0; Linear and Geometric never fit"
+                "there from the start, or never come, which the bound does not see. LogLinear and Cosine "
+                "need eps=0; Linear and Geometric never fit"
             )
         num_draws = int(batch["num_draws"])
         nll = torch.zeros_like(batch["time"]).view(-1, num_draws)
@@ -238,7 +239,7 @@ def _posterior(batch: FlexMDMBatch) -> tuple[Tensor, Tensor]:
 
 
 def _divergences(posterior: Tensor, logits: Tensor, target_ids: Tensor, row: Tensor) -> Tensor:
-    """(cells,) KL(q_j || f_j), with q_j(v) the sum of ``posterior`` (cells, target) over tokens equal to v."""
+    """(cells,) KL(q_j || f_j); q_j(v) sums the ``posterior`` (cells, target) over tokens equal to v."""
     same = target_ids.unsqueeze(2) == target_ids.unsqueeze(1)
     first = same.byte().argmax(2)[row]
     q = torch.zeros_like(posterior).scatter_add(1, first, posterior)

@@ -36,7 +36,7 @@ class FlexMDMMetrics:
         }
 
     def compute(self) -> dict[str, float]:
-        """``unmasking_loss`` and ``insertion_loss`` in nats per token, ``masked_accuracy``; zeros if empty."""
+        """``unmasking_loss``, ``insertion_loss`` (nats per token), ``masked_accuracy``; zeros if empty."""
         tokens, masked = max(int(self.sums["tokens"]), 1), max(int(self.sums["num_masked"]), 1)
         return {
             "unmasking_loss": float(self.sums["unmasking"]) / tokens,

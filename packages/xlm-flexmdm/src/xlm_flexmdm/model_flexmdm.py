@@ -1,4 +1,4 @@
-"""The network: a diffusion transformer with two heads, for masked tokens and for what is missing between tokens.
+"""The network: a diffusion transformer with two heads, for masked tokens and for what is missing in between.
 
 Both heads stand on the same hidden states. That of column k says which token k is, if it is masked, and how
 many tokens are absent in the slot right of k. The published network reads the slot left of a token at the
@@ -65,7 +65,7 @@ class FlexMDM(
     With z the result of the gap head in a slot and a = 1 - alpha(t) the probability that a token is absent,
 
         head="expectation":   g = a * max_length * softplus(z)
-        head="distribution":  P(gap = n) = softmax_n(z_n + n log a), n = 0..max_length;  g = sum_n n P(gap = n).
+        head="distribution":  P(gap = n) = softmax_n(z_n + n log a) on 0..max_length,  g = sum_n n P(gap = n).
 
     The published heads are without a. With it g vanishes with a for t -> 1, as the true expectation does,
     and the likelihood bound is finite; without it, g stays above 0 and the bound is infinite.

@@ -1,8 +1,8 @@
 """Which tokens of a clean text the columns of a noisy text can be: the posterior given both.
 
-A noisy text z of n cells is embedded into a clean text x of m tokens by indices s_1 < ... < s_n with z_c = MASK
-or z_c = x_{s_c}. Under the interpolant all embeddings of z have the same probability given x: each has the same
-number of absent, masked and clean tokens, and the times do not depend on what a token is. So
+A noisy text z of n cells is embedded into a clean text x of m tokens by indices s_1 < ... < s_n with
+z_c = MASK or z_c = x_{s_c}. Under the interpolant all embeddings of z have the same probability given x: each
+has the same number of absent, masked and clean tokens, and the times do not depend on what a token is. So
 
     P(s_c = i | z, x) = (embeddings with s_c = i) / (embeddings),
 
@@ -19,8 +19,8 @@ def embedding_posterior(
 ) -> Float64[Tensor, "rows cells target"]:
     """P(s_c = i) under the uniform law over the embeddings of each row.
 
-    With A_c(i) the number of ways to embed the cells up to c with c at i, and B_c(i) that of the cells after c
-    into the tokens after i,
+    With A_c(i) the number of ways to embed the cells up to c with c at i, and B_c(i) that of the cells after
+    c into the tokens after i,
 
         A_c(i) = m_c(i) sum_{h < i} A_{c-1}(h),    B_c(i) = sum_{h > i} m_{c+1}(h) B_{c+1}(h),
 
@@ -65,8 +65,8 @@ def expected_gaps(
         num_tokens: Number of tokens of each row's clean text, shape (rows,).
 
     Returns:
-        Expectations for the slot left of the first cell and those right of each cell, shape (rows, cells + 1);
-        without meaning beyond.
+        Expectations for the slot left of the first cell and those right of each cell, shape
+        (rows, cells + 1); without meaning beyond.
     """
     index = torch.arange(posterior.shape[2], dtype=torch.float64, device=posterior.device)
     end = num_tokens.to(torch.float64).unsqueeze(1)

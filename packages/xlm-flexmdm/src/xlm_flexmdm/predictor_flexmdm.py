@@ -6,9 +6,9 @@ rate of insertion has in the step. The last step inserts nothing, since what it 
 unmasks every mask. The law of the result therefore approaches that of the continuous process like 1/N.
 
 The network sees t, on which the number of missing tokens depends, so an evaluation cannot be used again in a
-later step. What can be saved is a row's evaluation in a step that can change nothing in it: which masks a step
-unmasks, or how many, is drawn before the network is asked; and a row without room, or without an open slot,
-gets no insertion. Other rows cannot be finished before the last step.
+later step. What can be saved is a row's evaluation in a step that can change nothing in it: which masks a
+step unmasks, or how many, is drawn before the network is asked; and a row without room, or without an open
+slot, gets no insertion. Other rows cannot be finished before the last step.
 
 The draws of a row depend on its seed, the step and the purpose only, so it comes out the same in any batch.
 """
@@ -48,10 +48,11 @@ class FlexMDMPredictor:
         suppressed_ids: Further token ids that are never generated: those of the loss.
         max_new_tokens: The most tokens to insert; None for the room that the batch gives each row. Insertions
             that do not fit are cut as :func:`xlm_flexmdm.fit_to_room` says; the others of the step stay.
-        sampler: "hazard_integrated": a mask is unmasked with probability (beta(t') - beta(t)) / (1 - beta(t)),
-            the exact one, and a slot receives masks with mean g (alpha(t') - alpha(t)) / (1 - alpha(t)).
-            "tau_leaping", as published: both hazards are held at their value at t, which gives
-            1 - exp(-(t' - t) beta'(t) / (1 - beta(t))) and g (t' - t) alpha'(t) / (1 - alpha(t)).
+        sampler: "hazard_integrated": a mask is unmasked with the exact probability
+            (beta(t') - beta(t)) / (1 - beta(t)), and the mean number of masks for a slot is
+            g (alpha(t') - alpha(t)) / (1 - alpha(t)). "tau_leaping", as published: both hazards are held at
+            their value at t, which gives 1 - exp(-(t' - t) beta'(t) / (1 - beta(t))) and
+            g (t' - t) alpha'(t) / (1 - alpha(t)).
         order: Which masks a step unmasks. "random": each by itself. The others take as many masks as "random"
             would, those first that are furthest left ("position") or of which the network is surest:
             "top_prob", "margin" or "entropy" of its probabilities, see :func:`xlm.modules.confidence`.
@@ -202,8 +203,8 @@ def _steps(interpolant: Interpolant, num_steps: int, sampler: Sampler) -> list[_
         unmasking = -torch.expm1(-interpolant.unmasking_hazard(start) / num_steps)
         if not bool(insertion.isfinite().all()):
             raise ValueError(
-                "sampler='tau_leaping' holds the hazard of insertion at its value at t = 0, which is infinite "
-                "with this schedule: use sampler='hazard_integrated'"
+                "sampler='tau_leaping' holds the hazard of insertion at its value at t = 0, which is "
+                "infinite with this schedule: use sampler='hazard_integrated'"
             )
     insertion[-1], unmasking[-1] = 0.0, 1.0
     columns = (interpolant.network_time(start), 1 - interpolant.alpha(start), unmasking, insertion)

@@ -47,8 +47,8 @@ def fit_to_room(
 ) -> Int[Tensor, "rows length"]:
     """Cut insertions so that no row gets more than it has room for.
 
-    Slots are served in the order of random keys until the room is used up; the slot at which that happens gets
-    the part that fits. So no side of the text is preferred, and a row with room always uses it.
+    Slots are served in the order of random keys until the room is used up; the slot at which that happens
+    gets the part that fits. So no side of the text is preferred, and what fits is never dropped.
 
     Args:
         counts: Tokens to insert into each slot, shape (rows, length).

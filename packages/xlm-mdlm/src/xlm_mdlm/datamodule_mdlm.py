@@ -1,8 +1,8 @@
 """Collators: examples to batches. The forward process of the diffusion, masking cells, lives here.
 
-A row is ``prompt... [BOS] target...``; only cells that are not given are masked. Where its tokens stand is told
-in :mod:`xlm_mdlm.layout_mdlm`. All randomness of a row comes from its seed (and, for stratified times, its place
-in the training stream), so a row looks the same in every batch.
+A row is ``prompt... [BOS] target...``; only cells that are not given are masked. Where its tokens stand is
+told in :mod:`xlm_mdlm.layout_mdlm`. All randomness of a row comes from its seed (and, for stratified times,
+its place in the training stream), so a row looks the same in every batch.
 """
 
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ class MDLMCollator:
         mask_id: Id of MASK.
         pad_id: Id of PAD.
         bos_id: Id of the token left of the target.
-        eos_id: Id of EOS; None for no EOS: then PAD alone fills a fixed width, and a token that separates texts
-            inside a target is like any other.
+        eos_id: Id of EOS; None for no EOS: then PAD alone fills a fixed width, and a token that separates
+            texts inside a target is like any other.
         target_length: W, cells of every row; None for as many as the target has tokens.
         full_rows: Whether all rows of a batch have the same length, as packed blocks have. Then there is no
             attention mask, which permits the fastest attention kernels, and other rows are refused.
-        min_time: Where the times begin, in [0, 1). The weight grows like 1/t towards 0, where masks are few: 0
-            gives the bound without bias but gradients of unbounded variance; the published 1e-3 leaves out
+        min_time: Where the times begin, in [0, 1). The weight grows like 1/t towards 0, where masks are few:
+            0 gives the bound without bias but gradients of unbounded variance; the published 1e-3 leaves out
             about 0.1 per cent of the integral.
 
     Raises:
@@ -95,9 +95,9 @@ class MDLMCollator:
 class MDLMLikelihoodCollator:
     """Masks cells so that the likelihood bound is estimated without bias, whatever the training's times.
 
-    For a network that is not told the time: of L cells that are not given n ~ U{1..L} are masked, all sets of n
-    being equally likely; the weight is L/n. For one that is: each cell is masked with probability u ~ U(0, 1),
-    the weight is 1/u, and the time is the one at which the schedule reaches alpha = 1 - u.
+    For a network that is not told the time: of L cells that are not given n ~ U{1..L} are masked, all sets of
+    n being equally likely; the weight is L/n. For one that is: each cell is masked with probability u ~ U(0,
+    1), the weight is 1/u, and the time is the one at which the schedule reaches alpha = 1 - u.
 
     Args:
         mask_id: Id of MASK.
@@ -108,13 +108,13 @@ class MDLMLikelihoodCollator:
         full_rows: As in :class:`MDLMCollator`.
         time_conditioning: Whether the network is told the time.
         schedule: The one that a network told the time was trained with; not used otherwise.
-        num_draws: K, the number of consecutive rows made from each example. Their n or u are stratified: draw k
-            takes the quantile (k + u_k) / K with u_k ~ U(0, 1), so the mean over the draws of any function of
-            the row is unbiased and varies less than with independent draws.
+        num_draws: K, the number of consecutive rows made from each example. Their n or u are stratified: draw
+            k takes the quantile (k + u_k) / K with u_k ~ U(0, 1), so the mean over the draws of any function
+            of the row is unbiased and varies less than with independent draws.
 
     Raises:
-        ValueError: If target_length or num_draws is below 1, or a network told the time has no schedule or one
-            that is not complete.
+        ValueError: If target_length or num_draws is below 1, or a network told the time has no schedule or
+            one that is not complete.
     """
 
     def __init__(

@@ -7,10 +7,11 @@ the right one, so the length is given and not modelled.
 
 *Fixed width* (target_length=W): W cells for each row. Those behind the text hold EOS and then PAD, up to the
 full width; a text of W tokens fills the cells and needs no EOS. EOS and PAD are masked and predicted like
-tokens, which is how length is modelled. Texts of 0 to W tokens and fillings of this form correspond one to one.
+tokens, which is how length is modelled. Texts of 0 to W tokens and fillings of this form correspond one to
+one.
 
-Where the text may end: at the cells of a fixed width, but only right of the last given token. Nowhere else are
-EOS and PAD possible tokens.
+Where the text may end: at the cells of a fixed width, but only right of the last given token. Nowhere else
+are EOS and PAD possible tokens.
 """
 
 from collections.abc import Sequence
@@ -147,8 +148,8 @@ class Layout:
     def _check_row_lengths(self, lengths: Sequence[int]) -> None:
         if self.full_rows and min(lengths) < max(lengths):
             raise ValueError(
-                f"full_rows=True needs rows of one length, got {min(lengths)} to {max(lengths)} tokens with BOS: "
-                f"pack the texts into blocks, or set full_rows=False"
+                f"full_rows=True needs rows of one length, got {min(lengths)} to {max(lengths)} tokens with "
+                f"BOS: pack the texts into blocks, or set full_rows=False"
             )
 
     def _check_tokens(self, ids: Tensor, read: Tensor) -> None:
@@ -157,8 +158,8 @@ class Layout:
         if wrong.any():
             row, column = wrong.nonzero()[0].tolist()
             raise ValueError(
-                f"the target of example {row} holds token id {int(ids[row, column])}, which is MASK, PAD or EOS. "
-                f"Where EOS separates texts inside a target, set eos_id=None in collators, loss and predictor"
+                f"the target of example {row} holds token id {int(ids[row, column])}, which is MASK, PAD or "
+                f"EOS. Where EOS separates texts inside a target, set eos_id=None everywhere"
             )
 
 

@@ -6,7 +6,7 @@ With x_0 a row of L cells, x_t what is left of it after masking each with probab
 
 the negative ELBO in continuous time is (Sahoo et al. 2024, arXiv:2406.07524, section 3.4)
 
-    -log p(x_0) <= NELBO(x_0) = int_0^1 w(t) E_{x_t} sum_{masked i} CE_i dt,   w(t) = -alpha'_t / (1 - alpha_t).
+    -log p(x_0) <= NELBO(x_0) = int_0^1 w(t) E_{x_t} sum_{masked i} CE_i dt, w(t) = -alpha'_t / (1 - alpha_t).
 
 Unmasked cells cost nothing, as the model copies them. Logits are computed at masked cells only.
 """
@@ -25,15 +25,15 @@ from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 class MDLMLoss:
     """sum over rows of w(t) sum over masked cells of CE, normalised by all cells, masked or not.
 
-    loss_sum / loss_count is an estimate of the NELBO in nats per cell. The weights come with the batch, so one
-    loss serves every noise schedule. They do not change what is learnt: for all schedules with alpha_0 = 1 and
-    alpha_1 = 0 the expectation is the same.
+    loss_sum / loss_count is an estimate of the NELBO in nats per cell. The weights come with the batch, so
+    one loss serves every noise schedule. They do not change what is learnt: for all schedules with alpha_0 =
+    1 and alpha_1 = 0 the expectation is the same.
 
     Args:
         mask_id: Id of MASK, which has probability 0.
         pad_id: Id of PAD, possible only where the text may end.
-        eos_id: Id of EOS, possible only where the text may end; None if no token ends a text and EOS, if there
-            is one, is a token like any other.
+        eos_id: Id of EOS, possible only where the text may end; None if no token ends a text and EOS, if
+            there is one, is a token like any other.
         suppressed_ids: Further ids that never stand in a text and have probability 0. EOS and PAD among them
             stay possible where the text may end.
 

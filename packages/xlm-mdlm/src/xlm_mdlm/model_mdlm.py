@@ -71,7 +71,7 @@ class MDLMRotary(
         self,
         input_ids: Int[Tensor, "rows length"],
         attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None = None,
-        noise: Float[Tensor, " rows"] | None = None,  # noqa: ARG002  # the signature is that of MDLMDiT
+        noise: Float[Tensor, " rows"] | None = None,
         position_ids: Int[Tensor, "rows length"] | None = None,
         *,
         positions: Int[Tensor, " cells"] | None = None,
@@ -89,11 +89,12 @@ class MDLMDiT(
     license="mit",
     paper_url="https://arxiv.org/abs/2406.07524",
 ):
-    """Masked diffusion network on the diffusion transformer of the paper (Sahoo et al. 2024, arXiv:2406.07524).
+    """Masked diffusion network on the diffusion transformer, as published (arXiv:2406.07524).
 
-    As in the authors' code, the output head has a bias and starts at zero, so that the untrained network gives
-    every token the same probability; the input for the time is the total noise -log alpha(t); and without time
-    conditioning the modulation stays in the network, with the condition of zero noise for every row.
+    As in the authors' code, the output head has a bias and starts at zero, so that the untrained network
+    gives every token the same probability; the input for the time is the total noise -log alpha(t); and
+    without time conditioning the modulation stays in the network, with the condition of zero noise for every
+    row.
 
     ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` keep the weights as safetensors beside a
     ``config.json`` with the arguments below.
@@ -172,8 +173,8 @@ class MDLMDiT(
             noise = torch.zeros(len(input_ids), device=input_ids.device)
         elif noise is None:
             raise ValueError(
-                "this network is conditioned on time, but its batch has none: give MDLMLikelihoodCollator the "
-                "noise schedule that the network was trained with"
+                "this network is conditioned on time, but its batch has none: give MDLMLikelihoodCollator "
+                "time_conditioning=True and the noise schedule of the training"
             )
         hidden: Tensor = self.transformer(
             input_ids, self.noise_embedding(noise), attention_mask, position_ids

@@ -1,9 +1,10 @@
 """Plans: which cells are written when, settled before the network is evaluated at all.
 
-In masked diffusion *whether* a cell is unmasked in a step does not depend on the network, only *what* is written
-does. So the steps of all cells can be drawn first. A row then needs the network only in the steps that write
-something in it: these are its *turns*, numbered from 1 without gaps. Rows take their turns together, whatever
-the steps behind them are, so a batch costs as many calls of the network as its busiest row has turns.
+In masked diffusion *whether* a cell is unmasked in a step does not depend on the network, only *what* is
+written does. So the steps of all cells can be drawn first. A row then needs the network only in the steps
+that write something in it: these are its *turns*, numbered from 1 without gaps. Rows take their turns
+together, whatever the steps behind them are, so a batch costs as many calls of the network as its busiest row
+has turns.
 """
 
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class _Turns:
         return _Turns(keys=torch.unique(writes.row * num_steps + writes.step), num_steps=num_steps)
 
     def group(self, events: Events) -> list[Tensor]:
-        """For each turn, from 1, the indices of the events in its step or after it but before the next turn."""
+        """For each turn, from 1, the indices of the events from its step on up to the next turn's."""
         start = events.row * self.num_steps
         before_row = torch.searchsorted(self.keys, start)
         turn = torch.searchsorted(self.keys, start + events.step, right=True) - before_row

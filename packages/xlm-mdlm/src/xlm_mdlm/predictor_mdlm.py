@@ -1,4 +1,4 @@
-"""Inference: the cells of a row start masked and are written by a sampler, window by window if they are many."""
+"""Inference: the cells of a row start masked and are written by a sampler, a window at a time."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,13 @@ from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 class MDLMPredictor:
     """Generation by the reverse process of masked diffusion (Sahoo et al. 2024, arXiv:2406.07524, section 4).
 
-    A row whose text is complete leaves the batch, and no row is evaluated in a step that writes nothing in it.
-    Call it with the network in evaluation mode: dropout is the one thing that the seeds do not govern.
+    A row whose text is complete leaves the batch, and no row is evaluated in a step that writes nothing in
+    it. Call it with the network in evaluation mode: dropout is the one thing that the seeds do not govern.
 
     *Longer texts than the network was trained on* are written semi-autoregressively: first the cells of one
-    window, then window after window with its start moved by ``stride`` cells, so that the last window_length -
-    stride cells written are the clean context of the next ones. Prompt and BOS stand left of every window (in
-    the published code they go out of sight like any other token).
+    window, then window after window with its start moved by ``stride`` cells, so that the last window_length
+    - stride cells written are the clean context of the next ones. Prompt and BOS stand left of every window
+    (in the published code they go out of sight like any other token).
 
     Args:
         schedule: alpha, that of the training.

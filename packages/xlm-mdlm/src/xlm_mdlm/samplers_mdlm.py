@@ -40,12 +40,13 @@ class Ancestral:
     """Ancestral sampling in N steps (Sahoo et al. 2024, arXiv:2406.07524, section 4).
 
     From t to s = t - 1/N each masked cell is unmasked with probability (alpha_s - alpha_t) / (1 - alpha_t),
-    independently of the others, with a token drawn from the prediction; the last step, to s = 0, unmasks what is
-    left in the same way. (The published code draws both at once, stops at s = 1e-5 and takes the most probable
-    token there.) Its law tends to that of the likelihood bound as N grows, with an error of order 1/N.
+    independently of the others, with a token drawn from the prediction; the last step, to s = 0, unmasks what
+    is left in the same way. (The published code draws both at once, stops at s = 1e-5 and takes the most
+    probable token there.) Its law tends to that of the likelihood bound as N grows, with an error of order
+    1/N.
 
-    The steps of all cells are drawn first: a row takes at most min(N, masked cells) evaluations of the network,
-    since a step that unmasks none of its cells needs none.
+    The steps of all cells are drawn first: a row takes at most min(N, masked cells) evaluations of the
+    network, since a step that unmasks none of its cells needs none.
 
     Args:
         num_steps: N, at least 1.
@@ -74,12 +75,12 @@ class Ancestral:
 
 @dataclass(frozen=True)
 class FirstHitting:
-    """First-hitting sampling (Zheng et al. 2024, arXiv:2409.02908, section 4): the limit N to infinity, exactly.
+    """First-hitting sampling (Zheng et al. 2024, arXiv:2409.02908, section 4).
 
-    Cells are unmasked one at a time, each when the reverse process in continuous time does it. From n masked
-    cells at mask probability u the next time is where it has fallen to u v^(1/n) with v ~ U(0, 1), and a
-    uniformly chosen cell is unmasked: the largest of n independent U(0, u) draws, one for each cell. A row takes
-    one evaluation of the network per masked cell.
+    The limit N to infinity of :class:`Ancestral`, exactly: cells are unmasked one at a time, each when the
+    reverse process in continuous time does it. From n masked cells at mask probability u the next time is
+    where it has fallen to u v^(1/n) with v ~ U(0, 1), and a uniformly chosen cell is unmasked: the largest of
+    n independent U(0, u) draws, one for each cell. A row takes one evaluation of the network per masked cell.
     """
 
     def __call__(self, canvas: Canvas, schedule: NoiseSchedule) -> None:
@@ -96,11 +97,11 @@ class FirstHitting:
 class Remasking:
     """Ancestral sampling that also masks written cells again (ReMDM; Wang et al. 2025, arXiv:2503.00307).
 
-    From t to s = t - 1/N a clean cell is masked with probability sigma, so that later steps can correct it, and
-    a masked one unmasked with the probability that makes up for it (section 3): each cell is clean with
+    From t to s = t - 1/N a clean cell is masked with probability sigma, so that later steps can correct it,
+    and a masked one unmasked with the probability that makes up for it (section 3): each cell is clean with
     probability alpha_s all the same. sigma is min(eta, sigma_max) or eta * sigma_max (section 4). Given cells
-    are never masked. A row takes one evaluation of the network for each step that unmasks any of its cells, at
-    most N, and more of them the larger sigma is.
+    are never masked. A row takes one evaluation of the network for each step that unmasks any of its cells,
+    at most N, and more of them the larger sigma is.
 
     Args:
         num_steps: N, at least 1.
@@ -151,9 +152,9 @@ class ConfidenceOrder:
     """The cells that the network is surest about first (MaskGIT; Chang et al. 2022, arXiv:2202.04200).
 
     Each step evaluates the network at all masked cells and writes an equal share of them, the best by
-    confidence. Much better than random order where some cells decide others (Kim et al. 2025, arXiv:2502.06768),
-    but its law is not the one of the likelihood bound. A network conditioned on time is told the time at which
-    the masked share of the cells is the expected one.
+    confidence. Much better than random order where some cells decide others (Kim et al. 2025,
+    arXiv:2502.06768), but its law is not the one of the likelihood bound. A network conditioned on time is
+    told the time at which the masked share of the cells is the expected one.
 
     Args:
         num_steps: N, at least 1; None for one cell per step. A row takes at most min(N, masked cells)

@@ -29,7 +29,7 @@ class Window:
     """(rows, length) False at the padding on the right."""
 
     def show(self, table: Tensor) -> Tensor:
-        """What a table of the text (all rows, all columns) holds at the columns of the window (rows, length)."""
+        """The part (rows, length) of a table of the text, all rows by all columns, that is shown."""
         return table[self.rows].gather(1, self.source)
 
 
@@ -100,7 +100,7 @@ class Text:
         return ids, lengths
 
     def trace(self, edits: list[Tensor], lengths: Tensor) -> MDLMTrace:
-        """The edits, tables (4, edits) of step, row, column and token, behind insertions that build the start."""
+        """Insertions that build the start, then ``edits``: (4, edits) step, row, column and token each."""
         row, column = (self.cells & (self._place() < lengths.unsqueeze(1))).nonzero(as_tuple=True)
         given = torch.stack([torch.zeros_like(row), row, column, self.start_ids[row, column]])
         step, row, column, token = torch.cat([given, *edits], dim=1)

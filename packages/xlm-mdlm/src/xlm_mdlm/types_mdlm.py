@@ -76,8 +76,8 @@ class MDLMBatch(TypedDict):
     """What the summed cross-entropy of a row is multiplied by: -alpha'(t) / (1 - alpha(t)) in training; in
     batches for the likelihood the weight that makes it an unbiased estimate of the bound."""
     noise: NotRequired[Float64[Tensor, " rows"]]
-    """-log alpha(t), the input of a network that is conditioned on time. Missing in batches that have no time:
-    only networks without such an input can be evaluated on them."""
+    """-log alpha(t), the input of a network that is conditioned on time. Missing in batches that have no
+    time: only networks without such an input can be evaluated on them."""
     num_eligible: Int[Tensor, " rows"]
     """L, the number of cells that can be masked."""
     num_tokens: Int[Tensor, " rows"]
@@ -85,8 +85,8 @@ class MDLMBatch(TypedDict):
     models_length: Bool[Tensor, " rows"]
     """Whether the cells have a fixed width, so that the length of the target is predicted too."""
     num_draws: NotRequired[Int[Tensor, ""]]
-    """K, the number of consecutive rows made from one example. Missing in training batches, whose times do not
-    cover all noise levels and which therefore have no likelihood."""
+    """K, the number of consecutive rows made from one example. Missing in training batches, whose times do
+    not cover all noise levels and which therefore have no likelihood."""
 
 
 class MDLMPromptBatch(TypedDict):
@@ -150,7 +150,8 @@ class MDLMTrace:
     """
 
     step: Int[Tensor, " edits"]
-    """0 for the start, then the call of the network, from 1, that led to the edit or was the last before it."""
+    """0 for the start, then the call of the network, from 1, that led to the edit or was the last before
+    it."""
     row: Int[Tensor, " edits"]
     """Row of the batch."""
     operation: Int[Tensor, " edits"]

@@ -13,6 +13,8 @@ one.
 Where the text may end: at the cells of a fixed width, but only right of the last given token. Nowhere else
 are EOS and PAD possible tokens.
 
+A text whose last token is given ends with it: the EOS and PADs behind it are given too.
+
 All randomness of a row comes from its seed, so a row looks the same in every batch.
 """
 
@@ -276,11 +278,13 @@ class _Layout:
         given = _given(examples, ids.shape[1])
         self._check_tokens(ids, given if only_given else text)
         right_of_given = column >= (given * (column + 1)).amax(1, keepdim=True)
+        # The last column of the text; that of BOS, which is not given, if the text is empty.
+        end_is_given = given.gather(1, (target_start + text_length - 1).unsqueeze(1))
         fixed_width = self.target_length is not None
         return _Rows(
             ids=ids,
             attention_mask=column < end,
-            eligible=cells & ~given,
+            eligible=torch.where(end_is_given, text, cells) & ~given,
             may_end=cells & right_of_given if fixed_width else torch.zeros_like(cells),
             target_start=target_start,
             num_tokens=(text & ~given).sum(1),
@@ -307,11 +311,11 @@ class _Layout:
         special = [index for index in (self.mask_id, self.pad_id, self.eos_id) if index is not None]
         wrong = read & torch.isin(ids, torch.tensor(special))
         if wrong.any():
-            row, column = wrong.nonzero()[0].tolist()
+            first = wrong.nonzero()[0]
             raise ValueError(
-                f"the target of example {row} holds token id {int(ids[row, column])}, which is MASK, PAD or "
-                f"EOS. Where EOS separates texts inside a target, set eos_id=None in collators, loss and "
-                f"predictor"
+                f"the target of example {int(first[0])} holds token id {int(ids[first[0], first[1]])}, which is "
+                f"MASK, PAD or EOS. Where EOS separates texts inside a target, set eos_id=None in collators, "
+                f"loss and predictor"
             )
 
 

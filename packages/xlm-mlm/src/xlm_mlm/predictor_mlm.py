@@ -259,8 +259,8 @@ def _make_rule(
         raise ValueError("min_confidence and max_uncertainty need an order by confidence, not order='random'")
     if num_steps is not None or schedule != "uniform" or None not in (min_confidence, max_uncertainty):
         raise ValueError(
-            f"min_confidence, max_uncertainty and num_steps with its schedule exclude each other: each of them "
-            f"says how many cells a step fills; got {min_confidence}, {max_uncertainty}, {num_steps} and "
+            f"min_confidence, max_uncertainty and num_steps with its schedule exclude each other: each says "
+            f"how many cells a step fills; got {min_confidence}, {max_uncertainty}, {num_steps} and "
             f"{schedule!r}"
         )
     surest = SUREST[order]

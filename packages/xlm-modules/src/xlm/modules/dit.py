@@ -1,7 +1,7 @@
 """A diffusion transformer: bidirectional, with rotary positions, modulated by a condition such as the time.
 
 Each block shifts, scales and gates its two updates by linear functions of the condition c that start at zero
-(adaLN-zero; Peebles and Xie 2022, arXiv:2212.09748, section 3.2):
+(adaLN-zero; Peebles and Xie 2022, arXiv:2212.09748):
 
     x <- x + gate_1 * attention(modulate(norm(x), shift_1, scale_1))
     x <- x + gate_2 * mlp(modulate(norm(x), shift_2, scale_2)),      modulate(y, b, a) = y * (1 + a) + b.
@@ -133,9 +133,9 @@ class DiTBlock(nn.Module):
 class DiT(nn.Module):
     """Embedding, modulated blocks and a last modulated norm: token ids and a condition to hidden states.
 
-    Weights are drawn from N(0, 2 / (5 d_model)) (Nguyen and Salazar 2019, arXiv:1910.05895), but the modulation
-    starts at zero: the blocks are identities and the hidden states are the normed embeddings, whatever the
-    condition.
+    Weights are drawn from N(0, 2 / (5 d_model)) (Nguyen and Salazar 2019, arXiv:1910.05895), but the
+    modulation starts at zero: the blocks are identities and the hidden states are the normed embeddings,
+    whatever the condition.
 
     Args:
         vocab_size: Number of token ids.

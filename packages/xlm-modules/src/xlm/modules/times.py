@@ -1,10 +1,10 @@
 """Times of the training rows: spread evenly over (0, 1) in every batch, whatever the batches are.
 
 The weight of a row's loss depends strongly on its time, so a batch whose times happen to crowd gives a noisy
-gradient. Stratified times are usually made inside a batch (t_i = (i + u_i) / batch; Kingma et al. 2021,
-arXiv:2107.00630, appendix I.1), so they change with the batch size, the number of processes and the
-accumulation of gradients, and row i always gets the i-th part of (0, 1). Here the time belongs to the row's
-place in the training stream.
+gradient. Stratified times are usually made inside a batch, row i in the i-th of its equal parts of (0, 1)
+(after Kingma et al. 2021, arXiv:2107.00630): they change with the batch size, the number of processes and the
+accumulation of gradients, and row i is always in part i. Here the time belongs to the row's place in the
+training stream.
 """
 
 import torch
@@ -34,8 +34,8 @@ def stratified_times(
     coins are independent: windows meet the parts in different orders, and times lie anywhere in their parts.
 
     Args:
-        seeds: Seed of each row, shape (rows,). With places it decides the last digits only: a place has nearly
-            the same time in every run.
+        seeds: Seed of each row, shape (rows,). With places it decides the last digits only: a place has
+            nearly the same time in every run.
         places: Place of each row in the training stream over all processes, from 0, shape (rows,); None for
             independent times.
         stream: Number of the purpose of the draw, see :func:`xlm.modules.uniform`.
@@ -47,10 +47,24 @@ def stratified_times(
     if places is None:
         return drawn
     places = places.long()
-    digits = torch.ones_like(places)  # the digits so far, after a leading one that tells their number
+    factors, summands = _coin_tables(places, stream)
+    digits = torch.zeros_like(places)
     for bit in range(_PLACE_BITS):
-        coin = uniform(places >> (bit + 1), 1, step=digits, stream=stream)[:, 0] < 0.5
-        digits = 2 * digits + (((places >> bit) & 1) ^ coin.long())
+        coin = (factors[bit] * digits + summands[bit]) >> 51
+        digits = 2 * digits + (((places >> bit) ^ coin) & 1)
     # Integers, so that no rounding carries a time into the next part.
-    cell = ((digits - 2**_PLACE_BITS) << _SEED_BITS) + (drawn * 2.0**_SEED_BITS).long()
+    cell = (digits << _SEED_BITS) + (drawn * 2.0**_SEED_BITS).long()
     return (cell.to(torch.float64) + 0.5) * 2.0 ** -(_PLACE_BITS + _SEED_BITS)
+
+
+def _coin_tables(places: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+    """Factors a and summands b of the coins of each digit, each of shape (digits, rows).
+
+    The coin of the digits d before is the highest of the 52 bits of a d + b (multiply-shift, Dietzfelbinger
+    1996): fair, and independent for any two d. So one hash per digit and window serves all its parts.
+    """
+    bits = torch.arange(_PLACE_BITS, device=places.device).unsqueeze(1)
+    windows = (places >> (bits + 1)) * _PLACE_BITS + bits
+    hashed = (uniform(windows.flatten(), 2, step=0, stream=stream) * 2.0**52).long()
+    factors, summands = hashed.T.view(2, _PLACE_BITS, -1)
+    return factors, summands

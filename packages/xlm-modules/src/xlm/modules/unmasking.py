@@ -1,8 +1,8 @@
 """Which masked cells to fill next: pure functions for families that unmask a row step by step.
 
 Nothing here draws random numbers. A random order of the cells is ``take_top`` with uniform numbers as scores,
-an order by confidence (MaskGIT, Chang et al. 2022, arXiv:2202.04200, section 3.2) is ``take_top`` with the
-``confidence`` of the network.
+an order by confidence (MaskGIT, Chang et al. 2022, arXiv:2202.04200) is ``take_top`` with the ``confidence``
+of the network.
 """
 
 from typing import Literal
@@ -21,7 +21,7 @@ def confidence(logits: Float[Tensor, "rows vocab"], kind: Confidence) -> Float64
         logits: Unnormalised log-probabilities of the cells, shape (rows, vocab); -inf for tokens that are not
             allowed.
         kind: "top_prob" for the largest probability; "margin" for its distance to the second largest (Kim et
-            al. 2025, arXiv:2502.06768, section 4.1); "entropy" for the negative entropy, sum of p log p.
+            al. 2025, arXiv:2502.06768); "entropy" for the negative entropy, sum of p log p.
 
     Returns:
         Higher is surer: in (0, 1], [0, 1] and [-log vocab, 0], shape (rows,).

@@ -24,6 +24,7 @@ class Example(TypedDict):
     """One row of data: token ids without special tokens; the keys that are there tell the task."""
 
     seed: int
+    place: NotRequired[int]
     prompt_ids: NotRequired[Tensor]
     target_ids: NotRequired[Tensor]
     fixed: NotRequired[Tensor]

@@ -1,0 +1,148 @@
+from types import MappingProxyType
+
+import pytest
+from torch import nn
+
+from xlm.modules import Cosine, LogLinear
+from xlm.modules.testing import ConformanceSuite, Kind
+from xlm_mdlm import (
+    Ancestral,
+    ConfidenceOrder,
+    FirstHitting,
+    MDLMBatch,
+    MDLMCollator,
+    MDLMDiT,
+    MDLMLikelihoodCollator,
+    MDLMLoss,
+    MDLMPredictor,
+    MDLMPromptBatch,
+    MDLMPromptCollator,
+    MDLMRotary,
+    NoiseSchedule,
+    Remasking,
+    Sampler,
+)
+
+PAD, CLS, MASK, EOS, BOS, SEP, UNK = range(7)
+
+
+class _MDLMConformance(ConformanceSuite[MDLMBatch, MDLMPromptBatch]):
+    """A fixed width: length is modelled."""
+
+    ordinary_ids = range(7, 12)
+    pad_id = PAD
+    max_length = 7
+    loss_padding = MappingProxyType(
+        {"input_ids": PAD, "attention_mask": False, "target_ids": PAD, "masked": False, "may_end": False}
+    )
+    prompt_padding = MappingProxyType(
+        {"input_ids": PAD, "attention_mask": False, "masked": False, "may_end": False}
+    )
+    target_length: int | None = 7
+    default_length: int | None = None
+    time_conditioning = False
+    schedule: NoiseSchedule = LogLinear()
+    sampler: Sampler = Ancestral(8)
+
+    def build_model(self) -> nn.Module:
+        return MDLMRotary(vocab_size=12, d_model=16, num_layers=2, num_heads=2)
+
+    def build_loss(self) -> MDLMLoss:
+        return MDLMLoss(mask_id=MASK, pad_id=PAD, eos_id=EOS, suppressed_ids=range(7))
+
+    def build_predictor(self) -> MDLMPredictor:
+        return MDLMPredictor(
+            schedule=self.schedule,
+            sampler=self.sampler,
+            mask_id=MASK,
+            pad_id=PAD,
+            eos_id=EOS,
+            suppressed_ids=range(7),
+        )
+
+    def build_loss_collator(self, kind: Kind) -> MDLMCollator:
+        return MDLMCollator(
+            schedule=self.schedule,
+            mask_id=MASK,
+            pad_id=PAD,
+            bos_id=BOS,
+            eos_id=EOS,
+            target_length=self.target_length,
+        )
+
+    def build_prompt_collator(self, kind: Kind) -> MDLMPromptCollator:
+        return MDLMPromptCollator(
+            mask_id=MASK,
+            pad_id=PAD,
+            bos_id=BOS,
+            eos_id=EOS,
+            target_length=self.target_length,
+            default_length=self.default_length,
+        )
+
+    def build_likelihood(self, kind: Kind) -> tuple[MDLMLoss, MDLMLikelihoodCollator]:
+        collator = MDLMLikelihoodCollator(
+            mask_id=MASK,
+            pad_id=PAD,
+            bos_id=BOS,
+            eos_id=EOS,
+            target_length=self.target_length,
+            time_conditioning=self.time_conditioning,
+            schedule=self.schedule,
+            num_draws=3,
+        )
+        return self.build_loss(), collator
+
+
+class TestRotary(_MDLMConformance):
+    """Ancestral sampling."""
+
+
+class TestDiT(_MDLMConformance):
+    """First-hitting sampling with the network of the paper, under another schedule."""
+
+    schedule = Cosine()
+    sampler = FirstHitting()
+
+    def build_model(self) -> nn.Module:
+        return MDLMDiT(vocab_size=12, d_model=16, num_layers=2, num_heads=2, d_condition=8)
+
+
+class TestDiTToldTheTime(_MDLMConformance):
+    """Remasking with a network that is conditioned on time."""
+
+    time_conditioning = True
+    sampler = Remasking(12, "cap", 0.2)
+
+    def build_model(self) -> nn.Module:
+        return MDLMDiT(
+            vocab_size=12, d_model=16, num_layers=2, num_heads=2, d_condition=8, time_conditioning=True
+        )
+
+
+class TestRotaryInWindows(_MDLMConformance):
+    """The surest cells first, four cells at a time."""
+
+    def build_predictor(self) -> MDLMPredictor:
+        return MDLMPredictor(
+            schedule=self.schedule,
+            sampler=ConfidenceOrder(3, "entropy"),
+            mask_id=MASK,
+            pad_id=PAD,
+            eos_id=EOS,
+            suppressed_ids=range(7),
+            temperature=0.5,
+            top_p=0.9,
+            window_length=4,
+            stride=2,
+        )
+
+
+class TestKnownLength(_MDLMConformance):
+    """As many cells as the target has tokens, whatever its length."""
+
+    target_length = None
+    default_length = 5
+
+    def test_collators_refuse_too_long_targets(self) -> None:
+        pytest.skip("a known length has no limit")
