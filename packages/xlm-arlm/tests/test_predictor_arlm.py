@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xlm.modules import uniform
 from xlm.modules.testing import CountingModel, replay, to_list
-from xlm_arlm import ARLM, ARLMPrediction, ARLMPredictor, ARLMPromptCollator
+from xlm_arlm import ARLM, ARLMBeamPredictor, ARLMPrediction, ARLMPredictor, ARLMPromptCollator
 
 from .plain_law import (
     BOS,
@@ -190,6 +190,24 @@ def test_limits_keep_what_was_generated(
     assert to_list(prediction.nfe) == [length, length]
     # The prompts once, then one token of each row at a time.
     assert model.shapes == [(2, 3), *[(2, 1)] * (length - 1)][:length]
+
+
+@pytest.mark.parametrize(
+    "predict",
+    [predictor(), ARLMBeamPredictor(pad_id=PAD, eos_id=EOS, suppressed_ids=SUPPRESSED)],
+    ids=["sampling", "beam"],
+)
+def test_each_row_has_its_own_limit(
+    collate_prompts: ARLMPromptCollator, predict: ARLMPredictor | ARLMBeamPredictor
+) -> None:
+    logits = torch.zeros(11)
+    logits[8] = 100.0
+    batch = collate_prompts(
+        [example([9, 9], num_fixed=2), example(prompt=[7]), example([9] * 5, num_fixed=5)]
+    )
+    prediction = predict(Says(logits), batch, torch.arange(3))
+    assert rows_of(prediction) == [(9, 9, 8, 8, 8, 8), (8,) * 6, (9, 9, 9, 9, 9, 8)]
+    assert to_list(prediction.nfe) == [4, 6, 1]
 
 
 def test_fixed_tokens_begin_the_target_and_use_up_its_room(

@@ -229,5 +229,7 @@ def test_what_cannot_be_collated_is_refused() -> None:
     with pytest.raises(ValueError, match="'fixed' has 1 entries for 2 target tokens"):
         _collator()([{"seed": 0, "target_ids": torch.tensor([7, 8]), "fixed": torch.tensor([True])}])
     limited = ILMPromptCollator(pad_id=PAD, cls_id=CLS, bos_id=BOS, max_length=3)
+    reference: ILMExample = {"seed": 1, "target_ids": torch.arange(7, 11)}
+    assert to_list(limited([reference])["room"]) == [3]
     with pytest.raises(ValueError, match=r"example 1 of the batch has 4 target tokens.*max_length=3"):
-        limited([{"seed": 0}, {"seed": 1, "target_ids": torch.arange(7, 11)}])
+        limited([{"seed": 0}, {**reference, "fixed": torch.tensor([True, False, False, False])}])

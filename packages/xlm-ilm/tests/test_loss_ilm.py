@@ -253,8 +253,6 @@ def test_more_missing_tokens_than_length_classes_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"row_weight": "length"}, "row_weight must be 'one' or 'length_plus_one', got 'length'"),
-        ({"head": "both"}, "head must be 'stop' or 'length', got 'both'"),
         ({"stop_weight": -1.0}, "stop_weight must be at least 0, got -1.0"),
         ({"stop_weight": math.inf}, "stop_weight must be at least 0"),
         ({"stop_class_weight": 1.5}, "stop_class_weight must be None or in"),
@@ -264,3 +262,10 @@ def test_more_missing_tokens_than_length_classes_are_refused() -> None:
 def test_options_outside_their_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ILMLoss(**options)
+
+
+@pytest.mark.parametrize(("option", "value"), [("row_weight", "length"), ("head", "both")])
+def test_choices_that_do_not_exist_are_refused(option: str, value: Any) -> None:
+    # TypeError where the annotations are checked at run time.
+    with pytest.raises((ValueError, TypeError), match=rf"{option}(?s:.*)'{value}'"):
+        ILMLoss(**{option: value})

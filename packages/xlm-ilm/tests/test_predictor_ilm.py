@@ -249,6 +249,23 @@ def test_max_new_tokens_limits_below_the_room() -> None:
     assert [(text[0], text[-1]) for text in _texts(prediction)] == [(3, 4), (3, 4)]
 
 
+def test_slots_are_compared_in_float32() -> None:
+    """Sums of 5 exponentials that differ by 1/1000, less than bfloat16 can tell."""
+    token_logits = torch.full((1, 3, 8), -torch.inf, dtype=torch.bfloat16)
+    token_logits[0, 1:, 3:] = 0.0
+    token_logits[0, 2, 3] = 2.0**-7
+    model = _FixedLogits(token_logits, torch.tensor([[0.0, 5.0]]))
+    predictor = ILMPredictor(pad_id=PAD, sampling="two_stage", slot_temperature=0.0, temperature=0.0)
+    example: ILMExample = {
+        "seed": 0,
+        "target_ids": torch.tensor([3, 4, 3]),
+        "fixed": torch.tensor([False, True, False]),
+    }
+    prompts = _prompts(example, 1, max_length=3)
+    prompts["room"] = torch.tensor([1])
+    assert _texts(predictor(model, prompts, torch.arange(1))) == [(4, 3)]
+
+
 def test_no_rows_give_no_rows() -> None:
     prompts = _prompts({"seed": 0}, 1, max_length=4)
     empty: ILMPromptBatch = {
@@ -265,10 +282,8 @@ def test_no_rows_give_no_rows() -> None:
     ("options", "message"),
     [
         ({"max_new_tokens": -1}, "max_new_tokens must be at least 0, got -1"),
-        ({"stop": "never"}, "stop must be 'threshold' or 'draw', got 'never'"),
         ({"stop_threshold": 0.0}, r"stop_threshold must be in \(0, 1\], got 0.0"),
         ({"stop_temperature": 0.0}, "stop_temperature must be greater than 0"),
-        ({"sampling": "slot"}, "sampling must be 'joint' or 'two_stage', got 'slot'"),
         ({"slot_top_k": 2}, "left out with sampling='joint'"),
         ({"temperature": -1.0}, "temperature must be at least 0"),
         ({"top_k": 0}, "top_k must be None or at least 1"),
@@ -279,3 +294,10 @@ def test_no_rows_give_no_rows() -> None:
 def test_options_outside_their_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ILMPredictor(pad_id=PAD, **options)
+
+
+@pytest.mark.parametrize(("option", "value"), [("stop", "never"), ("sampling", "slot")])
+def test_choices_that_do_not_exist_are_refused(option: str, value: Any) -> None:
+    # TypeError where the annotations are checked at run time.
+    with pytest.raises((ValueError, TypeError), match=rf"{option}(?s:.*)'{value}'"):
+        ILMPredictor(pad_id=PAD, **{option: value})

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]  # untyped path argument
+from safetensors.torch import load_file
 from torch import Tensor
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:  # pyright: ignore[reportUnusedFunction]  # pytest calls it
+def seeded() -> None:
     torch.manual_seed(0)
 
 

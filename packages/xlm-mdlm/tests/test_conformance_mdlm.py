@@ -3,7 +3,7 @@ from types import MappingProxyType
 import pytest
 from torch import nn
 
-from xlm.modules import Cosine, LogLinear
+from xlm.modules import Cosine, LogLinear, NoiseSchedule
 from xlm.modules.testing import ConformanceSuite, Kind
 from xlm_mdlm import (
     Ancestral,
@@ -18,7 +18,6 @@ from xlm_mdlm import (
     MDLMPromptBatch,
     MDLMPromptCollator,
     MDLMRotary,
-    NoiseSchedule,
     Remasking,
     Sampler,
 )

@@ -187,7 +187,7 @@ def test_likelihood_describes_itself() -> None:
 
 def test_training_batches_have_no_likelihood() -> None:
     collate = MDLMCollator(schedule=LogLinear(), mask_id=MASK, pad_id=PAD, bos_id=BOS, eos_id=EOS)
-    with pytest.raises(ValueError, match="training batch has no likelihood.*Use MDLMLikelihoodCollator"):
+    with pytest.raises(ValueError, match=r"training batch has no likelihood.*Use MDLMLikelihoodCollator"):
         LOSS.likelihood(network(), collate(examples(4)))
 
 

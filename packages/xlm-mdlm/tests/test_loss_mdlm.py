@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xlm.modules import Cosine, CosineSquared, Geometric, Linear, LogLinear, Polynomial, Sine
-from xlm_mdlm import MDLMBatch, MDLMLoss, MDLMMetrics, NoiseSchedule
+from xlm.modules import Cosine, CosineSquared, Geometric, Linear, LogLinear, NoiseSchedule, Polynomial, Sine
+from xlm_mdlm import MDLMBatch, MDLMLoss, MDLMMetrics
 
 from .exact_mdlm import BOS, EOS, FIRST, MASK, PAD, TableNetwork, bound_by_order, masked_batch, subsets
 

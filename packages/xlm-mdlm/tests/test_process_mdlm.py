@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xlm.modules import Cosine, CosineSquared, Geometric, Linear, LogLinear, Polynomial, Sine
-from xlm_mdlm import NoiseSchedule
+from xlm.modules import Cosine, CosineSquared, Geometric, Linear, LogLinear, NoiseSchedule, Polynomial, Sine
 from xlm_mdlm.process_mdlm import (
     RemaskRule,
     noise_of_alpha,

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from xlm.modules import Cosine, Linear, LogLinear
+from xlm.modules import Cosine, Linear, LogLinear, NoiseSchedule
 from xlm_mdlm import (
     Ancestral,
     ConfidenceOrder,
     FirstHitting,
     MDLMPrediction,
     MDLMPredictor,
-    NoiseSchedule,
     Remasking,
     Sampler,
 )

@@ -23,5 +23,5 @@ def test_readme_example_learns_to_count() -> None:
         if "target_ids" in example
     ]
     assert len(right) >= 50
-    assert sum(right) >= 0.95 * len(right), f"{sum(right)} of {len(right)} answers are right"
+    assert sum(right) >= 0.9 * len(right), f"{sum(right)} of {len(right)} answers are right"
     assert max(prediction.nfe.tolist()) == 3

@@ -238,6 +238,8 @@ def _draw_insertions(text: Text, slots: Tensor, gaps: Tensor, seeds: Tensor, ste
     drawn = poisson(gaps.double() * step.insertion_factor, numbers, text.room[row])
     counts = torch.zeros(slots.shape, dtype=torch.int64, device=slots.device)
     counts[row, column] = drawn
+    if not bool((counts.sum(1) > text.room).any()):
+        return counts
     keys = uniform(seeds, length, step=step.number, stream=_STREAM_ROOM)
     return fit_to_room(counts, text.room, keys)
 

@@ -60,7 +60,8 @@ class ILMCollator:
                 fit its target.
         """
         repeated = [example for example in examples for _ in range(self._num_draws)]
-        targets = _read_targets(repeated, self._max_length)
+        ids = [example.get("target_ids", _NO_IDS) for example in repeated]
+        targets = _read_targets(repeated, ids, self._max_length)
         num_missing = targets.missing.sum(1)
         num_dropped, index = self._draw(repeated, targets.missing, num_missing)
         row = torch.repeat_interleave(num_dropped)
@@ -115,13 +116,14 @@ class ILMPromptCollator:
     def __call__(self, examples: Sequence[ILMExample]) -> ILMPromptBatch:
         """Make a batch of len(examples) rows, padded to the longest.
 
-        A target without ``fixed`` is a reference only: nothing of it is read but its length.
+        A target without ``fixed`` is for comparison only: it is not read.
 
         Raises:
-            ValueError: If there are no examples, a target is longer than max_length, or ``fixed`` does not
-                fit its target.
+            ValueError: If there are no examples, a target with ``fixed`` is longer than max_length, or
+                ``fixed`` does not fit its target.
         """
-        targets = _read_targets(examples, self._max_length)
+        ids = [example.get("target_ids", _NO_IDS) if "fixed" in example else _NO_IDS for example in examples]
+        targets = _read_targets(examples, ids, self._max_length)
         given = targets.exists & ~targets.missing
         rows = self._layout.pack(examples, targets, given)
         return {
@@ -157,10 +159,9 @@ class _Rows:
     """(rows, target) column of each target token; of one that is not kept, where it would be inserted."""
 
 
-def _read_targets(examples: Sequence[ILMExample], max_length: int | None) -> _Targets:
+def _read_targets(examples: Sequence[ILMExample], ids: list[Tensor], max_length: int | None) -> _Targets:
     if not examples:
         raise ValueError("cannot collate an empty list of examples")
-    ids = [example.get("target_ids", _NO_IDS) for example in examples]
     lengths = [len(row) for row in ids]
     longest = max(lengths)
     if max_length is not None and longest > max_length:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from xlm.modules import sample_tokens, uniform
@@ -110,7 +111,7 @@ class ILMPredictor:
 
     @torch.no_grad()
     def __call__(
-        self, model: nn.Module, batch: ILMPromptBatch, seeds: Tensor, *, trace: bool = False
+        self, model: nn.Module, batch: ILMPromptBatch, seeds: Int[Tensor, " rows"], *, trace: bool = False
     ) -> ILMPrediction:
         """Generate a target for each row.
 
@@ -160,7 +161,9 @@ class ILMPredictor:
     ) -> list[Tensor]:
         """Insert into each row that goes on, and return the edits."""
         suppressed = torch.tensor(self._suppressed_ids, dtype=torch.int64, device=token_logits.device)
-        logits = token_logits.index_fill(1, suppressed, -math.inf)
+        # Sums over the vocabulary need float32 where the network runs in less.
+        wide = token_logits.to(torch.promote_types(token_logits.dtype, torch.float32))
+        logits = wide.index_fill(1, suppressed, -math.inf)
         scores = self._scores(logits, cells)
         free = cells.exists & goes_on.unsqueeze(1)
         edits: list[Tensor] = []

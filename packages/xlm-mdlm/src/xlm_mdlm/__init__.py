@@ -14,7 +14,6 @@ from xlm_mdlm.types_mdlm import (
     MDLMPrediction,
     MDLMPromptBatch,
     MDLMTrace,
-    NoiseSchedule,
 )
 
 __all__ = [
@@ -36,7 +35,6 @@ __all__ = [
     "MDLMPromptCollator",
     "MDLMRotary",
     "MDLMTrace",
-    "NoiseSchedule",
     "Remasking",
     "Sampler",
 ]

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from xlm.modules import stratified_times, take_top, uniform
+from xlm.modules import NoiseSchedule, stratified_times, take_top, uniform
 from xlm_mdlm.layout_mdlm import Layout, Rows
 from xlm_mdlm.process_mdlm import noise_of_alpha
-from xlm_mdlm.types_mdlm import MDLMBatch, MDLMExample, MDLMPromptBatch, NoiseSchedule
+from xlm_mdlm.types_mdlm import MDLMBatch, MDLMExample, MDLMPromptBatch
 
 _STREAM_TIME = 0
 _STREAM_CELLS = 1

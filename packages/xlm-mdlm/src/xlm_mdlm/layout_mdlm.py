@@ -12,6 +12,8 @@ one.
 
 Where the text may end: at the cells of a fixed width, but only right of the last given token. Nowhere else
 are EOS and PAD possible tokens.
+
+A text whose last token is given ends with it: the EOS and PADs behind it are given too.
 """
 
 from collections.abc import Sequence
@@ -104,11 +106,13 @@ class Layout:
         given = _given(examples, ids.shape[1])
         self._check_tokens(ids, given if only_given else text)
         right_of_given = column >= (given * (column + 1)).amax(1, keepdim=True)
+        # The last column of the text; that of BOS, which is not given, if the text is empty.
+        end_is_given = given.gather(1, (target_start + text_length - 1).unsqueeze(1))
         fixed_width = self.target_length is not None
         return Rows(
             ids=ids,
             attention_mask=column < end,
-            eligible=cells & ~given,
+            eligible=torch.where(end_is_given, text, cells) & ~given,
             may_end=cells & right_of_given if fixed_width else torch.zeros_like(cells),
             target_start=target_start,
             num_tokens=(text & ~given).sum(1),

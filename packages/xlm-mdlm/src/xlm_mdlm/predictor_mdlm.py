@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from xlm.modules import row_seeds
+from xlm.modules import NoiseSchedule, row_seeds
 from xlm_mdlm.canvas_mdlm import Canvas, Denoiser
 from xlm_mdlm.samplers_mdlm import Sampler
 from xlm_mdlm.text_mdlm import Text, Window
-from xlm_mdlm.types_mdlm import MDLMPrediction, MDLMPromptBatch, NoiseSchedule
+from xlm_mdlm.types_mdlm import MDLMPrediction, MDLMPromptBatch
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from xlm_mdlm.types_mdlm import NoiseSchedule
+from xlm.modules import NoiseSchedule
 
 RemaskRule = Literal["cap", "rescale"]
 

@@ -6,12 +6,12 @@ Each starts from the masked cells of the canvas at t = 1 and leaves none masked 
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from xlm.modules import confidence, take_top, uniform, unmask_counts
+from xlm.modules import NoiseSchedule, confidence, take_top, uniform, unmask_counts
 from xlm.modules.unmasking import Confidence
 from xlm_mdlm.canvas_mdlm import STREAM_CELLS, Canvas
 from xlm_mdlm.plan_mdlm import Events, Plan
@@ -22,11 +22,10 @@ from xlm_mdlm.process_mdlm import (
     time_grid,
     unmask_probability,
 )
-from xlm_mdlm.types_mdlm import NoiseSchedule
-
-_START = torch.tensor(1.0, dtype=torch.float64)
 
 
+# Checkable so that annotations can be executed in tests; nothing else asks.
+@runtime_checkable
 class Sampler(Protocol):
     """Writes the masked cells of a canvas."""
 
@@ -65,7 +64,8 @@ class Ancestral:
         times = time_grid(self.num_steps).to(canvas.seeds.device)
         # The step of a cell by inversion: the transitions compose, so that these are the probabilities that a
         # cell is unmasked by the end of steps 1 to N - 1.
-        unmasked_by = unmask_probability(schedule, _START.to(times.device), times[1:-1])
+        later = times[1:-1]
+        unmasked_by = unmask_probability(schedule, torch.ones_like(later), later)
         drawn = uniform(canvas.seeds, canvas.masked.shape[1], step=0, stream=STREAM_CELLS)
         row, column = canvas.masked.nonzero(as_tuple=True)
         step = 1 + torch.searchsorted(unmasked_by, drawn[row, column], right=True)
@@ -197,7 +197,7 @@ class ConfidenceOrder:
 
 def _alpha_of_share(schedule: NoiseSchedule, share: Tensor) -> Tensor:
     """alpha at the time when a ``share`` in [0, 1] of the cells masked at t = 1 still is, of any shape."""
-    return 1 - share * (1 - schedule.alpha(_START.to(share.device)))
+    return 1 - share * (1 - schedule.alpha(torch.ones_like(share)))
 
 
 def _with_step(cells: Tensor, step: int) -> Tensor:

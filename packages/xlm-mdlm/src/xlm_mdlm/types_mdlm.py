@@ -10,34 +10,13 @@ predicted; the padding on the right of a row is none of these.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NotRequired, Protocol, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 NUM_LEVELS = 4
 """Intervals of the masked share of a row by which losses are told apart in metrics."""
-
-
-class NoiseSchedule(Protocol):
-    """How fast cells are masked: t = 0 is clean, t = 1 is noise. Those of xlm.modules fit."""
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether alpha(0) = 1 and alpha(1) = 0, up to a small eps."""
-        ...
-
-    def alpha(self, t: Tensor, /) -> Tensor:
-        """Probability that a cell is still clean at time t."""
-        ...
-
-    def inverse(self, alpha: Tensor, /) -> Tensor:
-        """Time at which alpha is reached."""
-        ...
-
-    def loss_weight(self, t: Tensor, /) -> Tensor:
-        """-alpha'(t) / (1 - alpha(t))."""
-        ...
 
 
 class MDLMExample(TypedDict):

@@ -311,11 +311,11 @@ class _Layout:
         special = [index for index in (self.mask_id, self.pad_id, self.eos_id) if index is not None]
         wrong = read & torch.isin(ids, torch.tensor(special))
         if wrong.any():
-            first = wrong.nonzero()[0]
+            row, column = wrong.nonzero()[0]
+            token = int(ids[row, column])
             raise ValueError(
-                f"the target of example {int(first[0])} holds token id {int(ids[first[0], first[1]])}, which is "
-                f"MASK, PAD or EOS. Where EOS separates texts inside a target, set eos_id=None in collators, "
-                f"loss and predictor"
+                f"the target of example {int(row)} holds token id {token}, which is MASK, PAD or EOS. Where "
+                f"EOS separates texts inside a target, set eos_id=None in collators, loss and predictor"
             )
 
 

@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from xlm_flexmdm import FlexMDM, FlexMDMOutput
+from xlm_flexmdm.model_flexmdm import Head
+
+BOS = 4
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:  # pyright: ignore[reportUnusedFunction]  # pytest calls it
+    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped
+
+
+def _model(head: Head = "expectation") -> FlexMDM:
+    model = FlexMDM(
+        vocab_size=12, d_model=16, num_layers=2, num_heads=2, d_condition=8, max_length=5, head=head
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape), alpha=0.3)
+    return model.double().eval()
+
+
+def _run(
+    model: FlexMDM,
+    ids: Tensor,
+    *,
+    time: float = 0.3,
+    missing: float = 0.7,
+    attention_mask: Tensor | None = None,
+) -> FlexMDMOutput:
+    every = torch.arange(ids.numel())
+    one = torch.ones(len(ids), dtype=torch.float64)
+    with torch.no_grad():
+        output: FlexMDMOutput = model(
+            ids, time * one, missing * one, attention_mask, token_positions=every, slot_positions=every
+        )
+    return output
+
+
+IDS = torch.tensor([[BOS, 7, 2, 9], [BOS, 2, 2, 8]])
+
+
+@pytest.mark.parametrize("head", ["expectation", "distribution"])
+def test_gaps_vanish_like_the_chance_of_being_absent(head: Head) -> None:
+    model = _model(head)
+    whole = _run(model, IDS, missing=1.0)
+    small = _run(model, IDS, missing=1e-9)
+    assert (whole.expected_gaps > 0).all()
+    ratio = small.expected_gaps / 1e-9
+    if head == "expectation":
+        torch.testing.assert_close(ratio, whole.expected_gaps)
+    else:
+        assert whole.gap_logits is not None
+        odds = (whole.gap_logits[:, 1] - whole.gap_logits[:, 0]).exp()
+        torch.testing.assert_close(ratio, odds, rtol=1e-6, atol=0)
+    assert _run(model, IDS, missing=0.0).expected_gaps.max() < 1e-300
+
+
+def test_mean_of_the_gap_distribution() -> None:
+    model = _model("distribution")
+    output = _run(model, IDS)
+    assert output.gap_logits is not None
+    assert output.gap_logits.shape == (8, 6)
+    law = output.gap_logits.softmax(-1)
+    expected = sum(n * law[:, n] for n in range(6))
+    torch.testing.assert_close(output.expected_gaps, expected)
+    tilted = _run(model, IDS, missing=0.35).gap_logits
+    assert tilted is not None
+    weights = law * 0.5 ** torch.arange(6)
+    torch.testing.assert_close(tilted.softmax(-1), weights / weights.sum(-1, keepdim=True))
+
+
+def test_one_token_is_expected_in_each_slot_at_the_start() -> None:
+    model = FlexMDM(vocab_size=12, d_model=32, num_layers=1, num_heads=2, max_length=40)
+    assert _run(model, IDS, missing=1.0).expected_gaps.sub(1).abs().max() < 0.3
+
+
+def test_outputs_are_those_of_the_places_asked_for() -> None:
+    model = _model()
+    every = _run(model, IDS)
+    cells, slots = torch.tensor([2, 5, 6]), torch.tensor([0, 7])
+    one = torch.ones(2, dtype=torch.float64)
+    with torch.no_grad():
+        some: FlexMDMOutput = model(IDS, 0.3 * one, 0.7 * one, token_positions=cells, slot_positions=slots)
+    torch.testing.assert_close(some.token_logits, every.token_logits[cells])
+    torch.testing.assert_close(some.expected_gaps, every.expected_gaps[slots])
+
+
+def test_padding_changes_nothing() -> None:
+    model = _model()
+    padded = torch.cat((IDS, torch.zeros(2, 3, dtype=torch.int64)), dim=1)
+    attention_mask = torch.arange(7).expand(2, 7) < 4
+    output = _run(model, padded, attention_mask=attention_mask)
+    real = attention_mask.flatten()
+    expected = _run(model, IDS)
+    torch.testing.assert_close(output.token_logits[real], expected.token_logits)
+    torch.testing.assert_close(output.expected_gaps[real], expected.expected_gaps)
+
+
+def test_network_sees_the_time() -> None:
+    model = _model()
+    early, late = _run(model, IDS, time=0.1), _run(model, IDS, time=0.9)
+    assert (early.token_logits - late.token_logits).abs().max() > 1e-3
+    assert (early.expected_gaps - late.expected_gaps).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("head", ["expectation", "distribution"])
+def test_saved_and_loaded_network_is_the_same(head: Head, tmp_path: Path) -> None:
+    model = _model(head).float()
+    model.save_pretrained(tmp_path)
+    loaded = FlexMDM.from_pretrained(tmp_path)
+    assert loaded.max_length == 5
+    assert loaded.head == head
+    torch.testing.assert_close(_run(loaded, IDS), _run(model, IDS), rtol=0, atol=0)
+
+
+def test_options_that_are_refused() -> None:
+    with pytest.raises(ValueError, match="head must be 'expectation' or 'distribution', got 'mean'"):
+        _model("mean")  # pyright: ignore[reportArgumentType]  # what is refused
+    with pytest.raises(ValueError, match="max_length must be at least 1, got 0"):
+        FlexMDM(vocab_size=12, d_model=16, num_layers=2, num_heads=2, max_length=0)

@@ -1,0 +1,380 @@
+"""What the samplers do with rows: room, fixed tokens, masks, evaluations and traces."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xlm.modules import Cosine, LogLinear, Polynomial
+from xlm.modules.testing import CountingModel
+from xlm_flexmdm import (
+    FlexMDMExample,
+    FlexMDMOutput,
+    FlexMDMPrediction,
+    FlexMDMPredictor,
+    FlexMDMPromptCollator,
+    FlexMDMTrace,
+    Interpolant,
+    fit_to_room,
+    poisson,
+)
+from xlm_flexmdm.predictor_flexmdm import Order
+
+PAD, MASK, BOS, FIRST, VOCAB = 0, 2, 4, 7, 12
+LINEAR = Interpolant(LogLinear(eps=0), LogLinear(eps=0))
+ORDERS: tuple[Order, ...] = ("random", "position", "top_prob", "margin", "entropy")
+
+
+class _Fake(nn.Module):
+    """Gives g = ``gap`` * (1 - alpha) everywhere, and token logits by column and id of the row's cells."""
+
+    def __init__(self, gap: float, logits: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.gap, self.logits = gap, logits
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        time: Tensor,
+        missing_chance: Tensor,
+        attention_mask: Tensor,
+        *,
+        token_positions: Tensor,
+        slot_positions: Tensor,
+    ) -> FlexMDMOutput:
+        width = input_ids.shape[1]
+        assert attention_mask.flatten()[token_positions].all()
+        assert (input_ids.flatten()[token_positions] == MASK).all()
+        column = token_positions % width
+        logits = torch.zeros(len(column), VOCAB) if self.logits is None else self.logits(column)
+        gaps = self.gap * missing_chance[slot_positions // width]
+        return FlexMDMOutput(logits, gaps, None)
+
+
+def _favour_specials(column: Tensor) -> Tensor:
+    """MASK and PAD are by far the likeliest; the token at column c should be FIRST + c % 5."""
+    logits = torch.zeros(len(column), VOCAB)
+    logits[torch.arange(len(column)), FIRST + column % 5] = 5.0
+    logits[:, [PAD, MASK]] = 50.0
+    return logits
+
+
+def _predictor(**options: object) -> FlexMDMPredictor:
+    arguments = {
+        "interpolant": LINEAR,
+        "mask_id": MASK,
+        "pad_id": PAD,
+        "num_steps": 10,
+        "suppressed_ids": range(FIRST),
+        **options,
+    }
+    return FlexMDMPredictor(**arguments)  # pyright: ignore[reportArgumentType]  # options of several types
+
+
+def _predict(
+    examples: Sequence[FlexMDMExample], model: nn.Module, *, max_length: int = 12, **options: object
+) -> FlexMDMPrediction:
+    collate = FlexMDMPromptCollator(pad_id=PAD, mask_id=MASK, bos_id=BOS, max_length=max_length)
+    seeds = torch.tensor([example["seed"] for example in examples])
+    return _predictor(**options)(model, collate(examples), seeds, trace=True)
+
+
+def _texts(prediction: FlexMDMPrediction) -> list[list[int]]:
+    rows = zip(prediction.ids, prediction.lengths, strict=True)
+    return [_list(ids[:length]) for ids, length in rows]
+
+
+def _list(values: Tensor) -> list[int]:
+    return cast("list[int]", values.tolist())  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped
+
+
+def _edits(prediction: FlexMDMPrediction, row: int) -> list[tuple[int, int, int, int]]:
+    """Step, operation, position and token of each edit of a row."""
+    trace = prediction.trace
+    assert isinstance(trace, FlexMDMTrace)
+    mine = trace.row == row
+    fields = (trace.step, trace.operation, trace.position, trace.token)
+    return list(zip(*(_list(field[mine]) for field in fields), strict=True))
+
+
+def _infilling(target: list[int], fixed: list[int], seed: int) -> FlexMDMExample:
+    return {
+        "seed": seed,
+        "target_ids": torch.tensor(target),
+        "fixed": torch.tensor([place in fixed for place in range(len(target))]),
+    }
+
+
+# Poisson numbers and room
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e-9, 0.3, 2.0, 30.0, 900.0])
+def test_poisson_numbers_invert_the_distribution(mean: float) -> None:
+    number = 500
+    uniforms = (torch.arange(number, dtype=torch.float64) + 0.5) / number
+    limit = int(mean + 10 * math.sqrt(mean) + 20)
+    found = poisson(torch.full_like(uniforms, mean), uniforms, torch.full((number,), limit))
+    k = torch.arange(limit + 1, dtype=torch.float64)
+    mass = (torch.xlogy(k, torch.tensor(mean, dtype=torch.float64)) - mean - torch.lgamma(k + 1)).exp()
+    expected = torch.searchsorted(mass.cumsum(0), uniforms, right=True)
+    assert (found != expected).sum() <= (1 if mean > 100 else 0)
+    assert (found.diff() >= 0).all()
+
+
+def test_poisson_numbers_stop_at_the_limit() -> None:
+    uniforms = torch.tensor([0.01, 0.5, 0.99, 1 - 2**-53], dtype=torch.float64)
+    means = torch.full_like(uniforms, 3.0)
+    free = poisson(means, uniforms, torch.full((4,), 1000))
+    for limit in (0, 1, 2, 5):
+        assert torch.equal(poisson(means, uniforms, torch.full((4,), limit)), free.clamp(max=limit))
+
+
+def test_what_does_not_fit_is_cut() -> None:
+    counts = torch.tensor([[2, 0, 3, 1]]).expand(600, 4)
+    keys = torch.rand(600, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for room in range(8):
+        kept = fit_to_room(counts, torch.full((600,), room), keys)
+        assert (kept <= counts).all()
+        assert (kept >= 0).all()
+        assert (kept.sum(1) == min(room, 6)).all(), "what fits is kept"
+    kept = fit_to_room(counts, torch.full((600,), 3), keys).double().mean(0)
+    expected = torch.zeros(4, dtype=torch.float64)
+    for order in itertools.permutations(range(4)):
+        left = 3
+        for slot in order:
+            taken = min(left, int(counts[0, slot]))
+            expected[slot] += taken / 24
+            left -= taken
+    torch.testing.assert_close(kept, expected, rtol=0, atol=4 * 1.5 / math.sqrt(600))
+
+
+def test_full_rows_take_no_more_and_keep_what_fits() -> None:
+    """The published sampler drops all insertions of such a step and appends masks at the end of the row."""
+    examples = [_infilling([20, 21, 22, 23], [1, 3], seed) for seed in range(50)]
+    for limit in (4, 6, 9):
+        prediction = _predict(examples, _Fake(gap=40.0), max_length=limit)
+        assert prediction.lengths.tolist() == [limit] * 50
+        for text in _texts(prediction):
+            assert text[-1] == 23, "nothing stands behind a fixed end"
+            assert text.count(21) == 1
+            assert set(text) - {21, 23} <= set(range(FIRST, VOCAB))
+
+
+def test_limit_of_new_tokens() -> None:
+    examples = [_infilling([7, 8, 9], [0, 2], seed) for seed in range(20)]
+    prediction = _predict(examples, _Fake(gap=40.0), max_new_tokens=3)
+    assert prediction.lengths.tolist() == [5] * 20
+    assert _predict(examples, _Fake(gap=40.0), max_new_tokens=0).lengths.tolist() == [2] * 20
+
+
+# Fixed tokens
+
+
+@pytest.mark.parametrize(
+    "fixed", [[0, 1], [2, 3], [4, 5], [0, 3, 4], [0, 1, 4, 5], [1, 2, 4], [0, 1, 2, 4, 5]]
+)
+def test_fixed_spans_stay_whole_wherever_they_are(fixed: list[int]) -> None:
+    """Slots of prefix, middle and suffix move with their tokens when something comes in on their left.
+
+    The reference shuts the slots by place: what is fixed further right gets torn.
+    """
+    given = [20, 21, 22, 23, 24, 25]
+    examples = [_infilling(given, fixed, seed) for seed in range(40)]
+    model = _Fake(gap=6.0, logits=lambda column: torch.zeros(len(column), 30).index_fill(1, _GIVEN, -1e9))
+    prediction = _predict(examples, model, max_length=20)
+    grown = 0
+    for text in _texts(prediction):
+        places = [text.index(given[place]) for place in fixed]
+        assert places == sorted(places)
+        for (first, second), (left, right) in zip(
+            itertools.pairwise(fixed), itertools.pairwise(places), strict=True
+        ):
+            assert right - left == 1 or second - first > 1, f"a span is torn: {text}"
+        assert places[0] == 0 or 0 not in fixed
+        assert places[-1] == len(text) - 1 or 5 not in fixed
+        grown += len(text) - len(fixed)
+    assert grown > 100
+    assert MASK not in prediction.ids
+
+
+_GIVEN = torch.arange(20, 26)
+
+
+def test_rows_without_open_slots_are_not_evaluated() -> None:
+    examples = [_infilling([7, 8], [0, 1], seed=0), _infilling([7, 8], [], seed=1)]
+    prediction = _predict(examples, _Fake(gap=5.0))
+    assert _texts(prediction)[0] == [7, 8]
+    assert prediction.nfe[0] == 0
+    assert prediction.nfe[1] > 0
+    alone = CountingModel(_Fake(gap=5.0))
+    assert _predict(examples[:1], alone).nfe.tolist() == [0]
+    assert alone.calls == 0
+
+
+# Masks
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("sampler", ["hazard_integrated", "tau_leaping"])
+def test_only_masks_are_written_and_none_is_left(order: Order, sampler: str) -> None:
+    """The published count can exceed the masks, and clean tokens are overwritten; here it cannot."""
+    examples = [_infilling([20, 21, 22, 23, 24], [1, 3], seed) for seed in range(30)]
+    prediction = _predict(
+        examples, _Fake(gap=8.0, logits=_favour_specials), order=order, sampler=sampler, num_steps=4
+    )
+    for row, text in enumerate(_texts(prediction)):
+        ids: list[int] = []
+        last_step = 0
+        for step, operation, position, token in _edits(prediction, row):
+            assert step >= last_step
+            last_step = step
+            if operation == 0:
+                assert token == MASK if step > 0 else token >= FIRST
+                assert 0 <= position <= len(ids)
+                ids.insert(position, token)
+            else:
+                assert ids[position] == MASK, "only a mask is written over"
+                assert token >= FIRST
+                ids[position] = token
+        assert ids == text
+        assert [token for token in text if token >= VOCAB] == [21, 23]
+        assert MASK not in text
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_few_tokens_are_left_to_the_last_step(order: Order) -> None:
+    """Without the hazard in the count, as published, 63 of 100 tokens are unmasked by the last step."""
+    examples: list[FlexMDMExample] = [{"seed": seed} for seed in range(60)]
+    prediction = _predict(examples, _Fake(gap=3.0), order=order, num_steps=60, max_length=40)
+    assert prediction.trace is not None
+    writes = prediction.trace.operation == 1
+    last = prediction.trace.step[writes] == 60
+    assert writes.sum() > 200
+    assert last.double().mean() < 0.15
+
+
+def test_surest_masks_come_first() -> None:
+    """A sharp law at even columns, a flat one at odd columns: the sharp are written earlier."""
+
+    def logits(column: Tensor) -> Tensor:
+        table = torch.zeros(len(column), VOCAB)
+        table[:, FIRST] = torch.where(column % 2 == 0, 6.0, 0.5)
+        return table
+
+    examples: list[FlexMDMExample] = [{"seed": seed} for seed in range(40)]
+    for order in ("top_prob", "margin", "entropy"):
+        prediction = _predict(examples, _Fake(4.0, logits), order=order, num_steps=8)
+        random = _predict(examples, _Fake(4.0, logits), num_steps=8)
+        assert _sharp_share(prediction) > _sharp_share(random) + 0.15
+
+
+def _sharp_share(prediction: FlexMDMPrediction) -> float:
+    """Share of FIRST, the token of sharp cells, among what is written before the last step."""
+    trace = prediction.trace
+    assert trace is not None
+    early = (trace.operation == 1) & (trace.step < 8)
+    return float((trace.token[early] == FIRST).double().mean())
+
+
+def test_masks_from_left_to_right() -> None:
+    prediction = _predict([{"seed": seed} for seed in range(20)], _Fake(5.0), order="position", num_steps=6)
+    for row in range(20):
+        ids: list[int] = []
+        for _, operation, position, token in _edits(prediction, row):
+            if operation == 1:
+                assert MASK not in ids[:position]
+            ids[position : position + operation] = [token]
+
+
+def test_filters_apply_to_the_law_of_a_token() -> None:
+    def logits(column: Tensor) -> Tensor:
+        return torch.tensor([0.0] * FIRST + [0.1, 0.2, 0.5, 0.4, 0.3]).expand(len(column), VOCAB)
+
+    examples: list[FlexMDMExample] = [{"seed": seed} for seed in range(30)]
+    for options, allowed in (
+        ({"temperature": 0.0}, {9}),
+        ({"top_k": 1}, {9}),
+        ({"top_k": 2}, {9, 10}),
+        ({"top_p": 0.4}, {9, 10}),
+        ({}, {7, 8, 9, 10, 11}),
+    ):
+        found = {
+            token for text in _texts(_predict(examples, _Fake(4.0, logits), **options)) for token in text
+        }
+        assert found == allowed
+
+
+def test_mask_is_never_drawn_even_if_nothing_is_suppressed() -> None:
+    prediction = _predict(
+        [{"seed": seed} for seed in range(20)], _Fake(5.0, _favour_specials), suppressed_ids=()
+    )
+    exists = torch.arange(prediction.ids.shape[1]) < prediction.lengths.unsqueeze(1)
+    assert exists.sum() > 20
+    assert (prediction.ids[exists] == PAD).any(), "a favoured token that is not suppressed is drawn"
+    assert MASK not in prediction.ids
+
+
+# Evaluations
+
+
+def test_each_step_sees_the_time_of_its_start() -> None:
+    seen: list[tuple[float, float]] = []
+
+    class Watch(_Fake):
+        def forward(
+            self, input_ids: Tensor, time: Tensor, missing_chance: Tensor, *args: Tensor, **kwargs: Tensor
+        ):
+            seen.append((float(time[0]), float(missing_chance[0])))
+            return super().forward(input_ids, time, missing_chance, *args, **kwargs)
+
+    interpolant = Interpolant(Cosine(eps=0), LogLinear(eps=0), time_input="alpha")
+    _predict([{"seed": 0}], Watch(gap=3.0), interpolant=interpolant, num_steps=5)
+    alphas = [math.sin(math.pi / 2 * n / 5) for n in range(5)]
+    assert [time for time, _ in seen] == pytest.approx(alphas[: len(seen)])
+    assert [missing for _, missing in seen] == pytest.approx([1 - alpha for alpha in alphas[: len(seen)]])
+
+
+def test_network_is_not_asked_about_a_step_that_changes_nothing() -> None:
+    """A full row takes part only in steps that unmask something in it."""
+    counting = CountingModel(_Fake(gap=1e4))
+    prediction = _predict([{"seed": seed} for seed in range(12)], counting, max_length=3, num_steps=200)
+    assert prediction.lengths.tolist() == [3] * 12
+    assert int(prediction.nfe.max()) <= 4, "one step of insertions, and at most one for each mask"
+    assert counting.rows == int(prediction.nfe.sum())
+    for row in range(12):
+        steps = {step for step, *_ in _edits(prediction, row)}
+        assert len(steps) == prediction.nfe[row]
+
+
+def test_an_empty_batch_of_steps_leaves_prompts_alone() -> None:
+    example: FlexMDMExample = {"seed": 3, "prompt_ids": torch.tensor([9, 9, 9])}
+    prediction = _predict([example], _Fake(gap=0.0))
+    assert prediction.ids.shape == (1, 0)
+    assert prediction.lengths.tolist() == [0]
+    assert prediction.nfe.tolist() == [9], "insertions are possible in every step but the last"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": 1}, "num_steps must be at least 2"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be at least 0"),
+        ({"sampler": "euler"}, "sampler must be one of .*got 'euler'"),
+        ({"order": "left"}, "order must be one of .*got 'left'"),
+        ({"temperature": -0.1}, "temperature must be at least 0"),
+        ({"top_k": 0}, "top_k must be None or at least 1"),
+        ({"top_p": 0.0}, r"top_p must be None or in \(0, 1\]"),
+        ({"mask_id": PAD}, "mask_id must be another id than pad_id"),
+        (
+            {"interpolant": Interpolant(Polynomial(0.5), LogLinear(eps=0)), "sampler": "tau_leaping"},
+            "use sampler='hazard_integrated'",
+        ),
+    ],
+)
+def test_options_that_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _predictor(**options)

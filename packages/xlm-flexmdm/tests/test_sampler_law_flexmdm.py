@@ -1,0 +1,159 @@
+"""The law of the samplers against its enumeration, step by step, over texts of up to three tokens.
+
+A statistic of k degrees of freedom above k + 5 sqrt(2k) has a probability below 1e-4.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from xlm.modules import Cosine, LogLinear, Sine
+from xlm_flexmdm import FlexMDMPredictor, FlexMDMPromptBatch, Interpolant
+from xlm_flexmdm.predictor_flexmdm import Order, Sampler
+
+from .exact_flexmdm import (
+    BOS,
+    MASK,
+    PAD,
+    Array,
+    Index,
+    Posterior,
+    TableNetwork,
+    Tables,
+    Text,
+    chi_square,
+    sampler_law,
+    states,
+    steps_of,
+    texts,
+    total_variation,
+)
+
+LINEAR = Interpolant(LogLinear(eps=0), LogLinear(eps=0))
+SUPPRESSED = (PAD, MASK, BOS)
+SMALL = Index(states(2, 3), 2)
+
+
+def _random_tables(seed: int, least_gap: float = 0.0) -> Callable[[float], Tables]:
+    generator = np.random.default_rng(seed)
+    gaps = least_gap + generator.exponential(size=(SMALL.size, 4)) * 1.5
+    laws = generator.dirichlet([1.0, 1.0], size=(SMALL.size, 3))
+    return lambda time: Tables((1 - time) * gaps, laws)
+
+
+def _prompts(rows: int, longest: int) -> FlexMDMPromptBatch:
+    one = torch.ones(rows, 1, dtype=torch.int64)
+    return {
+        "input_ids": one * BOS,
+        "attention_mask": one.bool(),
+        "open_slots": one.bool(),
+        "target_start": one.squeeze(1),
+        "room": one.squeeze(1) * longest,
+    }
+
+
+def _draw(
+    network: TableNetwork,
+    rows: int,
+    *,
+    num_steps: int,
+    interpolant: Interpolant = LINEAR,
+    sampler: Sampler = "hazard_integrated",
+    order: Order = "random",
+    longest: int = 3,
+) -> dict[Text, int]:
+    predict = FlexMDMPredictor(
+        interpolant=interpolant,
+        mask_id=MASK,
+        pad_id=PAD,
+        num_steps=num_steps,
+        suppressed_ids=SUPPRESSED,
+        sampler=sampler,
+        order=order,
+    )
+    prediction = predict(network, _prompts(rows, longest), torch.arange(rows) + 17)
+    found = zip(prediction.ids.tolist(), prediction.lengths.tolist(), strict=True)
+    return dict(Counter(tuple(ids[:length]) for ids, length in found))
+
+
+def _assert_same_law(found: dict[Text, int], law: dict[Text, float]) -> None:
+    statistic, freedom = chi_square(found, law)
+    assert statistic < freedom + 5 * math.sqrt(2 * freedom), f"chi-square {statistic} with {freedom}"
+
+
+def test_one_step_of_insertions() -> None:
+    """With two steps, the first inserts from nothing and the second unmasks everything."""
+    tables = _random_tables(seed=1)
+    gap = tables(0.0).gaps[SMALL.numbers[()], 0]
+    found = _draw(TableNetwork(SMALL, tables), 8000, num_steps=2)
+    lengths = Counter(len(text) for text in found for _ in range(found[text]))
+    masses = [math.exp(-gap / 2) * (gap / 2) ** k / math.factorial(k) for k in range(3)]
+    law: dict[Text, float] = {(0,) * k: mass for k, mass in enumerate([*masses, 1 - sum(masses)])}
+    _assert_same_law({(0,) * length: number for length, number in lengths.items()}, law)
+
+
+@pytest.mark.parametrize("sampler", ["hazard_integrated", "tau_leaping"])
+@pytest.mark.parametrize("schedules", ["linear", "sine_cosine"])
+def test_law_of_the_sampler(sampler: Sampler, schedules: str) -> None:
+    tables = _random_tables(seed=2)
+    half = math.pi / 2
+    if schedules == "linear":
+        interpolant = LINEAR
+        alpha = beta = lambda t: t  # pairs of formulas read best side by side
+        hazards = (lambda t: 1 / (1 - t), lambda t: 1 / (1 - t))
+    else:
+        interpolant = Interpolant(Cosine(eps=0), Sine())
+        alpha, beta = lambda t: math.sin(half * t), lambda t: 1 - math.cos(half * t)
+        hazards = (
+            lambda t: half * math.cos(half * t) / (1 - math.sin(half * t)),
+            lambda t: half * math.tan(half * t),
+        )
+    steps = steps_of(4, alpha, beta, None if sampler == "hazard_integrated" else hazards)
+    law = sampler_law(SMALL, tables, steps, longest=3)
+    assert sum(law.values()) == pytest.approx(1, abs=1e-9)
+    network = TableNetwork(SMALL, tables)
+    found = _draw(network, 8000, num_steps=4, interpolant=interpolant, sampler=sampler)
+    _assert_same_law(found, law)
+
+
+_SCORES: dict[Order, Callable[[int, Array], float]] = {
+    "position": lambda cell, law: -cell,
+    "top_prob": lambda cell, law: float(law.max()),
+    "margin": lambda cell, law: float(abs(law[0] - law[1])),
+    "entropy": lambda cell, law: float((law * np.log(law)).sum()),
+}
+
+
+@pytest.mark.parametrize("order", _SCORES)
+def test_law_of_ordered_unmasking(order: Order) -> None:
+    """As many masks as drawn one by one, the best first: the number has the hazard in it."""
+    tables = _random_tables(seed=3, least_gap=2.0)
+    steps = steps_of(4, lambda t: t, lambda t: t)
+    law = sampler_law(SMALL, tables, steps, longest=3, score=_SCORES[order])
+    assert total_variation(law, sampler_law(SMALL, tables, steps, longest=3)) > 0.01
+    _assert_same_law(_draw(TableNetwork(SMALL, tables), 8000, num_steps=4, order=order), law)
+
+
+def test_posterior_generates_the_law_of_the_data_up_to_one_over_steps() -> None:
+    """Figures of an independent enumeration for all texts of up to two tokens, equally likely."""
+    data = dict.fromkeys(texts(2, 2), 1 / 7)
+    posterior = Posterior(data, 2)
+
+    def tables(time: float) -> Tables:
+        return posterior.tables(1 - time)
+
+    laws = {
+        number: sampler_law(posterior.index, tables, steps_of(number, lambda t: t, lambda t: t), longest=4)
+        for number in (16, 32, 64)
+    }
+    distances = [total_variation(data, law) for law in laws.values()]
+    np.testing.assert_allclose(distances, [0.111, 0.060, 0.031], atol=2e-3)
+    found = _draw(TableNetwork(posterior.index, tables), 6000, num_steps=16, longest=4)
+    likely = {text: mass for text, mass in laws[16].items() if mass * 6000 > 5}
+    rest = {(0,): sum(laws[16].values()) - sum(likely.values())}
+    counts = {text: number for text, number in found.items() if text in likely}
+    _assert_same_law(counts | {(0,): 6000 - sum(counts.values())}, likely | rest)
