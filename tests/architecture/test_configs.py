@@ -32,7 +32,7 @@ def targets(node: object) -> Iterator[str]:
 
 def may_name(package: Package) -> set[str]:
     if package.is_family:
-        return HARNESS | {package.module}
+        return HARNESS | {package.module, "xlm.modules"}
     return HARNESS | ({"xlm.core"} if package.module == "xlm.core" else {package.module})
 
 

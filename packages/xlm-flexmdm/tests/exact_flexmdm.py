@@ -24,8 +24,14 @@ State = tuple[int, ...]
 Array = NDArray[np.float64]
 
 
-def to_list(values: Tensor) -> list[float]:
-    return cast("list[float]", values.tolist())  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped
+def integers(values: Tensor) -> list[int]:
+    """A tensor of one axis as a list."""
+    return [int(value) for value in values]
+
+
+def read_texts(ids: Tensor, lengths: Tensor) -> list[Text]:
+    """The rows of a prediction, without padding."""
+    return [tuple(integers(row[:length])) for row, length in zip(ids, integers(lengths), strict=True)]
 
 
 def texts(num_tokens: int, longest: int) -> list[Text]:
@@ -140,10 +146,10 @@ def at_times(
     }
     return {
         **cast("FlexMDMBatch", tiled),
-        "time": torch.from_numpy(time).repeat_interleave(rows),
-        "missing_chance": torch.from_numpy(missing_chance).repeat_interleave(rows),
-        "unmasking_weight": torch.from_numpy(unmasking).repeat_interleave(rows),
-        "insertion_weight": torch.from_numpy(insertion).repeat_interleave(rows),
+        "time": torch.tensor(time).repeat_interleave(rows),
+        "missing_chance": torch.tensor(missing_chance).repeat_interleave(rows),
+        "unmasking_weight": torch.tensor(unmasking).repeat_interleave(rows),
+        "insertion_weight": torch.tensor(insertion).repeat_interleave(rows),
     }
 
 
@@ -197,11 +203,11 @@ class TableNetwork(nn.Module):
         token_positions: Tensor,
         slot_positions: Tensor,
     ) -> FlexMDMOutput:
-        values, when = time.unique(return_inverse=True)
-        tables = [self.tables(value) for value in to_list(values)]
+        values = sorted({float(value) for value in time})
+        when = torch.searchsorted(torch.tensor(values, dtype=torch.float64), time.contiguous())
+        tables = [self.tables(value) for value in values]
         all_gaps, all_laws = (
-            torch.from_numpy(np.stack(parts))
-            for parts in zip(*((t.gaps, t.laws) for t in tables), strict=True)
+            torch.tensor(np.stack(parts)) for parts in zip(*((t.gaps, t.laws) for t in tables), strict=True)
         )
         width = input_ids.shape[1]
         state = self.index.of_rows(input_ids, attention_mask)

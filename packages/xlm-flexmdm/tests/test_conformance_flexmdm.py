@@ -44,7 +44,7 @@ class _FlexMDMConformance(ConformanceSuite[FlexMDMBatch, FlexMDMPromptBatch]):
 
     def build_predictor(self) -> FlexMDMPredictor:
         return FlexMDMPredictor(
-            interpolant=self.interpolant, mask_id=2, pad_id=0, suppressed_ids=SUPPRESSED, num_steps=6
+            interpolant=self.interpolant, mask_id=2, pad_id=0, suppressed_ids=SUPPRESSED, num_steps=4
         )
 
     def build_loss_collator(self, kind: Kind) -> FlexMDMCollator:
@@ -86,7 +86,7 @@ class TestDistributionHead(_FlexMDMConformance):
             mask_id=2,
             pad_id=0,
             suppressed_ids=SUPPRESSED,
-            num_steps=6,
+            num_steps=4,
             sampler="tau_leaping",
             order="margin",
             top_k=3,
@@ -103,7 +103,7 @@ class TestLimitedRoom(_FlexMDMConformance):
             mask_id=2,
             pad_id=0,
             suppressed_ids=SUPPRESSED,
-            num_steps=6,
+            num_steps=4,
             max_new_tokens=2,
             order="position",
             temperature=0.0,

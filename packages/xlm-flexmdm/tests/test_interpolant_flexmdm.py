@@ -86,4 +86,4 @@ def test_mask_share_of_linear_schedules() -> None:
     t = np.linspace(0.01, 0.99, 9)
     expected = -(1 - t) * np.log(1 - t)
     found = [_masked(Interpolant(LINEAR, LINEAR), time) for time in t]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

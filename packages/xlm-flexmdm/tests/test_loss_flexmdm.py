@@ -195,8 +195,8 @@ def test_normaliser_is_the_number_of_missing_tokens(reference: Reference) -> Non
     batch = _reference_batch(reference, SCHEDULES["lin_lin"])
     output = _evaluate(batch, reference)
     assert output.loss_count == (reference["in.x1"] != PAD).sum()
-    fixed = {**batch, "num_missing": batch["num_missing"] - 1}
-    assert _evaluate(fixed, reference).loss_count == output.loss_count - 3
+    fewer = batch["num_missing"] - 1
+    assert _evaluate({**batch, "num_missing": fewer}, reference).loss_count == output.loss_count - 3
 
 
 def test_closed_slots_are_not_in_the_loss(reference: Reference) -> None:

@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import pytest
 import torch
@@ -23,6 +22,8 @@ from xlm_flexmdm import (
     poisson,
 )
 from xlm_flexmdm.predictor_flexmdm import Order
+
+from .exact_flexmdm import integers, read_texts
 
 PAD, MASK, BOS, FIRST, VOCAB = 0, 2, 4, 7, 12
 LINEAR = Interpolant(LogLinear(eps=0), LogLinear(eps=0))
@@ -84,12 +85,7 @@ def _predict(
 
 
 def _texts(prediction: FlexMDMPrediction) -> list[list[int]]:
-    rows = zip(prediction.ids, prediction.lengths, strict=True)
-    return [_list(ids[:length]) for ids, length in rows]
-
-
-def _list(values: Tensor) -> list[int]:
-    return cast("list[int]", values.tolist())  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped
+    return [list(text) for text in read_texts(prediction.ids, prediction.lengths)]
 
 
 def _edits(prediction: FlexMDMPrediction, row: int) -> list[tuple[int, int, int, int]]:
@@ -98,7 +94,7 @@ def _edits(prediction: FlexMDMPrediction, row: int) -> list[tuple[int, int, int,
     assert isinstance(trace, FlexMDMTrace)
     mine = trace.row == row
     fields = (trace.step, trace.operation, trace.position, trace.token)
-    return list(zip(*(_list(field[mine]) for field in fields), strict=True))
+    return list(zip(*(integers(field[mine]) for field in fields), strict=True))
 
 
 def _infilling(target: list[int], fixed: list[int], seed: int) -> FlexMDMExample:
@@ -157,7 +153,7 @@ def test_full_rows_take_no_more_and_keep_what_fits() -> None:
     examples = [_infilling([20, 21, 22, 23], [1, 3], seed) for seed in range(50)]
     for limit in (4, 6, 9):
         prediction = _predict(examples, _Fake(gap=40.0), max_length=limit)
-        assert prediction.lengths.tolist() == [limit] * 50
+        assert integers(prediction.lengths) == [limit] * 50
         for text in _texts(prediction):
             assert text[-1] == 23, "nothing stands behind a fixed end"
             assert text.count(21) == 1
@@ -167,8 +163,8 @@ def test_full_rows_take_no_more_and_keep_what_fits() -> None:
 def test_limit_of_new_tokens() -> None:
     examples = [_infilling([7, 8, 9], [0, 2], seed) for seed in range(20)]
     prediction = _predict(examples, _Fake(gap=40.0), max_new_tokens=3)
-    assert prediction.lengths.tolist() == [5] * 20
-    assert _predict(examples, _Fake(gap=40.0), max_new_tokens=0).lengths.tolist() == [2] * 20
+    assert integers(prediction.lengths) == [5] * 20
+    assert integers(_predict(examples, _Fake(gap=40.0), max_new_tokens=0).lengths) == [2] * 20
 
 
 # Fixed tokens
@@ -211,7 +207,7 @@ def test_rows_without_open_slots_are_not_evaluated() -> None:
     assert prediction.nfe[0] == 0
     assert prediction.nfe[1] > 0
     alone = CountingModel(_Fake(gap=5.0))
-    assert _predict(examples[:1], alone).nfe.tolist() == [0]
+    assert integers(_predict(examples[:1], alone).nfe) == [0]
     assert alone.calls == 0
 
 
@@ -295,17 +291,14 @@ def test_filters_apply_to_the_law_of_a_token() -> None:
         return torch.tensor([0.0] * FIRST + [0.1, 0.2, 0.5, 0.4, 0.3]).expand(len(column), VOCAB)
 
     examples: list[FlexMDMExample] = [{"seed": seed} for seed in range(30)]
-    for options, allowed in (
-        ({"temperature": 0.0}, {9}),
-        ({"top_k": 1}, {9}),
-        ({"top_k": 2}, {9, 10}),
-        ({"top_p": 0.4}, {9, 10}),
-        ({}, {7, 8, 9, 10, 11}),
-    ):
-        found = {
-            token for text in _texts(_predict(examples, _Fake(4.0, logits), **options)) for token in text
-        }
-        assert found == allowed
+
+    def drawn(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> set[int]:
+        prediction = _predict(examples, _Fake(4.0, logits), temperature=temperature, top_k=top_k, top_p=top_p)
+        return {token for text in _texts(prediction) for token in text}
+
+    assert drawn(temperature=0.0) == drawn(top_k=1) == {9}
+    assert drawn(top_k=2) == drawn(top_p=0.4) == {9, 10}
+    assert drawn() == {7, 8, 9, 10, 11}
 
 
 def test_mask_is_never_drawn_even_if_nothing_is_suppressed() -> None:
@@ -342,7 +335,7 @@ def test_network_is_not_asked_about_a_step_that_changes_nothing() -> None:
     """A full row takes part only in steps that unmask something in it."""
     counting = CountingModel(_Fake(gap=1e4))
     prediction = _predict([{"seed": seed} for seed in range(12)], counting, max_length=3, num_steps=200)
-    assert prediction.lengths.tolist() == [3] * 12
+    assert integers(prediction.lengths) == [3] * 12
     assert int(prediction.nfe.max()) <= 4, "one step of insertions, and at most one for each mask"
     assert counting.rows == int(prediction.nfe.sum())
     for row in range(12):
@@ -354,8 +347,8 @@ def test_an_empty_batch_of_steps_leaves_prompts_alone() -> None:
     example: FlexMDMExample = {"seed": 3, "prompt_ids": torch.tensor([9, 9, 9])}
     prediction = _predict([example], _Fake(gap=0.0))
     assert prediction.ids.shape == (1, 0)
-    assert prediction.lengths.tolist() == [0]
-    assert prediction.nfe.tolist() == [9], "insertions are possible in every step but the last"
+    assert integers(prediction.lengths) == [0]
+    assert integers(prediction.nfe) == [9], "insertions are possible in every step but the last"
 
 
 @pytest.mark.parametrize(

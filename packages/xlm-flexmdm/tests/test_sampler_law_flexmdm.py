@@ -26,6 +26,7 @@ from .exact_flexmdm import (
     Tables,
     Text,
     chi_square,
+    read_texts,
     sampler_law,
     states,
     steps_of,
@@ -76,8 +77,7 @@ def _draw(
         order=order,
     )
     prediction = predict(network, _prompts(rows, longest), torch.arange(rows) + 17)
-    found = zip(prediction.ids.tolist(), prediction.lengths.tolist(), strict=True)
-    return dict(Counter(tuple(ids[:length]) for ids, length in found))
+    return dict(Counter(read_texts(prediction.ids, prediction.lengths)))
 
 
 def _assert_same_law(found: dict[Text, int], law: dict[Text, float]) -> None:
@@ -89,34 +89,40 @@ def test_one_step_of_insertions() -> None:
     """With two steps, the first inserts from nothing and the second unmasks everything."""
     tables = _random_tables(seed=1)
     gap = tables(0.0).gaps[SMALL.numbers[()], 0]
-    found = _draw(TableNetwork(SMALL, tables), 8000, num_steps=2)
+    found = _draw(TableNetwork(SMALL, tables), 5000, num_steps=2)
     lengths = Counter(len(text) for text in found for _ in range(found[text]))
     masses = [math.exp(-gap / 2) * (gap / 2) ** k / math.factorial(k) for k in range(3)]
     law: dict[Text, float] = {(0,) * k: mass for k, mass in enumerate([*masses, 1 - sum(masses)])}
     _assert_same_law({(0,) * length: number for length, number in lengths.items()}, law)
 
 
+Formula = Callable[[float], float]
+_HALF = math.pi / 2
+_FORMULAS: dict[str, tuple[Interpolant, Formula, Formula, Formula, Formula]] = {
+    "linear": (LINEAR, lambda t: t, lambda t: t, lambda t: 1 / (1 - t), lambda t: 1 / (1 - t)),
+    "sine_cosine": (
+        Interpolant(Cosine(eps=0), Sine()),
+        lambda t: math.sin(_HALF * t),
+        lambda t: 1 - math.cos(_HALF * t),
+        lambda t: _HALF * math.cos(_HALF * t) / (1 - math.sin(_HALF * t)),
+        lambda t: _HALF * math.tan(_HALF * t),
+    ),
+}
+"""Interpolants, and alpha, beta and their hazards written out."""
+
+
 @pytest.mark.parametrize("sampler", ["hazard_integrated", "tau_leaping"])
-@pytest.mark.parametrize("schedules", ["linear", "sine_cosine"])
+@pytest.mark.parametrize("schedules", _FORMULAS)
 def test_law_of_the_sampler(sampler: Sampler, schedules: str) -> None:
     tables = _random_tables(seed=2)
-    half = math.pi / 2
-    if schedules == "linear":
-        interpolant = LINEAR
-        alpha = beta = lambda t: t  # pairs of formulas read best side by side
-        hazards = (lambda t: 1 / (1 - t), lambda t: 1 / (1 - t))
-    else:
-        interpolant = Interpolant(Cosine(eps=0), Sine())
-        alpha, beta = lambda t: math.sin(half * t), lambda t: 1 - math.cos(half * t)
-        hazards = (
-            lambda t: half * math.cos(half * t) / (1 - math.sin(half * t)),
-            lambda t: half * math.tan(half * t),
-        )
-    steps = steps_of(4, alpha, beta, None if sampler == "hazard_integrated" else hazards)
+    interpolant, *formulas = _FORMULAS[schedules]
+    alpha, beta, *hazards = formulas
+    held = None if sampler == "hazard_integrated" else (hazards[0], hazards[1])
+    steps = steps_of(4, alpha, beta, held)
     law = sampler_law(SMALL, tables, steps, longest=3)
     assert sum(law.values()) == pytest.approx(1, abs=1e-9)
     network = TableNetwork(SMALL, tables)
-    found = _draw(network, 8000, num_steps=4, interpolant=interpolant, sampler=sampler)
+    found = _draw(network, 5000, num_steps=4, interpolant=interpolant, sampler=sampler)
     _assert_same_law(found, law)
 
 
@@ -135,7 +141,7 @@ def test_law_of_ordered_unmasking(order: Order) -> None:
     steps = steps_of(4, lambda t: t, lambda t: t)
     law = sampler_law(SMALL, tables, steps, longest=3, score=_SCORES[order])
     assert total_variation(law, sampler_law(SMALL, tables, steps, longest=3)) > 0.01
-    _assert_same_law(_draw(TableNetwork(SMALL, tables), 8000, num_steps=4, order=order), law)
+    _assert_same_law(_draw(TableNetwork(SMALL, tables), 5000, num_steps=4, order=order), law)
 
 
 def test_posterior_generates_the_law_of_the_data_up_to_one_over_steps() -> None:

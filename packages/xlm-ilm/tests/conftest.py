@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]  # untyped path argument
+from safetensors.torch import load_file
 from torch import Tensor
 
 

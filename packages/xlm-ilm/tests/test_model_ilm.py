@@ -61,7 +61,7 @@ def test_stop_head_is_its_formula() -> None:
 def test_saved_network_gives_the_same_logits(tmp_path: Path, options: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"vocab_size": 12, "d_model": 16, "num_layers": 1, "num_heads": 2, **options}
     model = ILM(**arguments).eval()
-    model.save_pretrained(tmp_path)  # pyright: ignore[reportUnknownMemberType]  # untyped in huggingface_hub
+    model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").exists()
     config = json.loads((tmp_path / "config.json").read_text())
     assert {name: config[name] for name in arguments} == arguments
@@ -69,7 +69,7 @@ def test_saved_network_gives_the_same_logits(tmp_path: Path, options: dict[str, 
     assert "library_name: xlm-ilm" in card
     assert "license: mit" in card
 
-    loaded = ILM.from_pretrained(tmp_path).eval()  # pyright: ignore[reportUnknownMemberType]  # as above
+    loaded = ILM.from_pretrained(tmp_path).eval()
     ids = torch.randint(0, 12, (2, 7))
     expected, found = model(ids), loaded(ids)
     assert torch.equal(found.token_logits, expected.token_logits)

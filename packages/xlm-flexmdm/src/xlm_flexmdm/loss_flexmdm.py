@@ -246,7 +246,7 @@ def _divergences(posterior: Tensor, logits: Tensor, target_ids: Tensor, row: Ten
     log_f = logits.gather(1, target_ids[row]).double() - logits.logsumexp(1, keepdim=True).double()
     # Without the mask, padding with a suppressed id would add 0 * inf.
     cross = torch.where(posterior > 0, posterior * log_f, 0.0)
-    return -cross.sum(1) - torch.special.entr(q).sum(1)
+    return -cross.sum(1) + torch.xlogy(q, q).sum(1)
 
 
 def _take(batch: FlexMDMBatch, rows: slice) -> FlexMDMBatch:

@@ -208,8 +208,8 @@ def _steps(interpolant: Interpolant, num_steps: int, sampler: Sampler) -> list[_
             )
     insertion[-1], unmasking[-1] = 0.0, 1.0
     columns = (interpolant.network_time(start), 1 - interpolant.alpha(start), unmasking, insertion)
-    numbers = zip(*(column.tolist() for column in columns), strict=True)
-    return [_Step(number, *values) for number, values in enumerate(numbers, start=1)]
+    rows = torch.stack(columns, dim=1)
+    return [_Step(number, *(float(value) for value in row)) for number, row in enumerate(rows, start=1)]
 
 
 def _evaluate(

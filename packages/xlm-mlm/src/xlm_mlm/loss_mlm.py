@@ -1,8 +1,8 @@
 """The training objective of the masked language model and its likelihood bound.
 
-With x the row, m its set of masked cells and x_m what is visible of it, a masked cell costs
+With x the row, m the set of its masked cells and x_-m what is visible of it, a masked cell costs
 
-    CE_i = -log p(x_i | x_m),    p = softmax of the logits over the tokens that are possible there.
+    CE_i = -log p(x_i | x_-m),    p = softmax of the logits over the tokens that are possible there.
 
 Logits are computed at masked cells only. There are no targets elsewhere, so there is no id such as -100
 either.
@@ -33,8 +33,8 @@ class MLMLoss:
     Args:
         mask_id: Id of MASK, which has probability 0.
         pad_id: Id of PAD, possible only where the text may end.
-        eos_id: Id of EOS, possible only where the text may end; None if no token ends a text and EOS, if
-            there is one, is a token like any other.
+        eos_id: Id of EOS, possible only where the text may end; None if EOS, if there is one, is a
+            token like any other.
         suppressed_ids: Further ids that never stand in a text and have probability 0. EOS and PAD among them
             stay possible where the text may end.
         normalise: What loss_count counts. "masked_cells": loss_sum is the sum over masked cells. "rows": it

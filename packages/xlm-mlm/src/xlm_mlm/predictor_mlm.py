@@ -38,7 +38,8 @@ class MLMPredictor:
     Args:
         mask_id: Id of MASK, which is never drawn.
         pad_id: Id of PAD, drawn only where the text may end; also fills the rows of the result.
-        eos_id: Id of EOS, drawn only where the text may end; None if no token ends a text.
+        eos_id: Id of EOS, drawn only where the text may end; None if EOS, if there is
+            one, is a token like any other.
         suppressed_ids: Further ids that are never drawn: those of the loss.
         num_steps: The most evaluations for a row; one with fewer masks takes one evaluation per mask.
         schedule: How the masks of a row are divided among num_steps: "uniform", "cosine" (few first) or
@@ -82,7 +83,6 @@ class MLMPredictor:
         self._vocabulary = CellVocabulary(
             mask_id=mask_id, pad_id=pad_id, eos_id=eos_id, suppressed_ids=suppressed_ids
         )
-        self._mask_id = mask_id
         self._pad_id = pad_id
         self._order: Order = order
         self._rule = _make_rule(order, num_steps, schedule, min_confidence, max_uncertainty)

@@ -112,7 +112,7 @@ class CountingModel(nn.Module):
 
 def to_list(tensor: Tensor) -> list[int]:
     """A 1-D tensor as a list."""
-    return cast("list[int]", tensor.tolist())  # pyright: ignore[reportUnknownMemberType]  # torch leaves it untyped
+    return cast("list[int]", tensor.tolist())
 
 
 def replay(trace: Trace, row: int) -> list[int]:
