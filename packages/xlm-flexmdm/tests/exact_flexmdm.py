@@ -5,8 +5,6 @@ A state is the target as it is, MASK at masked tokens; there is no prompt.
 """
 
 import itertools
-import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -275,116 +273,6 @@ class Posterior:
         return Tables(gaps, laws)
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step of a sampler: the time input, the chance of unmasking, and the mean number of masks per g."""
-
-    time: float
-    unmasking: float
-    insertion: float
-
-
-def steps_of(
-    num_steps: int,
-    alpha: Callable[[float], float],
-    beta: Callable[[float], float],
-    hazards: tuple[Callable[[float], float], Callable[[float], float]] | None = None,
-) -> list[Step]:
-    """The steps with hazards integrated, or with the given hazards of insertion and unmasking held."""
-    steps: list[Step] = []
-    for n in range(num_steps - 1):
-        t, end = n / num_steps, (n + 1) / num_steps
-        if hazards is None:
-            insertion = (alpha(end) - alpha(t)) / (1 - alpha(t))
-            unmasking = (beta(end) - beta(t)) / (1 - beta(t))
-        else:
-            insertion = hazards[0](t) / num_steps
-            unmasking = 1 - float(np.exp(-hazards[1](t) / num_steps))
-        steps.append(Step(t, unmasking, insertion))
-    return [*steps, Step(1 - 1 / num_steps, 1.0, 0.0)]
-
-
-def sampler_law(
-    index: Index,
-    tables: Callable[[float], Tables],
-    steps: Sequence[Step],
-    *,
-    longest: int,
-    score: Callable[[int, Array], float] | None = None,
-) -> dict[Text, float]:
-    """Law of the text that the sampler ends with, summed over all histories.
-
-    Without a ``score`` each mask is unmasked by itself; with one, of cell and law, as many with the highest.
-    """
-    law: dict[State, float] = {(): 1.0}
-    for step in steps:
-        table = tables(step.time)
-        after: defaultdict[State, float] = defaultdict(float)
-        for state, mass in law.items():
-            number = index.numbers.get(state, index.size - 1)
-            slots = np.arange(len(state) + 1).clip(max=index.longest)
-            cells = np.arange(len(state)).clip(max=index.longest - 1)
-            written = _unmasked(state, table.laws[number][cells], step.unmasking, score)
-            means = table.gaps[number][slots] * step.insertion
-            counts = _insertions(tuple(means.tolist()), longest - len(state))
-            for (text, first), (added, second) in itertools.product(written.items(), counts.items()):
-                after[_inserted(text, added)] += mass * first * second
-        law = {state: mass for state, mass in after.items() if mass > 1e-13}
-    return law
-
-
-def _unmasked(
-    state: State, laws: Array, chance: float, score: Callable[[int, Array], float] | None
-) -> dict[State, float]:
-    cells = [cell for cell, token in enumerate(state) if token == MASK]
-    result: defaultdict[State, float] = defaultdict(float)
-    for flags in itertools.product((False, True), repeat=len(cells)):
-        number = sum(flags)
-        probability = chance**number * (1 - chance) ** (len(cells) - number)
-        if probability == 0:
-            continue
-        chosen = [cell for cell, flag in zip(cells, flags, strict=True) if flag]
-        if score is not None:
-            ranked = sorted(cells, key=lambda cell: (-score(cell, laws[cell]), cell))
-            chosen = ranked[:number]
-        for values in itertools.product(range(laws.shape[1]), repeat=number):
-            text = list(state)
-            mass = probability
-            for cell, value in zip(chosen, values, strict=True):
-                text[cell] = FIRST + value
-                mass *= float(laws[cell, value])
-            result[tuple(text)] += mass
-    return dict(result)
-
-
-def _insertions(means: tuple[float, ...], room: int) -> dict[tuple[int, ...], float]:
-    """Poisson numbers; those beyond the room go to the slots in a random order, as far as it reaches."""
-    laws: list[list[float]] = []
-    for mean in means:
-        masses = [math.exp(-mean) * mean**k / math.factorial(k) for k in range(room)]
-        laws.append([*masses, 1 - sum(masses)])
-    result: defaultdict[tuple[int, ...], float] = defaultdict(float)
-    for drawn in itertools.product(range(room + 1), repeat=len(means)):
-        mass = math.prod(law[k] for law, k in zip(laws, drawn, strict=True))
-        if mass < 1e-15:
-            continue
-        orders = [tuple(range(len(means)))]
-        if sum(drawn) > room:
-            orders = list(itertools.permutations(range(len(means))))
-        for order in orders:
-            left, kept = room, [0] * len(means)
-            for slot in order:
-                kept[slot] = min(drawn[slot], left)
-                left -= kept[slot]
-            result[tuple(kept)] += mass / len(orders)
-    return dict(result)
-
-
-def _inserted(state: State, counts: Sequence[int]) -> State:
-    parts = [(MASK,) * count for count in counts]
-    return sum(((*part, token) for part, token in zip(parts, state, strict=False)), ()) + parts[-1]
-
-
 def random_law(texts: Sequence[Text], seed: int) -> dict[Text, float]:
     weights = np.random.default_rng(seed).exponential(size=len(texts))
     return dict(zip(texts, (weights / weights.sum()).tolist(), strict=True))
@@ -400,18 +288,3 @@ def late_time_nodes(num_nodes: int = 10) -> tuple[Array, Array]:
     x, w = np.polynomial.legendre.leggauss(num_nodes)
     half, middle = np.diff(ends) / 2, (ends[1:] + ends[:-1]) / 2
     return (middle[:, None] + half[:, None] * x).ravel(), (half[:, None] * w).ravel()
-
-
-def total_variation(law: dict[Text, float], other: dict[Text, float]) -> float:
-    return sum(abs(law.get(text, 0.0) - other.get(text, 0.0)) for text in {*law, *other}) / 2
-
-
-def chi_square(found: dict[Text, int], law: dict[Text, float]) -> tuple[float, int]:
-    """Pearson's statistic and its degrees of freedom; texts of probability 0 must not be found."""
-    number = sum(found.values())
-    possible = {text for text, probability in law.items() if probability > 0}
-    assert set(found) <= possible, f"impossible texts: {set(found) - possible}"
-    statistic = sum(
-        (found.get(text, 0) - number * law[text]) ** 2 / (number * law[text]) for text in possible
-    )
-    return statistic, len(possible) - 1

@@ -18,9 +18,16 @@ PAD, MASK, BOS = 0, 2, 4
 LINEAR = Interpolant(LogLinear(eps=0), LogLinear(eps=0))
 
 
-def _collator(interpolant: Interpolant = LINEAR, max_length: int | None = None) -> FlexMDMCollator:
+def _collator(
+    interpolant: Interpolant = LINEAR, max_length: int | None = None, time_power: float = 1.0
+) -> FlexMDMCollator:
     return FlexMDMCollator(
-        interpolant=interpolant, pad_id=PAD, mask_id=MASK, bos_id=BOS, max_length=max_length
+        interpolant=interpolant,
+        pad_id=PAD,
+        mask_id=MASK,
+        bos_id=BOS,
+        max_length=max_length,
+        time_power=time_power,
     )
 
 
@@ -115,6 +122,17 @@ def test_times_weights_and_time_input() -> None:
     torch.testing.assert_close(batch["missing_chance"], angle.cos())
     torch.testing.assert_close(batch["insertion_weight"], torch.pi / 2 * angle.tan())
     torch.testing.assert_close(batch["unmasking_weight"], 1 / (1 - t))
+
+
+def test_late_times_are_drawn_more_often_and_weigh_less() -> None:
+    """t = 1 - v^2 where the power 1 has t = 1 - v, and the weights are divided by the density 1 / (2v)."""
+    examples = [_example([10], seed=seed) for seed in range(50)]
+    plain, late = _collator()(examples), _collator(time_power=2.0)(examples)
+    v = 1 - plain["time"]
+    torch.testing.assert_close(late["time"], 1 - v**2)
+    torch.testing.assert_close(late["missing_chance"], v**2)
+    torch.testing.assert_close(late["unmasking_weight"], 2 * v / v**2)
+    torch.testing.assert_close(late["insertion_weight"], 2 * v / v**2)
 
 
 def test_times_are_stratified_over_places() -> None:
@@ -214,6 +232,8 @@ def test_what_is_refused(kind: str, message: str) -> None:
 def test_options_that_are_refused() -> None:
     with pytest.raises(ValueError, match="empty list"):
         _collator()([])
+    with pytest.raises(ValueError, match=r"time_power must be at least 1, got 0\.5"):
+        _collator(time_power=0.5)
     with pytest.raises(ValueError, match="num_draws must be at least 1, got 0"):
         FlexMDMLikelihoodCollator(interpolant=LINEAR, pad_id=PAD, mask_id=MASK, bos_id=BOS, num_draws=0)
 

@@ -189,6 +189,24 @@ def test_estimate_of_the_collator_is_unbiased(num_draws: int) -> None:
         assert error < 0.1 * expected
 
 
+@pytest.mark.parametrize("time_power", [1.0, 2.0])
+def test_training_loss_estimates_the_published_bound(time_power: float) -> None:
+    """Whatever the law of the times, within four standard errors; and it is the sum over its rows."""
+    text = (FIRST, FIRST + 1, FIRST)
+    tables = _random_tables(seed=7)
+    _, exact = _bounds(Posterior({text: 1.0}, 2), tables)[text]
+    collate = FlexMDMCollator(interpolant=LINEAR, pad_id=PAD, mask_id=MASK, bos_id=BOS, time_power=time_power)
+    batch = collate([_example(text, seed) for seed in range(3000)])
+    network, loss = TableNetwork(SMALL, lambda time: tables(1 - time)), FlexMDMLoss()
+    rows = loss.likelihood(network, batch).nll_published
+    output = loss(network, batch)
+    torch.testing.assert_close(output.loss_sum, rows.sum())
+    assert output.loss_count == 3 * 3000
+    error = float(rows.std()) / math.sqrt(len(rows))
+    assert abs(float(rows.mean()) - exact) < 4 * error
+    assert error < 0.1 * exact
+
+
 def test_draws_of_an_example_cover_the_time() -> None:
     collate = FlexMDMLikelihoodCollator(interpolant=LINEAR, pad_id=PAD, mask_id=MASK, bos_id=BOS, num_draws=4)
     batch = collate([_example((FIRST,), seed) for seed in range(500)])

@@ -25,14 +25,11 @@ from .exact_flexmdm import (
     TableNetwork,
     Tables,
     Text,
-    chi_square,
     read_texts,
-    sampler_law,
     states,
-    steps_of,
     texts,
-    total_variation,
 )
+from .exact_sampler_flexmdm import chi_square, sampler_law, steps_of, total_variation
 
 LINEAR = Interpolant(LogLinear(eps=0), LogLinear(eps=0))
 SUPPRESSED = (PAD, MASK, BOS)

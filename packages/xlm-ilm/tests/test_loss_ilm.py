@@ -84,6 +84,15 @@ def test_suppressed_ids_are_outside_the_softmax(reference: dict[str, Tensor]) ->
     torch.testing.assert_close(output.terms["token"], expected, rtol=1e-6, atol=0)
 
 
+def test_half_precision_logits_are_summed_in_float32(reference: dict[str, Tensor]) -> None:
+    token_logits, stop_logits = reference["in.logits"].bfloat16(), reference["in.stop_logits"].bfloat16()
+    output = ILMLoss()(_FixedLogits(token_logits, stop_logits), _reference_batch(reference))
+    wide = _FixedLogits(token_logits.float(), stop_logits.float())
+    expected = ILMLoss()(wide, _reference_batch(reference))
+    assert output.terms == expected.terms
+    assert output.loss_sum.dtype == torch.float32
+
+
 SUPPRESSED = (0, 1, 2, 3, 4, 5, 6)
 
 

@@ -95,8 +95,8 @@ CHAIN = network_chain(MODEL, 2)
             1,
         ),
         (
-            ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, stop="draw", temperature=2.0),
-            _filtered(CHAIN, 100, 2.0),
+            ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, stop="draw", temperature=0.4),
+            _filtered(CHAIN, 100, 0.4),
             1,
         ),
         (
@@ -247,6 +247,20 @@ def test_max_new_tokens_limits_below_the_room() -> None:
     prediction = predictor(_constant(0.1), _prompts(example, 2, max_length=9), torch.arange(2))
     assert to_list(prediction.lengths) == [4, 4]
     assert [(text[0], text[-1]) for text in _texts(prediction)] == [(3, 4), (3, 4)]
+
+
+def test_greedy_takes_the_likeliest_pair() -> None:
+    """Also where another slot has more probability, spread over more tokens."""
+    token_logits = torch.full((50, 3, 8), -torch.inf)
+    token_logits[:, 1, 4] = 1.0
+    token_logits[:, 2, 3:] = 0.9
+    model = _FixedLogits(token_logits, torch.tensor([[0.0, 5.0]] * 50))
+    example: ILMExample = {"seed": 0, "target_ids": torch.tensor([5]), "fixed": torch.tensor([True])}
+    prompts = _prompts(example, 50, max_length=2)
+    prompts["open_slots"] = torch.tensor([[False, True, True]] * 50)
+    for options in ({}, {"top_k": 3}, {"top_p": 0.9}):
+        predictor = ILMPredictor(pad_id=PAD, temperature=0.0, **options)
+        assert set(_texts(predictor(model, prompts, torch.arange(50)))) == {(4, 5)}
 
 
 def test_slots_are_compared_in_float32() -> None:

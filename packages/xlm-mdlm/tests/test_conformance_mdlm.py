@@ -119,8 +119,8 @@ class TestDiTToldTheTime(_MDLMConformance):
         )
 
 
-class TestRotaryInWindows(_MDLMConformance):
-    """The surest cells first, four cells at a time."""
+class TestRotaryByConfidence(_MDLMConformance):
+    """The surest cells first, a few at a time, with filters."""
 
     def build_predictor(self) -> MDLMPredictor:
         return MDLMPredictor(
@@ -132,8 +132,6 @@ class TestRotaryInWindows(_MDLMConformance):
             suppressed_ids=range(7),
             temperature=0.5,
             top_p=0.9,
-            window_length=4,
-            stride=2,
         )
 
 

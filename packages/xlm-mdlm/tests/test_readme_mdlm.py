@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from xlm_mdlm import MDLMExample, MDLMPrediction

@@ -10,12 +10,16 @@ import pytest
 import torch
 
 from xlm.modules import Cosine, Linear, LogLinear, NoiseSchedule
+from xlm.modules.testing import replay
 from xlm_mdlm import (
     Ancestral,
     ConfidenceOrder,
     FirstHitting,
+    MDLMExample,
     MDLMPrediction,
     MDLMPredictor,
+    MDLMPromptCollator,
+    MDLMRotary,
     Remasking,
     Sampler,
 )
@@ -236,15 +240,16 @@ def test_infilling_follows_the_chain_from_the_given_cells() -> None:
         assert_drawn_from(texts(draw(predictor(sampler), model, 4000, start=start)), law)
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(3), FirstHitting()], ids=repr)
+@pytest.mark.parametrize("sampler", [Ancestral(3), FirstHitting(), Remasking(3, "cap", 0.4)], ids=repr)
 def test_rows_that_leave_at_their_end_keep_the_law_of_texts(sampler: Sampler) -> None:
     """EOS and PAD end a text. What would be written behind it is not, and costs no evaluation."""
     model = network(seed=8)
     predict = model.prediction(ALL_IDS)
+    unmask, remask = transitions(LOG_LINEAR, 3, eta=0.4 if isinstance(sampler, Remasking) else 0.0)
     law = (
         any_order_law(predict, START)
         if isinstance(sampler, FirstHitting)
-        else chain_law(predict, START, transitions(LOG_LINEAR, 3)[0])
+        else chain_law(predict, START, unmask, remask)
     )
     by_text: defaultdict[Cells, float] = defaultdict(float)
     for cells, mass in law.items():
@@ -328,16 +333,8 @@ def test_filtered_draws_follow_the_filtered_prediction() -> None:
 
     law = any_order_law(filtered, START)
     assert 1 < len(law) < 27
-    assert set(texts(draw(predictor(FirstHitting(), temperature=0.5, top_p=0.5), model, 2000))) <= set(law)
-
-    def cooled(cells: Cells, cell: int) -> dict[int, float]:
-        squares = {token: value**2 for token, value in plain(cells, cell).items()}
-        return {token: value / sum(squares.values()) for token, value in squares.items()}
-
-    prediction = draw(predictor(FirstHitting(), temperature=0.5), network(), 8000)
-    model = network()
-    plain = model.prediction(TEXT_IDS)
-    assert_drawn_from(texts(prediction), any_order_law(cooled, START))
+    predict = predictor(FirstHitting(), temperature=0.5, top_p=0.5)
+    assert_drawn_from(texts(draw(predict, model, 8000)), law)
 
 
 def test_mask_is_never_written() -> None:
@@ -422,6 +419,22 @@ def test_windows_draw_independently() -> None:
     assert float(same) == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(8000))
 
 
+def test_turns_draw_independently() -> None:
+    """A cell that is written, masked and written again by a network that looks at nothing."""
+    model = network(length=1)
+    model.table[:] = 0.0
+    trace = draw(predictor(Remasking(6, "rescale", 1.0)), model, 4000, start=(MASK,)).trace
+    assert trace is not None
+    tokens: defaultdict[int, list[int]] = defaultdict(list)
+    for row, token in zip(trace.row.tolist(), trace.token.tolist(), strict=True):
+        if token != MASK:
+            tokens[row].append(token)
+    pairs = [pair for written in tokens.values() for pair in itertools.pairwise(written)]
+    assert len(pairs) > 1000
+    same = sum(before == after for before, after in pairs)
+    assert same / len(pairs) == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(len(pairs)))
+
+
 def test_windows_end_with_the_text() -> None:
     """A text that ends in its first window is not continued; the trace leads to what is returned."""
     model = network(length=2, seed=8)
@@ -432,6 +445,33 @@ def test_windows_end_with_the_text() -> None:
     assert ended.any()
     assert (~ended).any()
     assert int(prediction.nfe[ended].max()) <= 2 < int(prediction.nfe.max())
+
+
+def test_windows_with_prompts_and_given_cells_do_not_depend_on_other_rows() -> None:
+    """Rows of several lengths; what the network sees is prompt, BOS and four cells at most."""
+    network = MDLMRotary(vocab_size=9, d_model=16, num_layers=1, num_heads=2).double().eval()
+    widths: list[int] = []
+    network.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
+    collate = MDLMPromptCollator(mask_id=MASK, pad_id=PAD, bos_id=BOS, eos_id=EOS)
+    examples: list[MDLMExample] = []
+    for length in (9, 3, 6):
+        target, fixed = torch.arange(length) % 5 + FIRST, torch.arange(length) % 3 == 1
+        examples.append({"seed": 0, "prompt_ids": target[: length % 4], "target_ids": target, "fixed": fixed})
+    for sampler in (Ancestral(3), Remasking(5, "cap", 0.3), ConfidenceOrder(2)):
+        predict = predictor(sampler, window_length=4, stride=3)
+        together = predict(network, collate(examples), torch.arange(3), trace=True)
+        assert max(widths) <= 3 + 1 + 4
+        assert together.trace is not None
+        for row, example in enumerate(examples):
+            assert "target_ids" in example
+            assert "fixed" in example
+            alone = predict(network, collate([example]), torch.tensor([row]))
+            assert texts(alone)[0] == texts(together)[row]
+            assert alone.nfe[0] == together.nfe[row]
+            ids = together.ids[row, : int(together.lengths[row])]
+            assert torch.equal(ids[example["fixed"]], example["target_ids"][example["fixed"]])
+            assert replay(together.trace, row) == ids.tolist()
+        assert (together.trace.step.diff() >= 0).all()
 
 
 # Options

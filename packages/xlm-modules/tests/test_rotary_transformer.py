@@ -307,7 +307,7 @@ class TestNetwork:
 
     def test_initial_weights_have_the_documented_spread(self):
         model = RotaryTransformer(vocab_size=500, d_model=128, num_layers=8, num_heads=4)
-        std = 0.4**0.5 / 128**0.5
+        std = 1 / math.sqrt(128)
         residual = {
             f"blocks.{i}.{part}.output.weight" for i in range(8) for part in ("attention", "feed_forward")
         }

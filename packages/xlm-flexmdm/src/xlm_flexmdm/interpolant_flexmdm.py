@@ -75,7 +75,7 @@ class Interpolant:
     @property
     def endpoints(self) -> tuple[float, float, float, float]:
         """alpha(0), alpha(1), beta(0) and beta(1)."""
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu")
         alpha, beta = self.alpha(ends), self.beta(ends)
         return float(alpha[0]), float(alpha[1]), float(beta[0]), float(beta[1])
 

@@ -193,7 +193,8 @@ class _Step:
 
 
 def _steps(interpolant: Interpolant, num_steps: int, sampler: Sampler) -> list[_Step]:
-    grid = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    # On the CPU whatever the default device: the steps are plain numbers.
+    grid = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64, device="cpu")
     start, end = grid[:-1], grid[1:]
     if sampler == "hazard_integrated":
         insertion = (interpolant.alpha(end) - interpolant.alpha(start)) / (1 - interpolant.alpha(start))

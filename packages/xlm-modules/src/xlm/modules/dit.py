@@ -133,7 +133,7 @@ class DiTBlock(nn.Module):
 class DiT(nn.Module):
     """Embedding, modulated blocks and a last modulated norm: token ids and a condition to hidden states.
 
-    Weights are drawn from N(0, 2 / (5 d_model)) (Nguyen and Salazar 2019, arXiv:1910.05895), but the
+    Weights are drawn from N(0, 1 / d_model), but the
     modulation starts at zero: the blocks are identities and the hidden states are the normed embeddings,
     whatever the condition.
 
@@ -181,7 +181,7 @@ class DiT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        std = math.sqrt(2 / (5 * self.embedding.embedding_dim))
+        std = self.embedding.embedding_dim**-0.5
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2 and "modulation" not in name:
                 nn.init.normal_(parameter, std=std)
