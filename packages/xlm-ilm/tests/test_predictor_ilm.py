@@ -258,8 +258,8 @@ def test_greedy_takes_the_likeliest_pair() -> None:
     example: ILMExample = {"seed": 0, "target_ids": torch.tensor([5]), "fixed": torch.tensor([True])}
     prompts = _prompts(example, 50, max_length=2)
     prompts["open_slots"] = torch.tensor([[False, True, True]] * 50)
-    for options in ({}, {"top_k": 3}, {"top_p": 0.9}):
-        predictor = ILMPredictor(pad_id=PAD, temperature=0.0, **options)
+    for top_k, top_p in ((None, None), (3, None), (None, 0.9)):
+        predictor = ILMPredictor(pad_id=PAD, temperature=0.0, top_k=top_k, top_p=top_p)
         assert set(_texts(predictor(model, prompts, torch.arange(50)))) == {(4, 5)}
 
 
