@@ -76,7 +76,8 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Strict types over sources and tests, and lines that must not check."""
     sync(session, "--all-packages", "--group", "types")
-    session.run("basedpyright")
+    # Named, or the checker would take the environment that it finds in the root.
+    session.run("basedpyright", "--pythonpath", str(Path(session.bin) / "python"))
 
 
 @nox.session

@@ -2,13 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
-from torch import Tensor
 
 from xlm.modules import LogLinear, row_seeds
-from xlm_flexmdm import FlexMDM, FlexMDMCollator, FlexMDMExample, FlexMDMLoss, Interpolant
+from xlm_flexmdm import FlexMDM, FlexMDMCollator, FlexMDMExample, FlexMDMLikelihood, FlexMDMLoss, Interpolant
 from xlm_flexmdm.model_flexmdm import Head
 
 PAD, MASK, BOS, FIRST, NUM_TOKENS = 0, 1, 2, 3, 6
@@ -67,11 +67,9 @@ def test_readme_example_learns_its_words() -> None:
     exec(compile(blocks[0], "README.md", "exec"), names)
     torch.set_rng_state(state)
 
-    words, texts, found = names["WORDS"], names["texts"], names["found"]
-    assert isinstance(words, list)
-    assert isinstance(texts, list)
+    words, texts = cast("list[str]", names["WORDS"]), cast("list[str]", names["texts"])
     right = [text in words for text in texts]
     assert sum(right) >= 60, f"{sum(right)} of {len(right)} texts are words"
     assert set(words) <= set(texts)
-    nll: Tensor = getattr(found, "nll")  # noqa: B009  # names has no types
+    nll = cast("FlexMDMLikelihood", names["found"]).nll
     assert 0.9 < float(nll.mean()) < 2.2, f"{nll} nats; log 3 is the best mean"

@@ -103,8 +103,7 @@ class FlexMDMLoss:
         finite only if g vanishes for t -> 1 like 1 - alpha, which :class:`xlm_flexmdm.FlexMDM` sees to.
 
         Raises:
-            ValueError: If a schedule does not run from 0 to 1, a target token is among suppressed_ids, or a
-                gap exceeds the network's lengths.
+            ValueError: If a schedule does not run from 0 to 1, or a target token is among suppressed_ids.
         """
         if not bool(batch["is_complete"]):
             raise ValueError(
