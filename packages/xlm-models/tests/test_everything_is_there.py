@@ -1,5 +1,6 @@
 """Installing this package brings the harness, every family and every task."""
 
+import re
 from importlib.metadata import requires
 
 import pytest
@@ -9,13 +10,13 @@ from xlm.core.discovery import config_packages, providers
 
 def test_every_config_package_is_found() -> None:
     found = {package.name for package in config_packages()}
-    assert {"core", "star", "ilm"} <= found
+    assert {"core", "star", "arlm", "flexmdm", "ilm", "mdlm", "mlm"} <= found
     assert all(package.folder is not None for package in config_packages())
 
 
 @pytest.mark.parametrize("level", ["tiny", "easy", "medium", "hard"])
 def test_every_family_has_its_experiments(level: str) -> None:
-    siblings = [name.split(">")[0] for name in requires("xlm-models") or []]
+    siblings = [re.split(r"[<>=,]", name)[0] for name in requires("xlm-models") or []]
     families = [name.removeprefix("xlm-") for name in siblings if name not in ("xlm-core", "xlm-tasks")]
     assert families
     for family in families:

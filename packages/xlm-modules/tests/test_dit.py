@@ -212,7 +212,7 @@ class TestNetwork:
         for name, parameter in model.named_parameters():
             values = parameter.detach()
             if values.dim() == 2 and "modulation" not in name:
-                assert float(values.std()) == pytest.approx((2 / (5 * 128)) ** 0.5, rel=0.03), name
+                assert float(values.std()) == pytest.approx(128**-0.5, rel=0.03), name
             else:
                 constant = 1.0 if name.endswith("norm.weight") else 0.0
                 assert bool((values == constant).all()), name
