@@ -29,12 +29,14 @@ from .exact_flexmdm import (
     PAD,
     Array,
     Index,
+    Noising,
     Posterior,
     State,
     TableNetwork,
     Tables,
     Text,
     at_times,
+    batch_of,
     entropy,
     late_time_nodes,
     random_law,
@@ -103,6 +105,16 @@ def test_bound_with_fixed_tokens_is_the_conditional_entropy() -> None:
     posterior = Posterior(law, 3, {text: [token == given for token in text] for text in law})
     bounds = _bounds(posterior)
     assert sum(law[text] * bounds[text][0] for text in law) == pytest.approx(entropy(law), abs=1e-10)
+
+
+def test_a_fixed_token_is_its_own_in_the_clean_text() -> None:
+    """The given token is the second of two equal ones: one token is missing on each side of it."""
+    row = Noising((FIRST, FIRST, FIRST + 1), (False, True, False), indices=(1,), masked=(False,))
+    batch = batch_of([row])
+    one = np.ones(1)
+    ones = Tables(np.ones((SMALL.size, 4)), np.full((SMALL.size, 3, 2), 0.5))
+    found = FlexMDMLoss().likelihood(TableNetwork(SMALL, lambda _: ones), at_times(batch, one, one, one, one))
+    assert float(found.nll) == pytest.approx(0, abs=1e-12)
 
 
 def _random_tables(seed: int) -> Callable[[float], Tables]:

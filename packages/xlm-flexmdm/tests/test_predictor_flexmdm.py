@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xlm.modules import Cosine, LogLinear, Polynomial
+from xlm.modules import Cosine, LogLinear, Polynomial, Sine
 from xlm.modules.testing import CountingModel
 from xlm_flexmdm import (
     FlexMDMExample,
@@ -18,8 +18,6 @@ from xlm_flexmdm import (
     FlexMDMPromptCollator,
     FlexMDMTrace,
     Interpolant,
-    fit_to_room,
-    poisson,
 )
 from xlm_flexmdm.predictor_flexmdm import Order
 
@@ -105,47 +103,7 @@ def _infilling(target: list[int], fixed: list[int], seed: int) -> FlexMDMExample
     }
 
 
-# Poisson numbers and room
-
-
-@pytest.mark.parametrize("mean", [0.0, 1e-9, 0.3, 2.0, 30.0, 900.0])
-def test_poisson_numbers_invert_the_distribution(mean: float) -> None:
-    number = 500
-    uniforms = (torch.arange(number, dtype=torch.float64) + 0.5) / number
-    limit = int(mean + 10 * math.sqrt(mean) + 20)
-    found = poisson(torch.full_like(uniforms, mean), uniforms, torch.full((number,), limit))
-    k = torch.arange(limit + 1, dtype=torch.float64)
-    mass = (torch.xlogy(k, torch.tensor(mean, dtype=torch.float64)) - mean - torch.lgamma(k + 1)).exp()
-    expected = torch.searchsorted(mass.cumsum(0), uniforms, right=True)
-    assert (found != expected).sum() <= (1 if mean > 100 else 0)
-    assert (found.diff() >= 0).all()
-
-
-def test_poisson_numbers_stop_at_the_limit() -> None:
-    uniforms = torch.tensor([0.01, 0.5, 0.99, 1 - 2**-53], dtype=torch.float64)
-    means = torch.full_like(uniforms, 3.0)
-    free = poisson(means, uniforms, torch.full((4,), 1000))
-    for limit in (0, 1, 2, 5):
-        assert torch.equal(poisson(means, uniforms, torch.full((4,), limit)), free.clamp(max=limit))
-
-
-def test_what_does_not_fit_is_cut() -> None:
-    counts = torch.tensor([[2, 0, 3, 1]]).expand(600, 4)
-    keys = torch.rand(600, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for room in range(8):
-        kept = fit_to_room(counts, torch.full((600,), room), keys)
-        assert (kept <= counts).all()
-        assert (kept >= 0).all()
-        assert (kept.sum(1) == min(room, 6)).all(), "what fits is kept"
-    kept = fit_to_room(counts, torch.full((600,), 3), keys).double().mean(0)
-    expected = torch.zeros(4, dtype=torch.float64)
-    for order in itertools.permutations(range(4)):
-        left = 3
-        for slot in order:
-            taken = min(left, int(counts[0, slot]))
-            expected[slot] += taken / 24
-            left -= taken
-    torch.testing.assert_close(kept, expected, rtol=0, atol=4 * 1.5 / math.sqrt(600))
+# Room
 
 
 def test_full_rows_take_no_more_and_keep_what_fits() -> None:
@@ -251,6 +209,40 @@ def test_few_tokens_are_left_to_the_last_step(order: Order) -> None:
     last = prediction.trace.step[writes] == 60
     assert writes.sum() > 200
     assert last.double().mean() < 0.15
+
+
+_HALF = math.pi / 2
+_UNMASKING: dict[tuple[str, str], Callable[[float], float]] = {
+    ("hazard_integrated", "linear"): lambda t: 0.2 / (1 - t),
+    ("tau_leaping", "linear"): lambda t: 1 - math.exp(-0.2 / (1 - t)),
+    ("hazard_integrated", "sine"): lambda t: 1 - math.cos(_HALF * (t + 0.2)) / math.cos(_HALF * t),
+    ("tau_leaping", "sine"): lambda t: 1 - math.exp(-0.2 * _HALF * math.tan(_HALF * t)),
+}
+"""Chance of unmasking from t to t + 0.2, for beta = t and beta = 1 - cos(pi t / 2)."""
+
+
+@pytest.mark.parametrize(("sampler", "schedule"), _UNMASKING)
+def test_chance_of_unmasking_in_each_step(sampler: str, schedule: str) -> None:
+    """All masks come in the first step; the others each write a share of those left, within 4 deviations."""
+    unmasking = LogLinear(eps=0) if schedule == "linear" else Sine()
+    prediction = _predict(
+        [{"seed": seed} for seed in range(400)],
+        _Fake(gap=1e4),
+        interpolant=Interpolant(LogLinear(eps=0), unmasking),
+        sampler=sampler,
+        num_steps=5,
+        max_length=10,
+    )
+    trace = prediction.trace
+    assert trace is not None
+    left = 4000
+    assert int((trace.operation == 0).sum()) == left
+    assert (trace.step[trace.operation == 0] == 1).all()
+    for step in range(2, 5):
+        written = int(((trace.operation == 1) & (trace.step == step)).sum())
+        chance = _UNMASKING[sampler, schedule](0.2 * (step - 1))
+        assert written / left == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / left))
+        left -= written
 
 
 def test_surest_masks_come_first() -> None:

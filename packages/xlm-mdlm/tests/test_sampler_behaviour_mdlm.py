@@ -121,9 +121,10 @@ def test_mask_is_never_written() -> None:
 # What a network that is told the time is told
 
 
-def test_ancestral_tells_the_time_of_the_step() -> None:
+@pytest.mark.parametrize("sampler", [Ancestral(4), Remasking(4, "cap", 0.3)], ids=repr)
+def test_steps_tell_the_time_that_they_start_from(sampler: Sampler) -> None:
     model = network()
-    draw(predictor(Ancestral(4), schedule=COSINE), model, 200)
+    draw(predictor(sampler, schedule=COSINE), model, 200)
     possible = [-math.log(max(alpha, 1e-4)) for alpha in COSINE.alpha(time_grid(4)[:-1]).tolist()]
     told = sorted({round(noise, 12) for noises in model.noises for noise in noises})
     assert told == pytest.approx(sorted(possible), abs=1e-9)
