@@ -55,6 +55,15 @@ def test_evaluations_are_the_steps_that_write() -> None:
         assert len(turns) == int(nfe.sum())
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "shares"), [(2, [3, 2]), (3, [2, 2, 1]), (4, [2, 1, 1, 1]), (9, [1] * 5)]
+)
+def test_confidence_order_writes_equal_shares(num_steps: int, shares: list[int]) -> None:
+    trace = draw(predictor(ConfidenceOrder(num_steps)), network(length=5), 3, start=(MASK,) * 5).trace
+    assert trace is not None
+    assert torch.bincount(trace.step).tolist() == [15, *(3 * share for share in shares)]
+
+
 def test_remasking_evaluates_rows_in_the_steps_that_write_only() -> None:
     model = network()
     prediction = draw(predictor(Remasking(50, "cap", 0.1)), model, 500)

@@ -208,7 +208,7 @@ class RotaryTransformer(nn.Module):
     """Embedding, blocks and a last norm: token ids to hidden states.
 
     Weights are drawn from N(0, 1 / d_model), which keeps the variance of what they multiply (LeCun et al.
-    1998, "Efficient BackProp") at every width: 0.036 as standard deviation at d_model 768, 0.088 at 128. Those
+    1998, "Efficient BackProp") at every width: standard deviation 0.036 at d_model 768, 0.088 at 128. Those
     of the two projections of each block that write into the residual stream are smaller by
     sqrt(2 num_layers), so that its variance at the start does not grow with the depth (GPT-2, Radford et al.
     2019, section 2.3).
