@@ -163,7 +163,10 @@ def test_a_network_told_the_time_is_told_the_one_of_its_masks() -> None:
     noise(u) = -log(1 - u), but not more than at t = 1, where alpha is 1e-3.
     """
     number = 2000
-    nll = LOSS.likelihood(ToldTheTime(), told_the_time(8)(examples(number))).nll
+    batch = told_the_time(8)(examples(number))
+    assert "noise" in batch
+    assert float(batch["noise"].max()) == pytest.approx(-math.log(1e-3))
+    nll = LOSS.likelihood(ToldTheTime(), batch).nll
     nodes, shares = np.polynomial.legendre.leggauss(400)
     u, share = torch.tensor((nodes + 1) / 2), torch.tensor(shares / 2)
     noise = -(1 - u).clamp(min=1e-3).log()
