@@ -43,34 +43,53 @@ class TaskSettings(Settings):
     """A data set with its tokenizer and its metrics of generated text."""
 
     name: str
+    """Name of the data set, for people."""
     source: Slot
+    """Where raw rows come from (`xlm.core.protocols.Source`)."""
     preprocess: Slot
+    """Turns a raw row into ids (`xlm.core.protocols.Preprocess`)."""
     tokenizer: Slot
+    """Text to ids and back (`xlm.core.protocols.Tokenizer`)."""
     splits: dict[Stage, str]
+    """Which split of the source serves as train, val and test."""
     max_target_length: Annotated[int, Field(ge=1)] | None = None
+    """Longest target in tokens; families with a fixed width take it as that width. null: not known."""
     metrics: dict[str, Slot] = {}
+    """Scores of generated texts, by name (`xlm.core.protocols.GenerationMetric`)."""
 
 
 class LoaderSettings(Settings):
     """One named data loader of a stage."""
 
     split: Stage
+    """Split of the data that is read."""
     uses: Annotated[list[Use], Field(min_length=1)]
+    """What is done with a batch: loss, likelihood, generation, or several of them."""
     collator: Slot
+    """Makes a batch of examples (`xlm.core.protocols.Collator`)."""
     batch_size: Annotated[int, Field(ge=1)]
+    """Rows of a batch, for each process and micro-batch."""
     num_workers: Annotated[int, Field(ge=0)]
+    """Processes that read and collate ahead; 0: none. Results do not depend on it."""
     max_rows: Annotated[int, Field(ge=1)] | None
+    """Only the first rows of the split; null: all."""
 
 
 class DataSettings(Settings):
     """The data loaders of each stage, by name."""
 
     cache_dir: str
+    """Folder of prepared data; the environment variable XLM_CACHE changes the default."""
     num_proc: Annotated[int, Field(ge=1)]
+    """Processes that prepare the data."""
     batch_size: Annotated[int, Field(ge=1)]
+    """Batch size of every loader that has none of its own."""
     train: dict[str, LoaderSettings]
+    """The one loader of training."""
     val: dict[str, LoaderSettings]
+    """Loaders of validation, by name."""
     test: dict[str, LoaderSettings]
+    """Loaders of the test after training, of eval and of generate, by name."""
 
     @property
     def loaders(self) -> dict[Stage, dict[str, LoaderSettings]]:
@@ -90,15 +109,25 @@ class TrainerSettings(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     max_steps: Annotated[int, Field(ge=1)]
+    """Optimizer steps."""
     precision: Precision
+    """Number format of the computation and, with -true, of the weights. 16-mixed needs CUDA."""
     accelerator: str
+    """cpu, gpu, mps, or auto."""
     devices: int | list[int] | str
+    """Number of devices (processes) on each machine, a list of them, or auto."""
     num_nodes: Annotated[int, Field(ge=1)]
+    """Machines."""
     strategy: str | Slot
+    """How processes share the work: a name known to Lightning such as ddp, or a node with a `_target_`."""
     accumulate_grad_batches: Annotated[int, Field(ge=1)]
+    """Micro-batches for each optimizer step."""
     gradient_clip_val: Annotated[float, Field(gt=0)] | None
+    """Largest norm of the gradient; null: no clipping."""
     val_check_interval: Annotated[int, Field(ge=1)] | None
+    """Training micro-batches between validations; null: no validation."""
     log_every_n_steps: Annotated[int, Field(ge=1)]
+    """Optimizer steps between logged figures."""
 
     @model_validator(mode="after")
     def _owned_by_the_harness(self) -> "TrainerSettings":
@@ -114,28 +143,51 @@ class RunSettings(Settings):
     """The whole config of a job."""
 
     format_version: Literal[1]
+    """Version of the config's layout."""
     job_type: JobType
+    """What to do."""
     job_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run: its folder is output_dir/job_name."""
     seed: Annotated[int, Field(ge=0, lt=2**63)]
+    """Seed of data order, noise, initial weights, dropout and sampling."""
     output_dir: str
+    """Folder of all runs."""
     ckpt_path: str | None
+    """Weights to start from: in train those of another run, else of the run's best checkpoint."""
     compile: bool
+    """Whether to run the network through `torch.compile`."""
     test_after_training: bool
+    """Whether training ends with the test split on the best checkpoint."""
     show_generations: Annotated[int, Field(ge=0)]
+    """Generated texts that are printed step by step at the end."""
     monitor: str
+    """Figure of validation that decides which checkpoint is the best."""
     monitor_mode: Literal["min", "max"]
+    """Whether the largest or the smallest is the best."""
     vocab: dict[str, int | list[int] | None]
+    """Size and special ids of the tokenizer, filled in before slots are made; slots refer to it."""
     task: TaskSettings
+    """The data set."""
     model: Slot
+    """The network."""
     loss: Slot
+    """The training objective (`xlm.core.protocols.Loss`)."""
     loss_metrics: dict[str, Slot]
+    """Figures of the loss's own output, by name (`xlm.core.protocols.LossMetric`)."""
     predictor: Slot
+    """Inference (`xlm.core.protocols.Predictor`)."""
     datamodule: DataSettings
+    """The data loaders."""
     optimizer: Slot
+    """Optimizer of the network's parameters, a node with `_partial_: true`."""
     lr_scheduler: Slot
+    """Learning rate over the steps (`xlm.core.protocols.LRSchedulerFactory`)."""
     trainer: TrainerSettings
+    """Arguments of Lightning's trainer."""
     callbacks: dict[str, Slot | None]
+    """Lightning callbacks by name; null switches one off."""
     logger: dict[str, Slot | None]
+    """Lightning loggers by name; null switches one off."""
 
     @model_validator(mode="after")
     def _one_generation_needs_a_metric_or_a_reader(self) -> "RunSettings":
