@@ -9,12 +9,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from xlm.modules import KeyValueCache, RotaryTransformer
+from xlm_arlm.hub_arlm import HubModel
 
 _LOGITS_AT_ONCE = 2**25
 """Logits that the cross entropy holds at a time: 128 MiB in float32."""
@@ -22,7 +22,7 @@ _LOGITS_AT_ONCE = 2**25
 
 class ARLM(
     nn.Module,
-    PyTorchModelHubMixin,
+    HubModel,
     library_name="xlm-arlm",
     tags=["autoregressive-language-model", "text-generation"],
     license="mit",

@@ -10,11 +10,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlm.modules import DiT, TimestepEmbedding
+from xlm_flexmdm.hub_flexmdm import HubModel
 from xlm_flexmdm.types_flexmdm import FlexMDMOutput
 
 Head = Literal["expectation", "distribution"]
@@ -54,7 +54,7 @@ class GapHead(nn.Module):
 
 class FlexMDM(
     nn.Module,
-    PyTorchModelHubMixin,
+    HubModel,
     library_name="xlm-flexmdm",
     tags=["masked-diffusion", "text-generation"],
     license="mit",

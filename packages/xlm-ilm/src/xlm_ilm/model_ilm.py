@@ -7,11 +7,11 @@ through a last norm before the token head (the published code has none there).
 from typing import Literal
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlm.modules import RotaryTransformer
+from xlm_ilm.hub_ilm import HubModel
 from xlm_ilm.types_ilm import ILMOutput
 
 Head = Literal["stop", "length"]
@@ -42,7 +42,7 @@ class StopHead(nn.Module):
 
 class ILM(
     nn.Module,
-    PyTorchModelHubMixin,
+    HubModel,
     library_name="xlm-ilm",
     tags=["insertion-language-model", "text-generation"],
     license="mit",

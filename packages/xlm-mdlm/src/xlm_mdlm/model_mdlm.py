@@ -10,16 +10,16 @@ arXiv:2406.07524, section 3) is seen to by the loss and the samplers, for any ne
 from typing import Literal
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlm.modules import DiT, RotaryTransformer, TimestepEmbedding
+from xlm_mdlm.hub_mdlm import HubModel
 
 
 class MDLMRotary(
     nn.Module,
-    PyTorchModelHubMixin,
+    HubModel,
     library_name="xlm-mdlm",
     tags=["masked-diffusion-language-model", "text-generation"],
     license="mit",
@@ -83,7 +83,7 @@ class MDLMRotary(
 
 class MDLMDiT(
     nn.Module,
-    PyTorchModelHubMixin,
+    HubModel,
     library_name="xlm-mdlm",
     tags=["masked-diffusion-language-model", "text-generation"],
     license="mit",

@@ -7,16 +7,16 @@ tokens does not depend on them.
 from typing import Literal
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlm.modules import RotaryTransformer
+from xlm_mlm.hub_mlm import HubModel
 
 
 class MLM(
     nn.Module,
-    PyTorchModelHubMixin,
+    HubModel,
     library_name="xlm-mlm",
     tags=["masked-language-model", "text-generation"],
     license="mit",

@@ -14,6 +14,17 @@ family works: that its numbers are right is for the family's own tests to show.
 
 from xlm.modules.testing.examples import Edge, Example, Kind
 from xlm.modules.testing.parts import CountingModel, replay, to_list
+from xlm.modules.testing.saving import SavedModel, SavingSuite
 from xlm.modules.testing.suite import ConformanceSuite
 
-__all__ = ["ConformanceSuite", "CountingModel", "Edge", "Example", "Kind", "replay", "to_list"]
+__all__ = [
+    "ConformanceSuite",
+    "CountingModel",
+    "Edge",
+    "Example",
+    "Kind",
+    "SavedModel",
+    "SavingSuite",
+    "replay",
+    "to_list",
+]
