@@ -20,6 +20,9 @@ class ToyTokenizer:
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(str(token) for token in ids)
 

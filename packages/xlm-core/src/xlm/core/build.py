@@ -45,7 +45,12 @@ def make_all(config: DictConfig, key: str) -> dict[str, Any]:
 def make_tokenizer(config: DictConfig) -> Tokenizer:
     """Make the tokenizer and fill the node ``vocab`` from it, so that slots can refer to its ids."""
     tokenizer = make(config, "task.tokenizer")
-    check_methods(tokenizer, "task.tokenizer", "Tokenizer", ("encode", "decode", "vocab_size", *SPECIAL_IDS))
+    check_methods(
+        tokenizer,
+        "task.tokenizer",
+        "Tokenizer",
+        ("encode", "encode_batch", "decode", "vocab_size", *SPECIAL_IDS),
+    )
     ids: dict[str, int | None] = {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
     never_in_text = {index for name, index in ids.items() if index is not None and name != "unk_id"}
     config.vocab = {"size": tokenizer.vocab_size, "special_ids": sorted(never_in_text), **ids}

@@ -35,6 +35,9 @@ class Example(TypedDict):
     """(target,) int64: the text to model or to generate."""
     fixed: NotRequired[Tensor]
     """(target,) bool: target tokens that are given (infilling)."""
+    segment_ids: NotRequired[Tensor]
+    """(target,) int64: number of the document in a packed block that a token belongs to, from 0; there where
+    documents are kept apart. A separator belongs to the document before it."""
 
 
 class Collator(Protocol[BatchOut]):
@@ -197,7 +200,12 @@ class NoiseSchedule(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back, with the ids of the special tokens that it has."""
+    """Text to ids and back, with the ids of the special tokens that it has.
+
+    Prepared data are kept under a key that covers the tokenizer's contents: a hash of the pickled object, or
+    its attribute ``fingerprint`` (str) if it has one. An object that knows where it was loaded from, or that
+    changes while it works, should have one.
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -221,6 +229,10 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, /) -> list[int]:
         """Ids of ``text``, without special tokens around it."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str], /) -> Sequence[Sequence[int]]:
+        """Ids of each text, as ``encode`` gives them; the preparation of data calls this."""
         ...
 
     def decode(self, ids: Sequence[int], /) -> str:
@@ -280,11 +292,23 @@ class Source(Protocol):
         ...
 
 
+class RowFilter(Protocol):
+    """Chooses raw rows."""
+
+    def __call__(self, row: Row, /) -> bool:
+        """Whether to keep ``row``."""
+        ...
+
+
 class Preprocess(Protocol):
     """Turns a raw row into the columns of an example."""
 
-    def __call__(self, row: Row, tokenizer: Tokenizer, /) -> Mapping[str, object]:
-        """Columns ``prompt_ids``, ``target_ids``, ``fixed`` as lists, whichever the task has."""
+    def __call__(self, row: Row, tokenizer: Tokenizer, /) -> Mapping[str, object] | None:
+        """Columns ``prompt_ids``, ``target_ids``, ``fixed``, whichever the task has; None leaves the row out.
+
+        Ids may be given as a list, or as text: the text of many rows is then tokenised at once, which is much
+        faster than calling the tokenizer here.
+        """
         ...
 
 

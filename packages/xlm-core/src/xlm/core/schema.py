@@ -19,6 +19,7 @@ JobType = Literal["prepare_data", "train", "eval", "generate"]
 JOB_TYPES: tuple[str, ...] = get_args(JobType)
 Stage = Literal["train", "val", "test"]
 Use = Literal["loss", "likelihood", "generation"]
+Column = Literal["prompt_ids", "target_ids", "fixed"]
 Precision = Literal["32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true"]
 
 
@@ -39,6 +40,26 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class LengthLimitSettings(Settings):
+    """What happens to rows with a long target; the summary of the preparation counts them."""
+
+    max_length: Annotated[int, Field(ge=1)]
+    """Most tokens of a target."""
+    longer: Literal["cut", "drop"]
+    """Longer targets lose their end (cut), or the whole row is left out (drop)."""
+
+
+class PackingSettings(Settings):
+    """Documents joined into blocks of one length; only the last block of a split may be shorter."""
+
+    block_length: Annotated[int, Field(ge=2)]
+    """Target tokens in a block, separators included; the family's own special tokens come on top."""
+    separator_id: int | None
+    """Token after each document, as a reference: ${vocab.eos_id}. It is placed here and nowhere else."""
+    keep_apart: bool = False
+    """Whether examples tell the documents apart (`segment_ids`), for attention inside a document only."""
+
+
 class TaskSettings(Settings):
     """A data set with its tokenizer and its metrics of generated text."""
 
@@ -46,12 +67,21 @@ class TaskSettings(Settings):
     """Name of the data set, for people."""
     source: Slot
     """Where raw rows come from (`xlm.core.protocols.Source`)."""
+    filter: Slot | None = None
+    """Which raw rows to keep (`xlm.core.protocols.RowFilter`); null: all."""
     preprocess: Slot
     """Turns a raw row into ids (`xlm.core.protocols.Preprocess`)."""
     tokenizer: Slot
     """Text to ids and back (`xlm.core.protocols.Tokenizer`)."""
     splits: dict[Stage, str]
-    """Which split of the source serves as train, val and test."""
+    """Which split of the source serves as train, val and test, in the syntax of `datasets`: train[:-1000]."""
+    length_limit: LengthLimitSettings | None = None
+    """Limit of the target's length; null: none, no token is cut."""
+    packing: PackingSettings | None = None
+    """How language-modelling loaders pack the documents, unless a loader says otherwise; null: not at all."""
+    streaming: bool = False
+    """Whether training reads from the source as it goes instead of preparing the split (val and test are
+    prepared in any case)."""
     max_target_length: Annotated[int, Field(ge=1)] | None = None
     """Longest target in tokens; families with a fixed width take it as that width. null: not known."""
     metrics: dict[str, Slot] = {}
@@ -72,7 +102,24 @@ class LoaderSettings(Settings):
     num_workers: Annotated[int, Field(ge=0)]
     """Processes that read and collate ahead; 0: none. Results do not depend on it."""
     max_rows: Annotated[int, Field(ge=1)] | None
-    """Only the first rows of the split; null: all."""
+    """Only the first examples of the split (rows, or blocks where packed); null: all. In a stream: rows."""
+    columns: list[Column] | None = None
+    """What an example carries of prompt_ids, target_ids, fixed; null: all that the task has. []: nothing but
+    a seed (unconditional generation of `max_rows` texts)."""
+    packing: PackingSettings | None = None
+    """How documents are packed into blocks; null: each row is an example."""
+    bucketing: Annotated[int, Field(ge=2)] | None = None
+    """Batches whose rows are sorted by length among one another, so that less is padded; null: none."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "LoaderSettings":
+        if self.columns == [] and self.max_rows is None:
+            raise ValueError("columns is [] (nothing given): max_rows must say how many texts to generate")
+        if self.packing is not None and self.bucketing is not None:
+            raise ValueError("packing and bucketing exclude one another: packed blocks have one length")
+        if self.packing is not None and self.columns not in (None, ["target_ids"]):
+            raise ValueError("packing needs the column target_ids alone: set columns or packing to null")
+        return self
 
 
 class DataSettings(Settings):
@@ -81,7 +128,9 @@ class DataSettings(Settings):
     cache_dir: str
     """Folder of prepared data; the environment variable XLM_CACHE changes the default."""
     num_proc: Annotated[int, Field(ge=1)]
-    """Processes that prepare the data."""
+    """Processes that prepare the data; the result does not depend on it."""
+    shuffle_buffer: Annotated[int, Field(ge=1)]
+    """Rows among which a stream is shuffled (task.streaming); they are held in memory."""
     batch_size: Annotated[int, Field(ge=1)]
     """Batch size of every loader that has none of its own."""
     train: dict[str, LoaderSettings]
@@ -100,6 +149,9 @@ class DataSettings(Settings):
     def _training_has_one_loader(self) -> "DataSettings":
         if [loader.uses for loader in self.train.values()] != [["loss"]]:
             raise ValueError("train: needs exactly one loader, with `uses: [loss]`")
+        for stage, loaders in self.loaders.items():
+            if stage != "train" and any(loader.bucketing for loader in loaders.values()):
+                raise ValueError(f"{stage}: bucketing is for the training loader only")
         return self
 
 
@@ -168,6 +220,8 @@ class RunSettings(Settings):
     """Size and special ids of the tokenizer, filled in before slots are made; slots refer to it."""
     task: TaskSettings
     """The data set."""
+    source: str | None = None
+    """Local copy of the data set that is used instead of task.source: a folder or files."""
     model: Slot
     """The network."""
     loss: Slot

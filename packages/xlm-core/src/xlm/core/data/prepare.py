@@ -111,10 +111,11 @@ def _encoded(
     if isinstance(rows, datasets.Dataset):
 
         def encode(batch: Mapping[str, Sequence[object]]) -> dict[str, list[object]]:
-            encoded = [
+            rows = (
                 preprocess(dict(zip(batch, values, strict=True)), tokenizer)
                 for values in zip(*batch.values(), strict=True)
-            ]
+            )
+            encoded = [row for row in rows if row is not None]
             return {name: [row[name] for row in encoded] for name in encoded[0]}
 
         return rows.map(
