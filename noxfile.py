@@ -9,6 +9,7 @@ import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -43,9 +44,19 @@ def pytest(session: nox.Session, *arguments: str) -> None:
     session.run("pytest", "-n", "2", "--dist", "loadfile", *arguments, *session.posargs, env=ENVIRONMENT)
 
 
+def metadata_of(package: str) -> dict[str, Any]:
+    return tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text())
+
+
+def test_groups(package: str) -> list[str]:
+    """The groups that a package's tests need, as uv's options: those it asks for itself, and `test`."""
+    more: list[str] = metadata_of(package).get("tool", {}).get("xlm", {}).get("test-groups", [])
+    return [option for group in ("test", *more) for option in ("--group", group)]
+
+
 def shape_checks(package: str) -> list[str]:
     """Run the shape annotations of a package that has any, as pytest's options."""
-    metadata = tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text())
+    metadata = metadata_of(package)
     if not any(name.startswith("jaxtyping") for name in metadata["project"]["dependencies"]):
         return []
     module = "xlm.modules" if package == "xlm-modules" else package.replace("-", "_")
@@ -54,7 +65,7 @@ def shape_checks(package: str) -> list[str]:
 
 def test_session(package: str) -> Callable[[nox.Session], None]:
     def test(session: nox.Session) -> None:
-        sync(session, "--package", package, "--group", "test")
+        sync(session, "--package", package, *test_groups(package))
         pytest(session, f"packages/{package}/tests", "-q", *shape_checks(package))
 
     test.__doc__ = f"Tests of {package}, with nothing installed but what it declares."
@@ -91,7 +102,7 @@ def architecture(session: nox.Session) -> None:
 @nox.session
 def integration(session: nox.Session) -> None:
     """All packages together: every experiment, every job."""
-    sync(session, "--all-packages", "--group", "test")
+    sync(session, "--all-packages", "--group", "test", "--group", "data")
     pytest(session, "tests/integration", "-q")
 
 

