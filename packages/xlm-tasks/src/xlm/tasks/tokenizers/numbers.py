@@ -84,10 +84,6 @@ class NumberTokenizer:
                 raise ValueError(f"id {token_id} is not in [0, {self.vocab_size})")
         return " ".join(self._names[token_id] for token_id in ids)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, as `encode` gives them."""
-        return [self.encode(text) for text in texts]
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the files from which `AutoTokenizer.from_pretrained(folder)` makes the same tokenizer.
 
