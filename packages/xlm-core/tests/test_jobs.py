@@ -107,7 +107,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(run_toy: Run,
 
 def test_accumulated_micro_batches_equal_one_batch(run_toy: Run, tmp_path: Path) -> None:
     """The rows have different lengths, so a mean of means would differ."""
-    common = ("job_type=train", "test_after_training=false", "callbacks=default", "callbacks.progress=null")
+    common = ("job_type=train", "test_after_training=false", "callbacks.progress=null")
     run_toy(*common, "job_name=one", "datamodule.batch_size=8")
     run_toy(*common, "job_name=two", "datamodule.batch_size=4", "trainer.accumulate_grad_batches=2")
     weights = [

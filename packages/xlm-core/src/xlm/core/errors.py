@@ -4,6 +4,8 @@
 class XLMError(Exception):
     """A mistake in the configuration, the data or the command line.
 
-    The command line prints its message without a stack trace and exits with code 1, so the message
+    The command line prints its message without a stack trace and exits with ``exit_code``, so the message
     says what was found, where, and what to do about it.
     """
+
+    exit_code = 1

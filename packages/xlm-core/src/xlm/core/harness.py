@@ -6,15 +6,20 @@ It knows batches, sums, counts and ids; it knows nothing of any model family.
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import lightning
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import override
 
+from xlm.core.checkpoints import FORMAT_KEY, FORMAT_VERSION
 from xlm.core.data import LoadedBatch
+from xlm.core.interruption import InterruptedTrainingError, Interruption
+from xlm.core.loop_state import to_step_boundary
 from xlm.core.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric
 from xlm.core.predictions import PredictionWriter, decode
 from xlm.core.protocols import (
@@ -22,13 +27,13 @@ from xlm.core.protocols import (
     LikelihoodLoss,
     Loss,
     LossMetric,
-    LossOutput,
     LRSchedulerFactory,
     OptimizerFactory,
     Predictor,
     Tokenizer,
 )
 from xlm.core.schema import LoaderSettings, Stage
+from xlm.core.step import StepWatch, Window
 from xlm.modules import row_seeds
 
 
@@ -44,21 +49,6 @@ class Slots:
     lr_scheduler: LRSchedulerFactory
     loss_metrics: Mapping[str, LossMetric[Any]] = field(default_factory=dict[str, LossMetric[Any]])
     generation_metrics: Mapping[str, GenerationMetric] = field(default_factory=dict[str, GenerationMetric])
-
-
-class _Window:
-    """Sums of the micro-batches since the last optimizer step, on the device, never read there."""
-
-    def __init__(self) -> None:
-        self.count: Tensor | None = None
-        self.terms: dict[str, Tensor] = {}
-
-    def add(self, output: LossOutput) -> None:
-        count = output.loss_count.detach()
-        self.count = count if self.count is None else self.count + count
-        for name, value in {"loss": output.loss_sum, **output.terms}.items():
-            total = self.terms.get(name)
-            self.terms[name] = value.detach() if total is None else total + value.detach()
 
 
 class Harness(lightning.LightningModule):
@@ -88,7 +78,12 @@ class Harness(lightning.LightningModule):
         self.results: dict[str, float] = {}
         # In a tuple, hence outside the module tree: the keys of a checkpoint are those of the plain network.
         self._compiled = (torch.compile(self.model),) if compile_network else ()
-        self._window = _Window()
+        self.interruption = Interruption()
+        self.between_steps = True
+        """Whether the weights, their average and the optimizer belong to the same step."""
+        self._window = Window()
+        self._watch = StepWatch()
+        self._validated_step = 0
         self.metrics: dict[str, dict[str, SummedMetric[Any]]] = {
             f"{stage}/{name}": self._loader_metrics(settings)
             for stage in ("val", "test")
@@ -103,6 +98,10 @@ class Harness(lightning.LightningModule):
     # ---- training -----------------------------------------------------------------------------------
 
     @override
+    def on_train_start(self) -> None:
+        self.interruption.install()
+
+    @override
     def on_train_batch_start(self, batch: LoadedBatch[Any], batch_idx: int) -> None:
         accumulated = self.trainer.accumulate_grad_batches
         micro_batch = self.trainer.global_step * accumulated + batch_idx % accumulated
@@ -112,29 +111,72 @@ class Harness(lightning.LightningModule):
     @override
     def training_step(self, batch: LoadedBatch[Any], batch_idx: int) -> Tensor:
         output = self.slots.loss(self.network, batch.batch)
-        self._window.add(output)
+        self._window.add(output, batch, batch_idx)
         # Lightning divides by this number; what is to be accumulated is the plain sum.
         return output.loss_sum * self.trainer.accumulate_grad_batches
 
     @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn gradients of the sum into gradients of the mean over all ranks and micro-batches."""
-        window, self._window = self._window, _Window()
+        self._look_at_last_step()
+        self._stop_if_asked()
+        self.between_steps = False
+        window, self._window = self._window, Window()
         assert window.count is not None
         world_size = self.trainer.world_size
-        names = list(window.terms)
-        sums = torch.stack([window.count.float(), *(window.terms[name].float() for name in names)])
+        names = list(window.sums)
+        wants_to_stop = window.count.new_full((), bool(self.interruption.signum), dtype=torch.float32)
+        numbers = [wants_to_stop, window.count.float(), *(window.sums[name].float() for name in names)]
+        sums = torch.stack(numbers)
         if world_size > 1:
             sums = cast("Tensor", self.trainer.strategy.reduce(sums, reduce_op="sum"))
-        count = sums[0].clamp(min=1)
+        self._watch.watch(self.trainer.global_step + 1, window, sums)
+        count = sums[1].clamp(min=1)
         gradients = [
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
         # DDP has averaged the gradients over ranks, hence the number of ranks.
         torch._foreach_mul_(gradients, world_size / count)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  # torch's own optimizers use it; it has no public name
-        means = sums[1:] / count
+        means = sums[2:] / count
         self.log("train/loss", means[0], prog_bar=True)
         self.log_dict({f"train/{name}": mean for name, mean in zip(names[1:], means[1:], strict=True)})
+
+    @override
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: LoadedBatch[Any], batch_idx: int) -> None:
+        if self._window.count is None:  # an optimizer step was made, and every callback has seen it
+            self.between_steps = True
+            self._stop_if_asked()
+
+    def _look_at_last_step(self) -> None:
+        self._watch.check(Path(self.trainer.default_root_dir), self.global_rank)
+
+    def _stop_if_asked(self) -> None:
+        """Stop between two steps; several processes stop at the same one."""
+        alone = self.trainer.world_size == 1
+        if self.interruption.signum if alone else self._watch.stop_wanted:
+            raise InterruptedTrainingError(self.interruption.signum, self.trainer.global_step)
+
+    # ---- checkpoints --------------------------------------------------------------------------------
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[FORMAT_KEY] = FORMAT_VERSION
+        if not self.trainer.training and not self.trainer.validating:
+            return
+        self._look_at_last_step()
+        checkpoint["xlm_stopped_early"] = self.trainer.should_stop
+        validated = self._validated_step == self.trainer.global_step
+        to_step_boundary(checkpoint, self.trainer, validated=validated)
+        for logger in self.trainer.loggers:
+            logger.save()  # a kill would take the figures that wait in memory
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        callbacks = cast("list[Callback]", self.trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
+        averages = any(isinstance(callback, WeightAveraging) for callback in callbacks)
+        if "current_model_state" in checkpoint and not averages:
+            # Its state_dict is the average, with which the optimizer's state has nothing to do.
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -146,6 +188,7 @@ class Harness(lightning.LightningModule):
 
     @override
     def validation_step(self, batch: LoadedBatch[Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._stop_if_asked()
         self._evaluate("val", batch, dataloader_idx)
 
     @override
@@ -153,8 +196,14 @@ class Harness(lightning.LightningModule):
         self._evaluate("test", batch, dataloader_idx)
 
     @override
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn == "fit":
+            self._look_at_last_step()
+
+    @override
     def on_validation_epoch_end(self) -> None:
         self._report("val")
+        self._validated_step = self.trainer.global_step
 
     @override
     def on_test_epoch_end(self) -> None:

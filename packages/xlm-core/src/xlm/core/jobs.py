@@ -9,20 +9,21 @@ from typing import Any, cast
 
 import datasets
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from xlm.core import report
 from xlm.core.build import make_all, make_datamodule, make_prepared, make_slots, make_tokenizer
+from xlm.core.checkpoints import AtomicCheckpointIO, Header
 from xlm.core.checks import check_slots
 from xlm.core.data import DataModule
-from xlm.core.errors import XLMError
 from xlm.core.harness import Harness
+from xlm.core.interruption import InterruptedTrainingError, requeue
 from xlm.core.predictions import PredictionWriter
 from xlm.core.run_folder import RunFolder
 from xlm.core.schema import JobType, RunSettings
+from xlm.core.weights import WeightOptions, load_weights
 
 HARMLESS_WARNINGS = (
     ".*does not have many workers.*",  # the default of the small tasks, on purpose
@@ -58,7 +59,7 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     """Train, resume if the run exists, and test the best checkpoint."""
     folder = RunFolder(Path(settings.output_dir, settings.job_name))
     record = container(config)
-    resume_from = folder.start_training(record)
+    resume = folder.start_training(record)
     harness, datamodule = assemble(config, settings)
     report.print_start(
         "train",
@@ -67,18 +68,19 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
             "task": settings.task.name,
             "parameters": f"{sum(p.numel() for p in harness.model.parameters()):,}",
             "steps": f"{settings.trainer.max_steps:,}",
-            "resuming" if resume_from else "starting": str(resume_from or "from new weights"),
+            **describe_start(resume),
         },
     )
     check_slots(harness.slots, datamodule)
     trainer = make_trainer(config, settings, folder.path)
-    if resume_from is None and settings.ckpt_path is not None:
-        load_weights(harness, Path(settings.ckpt_path))
-    trainer.fit(harness, datamodule, ckpt_path=resume_from, weights_only=True)
+    if resume is None and settings.ckpt_path is not None:
+        load_weights(harness.model, Path(settings.ckpt_path), **chosen_weights(settings))
+    if resume is None or not resume.stopped_early:
+        fit(trainer, harness, datamodule, resume)
     results = dict(harness.results)
     traces: Mapping[str, Any] = {}
     if settings.test_after_training:
-        load_weights(harness, folder.best_checkpoint())
+        load_weights(harness.model, folder.best_checkpoint())
         writer = evaluate_test_split(trainer, harness, datamodule, folder.path, settings)
         results, traces = harness.results, writer.traces
     if trainer.is_global_zero:
@@ -100,6 +102,25 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     return results
 
 
+def describe_start(resume: Header | None) -> dict[str, str]:
+    """What a training begins with, for its first lines."""
+    if resume is None:
+        return {"starting": "from new weights"}
+    if resume.stopped_early:
+        return {"finished": f"stopped early at step {resume.step}: {resume.path}"}
+    return {"resuming": f"at step {resume.step}: {resume.path}"}
+
+
+def fit(trainer: lightning.Trainer, harness: Harness, datamodule: DataModule, resume: Header | None) -> None:
+    """Train to the end, or until a signal stops it; SLURM's notice of the time limit requeues the job."""
+    try:
+        trainer.fit(harness, datamodule, ckpt_path=resume.path if resume else None, weights_only=True)
+    except InterruptedTrainingError as interrupted:
+        if trainer.is_global_zero and (told := requeue(interrupted.signum)):
+            report.say(told)
+        raise
+
+
 def evaluate(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     """Score a checkpoint on the test split, or write its generations."""
     run_folder = RunFolder(Path(settings.output_dir, settings.job_name))
@@ -109,7 +130,7 @@ def evaluate(config: DictConfig, settings: RunSettings) -> dict[str, float]:
         data = settings.datamodule.model_copy(update={"test": loaders})
         settings = settings.model_copy(update={"datamodule": data})
     harness, datamodule = assemble(config, settings)
-    load_weights(harness, checkpoint)
+    load_weights(harness.model, checkpoint, **chosen_weights(settings))
     folder = run_folder.start_job(settings.job_type, container(config))
     report.print_start(settings.job_type, folder, {"task": settings.task.name, "checkpoint": str(checkpoint)})
     trainer = make_trainer(config, settings, folder, with_loggers=False)
@@ -146,11 +167,12 @@ def make_trainer(
     """Make Lightning's trainer from the node ``trainer`` and what the harness decides itself."""
     node = settings.trainer
     arguments = cast("dict[str, Any]", OmegaConf.to_container(config.trainer, resolve=True))
-    num_batches = node.max_steps * node.accumulate_grad_batches
+    accumulated = node.accumulate_grad_batches
+    interval = min(node.val_check_interval or node.max_steps, node.max_steps)
     if node.val_check_interval is None:
         arguments["limit_val_batches"] = 0
-    # The training stream is one long epoch (see xlm.core.data.order), so validation is counted in batches.
-    arguments["val_check_interval"] = min(node.val_check_interval or num_batches, num_batches)
+    # The training stream is one long epoch (see xlm.core.data.order); Lightning counts batches, we steps.
+    arguments["val_check_interval"] = interval * accumulated
     if isinstance(node.strategy, dict):
         arguments["strategy"] = make_all(config, "trainer")["strategy"]
     callbacks = cast("list[Callback]", list(make_all(config, "callbacks").values()))
@@ -162,6 +184,7 @@ def make_trainer(
         callbacks=callbacks,
         logger=loggers or False,
         default_root_dir=folder,
+        plugins=[AtomicCheckpointIO()] if settings.job_type == "train" else [],
         use_distributed_sampler=False,
     )
 
@@ -189,23 +212,9 @@ def evaluate_test_split(
     return writer
 
 
-def load_weights(harness: Harness, checkpoint: Path) -> None:
-    """Load the network's weights of a checkpoint (the averaged ones, if it was trained with EMA).
-
-    Raises:
-        XLMError: When the file is not there, is damaged, or belongs to another network.
-    """
-    if not checkpoint.is_file():
-        raise XLMError(f"ckpt_path: there is no file {checkpoint}")
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
-    except Exception as error:
-        raise XLMError(f"ckpt_path: {checkpoint} is not a readable checkpoint: {error}") from error
-    try:
-        harness.model.load_state_dict(state)
-    except RuntimeError as error:
-        raise XLMError(f"ckpt_path: {checkpoint} does not fit the network in `model`.\n{error}") from error
+def chosen_weights(settings: RunSettings) -> WeightOptions:
+    """Which weights of ``ckpt_path`` the config asks for."""
+    return {"which": settings.weights, "allow_pickle": settings.allow_pickle}
 
 
 def container(config: DictConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from xlm.core.checkpoints import write_text_atomically
 from xlm.core.data import PreparedTask
 from xlm.core.predictions import Frame
 from xlm.core.protocols import Generation
@@ -20,6 +21,11 @@ def print_start(job_type: str, folder: Path, lines: Mapping[str, str]) -> None:
     console.print(Text.assemble((f"xlm {job_type}", "bold"), f"  {folder}"))
     for name, value in lines.items():
         console.print(f"  {name:<12} {value}", soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """One line to the reader."""
+    console.print(Text(line), soft_wrap=True)
 
 
 def print_prepared(prepared: PreparedTask) -> None:
@@ -84,4 +90,4 @@ def print_files(files: Mapping[str, Path]) -> None:
 
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
     """Write figures as JSON."""
-    path.write_text(json.dumps(dict(metrics), indent=2) + "\n")
+    write_text_atomically(path, json.dumps(dict(metrics), indent=2) + "\n")

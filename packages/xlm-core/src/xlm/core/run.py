@@ -90,7 +90,10 @@ def task(config: DictConfig) -> None:
     except XLMError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        sys.exit(f"Error: {error}")
+        if error.exit_code == 1:
+            sys.exit(f"Error: {error}")
+        print(error, file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
 
 
 def main() -> None:

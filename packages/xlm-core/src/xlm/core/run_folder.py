@@ -16,12 +16,17 @@ from typing import Any
 
 import yaml
 
+from xlm.core import report
+from xlm.core.checkpoints import Header, damage, newest_valid, write_text_atomically
 from xlm.core.errors import XLMError
 
 REPORTED = ("torch", "lightning", "hydra-core", "transformers", "datasets", "numpy")
 MAY_CHANGE = (
+    "allow_pickle",
+    "checkpoint_interval",
     "ckpt_path",
     "job_type",
+    "weights",
     "show_generations",
     "test_after_training",
     "callbacks",
@@ -49,7 +54,7 @@ class RunFolder:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
-    def start_training(self, config: Mapping[str, Any]) -> Path | None:
+    def start_training(self, config: Mapping[str, Any]) -> Header | None:
         """Write the config, or compare it with the one of the run that is to be resumed.
 
         Returns:
@@ -83,10 +88,15 @@ class RunFolder:
         _write_record(folder, config)
         return folder
 
-    def last_checkpoint(self) -> Path | None:
-        """The checkpoint that training resumes from."""
-        found = [*self.checkpoints.glob("*.ckpt")]
-        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    def last_checkpoint(self) -> Header | None:
+        """The checkpoint that training resumes from: of the latest step, among those that are whole.
+
+        Files that cannot be used are named on the console and left where they are.
+        """
+        found = newest_valid(self.checkpoints)
+        for path, reason in found.refused.items():
+            report.say(f"{path} is passed over: {reason}")
+        return found.header
 
     def best_checkpoint(self) -> Path:
         """The best checkpoint of the run, else its last.
@@ -94,20 +104,24 @@ class RunFolder:
         Raises:
             XLMError: When the run has none.
         """
-        best = sorted(self.checkpoints.glob("best-*.ckpt"))
-        found = best[-1] if best else self.last_checkpoint()
-        if found is None:
+        for path in sorted(self.checkpoints.glob("best-*.ckpt"), reverse=True):
+            reason = damage(path)
+            if reason is None:
+                return path
+            report.say(f"{path} is passed over: {reason}")
+        last = self.last_checkpoint()
+        if last is None:
             raise XLMError(
                 f"The run {self.path} has no checkpoint in {self.checkpoints}. Train it first "
                 "(job_type=train with this job_name), or name a file: ckpt_path=PATH."
             )
-        return found
+        return last.path
 
 
 def _write_record(folder: Path, config: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    (folder / "versions.json").write_text(json.dumps(package_versions(), indent=2) + "\n")
+    write_text_atomically(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    write_text_atomically(folder / "versions.json", json.dumps(package_versions(), indent=2) + "\n")
 
 
 def package_versions() -> dict[str, str]:

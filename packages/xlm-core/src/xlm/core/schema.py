@@ -205,6 +205,9 @@ class RunSettings(Settings):
     output_dir: str
     """Folder of all runs."""
     ckpt_path: str | None
+    weights: Literal["auto", "ema", "raw"]
+    allow_pickle: bool
+    checkpoint_interval: Annotated[int, Field(ge=1)]
     """Weights to start from: in train those of another run, else of the run's best checkpoint."""
     compile: bool
     """Whether to run the network through `torch.compile`."""
