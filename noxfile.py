@@ -107,6 +107,19 @@ def integration(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site, strictly, and run every block of the documentation (with -- --build: build only)."""
+    sync(
+        session, "--all-packages", "--group", "docs", "--group", "test", "--group", "dev", "--group", "corpus"
+    )
+    session.run(
+        "mkdocs", "build", "--strict", "--site-dir", "site", env=ENVIRONMENT | {"NO_MKDOCS_2_WARNING": "1"}
+    )
+    if "--build" not in session.posargs:
+        pytest(session, "tests/documentation", "-q")
+
+
+@nox.session
 def wheels(session: nox.Session) -> None:
     """Build all wheels, install them outside the repository, run a job from there."""
     outside = Path(session.create_tmp()).resolve() / "outside"

@@ -1,0 +1,56 @@
+"""The site builds without a warning, loads nothing from elsewhere, and explains every key."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+from .blocks import ROOT
+
+sys.path.insert(0, str(ROOT / "docs/tools"))
+import configuration
+import site_hook
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site; strict, so a warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True))
+    return folder
+
+
+def test_every_family_and_task_has_a_page(site: Path) -> None:
+    for family in site_hook.families():
+        assert (site / "models" / family / "index.html").exists()
+    assert (site / "tasks" / "star" / "index.html").exists()
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    assert not list(site_hook.external_hosts(site))
+
+
+def test_equations_are_drawn(site: Path) -> None:
+    pages = [path.read_text(encoding="utf-8") for path in site.rglob("*.html")]
+    assert any("<math" in page for page in pages)
+    assert not any('class="arithmatex"' in page for page in pages)
+
+
+def test_every_key_is_explained() -> None:
+    assert not configuration.unexplained()
+
+
+def test_a_key_without_explanation_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    option = next(option for option in configuration.options() if option.name == "adamw")
+    bare = tmp_path / "bare.yaml"
+    bare.write_text("_target_: torch.optim.AdamW\nlr: 1\n")
+    changed = configuration.Option(option.group, "bare", option.package, bare)
+
+    def only_changed() -> list[configuration.Option]:
+        return [changed]
+
+    monkeypatch.setattr(configuration, "options", only_changed)
+    monkeypatch.setattr(configuration, "ROOT", tmp_path)
+    assert configuration.unexplained() == ["bare.yaml: lr"]

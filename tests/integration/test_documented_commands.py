@@ -1,0 +1,61 @@
+"""Every ``xlm`` command that the documentation shows composes and is valid. (``nox -s docs`` runs them.)"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from xlm.core.cli import JOBS, check_arguments
+
+from ..documentation.blocks import ROOT, Block, blocks_of, markdown_files, shell_commands, xlm_arguments
+from ..documentation.composing import composed_for
+
+FILES = markdown_files()
+SHOWN_AND_DONE = {"--help", "-h", "--version"}
+
+
+def commands(path: Path) -> list[tuple[Block, list[str]]]:
+    return [
+        (block, arguments)
+        for block in blocks_of(path)
+        if block.language == "bash"
+        for command in shell_commands(block.text)
+        if (arguments := xlm_arguments(command)) is not None
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if commands(path)], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_commands_are_valid(path: Path) -> None:
+    for block, arguments in commands(path):
+        try:
+            check_arguments(arguments)
+            if not SHOWN_AND_DONE & set(arguments):
+                composed_for(arguments)
+        except Exception as error:
+            raise AssertionError(f"{block.place}: xlm {shlex.join(arguments)}\n{error}") from error
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_in_the_text_are_known(path: Path) -> None:
+    """Commands inside a sentence name jobs and experiments that exist; CAPITALS are the reader's."""
+    text = re.sub(r"^ *```.*?^ *```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for code in re.findall(r"`([^`\n]+)`", text):
+        known = re.findall(r"\b(?:job_type|experiment)=[a-z0-9_]+", code)
+        check_arguments([argument for argument in known if not argument.endswith(("_", "="))])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_data_in_the_text_can_be_read(path: Path) -> None:
+    for block in blocks_of(path):
+        if block.language == "yaml":
+            assert yaml.safe_load(block.text) is not None, block.place
+
+
+def test_the_scan_finds_the_first_command() -> None:
+    found = [arguments for _, arguments in commands(ROOT / "README.md")]
+    assert ["job_type=train", "job_name=first", "experiment=star_tiny_ilm"] in found
+    assert set(JOBS) >= {"train", "eval"}
