@@ -8,11 +8,11 @@ import hydra.utils
 from omegaconf import DictConfig, OmegaConf
 
 from xlm.core.checks import check_methods
-from xlm.core.data import DataModule, PreparedTask, prepare
+from xlm.core.data import DataModule, PreparedTask, Stream, TaskParts, open_stream, prepare
 from xlm.core.errors import XLMError
 from xlm.core.harness import Slots
 from xlm.core.protocols import Tokenizer
-from xlm.core.schema import RunSettings
+from xlm.core.schema import LoaderSettings, RunSettings, Stage
 
 SPECIAL_IDS = ("pad_id", "cls_id", "mask_id", "eos_id", "bos_id", "sep_id", "unk_id")
 
@@ -78,21 +78,44 @@ def make_slots(config: DictConfig, tokenizer: Tokenizer) -> Slots:
     return slots
 
 
-def make_prepared(config: DictConfig, settings: RunSettings, tokenizer: Tokenizer) -> PreparedTask:
-    """Prepare the task's rows, or find them in the cache."""
-    return prepare(
-        settings.task,
+def make_parts(config: DictConfig, settings: RunSettings, tokenizer: Tokenizer) -> TaskParts:
+    """Make the slots of the task that give rows."""
+    return TaskParts(
         source=make(config, "task.source"),
+        row_filter=make(config, "task.filter") if settings.task.filter is not None else None,
         preprocess=make(config, "task.preprocess"),
         tokenizer=tokenizer,
-        cache_dir=Path(settings.datamodule.cache_dir).expanduser(),
-        num_proc=settings.datamodule.num_proc,
+        local_copy=Path(settings.source).expanduser() if settings.source is not None else None,
     )
 
 
-def make_datamodule(config: DictConfig, settings: RunSettings, prepared: PreparedTask) -> DataModule:
+def make_prepared(settings: RunSettings, parts: TaskParts) -> PreparedTask:
+    """Prepare the task's rows, or find them in the cache."""
+    cache_dir = Path(settings.datamodule.cache_dir).expanduser()
+    return prepare(settings.task, parts, cache_dir=cache_dir, num_proc=settings.datamodule.num_proc)
+
+
+def make_datamodule(
+    config: DictConfig, settings: RunSettings, parts: TaskParts, prepared: PreparedTask
+) -> DataModule:
     """Make the data module with the collator of each loader."""
-    loaders = settings.datamodule.loaders
+    loaders: dict[Stage, dict[str, LoaderSettings]] = {
+        stage: {name: _with_separator(config, f"datamodule.{stage}.{name}", s) for name, s in named.items()}
+        for stage, named in settings.datamodule.loaders.items()
+    }
+
+    def stream(**arguments: Any) -> Stream:
+        rows = open_stream(
+            settings.task,
+            parts,
+            max_rows=arguments["settings"].max_rows,
+            buffer_size=settings.datamodule.shuffle_buffer,
+            seed=settings.seed,
+            rank=arguments["rank"],
+            world_size=arguments["world_size"],
+        )
+        return Stream(rows=rows, encoder=parts.encoder(settings.task), seed=settings.seed, **arguments)
+
     return DataModule(
         prepared=prepared,
         loaders=loaders,
@@ -102,4 +125,17 @@ def make_datamodule(config: DictConfig, settings: RunSettings, prepared: Prepare
         },
         seed=settings.seed,
         num_batches=settings.trainer.max_steps * settings.trainer.accumulate_grad_batches,
+        open_stream=stream if settings.task.streaming else None,
     )
+
+
+def _with_separator(config: DictConfig, key: str, settings: LoaderSettings) -> LoaderSettings:
+    """Settings with the id of the separator, which is known once the tokenizer is made."""
+    if settings.packing is None:
+        return settings
+    separator_id = OmegaConf.select(config, f"{key}.packing.separator_id")
+    if separator_id is None:
+        node = OmegaConf.to_container(OmegaConf.select(config, f"{key}.packing"), resolve=False)
+        raise XLMError(f"{key}.packing: the tokenizer has no such token to stand between documents: {node}")
+    packing = settings.packing.model_copy(update={"separator_id": separator_id})
+    return settings.model_copy(update={"packing": packing})

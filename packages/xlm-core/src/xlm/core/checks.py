@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from xlm.core.data import DataModule, LoadedBatch
-from xlm.core.data.order import RowKey
 from xlm.core.errors import XLMError
 from xlm.core.harness import Slots
 from xlm.core.protocols import LikelihoodLoss, LossOutput
@@ -81,8 +80,7 @@ def check_slots(slots: Slots, datamodule: DataModule) -> None:
 
 
 def _first_batch(datamodule: DataModule, stage: Stage, name: str, key: str) -> LoadedBatch[Any]:
-    rows = datamodule.rows(stage, name)
-    examples = rows.__getitems__([RowKey(row, row, row) for row in range(min(NUM_ROWS, len(rows)))])
+    examples = datamodule.first_examples(stage, name, NUM_ROWS)
     collator = datamodule.collators[stage][name]
     check_call(collator, key, "Collator", "examples")
     with _blame(key, "Collator", collator):

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from xlm.core import report
-from xlm.core.build import make_all, make_datamodule, make_prepared, make_slots, make_tokenizer
+from xlm.core.build import make_all, make_datamodule, make_parts, make_prepared, make_slots, make_tokenizer
 from xlm.core.checkpoints import AtomicCheckpointIO, Header
 from xlm.core.checks import check_slots
 from xlm.core.data import DataModule
@@ -50,8 +50,8 @@ def run(config: DictConfig, settings: RunSettings) -> dict[str, float]:
 
 def prepare_data(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     """Prepare the task's rows and say what they are."""
-    prepared = make_prepared(config, settings, make_tokenizer(config))
-    report.print_prepared(prepared)
+    parts = make_parts(config, settings, make_tokenizer(config))
+    report.print_prepared(make_prepared(settings, parts))
     return {}
 
 
@@ -154,9 +154,12 @@ JOBS: dict[JobType, Callable[[DictConfig, RunSettings], dict[str, float]]] = {
 def assemble(config: DictConfig, settings: RunSettings) -> tuple[Harness, DataModule]:
     """Make tokenizer, data and slots, in this order."""
     tokenizer = make_tokenizer(config)
-    prepared = make_prepared(config, settings, tokenizer)
+    parts = make_parts(config, settings, tokenizer)
+    prepared = make_prepared(settings, parts)
+    if not prepared.was_cached:
+        report.print_prepared(prepared)
     slots = make_slots(config, tokenizer)
-    datamodule = make_datamodule(config, settings, prepared)
+    datamodule = make_datamodule(config, settings, parts, prepared)
     harness = Harness(slots, loaders=datamodule.loaders, seed=settings.seed, compile_network=settings.compile)
     return harness, datamodule
 

@@ -1,7 +1,7 @@
 """What a person sees at the end of a job: figures, files, and how a text came to be."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from xlm.core.checkpoints import write_text_atomically
 from xlm.core.data import PreparedTask
+from xlm.core.data.encode import RowCounts
 from xlm.core.predictions import Frame
 from xlm.core.protocols import Generation
 
@@ -39,6 +40,23 @@ def print_prepared(prepared: PreparedTask) -> None:
         lengths = " / ".join(str(value) for value in card.length_quantiles.values())
         table.add_row(split, f"{card.rows:,}", f"{card.tokens:,}", lengths, f"{card.bytes / 1e6:.1f}")
     console.print(table)
+    for split, card in prepared.cards.items():
+        if lost := list(_lost(card.counts)):
+            console.print(f"  {split}: of {card.counts.read:,} rows read {', '.join(lost)}", soft_wrap=True)
+
+
+def _lost(counts: RowCounts) -> Iterator[str]:
+    """What did not pass the preparation as it was, in words."""
+    for number, what in (
+        (counts.filtered, "filtered out"),
+        (counts.refused, "refused by task.preprocess"),
+        (counts.empty, "without a token, left out"),
+        (counts.dropped, "too long (task.length_limit), left out"),
+        (counts.cut, f"too long, cut by {counts.cut_tokens:,} tokens in all (task.length_limit)"),
+        (counts.repaired, "with text that is no valid Unicode, kept with U+FFFD in its place"),
+    ):
+        if number:
+            yield f"{number:,} {what}"
 
 
 def print_traces(traces: Mapping[str, Sequence[tuple[Generation, Sequence[Frame]]]]) -> None:

@@ -1,20 +1,24 @@
 """The data loaders of a run: named, per stage, deterministic and resumable."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
+import datasets
 import lightning
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
-from xlm.core.data.order import EvaluationOrder, RowKey, TrainOrder
+from xlm.core.data.order import Bucketing, EvaluationOrder, RowKey, TrainOrder
+from xlm.core.data.packing import PackedDocuments
 from xlm.core.data.prepare import PreparedTask
-from xlm.core.data.rows import PreparedRows
+from xlm.core.data.rows import Examples, PackedRows, PreparedRows, SeedRows
+from xlm.core.data.stream import EpochStart, Stream
+from xlm.core.errors import XLMError
 from xlm.core.protocols import Collator, Example
-from xlm.core.schema import LoaderSettings, Stage
+from xlm.core.schema import LoaderSettings, PackingSettings, Stage
 
 BatchT = TypeVar("BatchT")
 
@@ -46,6 +50,10 @@ class Collate(Generic[BatchT]):
         )
 
 
+OpenStream = Callable[..., Stream]
+"""Makes the training stream of one process from the arguments that only the data module knows."""
+
+
 class DataModule(lightning.LightningDataModule):
     """Makes each loader of each stage from its settings.
 
@@ -55,6 +63,7 @@ class DataModule(lightning.LightningDataModule):
         collators: The collator of each loader, by the same keys.
         seed: Seed of the run.
         num_batches: Training batches of the whole run.
+        open_stream: Opens the source of training examples where it is not prepared but streamed.
     """
 
     def __init__(
@@ -65,6 +74,7 @@ class DataModule(lightning.LightningDataModule):
         collators: Mapping[Stage, Mapping[str, Collator[Any]]],
         seed: int,
         num_batches: int,
+        open_stream: OpenStream | None = None,
     ) -> None:
         super().__init__()
         self.prepared = prepared
@@ -72,15 +82,36 @@ class DataModule(lightning.LightningDataModule):
         self.collators = collators
         self.seed = seed
         self.num_batches = num_batches
-        self._batches_done = 0
+        self.open_stream = open_stream
+        self._stream: Stream | None = None
+        self._state: dict[str, Any] = {"batches_done": 0}
 
-    def rows(self, stage: Stage, name: str) -> PreparedRows:
-        """The rows that a loader reads."""
+    def rows(self, stage: Stage, name: str) -> Examples:
+        """The examples that a loader of prepared data reads.
+
+        Raises:
+            XLMError: When the task's rows do not have what the loader's settings ask for.
+        """
         settings = self.loaders[stage][name]
+        if settings.columns == []:
+            assert settings.max_rows is not None
+            return SeedRows(settings.max_rows)
         rows = self.prepared.load(settings.split)
+        if settings.packing is not None:
+            return self._packed(stage, name, rows, settings.packing)
         if settings.max_rows is not None:
             rows = rows.select(range(min(settings.max_rows, len(rows))))
-        return PreparedRows(rows)
+        try:
+            return PreparedRows(rows, settings.columns)
+        except XLMError as error:
+            raise XLMError(f"datamodule.{stage}.{name}.{error}") from None
+
+    def first_examples(self, stage: Stage, name: str, number: int) -> Sequence[Example]:
+        """A few examples of a loader, with arbitrary seeds."""
+        if self._streams(stage, name):
+            return self._make_stream(name, num_workers=0).first_examples(number)
+        rows = self.rows(stage, name)
+        return rows.__getitems__([RowKey(row, row, row) for row in range(min(number, len(rows)))])
 
     def collate(self, stage: Stage, name: str) -> Callable[[Sequence[Example]], LoadedBatch[Any]]:
         """The loader's collate function."""
@@ -88,18 +119,26 @@ class DataModule(lightning.LightningDataModule):
         return Collate(self.collators[stage][name], keep_examples=keep_examples)
 
     @override
-    def train_dataloader(self) -> DataLoader[Example]:
+    def train_dataloader(self) -> Iterable[LoadedBatch[Any]]:
         [name] = self.loaders["train"]
+        if self._streams("train", name):
+            self._stream = self._make_stream(name)
+            return self._stream
         rows = self.rows("train", name)
+        settings = self.loaders["train"][name]
+        bucketing = None
+        if settings.bucketing is not None:
+            bucketing = Bucketing(cast("PreparedRows", rows).lengths(), settings.bucketing)
         order = TrainOrder(
             num_rows=len(rows),
-            batch_size=self.loaders["train"][name].batch_size,
+            batch_size=settings.batch_size,
             num_batches=self.num_batches,
             seed=self.seed,
             rank=self._rank,
             world_size=self._world_size,
+            bucketing=bucketing,
         )
-        order.start_batch = self._batches_done
+        order.start_batch = self._state["batches_done"]
         return self._loader("train", name, rows, order)
 
     @override
@@ -111,14 +150,63 @@ class DataModule(lightning.LightningDataModule):
         return self._evaluation("test")
 
     @override
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         # In whole optimizer steps: micro-batches after the last one have left no trace in the weights.
         assert self.trainer is not None
-        return {"batches_done": self.trainer.global_step * self.trainer.accumulate_grad_batches}
+        state = {"batches_done": self.trainer.global_step * self.trainer.accumulate_grad_batches}
+        if self._stream is None:
+            return state
+        starts = [tuple(start) for start in self._stream.epoch_starts]
+        every: list[Any] = [starts]
+        if self._world_size > 1:  # each process reads a part of its own; all of them come here
+            every = [None] * self._world_size
+            torch.distributed.all_gather_object(every, starts)
+        return state | {"epoch_starts": every}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self._batches_done = state_dict["batches_done"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state = state_dict
+
+    def _streams(self, stage: Stage, name: str) -> bool:
+        return self.open_stream is not None and self.loaders[stage][name].split == "train"
+
+    def _make_stream(self, name: str, **changes: Any) -> Stream:
+        assert self.open_stream is not None
+        every = self._state.get("epoch_starts", [[(0, 0)]] * self._world_size)
+        if len(every) != self._world_size:
+            raise XLMError(
+                f"The run was stopped with {len(every)} processes and is to go on with {self._world_size}. A "
+                "stream is read in parts, one for each process: continue with as many, or prepare the data "
+                "(task.streaming=false)."
+            )
+        return self.open_stream(
+            settings=self.loaders["train"][name].model_copy(update=changes),
+            collate=self.collate("train", name),
+            rank=self._rank,
+            world_size=self._world_size,
+            num_batches=self.num_batches,
+            batches_done=self._state["batches_done"],
+            epoch_starts=[EpochStart(*start) for start in every[self._rank]],
+        )
+
+    def _packed(
+        self, stage: Stage, name: str, rows: datasets.Dataset, packing: PackingSettings
+    ) -> PackedRows:
+        if rows.column_names != ["target_ids"]:
+            raise XLMError(
+                f"datamodule.{stage}.{name}.packing: the task has {', '.join(rows.column_names)}; "
+                "only rows of nothing but target_ids can be packed. Set it to null."
+            )
+        assert packing.separator_id is not None
+        blocks = PackedDocuments(
+            rows.with_format("arrow"),
+            self.prepared.document_ends(self.loaders[stage][name].split),
+            packing.block_length,
+            packing.separator_id,
+        )
+        return PackedRows(
+            blocks, max_blocks=self.loaders[stage][name].max_rows, keep_apart=packing.keep_apart
+        )
 
     @override
     def transfer_batch_to_device(
@@ -145,11 +233,11 @@ class DataModule(lightning.LightningDataModule):
         return loaders
 
     def _loader(
-        self, stage: Stage, name: str, rows: PreparedRows, order: Sampler[list[RowKey]]
+        self, stage: Stage, name: str, rows: Examples, order: Sampler[list[RowKey]]
     ) -> DataLoader[Example]:
         num_workers = self.loaders[stage][name].num_workers
         return DataLoader(
-            rows,
+            cast("Dataset[Example]", rows),
             batch_sampler=order,
             collate_fn=self.collate(stage, name),
             num_workers=num_workers,

@@ -3,12 +3,16 @@
 Training reads an endless stream: its epoch e is the e-th permutation of the rows. Global batch k is the
 rows at places k*G to (k+1)*G of the stream, dealt to the ranks in turn. So neither the number of workers
 nor of processes changes what is in a batch, all batches are full, and a run that stopped after k batches
-continues at place k*G. Evaluation reads every row exactly once, in order, with the noise of epoch 0.
+continues at place k*G. With length bucketing the rows of a window of batches are dealt anew among these
+batches, which is a function of the window alone. Evaluation reads every row exactly once, in order, with
+the noise of epoch 0.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -25,6 +29,37 @@ class RowKey(NamedTuple):
     """In the stream of all ranks and epochs; for stratified noise, say."""
 
 
+@dataclass(frozen=True)
+class Bucketing:
+    """Length bucketing: rows of about the same length come into the same batch.
+
+    Args:
+        lengths: (rows,) length of each row.
+        window: Batches among which rows are sorted.
+    """
+
+    lengths: np.ndarray
+    window: int
+
+
+def bucket(lengths: np.ndarray, batch_size: int) -> np.ndarray:
+    """Deal the rows of a window to its batches by length.
+
+    The rows must come in random order. It alone breaks ties, orders the batches, and orders the rows inside
+    a batch, so neither the time of a batch nor the place in it tells the length.
+
+    Args:
+        lengths: (rows,) lengths; the number of rows is a multiple of ``batch_size``.
+        batch_size: Rows in a batch.
+
+    Returns:
+        (rows,) which row stands at each place of the window.
+    """
+    batches = np.argsort(lengths, kind="stable").reshape(-1, batch_size)
+    batches.sort(axis=1)
+    return batches[np.argsort(batches[:, 0])].reshape(-1)
+
+
 class TrainOrder(Sampler[list[RowKey]]):
     """Batches of an endless shuffled stream, from ``start_batch`` up to ``num_batches``.
 
@@ -34,40 +69,71 @@ class TrainOrder(Sampler[list[RowKey]]):
         num_batches: Batches of the whole run; the stream is endless, the run is not.
         seed: Seed of the run.
         rank, world_size: This process and the number of processes.
+        bucketing: Length bucketing; None for none.
     """
 
     def __init__(
-        self, *, num_rows: int, batch_size: int, num_batches: int, seed: int, rank: int, world_size: int
+        self,
+        *,
+        num_rows: int,
+        batch_size: int,
+        num_batches: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        bucketing: Bucketing | None = None,
     ) -> None:
         self.num_rows = num_rows
-        self.batch_size = batch_size
+        self.global_batch_size = batch_size * world_size
         self.num_batches = num_batches
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.bucketing = bucketing
         self.start_batch = 0
+        self._epoch = -1
+        self._permutation = self._seeds = np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[RowKey]]:
-        epoch = -1
-        permutation = seeds = torch.empty(0, dtype=torch.int64)
+        window = self.bucketing.window if self.bucketing else 1
+        keys: list[list[RowKey]] = []
         for batch in range(self.start_batch, self.num_batches):
-            keys: list[RowKey] = []
-            first = batch * self.batch_size * self.world_size
-            for place in range(first + self.rank, first + self.batch_size * self.world_size, self.world_size):
-                if place // self.num_rows != epoch:
-                    epoch = place // self.num_rows
-                    permutation, seeds = self._epoch(epoch)
-                index = place % self.num_rows
-                keys.append(RowKey(int(permutation[index]), int(seeds[index]), place))
-            yield keys
+            if batch == self.start_batch or batch % window == 0:
+                keys = self._batches(batch // window * window, window)
+            yield keys[batch % window]
 
-    def _epoch(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        seeds = row_seeds(self.seed, epoch, torch.arange(self.num_rows))
-        # The seeds are uniform, so sorting the rows by them is a uniform shuffle.
-        return torch.argsort(seeds, stable=True), seeds
+    def _batches(self, first: int, window: int) -> list[list[RowKey]]:
+        """This rank's part of the ``window`` batches from ``first`` on."""
+        places = np.arange(first, first + window)[:, None] * self.global_batch_size
+        places = (places + np.arange(self.global_batch_size)).reshape(-1)
+        rows, seeds = self._rows_at(places)
+        if self.bucketing is not None:
+            order = bucket(self.bucketing.lengths[rows], self.global_batch_size)
+            rows, seeds = rows[order], seeds[order]
+        batches = zip(*(x.reshape(window, -1)[:, self.rank :: self.world_size].tolist()
+                        for x in (rows, seeds, places)), strict=True)  # fmt: skip
+        return [list(map(RowKey, *batch)) for batch in batches]
+
+    def _rows_at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row and seed at consecutive places of the stream."""
+        rows, seeds = np.empty_like(places), np.empty_like(places)
+        epochs = places // self.num_rows
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            self._set_epoch(epoch)
+            here = epochs == epoch
+            index = places[here] - epoch * self.num_rows
+            rows[here], seeds[here] = self._permutation[index], self._seeds[index]
+        return rows, seeds
+
+    def _set_epoch(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            seeds = row_seeds(self.seed, epoch, torch.arange(self.num_rows))
+            # The seeds are uniform, so sorting the rows by them is a uniform shuffle.
+            permutation = torch.argsort(seeds, stable=True)
+            self._epoch, self._permutation, self._seeds = epoch, permutation.numpy(), seeds.numpy()
 
 
 class EvaluationOrder(Sampler[list[RowKey]]):

@@ -1,32 +1,37 @@
 """Raw rows to cached token ids, once.
 
-The cache of a task lies under a key made of everything that shapes its rows: the nodes of source and
-preprocessing, the tokenizer, and the code that both run. It is written beside its place and moved there
-when complete, so an interrupted preparation leaves nothing that counts as done; a lock lets a second
-process wait for the first.
+The data of a task lie in a folder named by everything that shapes them (`cache_key`). They are written
+beside it and moved there when complete, so an interrupted preparation leaves nothing that counts as done; a
+lock lets a second process wait for the first. Found data need no lock, no source and no network.
 """
 
 import functools
-import hashlib
 import inspect
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import datasets
-import datasets.exceptions
 import numpy as np
-import pyarrow.compute as pc
-from datasets.arrow_writer import SchemaInferenceError
+from datasets.arrow_writer import ArrowWriter
+from datasets.utils.tqdm import tqdm
 from filelock import FileLock
 
+from xlm.core.data.arrow import Table, lengths_of
+from xlm.core.data.cache_key import cache_key
+from xlm.core.data.encode import CountingEncoder, RowCounts, RowEncoder, batches_of_rows, check_columns
+from xlm.core.data.local_copy import LocalCopy
 from xlm.core.errors import XLMError
-from xlm.core.protocols import Preprocess, Row, Source, Tokenizer
-from xlm.core.schema import TaskSettings
+from xlm.core.protocols import Preprocess, Row, RowFilter, Source, Tokenizer
+from xlm.core.schema import Stage, TaskSettings
 
 ID_COLUMNS = ("prompt_ids", "target_ids")
+BATCH_ROWS = 512
+"""Rows that are encoded, and written, at a time."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,9 @@ class SplitCard:
     length_quantiles: dict[str, int]
     """Lengths of prompt and target together, in tokens, at the quantiles 0, 0.5, 0.95 and 1."""
     bytes: int
+    """On disk."""
+    counts: RowCounts = field(default_factory=RowCounts)
+    """What became of the raw rows."""
 
 
 @dataclass(frozen=True)
@@ -50,104 +58,179 @@ class PreparedTask:
 
     def load(self, split: str) -> datasets.Dataset:
         """Rows of a split, memory-mapped."""
-        return datasets.Dataset.load_from_disk(str(self.folder / split))
+        files = sorted((self.folder / split).glob("rows*.arrow"))
+        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
+
+    def document_ends(self, split: str) -> np.ndarray:
+        """(rows,) int64, memory-mapped: where each row ends if all are joined with a token after each."""
+        return np.load(self.folder / split / "ends.npy", mmap_mode="r")
 
 
-def prepare(
-    task: TaskSettings,
-    *,
-    source: Source,
-    preprocess: Preprocess,
-    tokenizer: Tokenizer,
-    cache_dir: Path,
-    num_proc: int = 1,
-) -> PreparedTask:
-    """Find the task's rows in the cache, or make them."""
-    folder = cache_dir / task.name / cache_key(task, source, preprocess)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        was_cached = folder.exists()
-        if not was_cached:
-            unfinished = folder.with_suffix(".unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            for split, source_split in task.splits.items():
-                rows = _encoded(
-                    source(split=source_split), preprocess, tokenizer, unfinished / "raw" / split, num_proc
-                )
-                rows.save_to_disk(str(unfinished / split))
-                (unfinished / split / "card.json").write_text(json.dumps(asdict(_describe(rows))))
-            shutil.rmtree(unfinished / "raw", ignore_errors=True)
-            unfinished.rename(folder)
-    cards = {
-        split: SplitCard(**json.loads((folder / split / "card.json").read_text())) for split in task.splits
-    }
-    return PreparedTask(folder=folder, cards=cards, was_cached=was_cached)
+@dataclass(frozen=True, kw_only=True)
+class TaskParts:
+    """A task's slots as made objects."""
 
+    source: Source
+    preprocess: Preprocess
+    tokenizer: Tokenizer
+    row_filter: RowFilter | None = None
+    local_copy: Path | None = None
+    """Files that are read instead of ``source``."""
 
-def cache_key(task: TaskSettings, source: Source, preprocess: Preprocess) -> str:
-    """Hash of everything that shapes the prepared rows."""
-    nodes = {
-        "source": task.source,
-        "preprocess": task.preprocess,
-        "tokenizer": task.tokenizer,
-        "splits": task.splits,
-        "code": [_code(source), _code(preprocess)],
-    }
-    return hashlib.sha256(json.dumps(nodes, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _code(function: Callable[..., object]) -> str:
-    """Hash of the source file of a function, so that an edited generator makes new data."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    file = inspect.getsourcefile(function)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else repr(function)
-
-
-def _encoded(
-    rows: Iterable[Row], preprocess: Preprocess, tokenizer: Tokenizer, folder: Path, num_proc: int
-) -> datasets.Dataset:
-    """Rows as columns of ids: in one pass over a generator, in several processes over a data set."""
-    if isinstance(rows, datasets.Dataset):
-
-        def encode(batch: Mapping[str, Sequence[object]]) -> dict[str, list[object]]:
-            rows = (
-                preprocess(dict(zip(batch, values, strict=True)), tokenizer)
-                for values in zip(*batch.values(), strict=True)
-            )
-            encoded = [row for row in rows if row is not None]
-            return {name: [row[name] for row in encoded] for name in encoded[0]}
-
-        return rows.map(
-            encode,
-            batched=True,
-            remove_columns=rows.column_names,
-            num_proc=num_proc if num_proc > 1 else None,
-            load_from_cache_file=False,
-            desc="encoding",
+    def encoder(self, task: TaskSettings) -> RowEncoder:
+        """What turns rows of the source into ids."""
+        return RowEncoder(
+            preprocess=self.preprocess,
+            tokenizer=self.tokenizer,
+            row_filter=self.row_filter,
+            length_limit=task.length_limit,
         )
-    try:
-        return datasets.Dataset.from_generator(
-            lambda: (preprocess(row, tokenizer) for row in rows),
-            cache_dir=str(folder),
-            fingerprint=f"{folder.parents[1].stem}-{folder.name}",
-        )
-    except datasets.exceptions.DatasetGenerationError as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, SchemaInferenceError):
-            raise XLMError(f"task.source: no rows for the split {folder.name!r}") from None
-        raise XLMError(f"task.source: {type(cause).__name__} while making its rows: {cause}") from cause
 
 
-def _describe(rows: datasets.Dataset) -> SplitCard:
-    table = rows.data
-    lengths = np.zeros(len(rows), dtype=np.int64)
-    for column in ID_COLUMNS:
-        if column in rows.column_names:
-            lengths += pc.call_function("list_value_length", [table.column(column)]).to_numpy()
-    quantiles = {
-        f"{q:g}": int(np.quantile(lengths, q, method="lower")) if len(rows) else 0 for q in (0, 0.5, 0.95, 1)
-    }
-    return SplitCard(
-        rows=len(rows), tokens=int(lengths.sum()), length_quantiles=quantiles, bytes=table.nbytes
+def prepare(task: TaskSettings, parts: TaskParts, *, cache_dir: Path, num_proc: int = 1) -> PreparedTask:
+    """Find the task's rows in the cache, or make them.
+
+    Raises:
+        XLMError: When the source cannot be read, has no rows, or a slot's code fails on one.
+    """
+    key = cache_key(
+        task,
+        functions=[parts.source, parts.row_filter, parts.preprocess],
+        tokenizer=parts.tokenizer,
+        local_copy=parts.local_copy,
     )
+    folder = cache_dir / task.name / key
+    splits: list[Stage] = [split for split in task.splits if not (task.streaming and split == "train")]
+    was_cached = folder.exists()
+    if not was_cached:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            was_cached = folder.exists()  # another process may have made it meanwhile
+            if not was_cached:
+                unfinished = folder.with_suffix(".unfinished")
+                shutil.rmtree(unfinished, ignore_errors=True)
+                for split in splits:
+                    _prepare_split(task, parts, split, unfinished / split, num_proc)
+                unfinished.rename(folder)
+    return PreparedTask(
+        folder=folder, cards={s: _read_card(folder / s) for s in splits}, was_cached=was_cached
+    )
+
+
+def open_source(task: TaskSettings, parts: TaskParts, split: Stage, *, streaming: bool) -> Iterable[Row]:
+    """Rows of a split of the task's source, or of the local copy that takes its place.
+
+    Raises:
+        XLMError: When it cannot be read; says what can be done on a machine without network.
+    """
+    source: Any = parts.source if parts.local_copy is None else LocalCopy(parts.local_copy, parts.source)
+    if streaming and "streaming" in inspect.signature(source).parameters:
+        source = functools.partial(source, streaming=True)
+    try:
+        return source(split=task.splits[split])
+    except XLMError:
+        raise
+    except Exception as error:
+        raise XLMError(
+            f"task.source: cannot read the split {task.splits[split]!r}. {type(error).__name__}: {error}\n"
+            "  Is this machine without network? Then run the same command with job_type=prepare_data on one\n"
+            "  that has it and copy its folder datamodule.cache_dir here, or name a local copy of the\n"
+            "  data: source=FOLDER (see docs/guides/data.md)."
+        ) from error
+
+
+def _prepare_split(task: TaskSettings, parts: TaskParts, split: Stage, folder: Path, num_proc: int) -> None:
+    folder.mkdir(parents=True)
+    rows = open_source(task, parts, split, streaming=task.streaming)
+    encoder = parts.encoder(task)
+    try:
+        if isinstance(rows, datasets.Dataset):
+            counts = _map(rows, encoder, folder, split, num_proc)
+        else:
+            counts = _write(rows, encoder, folder, split)
+    except XLMError:
+        raise
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise XLMError(f"task.source: {type(cause).__name__} while reading its rows: {cause}") from error
+    if counts is None:
+        raise XLMError(f"task.source: no rows for the split {task.splits[split]!r}")
+    card = _describe(folder, counts)
+    if card.rows == 0:
+        lost = {name: value for name, value in asdict(counts).items() if value}
+        raise XLMError(f"task.source: no row of the split {task.splits[split]!r} is left: {lost}")
+    (folder / "card.json").write_text(json.dumps(asdict(card)))
+
+
+def _map(
+    rows: datasets.Dataset, encoder: RowEncoder, folder: Path, split: str, num_proc: int
+) -> RowCounts | None:
+    """Encode a data set with the means of `datasets`: in several processes, straight into the cache."""
+    lost = RowCounts()
+    table: Table | None = None
+    for start in range(0, len(rows), BATCH_ROWS):  # the first row that is left tells which columns there are
+        table, counts = encoder.encode(rows[start : start + BATCH_ROWS])
+        lost += counts
+        if table.num_columns:
+            break
+    if table is None or not table.num_columns:
+        return lost if lost.read else None
+    counting = CountingEncoder(encoder, folder, table.slice(0, 0))
+    if num_proc > 1:  # the processes share the cores, so that the tokenizer needs no threads
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    rows.map(
+        counting,
+        batched=True,
+        batch_size=BATCH_ROWS,
+        remove_columns=rows.column_names,
+        num_proc=num_proc if num_proc > 1 else None,
+        cache_file_name=str(folder / "rows.arrow"),
+        load_from_cache_file=False,
+        new_fingerprint=f"{folder.parent.stem}-{split}",
+        desc=f"preparing {split}",
+    )
+    return counting.total()
+
+
+def _write(rows: Iterable[Row], encoder: RowEncoder, folder: Path, split: str) -> RowCounts | None:
+    """Encode rows that can only be read one after the other."""
+    total = RowCounts()
+    written: Table | None = None
+    progress = tqdm(desc=f"preparing {split}", unit=" examples")
+    with progress, ArrowWriter(path=str(folder / "rows.arrow")) as writer:
+        for columns in batches_of_rows(iter(rows), BATCH_ROWS):
+            table, counts = encoder.encode(columns)
+            total += counts
+            if table.num_columns:
+                written = table if written is None else check_columns(table, written)
+                writer.write_table(table)
+            progress.update(counts.read)
+        if written is not None:
+            writer.finalize()
+    return total if total.read else None
+
+
+def _describe(folder: Path, counts: RowCounts) -> SplitCard:
+    """Measure a written split, and note where its documents end in case they are to be packed."""
+    lengths = np.zeros(0, dtype=np.int64)
+    if files := sorted(folder.glob("rows*.arrow")):
+        rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
+        table = cast("Table", rows.data)
+        columns = [table.column(name) for name in ID_COLUMNS if name in rows.column_names]
+        lengths = sum((lengths_of(column) for column in columns), np.zeros(len(rows), dtype=np.int64))
+        np.save(folder / "ends.npy", np.cumsum(lengths_of(columns[-1]) + 1))
+    quantiles = (0, 0.5, 0.95, 1)
+    return SplitCard(
+        rows=len(lengths),
+        tokens=int(lengths.sum()),
+        length_quantiles={
+            f"{q:g}": int(np.quantile(lengths, q, method="lower")) if len(lengths) else 0 for q in quantiles
+        },
+        bytes=sum(file.stat().st_size for file in folder.iterdir()),
+        counts=counts,
+    )
+
+
+def _read_card(folder: Path) -> SplitCard:
+    content = json.loads((folder / "card.json").read_text())
+    return SplitCard(**content | {"counts": RowCounts(**content["counts"])})

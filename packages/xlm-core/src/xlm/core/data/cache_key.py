@@ -1,0 +1,95 @@
+"""Under which name prepared data are kept: a hash of everything that shapes them."""
+
+import functools
+import glob
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import cast
+
+from datasets.fingerprint import Hasher
+
+from xlm.core.protocols import Tokenizer
+from xlm.core.schema import TaskSettings
+
+LAYOUT = 2
+"""Version of the files of a prepared task."""
+
+
+def cache_key(
+    task: TaskSettings,
+    *,
+    functions: list[Callable[..., object] | None],
+    tokenizer: Tokenizer,
+    local_copy: Path | None,
+) -> str:
+    """Hash of everything that shapes the prepared rows.
+
+    Args:
+        task: Nodes of the slots, splits, limit of the length.
+        functions: What fills the slots source, filter and preprocess; their code counts.
+        tokenizer: Its contents count, wherever it was loaded from.
+        local_copy: Files that are read instead of ``task.source``.
+    """
+    covered = {
+        "layout": LAYOUT,
+        "source": task.source,
+        "local files": sorted(local_files(task.source if local_copy is None else str(local_copy))),
+        "splits": task.splits,
+        "filter": task.filter,
+        "preprocess": task.preprocess,
+        "length_limit": task.length_limit.model_dump() if task.length_limit else None,
+        "streaming": task.streaming,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "code": [_code(function) for function in functions if function is not None],
+    }
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """The tokenizer's own fingerprint, or a hash of the pickled object."""
+    own = getattr(tokenizer, "fingerprint", None)
+    return own if isinstance(own, str) else Hasher.hash(tokenizer)
+
+
+def local_files(node: object, key: str = "") -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of change of every local file that a config node names.
+
+    A text counts if a file, a folder or files of this pattern exist; the names are relative to the text, so
+    that a folder may be moved.
+    """
+    if isinstance(node, Mapping):
+        for name, value in cast("Mapping[str, object]", node).items():
+            yield from local_files(value, name)
+    elif isinstance(node, list):
+        for value in cast("list[object]", node):
+            yield from local_files(value, key)
+    elif isinstance(node, str) and key != "_target_" and "://" not in node:
+        # `path: csv` names a format, also if there happens to be a folder of this name here.
+        if key not in {"data_files", "data_dir"} and not any(sign in node for sign in "/\\."):
+            return
+        root = Path(node).expanduser()
+        for path in sorted(root.rglob("*")) if root.is_dir() else map(Path, sorted(glob.glob(str(root)))):  # noqa: PTH207  # Path.glob refuses absolute patterns
+            if path.is_file():
+                status = path.stat()
+                name = str(path.relative_to(root)) if root.is_dir() else path.name
+                yield name, status.st_size, status.st_mtime_ns
+
+
+def _code(function: Callable[..., object]) -> str:
+    """Hash of the source file of a function or of an object's class, so that an edit makes new data.
+
+    Code of `datasets` does not count: the data of a Hub repository are the same for every version of it.
+    """
+    while isinstance(function, functools.partial):
+        function = cast("functools.partial[object]", function).func
+    code = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
+    if code.__module__.partition(".")[0] == "datasets":
+        return code.__qualname__
+    try:
+        file = inspect.getsourcefile(code)
+    except TypeError:
+        file = None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else code.__qualname__

@@ -1,0 +1,265 @@
+"""Raw rows to columns of token ids, many rows at a time.
+
+The one place where a row of data can be lost or cut. What happens to it is counted:
+
+- ``task.filter`` says no: filtered.
+- ``task.preprocess`` gives None: refused.
+- There is not a single token in any column: empty.
+- The target is longer than ``task.length_limit``: cut at the end or dropped, as it says.
+- Text that is no valid Unicode (bytes that a reader replaced by U+FFFD, or lone surrogates, which become
+  U+FFFD here): kept, and counted as repaired.
+
+An exception in a filter or in a preprocess function ends the preparation; it is never taken for a refusal.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from xlm.core.data.arrow import Lists, Table, make_lists, make_table
+from xlm.core.errors import XLMError
+from xlm.core.protocols import Preprocess, Row, RowFilter, Tokenizer
+from xlm.core.schema import LengthLimitSettings
+
+COLUMNS = ("prompt_ids", "target_ids", "fixed")
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+Columns = Mapping[str, Sequence[object]]
+"""Rows, column by column, as `datasets` gives them in batches."""
+
+
+@dataclass
+class RowCounts:
+    """What became of the rows that were read."""
+
+    read: int = 0
+    filtered: int = 0
+    refused: int = 0
+    empty: int = 0
+    dropped: int = 0
+    """Rows left out because their target is too long."""
+    cut: int = 0
+    """Rows whose target lost its end."""
+    cut_tokens: int = 0
+    repaired: int = 0
+    """Rows with text that was not valid Unicode."""
+
+    def __add__(self, other: "RowCounts") -> "RowCounts":
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return RowCounts(*(left + right for left, right in pairs))
+
+
+class EncodedRows(NamedTuple):
+    """Rows as ids."""
+
+    table: Table
+    """Lists of ids (the smallest integers that hold the vocabulary) and of booleans."""
+    counts: RowCounts
+
+
+class RowEncoder:
+    """Filters, preprocesses and tokenises rows.
+
+    Args:
+        preprocess: Gives ids or text for each row.
+        tokenizer: Encodes the text of many rows at once.
+        row_filter: Chooses raw rows; None keeps all.
+        length_limit: Limit of the targets; None for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        preprocess: Preprocess,
+        tokenizer: Tokenizer,
+        row_filter: RowFilter | None = None,
+        length_limit: LengthLimitSettings | None = None,
+    ) -> None:
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.row_filter = row_filter
+        self.length_limit = length_limit
+        self._vocab_size = tokenizer.vocab_size
+        self._id_type = np.dtype(np.uint16 if self._vocab_size <= 2**16 else np.int32)
+
+    def encode(self, columns: Columns) -> EncodedRows:
+        """Encode the rows of ``columns``; a batch without any row left has a table without columns.
+
+        Raises:
+            XLMError: When a slot's own code fails, or gives columns that no example has.
+        """
+        counts = RowCounts()
+        encoded: list[Mapping[str, object]] = []
+        for values in zip(*columns.values(), strict=True):
+            row = dict(zip(columns, values, strict=True))
+            counts.read += 1
+            if self.row_filter is not None and not self._call("filter", row, self.row_filter):
+                counts.filtered += 1
+                continue
+            fields = self._call("preprocess", row, self.preprocess, self.tokenizer)
+            if fields is None:
+                counts.refused += 1
+            else:
+                encoded.append(cast("Mapping[str, object]", fields))
+        if not encoded:
+            return EncodedRows(make_table({}), counts)
+        names = _check_names(encoded)
+        lists: dict[str, list[Sequence[Any]]] = {
+            name: self._ids([row[name] for row in encoded], counts) for name in names
+        }
+        lengths = {name: np.fromiter(map(len, lists[name]), np.int64, len(encoded)) for name in names}
+        keep = self._limit(lists, lengths, counts)
+        for name in names:
+            lists[name] = [ids for ids, kept in zip(lists[name], keep, strict=True) if kept]
+        return EncodedRows(make_table({n: self._array(n, lists[n]) for n in names}), counts)
+
+    def _call(self, slot: str, row: Row, function: Any, *arguments: object) -> object:
+        try:
+            return function(row, *arguments)
+        except XLMError:
+            raise
+        except Exception as error:
+            found = ", ".join(f"{name}: {_short(value)}" for name, value in row.items())
+            raise XLMError(f"task.{slot}: {type(error).__name__}: {error}\n  in the row {found}") from error
+
+    def _ids(self, values: list[Any], counts: RowCounts) -> list[Sequence[Any]]:
+        """Lists of ids as they are; texts in one call of the tokenizer."""
+        if not any(isinstance(value, str) for value in values):
+            return values
+        texts: list[str] = []
+        for text in values:
+            valid = _valid(text)
+            counts.repaired += REPLACEMENT in valid
+            texts.append(valid)
+        return list(self.tokenizer.encode_batch(texts))
+
+    def _limit(
+        self, lists: dict[str, list[Sequence[Any]]], lengths: dict[str, np.ndarray], counts: RowCounts
+    ) -> np.ndarray:
+        """Apply the limit of the length; returns which rows stay."""
+        num_tokens = np.zeros_like(next(iter(lengths.values())))
+        for name in lengths.keys() - {"fixed"}:
+            num_tokens += lengths[name]
+        keep = num_tokens > 0
+        counts.empty += int((~keep).sum())
+        if "fixed" in lengths and (lengths["fixed"] != lengths["target_ids"]).any():
+            raise XLMError("task.preprocess: `fixed` must be as long as `target_ids` in every row")
+        if self.length_limit is None or "target_ids" not in lengths:
+            return keep
+        limit = self.length_limit.max_length
+        too_long = lengths["target_ids"] > limit
+        if self.length_limit.longer == "drop":
+            counts.dropped += int(too_long.sum())
+            return keep & ~too_long
+        counts.cut += int(too_long.sum())
+        counts.cut_tokens += int((lengths["target_ids"][too_long] - limit).sum())
+        for row in np.flatnonzero(too_long).tolist():
+            for name in lists.keys() & {"target_ids", "fixed"}:
+                lists[name][row] = lists[name][row][:limit]
+        return keep
+
+    def _array(self, name: str, lists: list[Sequence[Any]]) -> Lists:
+        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+        count = int(lengths.sum())
+        if name == "fixed":
+            return make_lists(lengths, np.fromiter(chain.from_iterable(lists), np.bool_, count))
+        values = np.fromiter(chain.from_iterable(lists), np.int64, count)
+        least, most = (int(values.min()), int(values.max())) if count else (0, 0)
+        if least < 0 or most >= self._vocab_size:
+            raise XLMError(
+                f"task.preprocess: {name} holds the id {least if least < 0 else most}; "
+                f"the tokenizer has 0 to {self._vocab_size - 1}"
+            )
+        return make_lists(lengths, values.astype(self._id_type))
+
+
+class CountingEncoder:
+    """An encoder for several processes: what it counts goes to files, one for each process.
+
+    Args:
+        encoder: Does the work.
+        folder: Where the files lie.
+        empty: Table of no rows, for a batch of which no row is left.
+    """
+
+    def __init__(self, encoder: RowEncoder, folder: Path, empty: Table) -> None:
+        self.encoder = encoder
+        self.folder = folder
+        self.empty = empty
+
+    def __call__(self, columns: Columns) -> Table:
+        """Encode a batch of rows."""
+        table, counts = self.encoder.encode(columns)
+        with (self.folder / f"{os.getpid()}.counts").open("a") as file:
+            file.write(" ".join(map(str, dataclasses.astuple(counts))) + "\n")
+        return check_columns(table, self.empty) if table.num_columns else self.empty
+
+    def total(self) -> RowCounts:
+        """Counts of all processes; removes the files."""
+        total = RowCounts()
+        for path in self.folder.glob("*.counts"):
+            for line in path.read_text().splitlines():
+                total += RowCounts(*map(int, line.split()))
+            path.unlink()
+        return total
+
+
+def check_columns(table: Table, first: Table) -> Table:
+    """Refuse rows whose columns are not those of the rows before."""
+    if table.column_names != first.column_names:
+        names = " and ".join(", ".join(t.column_names) for t in (first, table))
+        raise XLMError(f"task.preprocess: rows of one split have different columns: {names}")
+    return table
+
+
+def batches_of_rows(rows: Iterator[Row], size: int) -> Iterator[Columns]:
+    """Rows, ``size`` at a time, column by column."""
+    batch: list[Row] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield _transposed(batch)
+            batch = []
+    if batch:
+        yield _transposed(batch)
+
+
+def _transposed(rows: list[Row]) -> Columns:
+    names = rows[0].keys()
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _check_names(encoded: list[Mapping[str, object]]) -> list[str]:
+    names = encoded[0].keys()
+    if not names or not names <= set(COLUMNS):
+        raise XLMError(
+            f"task.preprocess: gives the columns {', '.join(names) or '(none)'}; an example has "
+            f"{', '.join(COLUMNS)}"
+        )
+    if any(row.keys() != names for row in encoded):
+        raise XLMError("task.preprocess: gives different columns for different rows of one split")
+    if "fixed" in names and "target_ids" not in names:
+        raise XLMError("task.preprocess: gives `fixed` without `target_ids`")
+    return [name for name in COLUMNS if name in names]
+
+
+def _valid(text: object) -> str:
+    """Text without lone surrogates, which no tokenizer takes."""
+    if not isinstance(text, str):
+        raise XLMError(f"task.preprocess: gives text for some rows and {_short(text)} for others")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
