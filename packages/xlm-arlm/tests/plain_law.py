@@ -48,6 +48,13 @@ def example(
     return row
 
 
+def packed(*documents: Sequence[int]) -> ARLMExample:
+    """A block of several documents, whose special tokens stand in them."""
+    row = example([token for document in documents for token in document])
+    lengths = torch.tensor([len(document) for document in documents])
+    return {**row, "segment_ids": torch.arange(len(documents)).repeat_interleave(lengths)}
+
+
 def watch_head(model: ARLM) -> tuple[list[int], RemovableHandle]:
     """A list that gets the number of rows of each call of the network's head, and what ends this."""
     heads: list[int] = []

@@ -5,7 +5,7 @@ import torch
 
 from xlm_arlm import ARLMCollator, ARLMExample, ARLMPromptCollator
 
-from .plain_law import BOS, EOS, PAD, example
+from .plain_law import BOS, EOS, PAD, example, packed
 
 
 def test_training_rows(collate: ARLMCollator) -> None:
@@ -25,6 +25,7 @@ def test_training_rows(collate: ARLMCollator) -> None:
         [10, BOS, 7, 8, 9, EOS, PAD],
         [BOS, 7, 8, EOS, PAD, PAD, PAD],
     ]
+    assert batch["attention_mask"] is not None
     assert batch["attention_mask"].sum(1).tolist() == [5, 7, 3, 6, 4]
     assert torch.equal(batch["attention_mask"], batch["input_ids"] != PAD)
     predicted = [
@@ -39,7 +40,8 @@ def test_language_modelling_rows_are_those_of_the_reference(
 ) -> None:
     batch = collate([example([7, 8, 9]), example([10, 10, 7])])
     assert torch.equal(batch["input_ids"], reference["xlm.lm.input_ids"])
-    assert torch.equal(batch["attention_mask"].long(), reference["xlm.lm.attention_mask"])
+    assert batch["attention_mask"] is None, "no row is shorter than another"
+    assert reference["xlm.lm.attention_mask"].all()
     predicted = batch["input_ids"][:, 1:].masked_fill(~batch["target_mask"][:, 1:], -100)
     assert torch.equal(predicted, reference["xlm.lm.target_ids"][:, :-1])
 
@@ -93,3 +95,40 @@ def test_nothing_to_collate_is_refused(collate: ARLMCollator, collate_prompts: A
             make([])
     with pytest.raises(ValueError, match="example 0 has no 'target_ids': there is nothing to learn from"):
         collate([example(prompt=[7])])
+
+
+def test_packed_blocks_hold_their_special_tokens_already() -> None:
+    collate = ARLMCollator(pad_id=PAD, bos_id=None, eos_id=None)
+    batch = collate([packed([BOS, 7, EOS], [BOS, 8, 9, EOS]), packed([BOS, 10, EOS], [9, 7])])
+    assert batch["input_ids"].tolist() == [
+        [BOS, 7, EOS, BOS, 8, 9, EOS],
+        [BOS, 10, EOS, 9, 7, PAD, PAD],
+    ]
+    assert batch.get("segment_ids", torch.empty(0)).tolist() == [
+        [0, 0, 0, 1, 1, 1, 1],
+        [0, 0, 0, 1, 1, -1, -1],
+    ]
+    assert batch["target_mask"].int().tolist() == [[0, 1, 1, 0, 1, 1, 1], [0, 1, 1, 0, 1, 0, 0]]
+
+
+def test_blocks_that_do_not_fit_are_refused(collate: ARLMCollator) -> None:
+    block = packed([7, 8], [9])
+    with pytest.raises(ValueError, match="set bos_id=None and eos_id=None"):
+        collate([block])
+    bare = ARLMCollator(pad_id=PAD, bos_id=None, eos_id=None)
+    with pytest.raises(ValueError, match="some have none"):
+        bare([block, example([7, 8])])
+    misfits: list[ARLMExample] = [
+        {**block, "prompt_ids": torch.tensor([7])},
+        {**block, "target_ids": torch.tensor([7])},
+    ]
+    for wrong in misfits:
+        with pytest.raises(ValueError, match="example 0 needs one entry of 'segment_ids' for each"):
+            bare([wrong])
+
+
+def test_generation_without_bos_starts_from_the_prompt() -> None:
+    collate = ARLMPromptCollator(pad_id=PAD, bos_id=None, max_length=4)
+    assert collate([example(prompt=[7, 8]), example(prompt=[9])])["input_ids"].tolist() == [[7, 8], [PAD, 9]]
+    with pytest.raises(ValueError, match="example 1 gives nothing to start from: set bos_id"):
+        collate([example(prompt=[7]), {"seed": 0}])

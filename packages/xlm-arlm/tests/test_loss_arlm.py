@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xlm.modules import KeyValueCache, segment_mask
+from xlm.modules import KeyValueCache
 from xlm_arlm import ARLM, ARLMBatch, ARLMCollator, ARLMLoss, ARLMMetrics
 
-from .plain_law import BOS, EOS, PAD, example, log_prob, log_softmax, watch_head
+from .plain_law import BOS, EOS, PAD, example, log_prob, log_softmax, packed, watch_head
 
 
 class FixedLogits(nn.Module):
@@ -40,6 +40,8 @@ def reference_batch(reference: dict[str, Tensor]) -> ARLMBatch:
         "input_ids": reference["xlm.input_ids"],
         "attention_mask": reference["xlm.attention_mask"].bool(),
         "target_mask": target_mask,
+        "num_tokens": target_mask.sum(1) - 1,
+        "models_length": torch.ones(len(target_mask), dtype=torch.bool),
     }
 
 
@@ -93,13 +95,19 @@ def test_left_padding_changes_nothing(model: ARLM, collate: ARLMCollator, *, los
     batch = collate([example([7, 8], prompt=[9, 10]), example([7], prompt=[9])])
     loss = ARLMLoss(loss_on_prompt=loss_on_prompt)
     expected = loss(model, batch)
-    size = batch["attention_mask"].sum(1).tolist()
+    mask = batch["attention_mask"]
+    assert mask is not None
+    size = mask.sum(1).tolist()
+
+    def to_the_right(table: Tensor) -> Tensor:
+        return torch.stack([row.roll(-number) for row, number in zip(table, size, strict=True)])
+
     left: ARLMBatch = {
-        "input_ids": torch.stack([row.roll(-n) for row, n in zip(batch["input_ids"], size, strict=True)]),
-        "attention_mask": torch.stack(
-            [row.roll(-n) for row, n in zip(batch["attention_mask"], size, strict=True)]
-        ),
-        "target_mask": torch.stack([row.roll(-n) for row, n in zip(batch["target_mask"], size, strict=True)]),
+        "input_ids": to_the_right(batch["input_ids"]),
+        "attention_mask": to_the_right(mask),
+        "target_mask": to_the_right(batch["target_mask"]),
+        "num_tokens": batch["num_tokens"],
+        "models_length": batch["models_length"],
     }
     assert left["input_ids"][1, 0] == PAD
     output = loss(model, left)
@@ -108,24 +116,28 @@ def test_left_padding_changes_nothing(model: ARLM, collate: ARLMCollator, *, los
 
 
 @pytest.mark.parametrize("loss_on_prompt", [False, True])
-def test_packed_texts_have_the_loss_of_separate_rows(
-    model: ARLM, collate: ARLMCollator, *, loss_on_prompt: bool
-) -> None:
-    """No text predicts the first token of the next one."""
-    loss = ARLMLoss(loss_on_prompt=loss_on_prompt)
-    batch = collate([example([7, 8], prompt=[9, 10]), example([10, 9, 7], prompt=[8])])
-    keep = batch["attention_mask"].flatten()
-    segments = torch.arange(2).repeat_interleave(batch["input_ids"].shape[1])[keep].unsqueeze(0)
-    packed: ARLMBatch = {
-        "input_ids": batch["input_ids"].flatten()[keep].unsqueeze(0),
-        "attention_mask": segment_mask(segments),
-        "target_mask": batch["target_mask"].flatten()[keep].unsqueeze(0),
-    }
-    output, expected = loss(model, packed), loss(model, batch)
-    torch.testing.assert_close(output.loss_sum, expected.loss_sum)
-    assert output.loss_count == expected.loss_count
-    with pytest.raises(ValueError, match="one number per row"):
-        loss.likelihood(model, packed)
+def test_a_packed_block_has_the_loss_of_its_documents(model: ARLM, *, loss_on_prompt: bool) -> None:
+    """No document sees or predicts another; the first token of each is given."""
+    first, second, third = [BOS, 7, 8, EOS], [BOS, 10, 9, 7, EOS], [9, 9]
+    collate = ARLMCollator(pad_id=PAD, bos_id=None, eos_id=None)
+    batch = collate([packed(first, second), packed(third, first)])
+    output = ARLMLoss(loss_on_prompt=loss_on_prompt)(model, batch)
+    nats = [-log_prob(model, text[:1], text[1:]) for text in (first, second, third)]
+    assert output.loss_sum.item() == pytest.approx(2 * nats[0] + nats[1] + nats[2], rel=1e-12)
+    assert int(output.loss_count) == 3 + 4 + 1 + 3
+    likelihood = ARLMLoss().likelihood(model, batch)
+    assert likelihood.nll.tolist() == pytest.approx([nats[0] + nats[1], nats[2] + nats[0]], rel=1e-12)
+    assert likelihood.num_tokens.tolist() == [7, 4]
+    assert not likelihood.models_length
+
+
+def test_a_block_without_document_numbers_is_one_text(model: ARLM) -> None:
+    collate = ARLMCollator(pad_id=PAD, bos_id=None, eos_id=None)
+    block = [BOS, 7, 8, EOS, BOS, 9, 9, EOS]
+    batch = collate([example(block)])
+    assert batch["attention_mask"] is None
+    output = ARLMLoss()(model, batch)
+    assert output.loss_sum.item() == pytest.approx(-log_prob(model, block[:1], block[1:]), rel=1e-12)
 
 
 def test_the_head_is_computed_at_predicted_tokens_only(model: ARLM, collate: ARLMCollator) -> None:

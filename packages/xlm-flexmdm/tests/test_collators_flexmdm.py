@@ -232,6 +232,8 @@ def test_what_is_refused(kind: str, message: str) -> None:
 def test_options_that_are_refused() -> None:
     with pytest.raises(ValueError, match="empty list"):
         _collator()([])
+    with pytest.raises(ValueError, match="cannot keep the documents of a packed block apart"):
+        _collator()([{**_example([10, 11]), "segment_ids": torch.tensor([0, 1])}])
     with pytest.raises(ValueError, match=r"time_power must be at least 1, got 0\.5"):
         _collator(time_power=0.5)
     with pytest.raises(ValueError, match="num_draws must be at least 1, got 0"):

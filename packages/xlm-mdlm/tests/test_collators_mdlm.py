@@ -1,6 +1,7 @@
 """Collators: where tokens stand, how cells are masked, times and weights."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -18,7 +19,6 @@ def collator(
     schedule: NoiseSchedule | None = None,
     eos_id: int | None = EOS,
     target_length: int | None = None,
-    full_rows: bool = False,
     min_time: float = 1e-3,
 ) -> MDLMCollator:
     return MDLMCollator(
@@ -28,7 +28,6 @@ def collator(
         bos_id=BOS,
         eos_id=eos_id,
         target_length=target_length,
-        full_rows=full_rows,
         min_time=min_time,
     )
 
@@ -152,17 +151,6 @@ def test_times_are_stratified_over_the_places_of_the_stream() -> None:
     torch.testing.assert_close(1 - (-independent["noise"]).exp(), expected)
 
 
-def test_full_rows_need_no_attention_mask() -> None:
-    blocks: list[MDLMExample] = [{"seed": seed, "target_ids": ids(A, EOS, B)} for seed in range(3)]
-    batch = collator(full_rows=True, eos_id=None)(blocks)
-    assert batch["attention_mask"] is None
-    assert batch["target_ids"].tolist() == [[BOS, A, EOS, B]] * 3
-    with pytest.raises(
-        ValueError, match="full_rows=True needs rows of one length, got 3 to 4 tokens with BOS"
-    ):
-        collator(full_rows=True, eos_id=None)([*blocks, {"seed": 9, "target_ids": ids(A, B)}])
-
-
 def test_numbers_of_masks_for_the_likelihood() -> None:
     """n is uniform on 1..L and one in each stratum of the draws; the sets of n cells are uniform."""
     rows, draws = 1500, 4
@@ -232,3 +220,66 @@ def test_options_out_of_range_are_refused() -> None:
         MDLMLikelihoodCollator(mask_id=MASK, pad_id=PAD, bos_id=BOS, eos_id=EOS, num_draws=0)
     with pytest.raises(ValueError, match="None with a target_length"):
         prompts(target_length=3, default_length=3)
+
+
+def packed(*documents: Sequence[int]) -> MDLMExample:
+    lengths = torch.tensor([len(document) for document in documents])
+    return {
+        "seed": len(documents),
+        "target_ids": torch.tensor([token for document in documents for token in document]),
+        "segment_ids": torch.arange(len(documents)).repeat_interleave(lengths),
+    }
+
+
+def bare(*, target_length: int | None = None) -> MDLMCollator:
+    """Adds no special tokens."""
+    return MDLMCollator(
+        schedule=LogLinear(),
+        mask_id=MASK,
+        pad_id=PAD,
+        bos_id=None,
+        eos_id=None,
+        target_length=target_length,
+    )
+
+
+def test_packed_blocks_hold_their_special_tokens_already() -> None:
+    batch = bare()([packed([BOS, 7, EOS], [BOS, 8, 9, EOS]), packed([BOS, 10, EOS], [9, 7])])
+    assert batch["target_ids"].tolist() == [
+        [BOS, 7, EOS, BOS, 8, 9, EOS],
+        [BOS, 10, EOS, 9, 7, PAD, PAD],
+    ]
+    assert batch.get("segment_ids", torch.empty(0)).tolist() == [
+        [0, 0, 0, 1, 1, 1, 1],
+        [0, 0, 0, 1, 1, -1, -1],
+    ]
+    assert batch["num_eligible"].tolist() == batch["num_tokens"].tolist() == [7, 5]
+    assert batch["attention_mask"] is not None
+    full = bare()([packed([BOS, 7, EOS], [8])])
+    assert full["attention_mask"] is None, "no work on padding where there is none"
+
+
+def test_blocks_that_do_not_fit_are_refused() -> None:
+    block = packed([7, 8], [9])
+    for adds in (collator(), bare(target_length=4)):
+        with pytest.raises(ValueError, match="set bos_id=None and target_length=None"):
+            adds([block])
+    with pytest.raises(ValueError, match="some have none"):
+        bare()([block, {"seed": 0, "target_ids": torch.tensor([7])}])
+    misfits: list[MDLMExample] = [
+        {**block, "prompt_ids": torch.tensor([7])},
+        {**block, "target_ids": torch.tensor([7])},
+    ]
+    for wrong in misfits:
+        with pytest.raises(ValueError, match="example 0 needs one entry of 'segment_ids' for each"):
+            bare()([wrong])
+
+
+def test_rows_for_generation_without_bos() -> None:
+    collate = MDLMPromptCollator(mask_id=MASK, pad_id=PAD, bos_id=None, eos_id=None, default_length=2)
+    batch = collate([{"seed": 0, "prompt_ids": torch.tensor([7, 8])}, {"seed": 1}])
+    assert batch["input_ids"].tolist() == [[7, 8, MASK, MASK], [MASK, MASK, PAD, PAD]]
+    assert batch["target_start"].tolist() == [2, 0]
+    fixed = torch.tensor([True, False])
+    batch = collate([{"seed": 0, "target_ids": torch.tensor([9, 7]), "fixed": fixed}])
+    assert batch["input_ids"].tolist() == [[9, MASK]]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xlm.modules import Cosine, CosineSquared, Geometric, Linear, LogLinear, NoiseSchedule, Polynomial, Sine
-from xlm_mdlm import MDLMBatch, MDLMLoss, MDLMMetrics
+from xlm_mdlm import MDLMBatch, MDLMExample, MDLMLikelihoodCollator, MDLMLoss, MDLMMetrics, MDLMRotary
 
 from .exact_mdlm import BOS, EOS, FIRST, MASK, PAD, TableNetwork, bound_by_order, masked_batch, subsets
 
@@ -187,3 +187,24 @@ def test_counts_of_the_loss_and_their_metrics() -> None:
     assert all(total.ndim == 0 and not total.requires_grad for total in metrics.sums.values())
     metrics.reset()
     assert not any(total.any() for total in metrics.sums.values())
+
+
+def test_documents_of_a_packed_block_do_not_see_each_other() -> None:
+    """Each has the loss that it has alone in a row, and the likelihood bound of the block is their sum."""
+    model = MDLMRotary(vocab_size=9, d_model=16, num_layers=2, num_heads=2).double().eval()
+    documents = [torch.tensor([BOS, 5, 6, EOS]), torch.tensor([BOS, 7, 7, 8, EOS]), torch.tensor([6, 8])]
+    segments = torch.arange(3).repeat_interleave(torch.tensor([4, 5, 2]))
+    block: MDLMExample = {"seed": 3, "target_ids": torch.cat(documents), "segment_ids": segments}
+    collate = MDLMLikelihoodCollator(mask_id=MASK, pad_id=PAD, bos_id=None, eos_id=None, num_draws=4)
+    batch = collate([block, {"seed": 1, "target_ids": documents[0], "segment_ids": segments[:4]}])
+    loss = MDLMLoss(mask_id=MASK, pad_id=PAD, eos_id=None)
+    bounds = torch.zeros(8, dtype=torch.float64)
+    for row, ids in enumerate(batch["input_ids"]):
+        for number, document in enumerate(documents if row < 4 else documents[:1]):
+            own = ids[: len(segments)][(segments == number) & (torch.arange(len(segments)) < len(ids))]
+            log_probs = model(own.unsqueeze(0))[0].index_fill(1, torch.tensor([PAD, MASK]), -math.inf)
+            right = log_probs.log_softmax(1)[torch.arange(len(own)), document]
+            bounds[row] -= batch["weight"][row] * right[own == MASK].sum().detach()
+    torch.testing.assert_close(loss(model, batch).loss_sum.detach(), bounds.sum(), rtol=1e-12, atol=0)
+    nll = loss.likelihood(model, batch).nll.detach()
+    torch.testing.assert_close(nll, bounds.view(2, 4).mean(1), rtol=1e-12, atol=0)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -66,6 +67,7 @@ def table(tensor: Tensor) -> list[list[int]]:
 def test_rows_of_known_length() -> None:
     batch = training()(EXAMPLES)
     assert table(batch["target_ids"]) == [[10, 11, 4, 7, 8], [4, 9, 0, 0, 0], [12, 4, 7, 8, 9]]
+    assert batch["attention_mask"] is not None
     assert table(batch["attention_mask"]) == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]
     assert not batch["may_end"].any()
     assert batch["num_eligible"].tolist() == [2, 1, 2]
@@ -76,6 +78,7 @@ def test_rows_of_known_length() -> None:
 def test_rows_of_fixed_width() -> None:
     batch = training(target_length=3)(EXAMPLES)
     assert table(batch["target_ids"]) == [[10, 11, 4, 7, 8, 3], [4, 9, 3, 0, 0, 0], [12, 4, 7, 8, 9, 0]]
+    assert batch["attention_mask"] is not None
     assert table(batch["attention_mask"]) == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]]
     # The text may end anywhere in the width, but only right of the last given token.
     assert table(batch["may_end"]) == [[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 0]]
@@ -118,8 +121,12 @@ def test_without_eos_a_fixed_width_is_filled_with_pads() -> None:
 
 def test_likelihood_rows_have_the_same_layout() -> None:
     batch, expected = likelihood(target_length=3, num_draws=2)(EXAMPLES), training(target_length=3)(EXAMPLES)
-    for key in ("target_ids", "attention_mask", "may_end", "num_eligible", "num_tokens", "models_length"):
+    for key in ("target_ids", "may_end", "num_eligible", "num_tokens", "models_length"):
         assert torch.equal(batch[key], expected[key].repeat_interleave(2, 0)), key
+    mask, expected_mask = batch["attention_mask"], expected["attention_mask"]
+    assert mask is not None
+    assert expected_mask is not None
+    assert torch.equal(mask, expected_mask.repeat_interleave(2, 0))
     assert int(batch["num_draws"]) == 2
 
 
@@ -127,6 +134,7 @@ def test_prompt_rows() -> None:
     batch: MLMPromptBatch = prompts()(EXAMPLES)
     assert table(batch["input_ids"]) == [[10, 11, 4, 2, 2], [4, 2, 0, 0, 0], [12, 4, 2, 8, 2]]
     assert torch.equal(batch["masked"], batch["input_ids"] == MASK)
+    assert batch["attention_mask"] is not None
     assert table(batch["attention_mask"]) == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]
     assert not batch["may_end"].any()
     assert batch["target_start"].tolist() == [3, 1, 2]
@@ -303,3 +311,59 @@ def test_lengths_outside_their_range_are_refused() -> None:
         prompts(target_length=4, default_length=3)
     with pytest.raises(ValueError, match="default_length must be at least 0"):
         prompts(default_length=-1)
+
+
+def packed(*documents: Sequence[int]) -> MLMExample:
+    lengths = torch.tensor([len(document) for document in documents])
+    return {
+        "seed": len(documents),
+        "target_ids": torch.tensor([token for document in documents for token in document]),
+        "segment_ids": torch.arange(len(documents)).repeat_interleave(lengths),
+    }
+
+
+def bare(*, target_length: int | None = None) -> MLMCollator:
+    """Adds no special tokens."""
+    return MLMCollator(pad_id=PAD, mask_id=MASK, bos_id=None, eos_id=None, target_length=target_length)
+
+
+def test_packed_blocks_hold_their_special_tokens_already() -> None:
+    batch = bare()([packed([BOS, 7, EOS], [BOS, 8, 9, EOS]), packed([BOS, 10, EOS], [9, 7])])
+    assert batch["target_ids"].tolist() == [
+        [BOS, 7, EOS, BOS, 8, 9, EOS],
+        [BOS, 10, EOS, 9, 7, PAD, PAD],
+    ]
+    assert batch.get("segment_ids", torch.empty(0)).tolist() == [
+        [0, 0, 0, 1, 1, 1, 1],
+        [0, 0, 0, 1, 1, -1, -1],
+    ]
+    assert batch["num_eligible"].tolist() == batch["num_tokens"].tolist() == [7, 5]
+    assert batch["attention_mask"] is not None
+    full = bare()([packed([BOS, 7, EOS], [8])])
+    assert full["attention_mask"] is None, "no work on padding where there is none"
+
+
+def test_blocks_that_do_not_fit_are_refused() -> None:
+    block = packed([7, 8], [9])
+    for adds in (training(), bare(target_length=4)):
+        with pytest.raises(ValueError, match="set bos_id=None and target_length=None"):
+            adds([block])
+    with pytest.raises(ValueError, match="some have none"):
+        bare()([block, {"seed": 0, "target_ids": torch.tensor([7])}])
+    misfits: list[MLMExample] = [
+        {**block, "prompt_ids": torch.tensor([7])},
+        {**block, "target_ids": torch.tensor([7])},
+    ]
+    for wrong in misfits:
+        with pytest.raises(ValueError, match="example 0 needs one entry of 'segment_ids' for each"):
+            bare()([wrong])
+
+
+def test_rows_for_generation_without_bos() -> None:
+    collate = MLMPromptCollator(pad_id=PAD, mask_id=MASK, bos_id=None, eos_id=None, default_length=2)
+    batch = collate([{"seed": 0, "prompt_ids": torch.tensor([7, 8])}, {"seed": 1}])
+    assert batch["input_ids"].tolist() == [[7, 8, MASK, MASK], [MASK, MASK, PAD, PAD]]
+    assert batch["target_start"].tolist() == [2, 0]
+    fixed = torch.tensor([True, False])
+    batch = collate([{"seed": 0, "target_ids": torch.tensor([9, 7]), "fixed": fixed}])
+    assert batch["input_ids"].tolist() == [[9, MASK]]

@@ -9,7 +9,7 @@ from jaxtyping import TypeCheckError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from xlm_mlm import MLMBatch, MLMCollator, MLMExample, MLMLoss, MLMMetrics
+from xlm_mlm import MLM, MLMBatch, MLMCollator, MLMExample, MLMLikelihoodCollator, MLMLoss, MLMMetrics
 
 PAD, CLS, MASK, EOS, BOS = range(5)
 VECTORS = load_file(Path(__file__).parent / "data" / "mlm.safetensors")
@@ -183,3 +183,24 @@ def test_rates_of_the_collator_average_to_one_half() -> None:
     metrics.update(MLMLoss(mask_id=MASK, pad_id=PAD, eos_id=EOS)(FixedLogits(torch.zeros(2000, 7, 9)), batch))
     # The share of masks in a row has variance 1/12 + 1/36.
     assert metrics.compute()["mean_mask_rate"] == pytest.approx(0.5, abs=4 * (1 / 9 / 2000) ** 0.5)
+
+
+def test_documents_of_a_packed_block_do_not_see_each_other() -> None:
+    """Each has the loss that it has alone in a row, and the likelihood bound of the block is their sum."""
+    model = MLM(vocab_size=9, d_model=16, num_layers=2, num_heads=2).double().eval()
+    documents = [torch.tensor([BOS, 5, 6, EOS]), torch.tensor([BOS, 7, 7, 8, EOS]), torch.tensor([6, 8])]
+    segments = torch.arange(3).repeat_interleave(torch.tensor([4, 5, 2]))
+    block: MLMExample = {"seed": 3, "target_ids": torch.cat(documents), "segment_ids": segments}
+    collate = MLMLikelihoodCollator(pad_id=PAD, mask_id=MASK, bos_id=None, eos_id=None, num_draws=4)
+    batch = collate([block, {"seed": 1, "target_ids": documents[0], "segment_ids": segments[:4]}])
+    loss = MLMLoss(mask_id=MASK, pad_id=PAD, eos_id=None)
+    entropy = torch.zeros(8, dtype=torch.float64)
+    for row, ids in enumerate(batch["input_ids"]):
+        for number, document in enumerate(documents if row < 4 else documents[:1]):
+            own = ids[: len(segments)][(segments == number) & (torch.arange(len(segments)) < len(ids))]
+            log_probs = model(own.unsqueeze(0))[0].index_fill(1, torch.tensor([PAD, MASK]), -torch.inf)
+            right = log_probs.log_softmax(1)[torch.arange(len(own)), document]
+            entropy[row] -= right[own == MASK].sum().detach()
+    torch.testing.assert_close(loss(model, batch).loss_sum.detach(), entropy.sum(), rtol=1e-12, atol=0)
+    expected = (entropy * batch.get("likelihood_weight", entropy)).view(2, 4).mean(1)
+    torch.testing.assert_close(loss.likelihood(model, batch).nll.detach(), expected, rtol=1e-12, atol=0)

@@ -3,6 +3,12 @@
 Training rows are ``prompt... [BOS] target... [EOS]`` and padded on the right, where a causal network does not
 see the padding. Rows for generation end with the last given token and are padded on the left.
 
+A target may be a block packed with several documents, whose own special tokens stand in it already: then
+bos_id=None and eos_id=None add none. With ``segment_ids`` a token sees its own document only, the first
+token of which is given; the batch then holds the numbers of the documents, from which the loss makes the mask
+of (length, length) on the device. Positions run on through the block: rotary attention knows only
+the distance of two tokens, which within a document is the same as if they started again.
+
 What stands on the right of a token cannot be given: the fixed tokens of an infilling example must be a prefix
 of its target. They are then part of what the model conditions on.
 """
@@ -23,37 +29,55 @@ class ARLMCollator:
 
     Args:
         pad_id: Id of the padding.
-        bos_id: Id of the token left of the target.
-        eos_id: Id of the token right of the target.
+        bos_id: Id of the token left of the target; None for none: then the first token of a row without
+            prompt is given, not predicted.
+        eos_id: Id of the token right of the target; None for none: then the length is not modelled.
         max_length: The most target tokens, fixed ones included; None for no limit.
     """
 
-    def __init__(self, *, pad_id: int, bos_id: int, eos_id: int, max_length: int | None = None) -> None:
+    def __init__(
+        self, *, pad_id: int, bos_id: int | None, eos_id: int | None, max_length: int | None = None
+    ) -> None:
         self._pad_id = pad_id
-        self._bos = torch.tensor([bos_id])
-        self._eos = torch.tensor([eos_id])
+        self._bos = _special(bos_id)
+        self._eos = _special(eos_id)
         self._max_length = max_length
 
     def __call__(self, examples: Sequence[ARLMExample]) -> ARLMBatch:
         """Make a batch of len(examples) rows, padded to the longest.
 
         Raises:
-            ValueError: If there are no examples, one has no target or more than max_length tokens in it, or
-                its fixed tokens are not a prefix of its target.
+            ValueError: If there are no examples, one has no target or more than max_length tokens in it, its
+                fixed tokens are not a prefix of its target, or ``segment_ids`` do not fit.
         """
         _require_examples(examples)
-        num_fixed = torch.tensor([_num_fixed(number, example) for number, example in enumerate(examples)])
-        num_prompt = torch.tensor([len(example.get("prompt_ids", _NO_IDS)) for example in examples])
+        num_fixed = [_num_fixed(number, example) for number, example in enumerate(examples)]
+        num_prompt = [len(example.get("prompt_ids", _NO_IDS)) for example in examples]
         rows = [self._row(number, example) for number, example in enumerate(examples)]
+        sizes = [len(row) for row in rows]
         input_ids = pad_sequence(rows, batch_first=True, padding_value=self._pad_id)
-        column = torch.arange(input_ids.shape[1])
-        size = torch.tensor([len(row) for row in rows]).unsqueeze(1)
-        num_given = (num_prompt + 1 + num_fixed).unsqueeze(1)
-        return {
+        column, size = torch.arange(input_ids.shape[1]), torch.tensor(sizes).unsqueeze(1)
+        # A row's first token has nothing on its left that could predict it.
+        num_given = torch.tensor(
+            [
+                max(prompt + len(self._bos) + fixed, 1)
+                for prompt, fixed in zip(num_prompt, num_fixed, strict=True)
+            ]
+        )
+        target_mask = (column >= num_given.unsqueeze(1)) & (column < size)
+        segment_ids = self._segment_ids(examples)
+        if segment_ids is not None:
+            target_mask[:, 1:] &= segment_ids[:, 1:] == segment_ids[:, :-1]
+        batch: ARLMBatch = {
             "input_ids": input_ids,
-            "attention_mask": column < size,
-            "target_mask": (column >= num_given) & (column < size),
+            "attention_mask": None if min(sizes) == max(sizes) else column < size,
+            "target_mask": target_mask,
+            "num_tokens": (target_mask.sum(1) - len(self._eos)).clamp(min=0),
+            "models_length": torch.full((len(rows),), len(self._eos) > 0),
         }
+        if segment_ids is not None:
+            batch["segment_ids"] = segment_ids
+        return batch
 
     def _row(self, number: int, example: ARLMExample) -> Tensor:
         target = example.get("target_ids")
@@ -62,19 +86,38 @@ class ARLMCollator:
         _require_length(f"example {number} has", len(target), self._max_length)
         return torch.cat((example.get("prompt_ids", _NO_IDS), self._bos, target, self._eos))
 
+    def _segment_ids(self, examples: Sequence[ARLMExample]) -> Tensor | None:
+        """(rows, length) number of the document of each token, -1 at padding; None without packed blocks."""
+        segments = [example["segment_ids"] for example in examples if "segment_ids" in example]
+        if not segments:
+            return None
+        if len(segments) < len(examples):
+            raise ValueError("some examples have 'segment_ids' and some have none: pack all of them")
+        if len(self._bos) + len(self._eos) > 0:
+            raise ValueError(
+                "a block with 'segment_ids' holds its special tokens already: set bos_id=None and eos_id=None"
+            )
+        for number, (example, segment) in enumerate(zip(examples, segments, strict=True)):
+            prompt, target = example.get("prompt_ids", _NO_IDS), example.get("target_ids", _NO_IDS)
+            if len(prompt) > 0 or len(segment) != len(target):
+                raise ValueError(
+                    f"example {number} needs one entry of 'segment_ids' for each target token, and no prompt"
+                )
+        return pad_sequence(segments, batch_first=True, padding_value=-1)
+
 
 class ARLMPromptCollator:
     """Keeps what is given, for generation: the prompt, and of the target only the fixed tokens.
 
     Args:
         pad_id: Id of the padding.
-        bos_id: Id of the token left of the target.
+        bos_id: Id of the token left of the target; None for none: then each row needs a prompt.
         max_length: The most target tokens to generate, fixed ones included.
     """
 
-    def __init__(self, *, pad_id: int, bos_id: int, max_length: int) -> None:
+    def __init__(self, *, pad_id: int, bos_id: int | None, max_length: int) -> None:
         self._pad_id = pad_id
-        self._bos = torch.tensor([bos_id])
+        self._bos = _special(bos_id)
         self._max_length = max_length
 
     def __call__(self, examples: Sequence[ARLMExample]) -> ARLMPromptBatch:
@@ -83,8 +126,8 @@ class ARLMPromptCollator:
         A target without ``fixed`` is a reference only, and is not read.
 
         Raises:
-            ValueError: If there are no examples, or the fixed tokens of one are more than max_length or not a
-                prefix of its target.
+            ValueError: If there are no examples, the fixed tokens of one are more than max_length or not a
+                prefix of its target, or one has nothing to start from.
         """
         _require_examples(examples)
         num_fixed = [_num_fixed(number, example) for number, example in enumerate(examples)]
@@ -96,6 +139,11 @@ class ARLMPromptCollator:
             )
             for example, fixed in zip(examples, num_fixed, strict=True)
         ]
+        for number, row in enumerate(rows):
+            if len(row) == 0:
+                raise ValueError(
+                    f"example {number} gives nothing to start from: set bos_id, or give a prompt"
+                )
         input_ids = pad_sequence(rows, batch_first=True, padding_value=self._pad_id, padding_side="left")
         size = torch.tensor([len(row) for row in rows]).unsqueeze(1)
         return {
@@ -104,6 +152,11 @@ class ARLMPromptCollator:
             "num_fixed": torch.tensor(num_fixed),
             "room": self._max_length - torch.tensor(num_fixed),
         }
+
+
+def _special(token_id: int | None) -> Tensor:
+    """(1,) the token, or (0,) where there is none."""
+    return _NO_IDS if token_id is None else torch.tensor([token_id])
 
 
 def _require_examples(examples: Sequence[ARLMExample]) -> None:

@@ -11,6 +11,7 @@ predicted. The network's head is computed at the predicted tokens only.
 import torch
 from torch import Tensor, nn
 
+from xlm.modules import segment_mask
 from xlm_arlm.types_arlm import ARLMBatch, ARLMLikelihood, ARLMLossOutput, call_model
 
 
@@ -27,7 +28,7 @@ class ARLMLoss:
 
     def __call__(self, model: nn.Module, batch: ARLMBatch) -> ARLMLossOutput:
         """Evaluate the network on a batch."""
-        neighbours = _neighbours(batch["attention_mask"])
+        neighbours = _neighbours(batch)
         in_target = neighbours & batch["target_mask"][:, 1:]
         cells = _indices(neighbours if self._loss_on_prompt else in_target)
         entropy = _next_token_entropy(model, batch, cells)
@@ -45,27 +46,29 @@ class ARLMLoss:
     def likelihood(self, model: nn.Module, batch: ARLMBatch) -> ARLMLikelihood:
         """-log p(target, EOS | prompt) of each row, whether the prompt is in the training loss or not.
 
-        The sum of exp(-nll) over all targets is 1. The law is that of the whole vocabulary: a predictor that
-        suppresses ids, as it should, draws from this law given that none of them comes.
-
-        Raises:
-            ValueError: If rows are packed, and so hold more than one text.
+        The sum of exp(-nll) over all targets is 1. Without EOS this holds for the targets of each length: the
+        length is given, not scored. The nll of a packed block is the sum over its documents, of each given
+        its first token. The law is that of the whole vocabulary: a predictor that suppresses ids, as it
+        should, draws from this law given that none of them comes.
         """
-        attention_mask = batch["attention_mask"]
-        if attention_mask.dim() != 2:
-            raise ValueError("the likelihood is one number per row: rows packed with several texts have none")
-        in_target = _neighbours(attention_mask) & batch["target_mask"][:, 1:]
+        in_target = _neighbours(batch) & batch["target_mask"][:, 1:]
         cells = _indices(in_target)
         entropy = _next_token_entropy(model, batch, cells).to(torch.float64)
         nll = entropy.new_zeros(len(in_target)).index_add(0, cells // in_target.shape[1], entropy)
-        return ARLMLikelihood(nll=nll, num_tokens=in_target.sum(1) - 1)
+        return ARLMLikelihood(
+            nll=nll, num_tokens=batch["num_tokens"], models_length=bool(batch["models_length"].all())
+        )
 
 
-def _neighbours(attention_mask: Tensor) -> Tensor:
+def _neighbours(batch: ARLMBatch) -> Tensor:
     """(rows, length - 1) True where a token and the next one are real, and of the same text."""
-    if attention_mask.dim() == 3:
-        return attention_mask.diagonal(offset=-1, dim1=1, dim2=2)
-    return attention_mask[:, :-1] & attention_mask[:, 1:]
+    if "segment_ids" in batch:
+        segments = batch["segment_ids"]
+        return (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] >= 0)
+    mask = batch["attention_mask"]
+    if mask is None:
+        return torch.ones_like(batch["input_ids"][:, 1:], dtype=torch.bool)
+    return mask[:, :-1] & mask[:, 1:]
 
 
 def _indices(wanted: Tensor) -> Tensor:
@@ -79,19 +82,20 @@ def _next_token_entropy(model: nn.Module, batch: ARLMBatch, cells: Tensor) -> Te
     return call_model(
         model,
         batch["input_ids"][:, :-1],
-        _mask_for_causal(batch["attention_mask"]),
+        _mask_of_inputs(batch),
         positions=cells,
         targets=targets,
     )
 
 
-def _mask_for_causal(attention_mask: Tensor) -> Tensor | None:
+def _mask_of_inputs(batch: ARLMBatch) -> Tensor | None:
     """The mask without the last column; None if padding stands on the right only.
 
     A causal network does not see it there anyway, and without a mask it uses faster kernels.
     """
-    if attention_mask.dim() == 3:
-        return attention_mask[:, :-1, :-1]
-    if bool((attention_mask[:, :-1] >= attention_mask[:, 1:]).all()):
+    if "segment_ids" in batch:
+        return segment_mask(batch["segment_ids"][:, :-1])
+    mask = batch["attention_mask"]
+    if mask is None or bool((mask[:, :-1] >= mask[:, 1:]).all()):
         return None
-    return attention_mask[:, :-1]
+    return mask[:, :-1]

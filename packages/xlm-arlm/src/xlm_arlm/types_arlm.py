@@ -5,7 +5,7 @@ Axes: ``rows`` of a batch, ``length`` columns of the longest row, ``vocab`` toke
 
 A training row is ``prompt... [BOS] target... [EOS]`` with padding on its right. A row for generation is
 ``prompt... [BOS]``, with the fixed beginning of the target if there is one, and padding on its left, so that
-all rows are continued at the same column.
+all rows are continued at the same column. BOS and EOS are there where the collator has an id for them.
 """
 
 from dataclasses import dataclass
@@ -32,6 +32,8 @@ class ARLMExample(TypedDict):
     """The text to model or to generate."""
     fixed: NotRequired[Bool[Tensor, " target"]]
     """True at target tokens that are given; here they must be a prefix of the target."""
+    segment_ids: NotRequired[Int[Tensor, " target"]]
+    """Of a block packed with several documents: number of the document of each token, from 0."""
 
 
 class ARLMBatch(TypedDict):
@@ -39,11 +41,17 @@ class ARLMBatch(TypedDict):
 
     input_ids: Int[Tensor, "rows length"]
     """``prompt... [BOS] target... [EOS]``, padded on the right."""
-    attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"]
-    """True at real tokens. For rows packed with several texts, which the collator does not make: True where a
-    token (axis 1) sees another (axis 2), see :func:`xlm.modules.segment_mask`."""
+    attention_mask: Bool[Tensor, "rows length"] | None
+    """True at real tokens; None if there is no padding."""
+    segment_ids: NotRequired[Int[Tensor, "rows length"]]
+    """Of packed blocks: the document of each token, which sees no other; -1 at padding."""
     target_mask: Bool[Tensor, "rows length"]
-    """True at the tokens to predict: EOS, and target tokens that are not fixed."""
+    """True at the tokens to predict: EOS, and target tokens that are not fixed and have a token of their text
+    on their left."""
+    num_tokens: Int[Tensor, " rows"]
+    """Tokens to predict, without the EOS that the collator adds."""
+    models_length: Bool[Tensor, " rows"]
+    """Whether each row ends with EOS, so that the length of the target is predicted too."""
 
 
 class ARLMPromptBatch(TypedDict):
@@ -81,12 +89,12 @@ class ARLMLikelihood:
     """Nats per row."""
     num_tokens: Int[Tensor, " rows"]
     """Target tokens that are scored, without EOS."""
+    models_length: bool
+    """Whether the length of the target is part of what is scored: where EOS is."""
     nll_kind: Literal["exact", "bound"] = "exact"
     """``nll`` is the value itself."""
     num_draws: int = 1
     """There is nothing to average."""
-    models_length: bool = True
-    """EOS is scored, so the length is."""
 
 
 @dataclass(frozen=True)

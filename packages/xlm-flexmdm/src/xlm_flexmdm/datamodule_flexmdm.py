@@ -296,6 +296,11 @@ def _seeds(examples: Sequence[FlexMDMExample]) -> Tensor:
 def _read_targets(examples: Sequence[FlexMDMExample], max_length: int | None) -> _Targets:
     if not examples:
         raise ValueError("cannot collate an empty list of examples")
+    if any("segment_ids" in example for example in examples):
+        raise ValueError(
+            "this family cannot keep the documents of a packed block apart ('segment_ids'): give one "
+            "document per example, or pack without document numbers, which makes a block one text"
+        )
     ids = [example.get("target_ids", _NO_IDS) for example in examples]
     lengths = [len(row) for row in ids]
     longest = max(lengths)

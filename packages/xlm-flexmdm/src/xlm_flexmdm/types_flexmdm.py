@@ -34,6 +34,8 @@ class FlexMDMExample(TypedDict):
     """The text to model or to generate."""
     fixed: NotRequired[Bool[Tensor, " target"]]
     """True at target tokens that are given (infilling)."""
+    segment_ids: NotRequired[Int[Tensor, " target"]]
+    """Of a block packed with several documents; the collators refuse it."""
 
 
 class FlexMDMBatch(TypedDict):

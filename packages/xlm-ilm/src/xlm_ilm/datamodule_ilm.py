@@ -162,6 +162,11 @@ class _Rows:
 def _read_targets(examples: Sequence[ILMExample], ids: list[Tensor], max_length: int | None) -> _Targets:
     if not examples:
         raise ValueError("cannot collate an empty list of examples")
+    if any("segment_ids" in example for example in examples):
+        raise ValueError(
+            "this family cannot keep the documents of a packed block apart ('segment_ids'): give one "
+            "document per example, or pack without document numbers, which makes a block one text"
+        )
     lengths = [len(row) for row in ids]
     longest = max(lengths)
     if max_length is not None and longest > max_length:

@@ -30,6 +30,8 @@ class ILMExample(TypedDict):
     """The text to model or to generate."""
     fixed: NotRequired[Bool[Tensor, " target"]]
     """True at target tokens that are given (infilling)."""
+    segment_ids: NotRequired[Int[Tensor, " target"]]
+    """Of a block packed with several documents; the collators refuse it."""
 
 
 class ILMBatch(TypedDict):

@@ -32,12 +32,10 @@ class MDLMCollator:
             objective than the bound, as their times do not cover all mask probabilities.
         mask_id: Id of MASK.
         pad_id: Id of PAD.
-        bos_id: Id of the token left of the target.
+        bos_id: Id of the token left of the target; None for none, as for packed blocks.
         eos_id: Id of EOS; None for no EOS: then PAD alone fills a fixed width, and a token that separates
             texts inside a target is like any other.
         target_length: W, cells of every row; None for as many as the target has tokens.
-        full_rows: Whether all rows of a batch have the same length, as packed blocks have. Then there is no
-            attention mask, which permits the fastest attention kernels, and other rows are refused.
         min_time: Where the times begin, in [0, 1). The weight grows like 1/t towards 0, where masks are few:
             0 gives the bound without bias but gradients of unbounded variance; the published 1e-3 leaves out
             about 0.1 per cent of the integral.
@@ -52,10 +50,9 @@ class MDLMCollator:
         schedule: NoiseSchedule,
         mask_id: int,
         pad_id: int,
-        bos_id: int,
+        bos_id: int | None,
         eos_id: int | None,
         target_length: int | None = None,
-        full_rows: bool = False,
         min_time: float = 1e-3,
     ) -> None:
         if not 0 <= min_time < 1:
@@ -67,7 +64,6 @@ class MDLMCollator:
             bos_id=bos_id,
             eos_id=eos_id,
             target_length=target_length,
-            full_rows=full_rows,
         )
         self._min_time = min_time
 
@@ -76,7 +72,7 @@ class MDLMCollator:
 
         Raises:
             ValueError: If there are no examples, a target is longer than target_length or holds MASK, PAD or
-                EOS, ``fixed`` does not fit its target, or rows that should be full differ in length.
+                EOS, or ``fixed`` or ``segment_ids`` do not fit their target.
         """
         rows = self._layout.lay_out(examples)
         seeds = _seeds(examples)
@@ -102,10 +98,9 @@ class MDLMLikelihoodCollator:
     Args:
         mask_id: Id of MASK.
         pad_id: Id of PAD.
-        bos_id: Id of the token left of the target.
+        bos_id: Id of the token left of the target; None for none, as for packed blocks.
         eos_id: Id of EOS or None, as in :class:`MDLMCollator`.
         target_length: W, cells of every row; None for as many as the target has tokens.
-        full_rows: As in :class:`MDLMCollator`.
         time_conditioning: Whether the network is told the time.
         schedule: The one that a network told the time was trained with; not used otherwise.
         num_draws: K, the number of consecutive rows made from each example. Their n or u are stratified: draw
@@ -122,10 +117,9 @@ class MDLMLikelihoodCollator:
         *,
         mask_id: int,
         pad_id: int,
-        bos_id: int,
+        bos_id: int | None,
         eos_id: int | None,
         target_length: int | None = None,
-        full_rows: bool = False,
         time_conditioning: bool = False,
         schedule: NoiseSchedule | None = None,
         num_draws: int = 1,
@@ -145,7 +139,6 @@ class MDLMLikelihoodCollator:
             bos_id=bos_id,
             eos_id=eos_id,
             target_length=target_length,
-            full_rows=full_rows,
         )
         self._num_draws = num_draws
 
@@ -193,7 +186,7 @@ class MDLMPromptCollator:
     Args:
         mask_id: Id of MASK.
         pad_id: Id of PAD.
-        bos_id: Id of the token left of the target.
+        bos_id: Id of the token left of the target; None for none, as for packed blocks.
         eos_id: Id of EOS or None, as in :class:`MDLMCollator`.
         target_length: W, cells of every row, so that the model decides the length; None for the length of the
             target.
@@ -208,7 +201,7 @@ class MDLMPromptCollator:
         *,
         mask_id: int,
         pad_id: int,
-        bos_id: int,
+        bos_id: int | None,
         eos_id: int | None,
         target_length: int | None = None,
         default_length: int | None = None,

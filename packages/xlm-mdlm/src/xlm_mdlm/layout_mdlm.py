@@ -14,10 +14,16 @@ Where the text may end: at the cells of a fixed width, but only right of the las
 are EOS and PAD possible tokens.
 
 A text whose last token is given ends with it: the EOS and PADs behind it are given too.
+
+A target of known length may be a block packed with several documents, whose own special tokens stand in it
+already and are tokens like others: then bos_id=None and eos_id=None add none and forbid none. With
+``segment_ids`` a token sees its own document only; the batch then holds the numbers of the documents, from
+which the loss makes the mask of (length, length) on the device. Positions run on through the block: rotary
+attention knows only the distance of two tokens, which within a document is the same as if they started again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +44,8 @@ class Rows:
     """True at cells that are not given."""
     may_end: Tensor
     """True at cells where EOS and PAD are possible tokens."""
+    segment_ids: Tensor | None
+    """Of packed blocks: the document of each token, -1 at padding."""
     target_start: Tensor
     """First cell."""
     num_tokens: Tensor
@@ -45,7 +53,8 @@ class Rows:
 
     def repeat(self, times: int) -> "Rows":
         """Each row ``times`` times in succession."""
-        return Rows(**{name: table.repeat_interleave(times, 0) for name, table in vars(self).items()})
+        tables = {name: table for name, table in vars(self).items() if table is not None}
+        return replace(self, **{name: table.repeat_interleave(times, 0) for name, table in tables.items()})
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,9 @@ class Layout:
     Args:
         mask_id: Id of MASK.
         pad_id: Id of PAD.
-        bos_id: Id of the token left of the target.
+        bos_id: Id of the token left of the target; None for none.
         eos_id: Id of EOS; None for no EOS.
         target_length: Cells of every row, at least 1; None for as many as the target has tokens.
-        full_rows: Whether rows of different lengths are refused and batches have no attention mask.
 
     Raises:
         ValueError: If target_length is below 1.
@@ -66,10 +74,9 @@ class Layout:
 
     mask_id: int
     pad_id: int
-    bos_id: int
+    bos_id: int | None
     eos_id: int | None
     target_length: int | None
-    full_rows: bool = False
 
     def __post_init__(self) -> None:
         if self.target_length is not None and self.target_length < 1:
@@ -82,47 +89,48 @@ class Layout:
 
         Raises:
             ValueError: If there are no examples, a target is longer than target_length or holds MASK, PAD or
-                EOS, ``fixed`` does not fit its target, or rows that should be full differ in length.
+                EOS, or ``fixed`` or ``segment_ids`` do not fit their target.
         """
         if not examples:
             raise ValueError("cannot collate an empty list of examples")
         targets = [example.get("target_ids", _NO_IDS) for example in examples]
         prompts = [example.get("prompt_ids", _NO_IDS) for example in examples]
         text_length = torch.tensor([len(target) for target in targets])
-        target_start = torch.tensor([len(prompt) + 1 for prompt in prompts])
+        bos = _NO_IDS if self.bos_id is None else torch.tensor([self.bos_id])
+        target_start = torch.tensor([len(prompt) + len(bos) for prompt in prompts])
         self._check_text_lengths(text_length)
 
-        bos = torch.tensor([self.bos_id])
         rows = [
             torch.cat((prompt, bos, target, self._filling(len(target))))
             for prompt, target in zip(prompts, targets, strict=True)
         ]
-        self._check_row_lengths([len(row) for row in rows])
         end = torch.tensor([len(row) for row in rows]).unsqueeze(1)
         ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id)
         column = torch.arange(ids.shape[1])
         cells = (column >= target_start.unsqueeze(1)) & (column < end)
         text = cells & (column < (target_start + text_length).unsqueeze(1))
-        given = _given(examples, ids.shape[1])
+        given = _given(examples, target_start, ids.shape[1])
         self._check_tokens(ids, given if only_given else text)
         right_of_given = column >= (given * (column + 1)).amax(1, keepdim=True)
-        # The last column of the text; that of BOS, which is not given, if the text is empty.
-        end_is_given = given.gather(1, (target_start + text_length - 1).unsqueeze(1))
+        last_of_text = column == (target_start + text_length - 1).unsqueeze(1)
+        end_is_given = (given & last_of_text).any(1, keepdim=True)
         fixed_width = self.target_length is not None
+        bare = self.bos_id is None and not fixed_width
         return Rows(
             ids=ids,
             attention_mask=column < end,
             eligible=torch.where(end_is_given, text, cells) & ~given,
             may_end=cells & right_of_given if fixed_width else torch.zeros_like(cells),
+            segment_ids=_segment_ids(examples, bare=bare),
             target_start=target_start,
             num_tokens=(text & ~given).sum(1),
         )
 
     def batch(self, rows: Rows, *, masked: Tensor, weight: Tensor) -> MDLMBatch:
         """The rows with MASK at the ``masked`` cells (rows, length), and the ``weight`` (rows,) of each."""
-        return {
+        batch: MDLMBatch = {
             "input_ids": rows.ids.masked_fill(masked, self.mask_id),
-            "attention_mask": None if self.full_rows else rows.attention_mask,
+            "attention_mask": None if bool(rows.attention_mask.all()) else rows.attention_mask,
             "target_ids": rows.ids,
             "masked": masked,
             "may_end": rows.may_end,
@@ -131,6 +139,9 @@ class Layout:
             "num_tokens": rows.num_tokens,
             "models_length": torch.full((len(masked),), self.target_length is not None),
         }
+        if rows.segment_ids is not None:
+            batch["segment_ids"] = rows.segment_ids
+        return batch
 
     def _filling(self, text_length: int) -> Tensor:
         """EOS and PADs behind a text."""
@@ -149,13 +160,6 @@ class Layout:
                 f"target_length={self.target_length}: leave such examples out, or raise the limit"
             )
 
-    def _check_row_lengths(self, lengths: Sequence[int]) -> None:
-        if self.full_rows and min(lengths) < max(lengths):
-            raise ValueError(
-                f"full_rows=True needs rows of one length, got {min(lengths)} to {max(lengths)} tokens with "
-                f"BOS: pack the texts into blocks, or set full_rows=False"
-            )
-
     def _check_tokens(self, ids: Tensor, read: Tensor) -> None:
         special = [index for index in (self.mask_id, self.pad_id, self.eos_id) if index is not None]
         wrong = read & torch.isin(ids, torch.tensor(special))
@@ -167,7 +171,7 @@ class Layout:
             )
 
 
-def _given(examples: Sequence[MDLMExample], length: int) -> Tensor:
+def _given(examples: Sequence[MDLMExample], target_start: Tensor, length: int) -> Tensor:
     """(rows, length) True at given target tokens."""
     given = torch.zeros(len(examples), length, dtype=torch.bool)
     for row, example in enumerate(examples):
@@ -176,6 +180,27 @@ def _given(examples: Sequence[MDLMExample], length: int) -> Tensor:
         fixed, size = example["fixed"], len(example.get("target_ids", _NO_IDS))
         if len(fixed) != size:
             raise ValueError(f"'fixed' of example {row} has {len(fixed)} entries for {size} target tokens")
-        start = len(example.get("prompt_ids", _NO_IDS)) + 1
+        start = int(target_start[row])
         given[row, start : start + size] = fixed
     return given
+
+
+def _segment_ids(examples: Sequence[MDLMExample], *, bare: bool) -> Tensor | None:
+    """(rows, length) number of the document of each token, -1 at padding; None without packed blocks."""
+    segments = [example["segment_ids"] for example in examples if "segment_ids" in example]
+    if not segments:
+        return None
+    if len(segments) < len(examples):
+        raise ValueError("some examples have 'segment_ids' and some have none: pack all of them")
+    if not bare:
+        raise ValueError(
+            "a block with 'segment_ids' holds its special tokens already and has no end: set bos_id=None and "
+            "target_length=None"
+        )
+    for number, (example, segment) in enumerate(zip(examples, segments, strict=True)):
+        prompt, target = example.get("prompt_ids", _NO_IDS), example.get("target_ids", _NO_IDS)
+        if len(prompt) > 0 or len(segment) != len(target):
+            raise ValueError(
+                f"example {number} needs one entry of 'segment_ids' for each target token, and no prompt"
+            )
+    return pad_sequence(segments, batch_first=True, padding_value=-1)

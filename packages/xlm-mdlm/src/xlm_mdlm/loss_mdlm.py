@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from xlm.modules import segment_mask
 from xlm_mdlm.types_mdlm import NUM_LEVELS, MDLMBatch, MDLMLikelihood, MDLMLossOutput, call_model
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 
@@ -106,9 +107,8 @@ class MDLMLoss:
 
     def _masked_cells(self, model: nn.Module, batch: MDLMBatch) -> "_MaskedCells":
         cells = batch["masked"].flatten().nonzero().squeeze(1)
-        logits = call_model(
-            model, batch["input_ids"], batch["attention_mask"], batch.get("noise"), positions=cells
-        )
+        mask = segment_mask(batch["segment_ids"]) if "segment_ids" in batch else batch["attention_mask"]
+        logits = call_model(model, batch["input_ids"], mask, batch.get("noise"), positions=cells)
         logits = self._vocabulary.restrict(logits, batch["may_end"].flatten()[cells])
         targets = batch["target_ids"].flatten()[cells]
         of_target = logits.gather(1, targets.unsqueeze(1)).squeeze(1)

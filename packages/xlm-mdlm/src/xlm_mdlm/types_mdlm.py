@@ -36,6 +36,8 @@ class MDLMExample(TypedDict):
     """The text to model or to generate."""
     fixed: NotRequired[Bool[Tensor, " target"]]
     """True at target tokens that are given (infilling)."""
+    segment_ids: NotRequired[Int[Tensor, " target"]]
+    """Of a block packed with several documents: number of the document of each token, from 0."""
 
 
 class MDLMBatch(TypedDict):
@@ -45,6 +47,8 @@ class MDLMBatch(TypedDict):
     """x_t: the rows with MASK at masked cells."""
     attention_mask: Bool[Tensor, "rows length"] | None
     """False at the padding on the right; None if there is none."""
+    segment_ids: NotRequired[Int[Tensor, "rows length"]]
+    """Of packed blocks: the document of each token, which sees no other; -1 at padding."""
     target_ids: Int[Tensor, "rows length"]
     """x_0: the same rows without masks."""
     masked: Bool[Tensor, "rows length"]
@@ -158,7 +162,7 @@ class MDLMPrediction:
 def call_model(
     model: nn.Module,
     input_ids: Int[Tensor, "rows length"],
-    attention_mask: Bool[Tensor, "rows length"] | None,
+    attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None,
     noise: Float[Tensor, " rows"] | None,
     *,
     positions: Int[Tensor, " cells"],

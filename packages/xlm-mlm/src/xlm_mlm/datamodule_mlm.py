@@ -15,11 +15,17 @@ are EOS and PAD possible tokens.
 
 A text whose last token is given ends with it: the EOS and PADs behind it are given too.
 
+A target of known length may be a block packed with several documents, whose own special tokens stand in it
+already and are tokens like others: then bos_id=None and eos_id=None add none and forbid none. With
+``segment_ids`` a token sees its own document only; the batch then holds the numbers of the documents, from
+which the loss makes the mask of (length, length) on the device. Positions run on through the block: rotary
+attention knows only the distance of two tokens, which within a document is the same as if they started again.
+
 All randomness of a row comes from its seed, so a row looks the same in every batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,7 +50,7 @@ class MLMCollator:
     Args:
         pad_id: Id of PAD.
         mask_id: Id of MASK.
-        bos_id: Id of the token left of the target.
+        bos_id: Id of the token left of the target; None for none, as for packed blocks.
         eos_id: Id of EOS; None for no EOS: then PAD alone fills a fixed width, and a token that separates
             texts inside a target is like any other.
         target_length: W, cells of every row; None for as many as the target has tokens.
@@ -59,7 +65,7 @@ class MLMCollator:
         *,
         pad_id: int,
         mask_id: int,
-        bos_id: int,
+        bos_id: int | None,
         eos_id: int | None,
         target_length: int | None = None,
         mask_rate: float | None = None,
@@ -76,7 +82,7 @@ class MLMCollator:
 
         Raises:
             ValueError: If there are no examples, a target is longer than target_length or holds MASK, PAD or
-                EOS, or ``fixed`` does not fit its target.
+                EOS, or ``fixed`` or ``segment_ids`` do not fit their target.
         """
         rows = self._layout.lay_out(examples)
         seeds = _seeds(examples)
@@ -107,7 +113,7 @@ class MLMLikelihoodCollator:
     Args:
         pad_id: Id of PAD.
         mask_id: Id of MASK.
-        bos_id: Id of the token left of the target.
+        bos_id: Id of the token left of the target; None for none, as for packed blocks.
         eos_id: Id of EOS or None, as in :class:`MLMCollator`.
         target_length: W, cells of every row; None for as many as the target has tokens.
         num_draws: K, the number of consecutive rows made from each example. Their n are stratified: draw k
@@ -123,7 +129,7 @@ class MLMLikelihoodCollator:
         *,
         pad_id: int,
         mask_id: int,
-        bos_id: int,
+        bos_id: int | None,
         eos_id: int | None,
         target_length: int | None = None,
         num_draws: int = 1,
@@ -164,7 +170,7 @@ class MLMPromptCollator:
     Args:
         pad_id: Id of PAD.
         mask_id: Id of MASK.
-        bos_id: Id of the token left of the target.
+        bos_id: Id of the token left of the target; None for none, as for packed blocks.
         eos_id: Id of EOS or None, as in :class:`MLMCollator`.
         target_length: W, cells of every row, so that the model decides the length; None for the length of the
             target.
@@ -179,7 +185,7 @@ class MLMPromptCollator:
         *,
         pad_id: int,
         mask_id: int,
-        bos_id: int,
+        bos_id: int | None,
         eos_id: int | None,
         target_length: int | None = None,
         default_length: int | None = None,
@@ -230,12 +236,15 @@ class _Rows:
     eligible: Tensor
     """True at cells that are not given."""
     may_end: Tensor
+    segment_ids: Tensor | None
+    """Of packed blocks: the document of each token, -1 at padding."""
     target_start: Tensor
     num_tokens: Tensor
 
     def repeat(self, times: int) -> "_Rows":
         """Each row ``times`` times in succession."""
-        return _Rows(**{name: table.repeat_interleave(times, 0) for name, table in vars(self).items()})
+        tables = {name: table for name, table in vars(self).items() if table is not None}
+        return replace(self, **{name: table.repeat_interleave(times, 0) for name, table in tables.items()})
 
 
 @dataclass(frozen=True)
@@ -244,7 +253,7 @@ class _Layout:
 
     pad_id: int
     mask_id: int
-    bos_id: int
+    bos_id: int | None
     eos_id: int | None
     target_length: int | None
 
@@ -262,10 +271,10 @@ class _Layout:
         targets = [example.get("target_ids", _NO_IDS) for example in examples]
         prompts = [example.get("prompt_ids", _NO_IDS) for example in examples]
         text_length = torch.tensor([len(target) for target in targets])
-        target_start = torch.tensor([len(prompt) + 1 for prompt in prompts])
+        bos = _NO_IDS if self.bos_id is None else torch.tensor([self.bos_id])
+        target_start = torch.tensor([len(prompt) + len(bos) for prompt in prompts])
         self._check_lengths(text_length)
 
-        bos = torch.tensor([self.bos_id])
         rows = [
             torch.cat((prompt, bos, target, self._filling(len(target))))
             for prompt, target in zip(prompts, targets, strict=True)
@@ -275,17 +284,19 @@ class _Layout:
         column = torch.arange(ids.shape[1])
         cells = (column >= target_start.unsqueeze(1)) & (column < end)
         text = cells & (column < (target_start + text_length).unsqueeze(1))
-        given = _given(examples, ids.shape[1])
+        given = _given(examples, target_start, ids.shape[1])
         self._check_tokens(ids, given if only_given else text)
         right_of_given = column >= (given * (column + 1)).amax(1, keepdim=True)
-        # The last column of the text; that of BOS, which is not given, if the text is empty.
-        end_is_given = given.gather(1, (target_start + text_length - 1).unsqueeze(1))
+        last_of_text = column == (target_start + text_length - 1).unsqueeze(1)
+        end_is_given = (given & last_of_text).any(1, keepdim=True)
         fixed_width = self.target_length is not None
+        bare = self.bos_id is None and not fixed_width
         return _Rows(
             ids=ids,
             attention_mask=column < end,
             eligible=torch.where(end_is_given, text, cells) & ~given,
             may_end=cells & right_of_given if fixed_width else torch.zeros_like(cells),
+            segment_ids=_segment_ids(examples, bare=bare),
             target_start=target_start,
             num_tokens=(text & ~given).sum(1),
         )
@@ -319,7 +330,7 @@ class _Layout:
             )
 
 
-def _given(examples: Sequence[MLMExample], length: int) -> Tensor:
+def _given(examples: Sequence[MLMExample], target_start: Tensor, length: int) -> Tensor:
     """(rows, length) True at given target tokens."""
     given = torch.zeros(len(examples), length, dtype=torch.bool)
     for row, example in enumerate(examples):
@@ -328,9 +339,30 @@ def _given(examples: Sequence[MLMExample], length: int) -> Tensor:
         fixed, size = example["fixed"], len(example.get("target_ids", _NO_IDS))
         if len(fixed) != size:
             raise ValueError(f"'fixed' of example {row} has {len(fixed)} entries for {size} target tokens")
-        start = len(example.get("prompt_ids", _NO_IDS)) + 1
+        start = int(target_start[row])
         given[row, start : start + size] = fixed
     return given
+
+
+def _segment_ids(examples: Sequence[MLMExample], *, bare: bool) -> Tensor | None:
+    """(rows, length) number of the document of each token, -1 at padding; None without packed blocks."""
+    segments = [example["segment_ids"] for example in examples if "segment_ids" in example]
+    if not segments:
+        return None
+    if len(segments) < len(examples):
+        raise ValueError("some examples have 'segment_ids' and some have none: pack all of them")
+    if not bare:
+        raise ValueError(
+            "a block with 'segment_ids' holds its special tokens already and has no end: set bos_id=None and "
+            "target_length=None"
+        )
+    for number, (example, segment) in enumerate(zip(examples, segments, strict=True)):
+        prompt, target = example.get("prompt_ids", _NO_IDS), example.get("target_ids", _NO_IDS)
+        if len(prompt) > 0 or len(segment) != len(target):
+            raise ValueError(
+                f"example {number} needs one entry of 'segment_ids' for each target token, and no prompt"
+            )
+    return pad_sequence(segments, batch_first=True, padding_value=-1)
 
 
 def _seeds(examples: Sequence[MLMExample]) -> Tensor:
@@ -338,9 +370,9 @@ def _seeds(examples: Sequence[MLMExample]) -> Tensor:
 
 
 def _training_batch(rows: _Rows, masked: Tensor, layout: _Layout, *, num_draws: int) -> MLMBatch:
-    return {
+    batch: MLMBatch = {
         "input_ids": rows.ids.masked_fill(masked, layout.mask_id),
-        "attention_mask": rows.attention_mask,
+        "attention_mask": None if bool(rows.attention_mask.all()) else rows.attention_mask,
         "target_ids": rows.ids,
         "masked": masked,
         "may_end": rows.may_end,
@@ -349,3 +381,6 @@ def _training_batch(rows: _Rows, masked: Tensor, layout: _Layout, *, num_draws: 
         "models_length": torch.full((len(masked),), layout.target_length is not None),
         "num_draws": torch.tensor(num_draws),
     }
+    if rows.segment_ids is not None:
+        batch["segment_ids"] = rows.segment_ids
+    return batch

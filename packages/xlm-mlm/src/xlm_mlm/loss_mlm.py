@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from xlm.modules import segment_mask
 from xlm_mlm.types_mlm import MLMBatch, MLMLikelihood, MLMLossOutput, call_model
 from xlm_mlm.vocabulary_mlm import CellVocabulary
 
@@ -125,7 +126,8 @@ class MLMLoss:
     def _masked_cells(self, model: nn.Module, batch: MLMBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Of each masked cell (cells,): cross-entropy, row, and whether the most probable token is right."""
         cells = batch["masked"].flatten().nonzero().squeeze(1)
-        logits = call_model(model, batch["input_ids"], batch["attention_mask"], positions=cells)
+        mask = segment_mask(batch["segment_ids"]) if "segment_ids" in batch else batch["attention_mask"]
+        logits = call_model(model, batch["input_ids"], mask, positions=cells)
         logits = self._vocabulary.restrict(logits, batch["may_end"].flatten()[cells])
         targets = batch["target_ids"].flatten()[cells]
         of_target = logits.gather(1, targets.unsqueeze(1)).squeeze(1)

@@ -33,6 +33,8 @@ class MLMExample(TypedDict):
     """The text to model or to generate."""
     fixed: NotRequired[Bool[Tensor, " target"]]
     """True at target tokens that are given (infilling)."""
+    segment_ids: NotRequired[Int[Tensor, " target"]]
+    """Of a block packed with several documents: number of the document of each token, from 0."""
 
 
 class MLMBatch(TypedDict):
@@ -40,8 +42,10 @@ class MLMBatch(TypedDict):
 
     input_ids: Int[Tensor, "rows length"]
     """The rows with MASK at masked cells."""
-    attention_mask: Bool[Tensor, "rows length"]
-    """False at the padding on the right."""
+    attention_mask: Bool[Tensor, "rows length"] | None
+    """False at the padding on the right; None if there is none."""
+    segment_ids: NotRequired[Int[Tensor, "rows length"]]
+    """Of packed blocks: the document of each token, which sees no other; -1 at padding."""
     target_ids: Int[Tensor, "rows length"]
     """The same rows without masks."""
     masked: Bool[Tensor, "rows length"]
@@ -149,7 +153,7 @@ class MLMPrediction:
 def call_model(
     model: nn.Module,
     input_ids: Int[Tensor, "rows length"],
-    attention_mask: Bool[Tensor, "rows length"],
+    attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None,
     *,
     positions: Int[Tensor, " cells"],
 ) -> Float[Tensor, "cells vocab"]:

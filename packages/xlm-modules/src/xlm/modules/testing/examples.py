@@ -28,6 +28,7 @@ class Example(TypedDict):
     prompt_ids: NotRequired[Tensor]
     target_ids: NotRequired[Tensor]
     fixed: NotRequired[Tensor]
+    segment_ids: NotRequired[Tensor]
 
 
 def make_example(kind: Kind, ordinary_ids: Sequence[int], *, seed: int, target: int) -> Example:

@@ -41,7 +41,8 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
     max_length: ClassVar[int]
     """The longest target that the collators of ``build_...`` accept, at least 4."""
     loss_padding: ClassVar[Mapping[str, int]]
-    """Keys of the loss's batch whose tensors have shape (rows, length), and what their padding holds."""
+    """Keys of the loss's batch whose tensors have shape (rows, length), and what their padding holds. A mask
+    may be None in batches without padding."""
     prompt_padding: ClassVar[Mapping[str, int]]
     """The same for the predictor's batch."""
     prompt_padding_side: ClassVar[Literal["left", "right"]] = "right"
@@ -322,8 +323,10 @@ def _holds_what_is_fixed(ids: list[int], example: Example) -> bool:
 
 def _pad(batch: Batch, padding: Mapping[str, int], *, side: Literal["left", "right"]) -> Batch:
     padded = dict(batch)
+    shape = next(tensor.shape for key in padding if isinstance(tensor := batch[key], Tensor))
     for key, value in padding.items():
-        tensor = cast("Tensor", batch[key])
+        # A mask that is left out is True everywhere.
+        tensor = torch.ones(shape, dtype=torch.bool) if batch[key] is None else cast("Tensor", batch[key])
         columns = tensor.new_full((len(tensor), 3), value)
         padded[key] = torch.cat((columns, tensor) if side == "left" else (tensor, columns), dim=1)
     return cast("Batch", padded)
