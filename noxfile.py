@@ -102,7 +102,7 @@ def architecture(session: nox.Session) -> None:
 @nox.session
 def integration(session: nox.Session) -> None:
     """All packages together: every experiment, every job."""
-    sync(session, "--all-packages", "--group", "test", "--group", "data")
+    sync(session, "--all-packages", "--group", "test", "--group", "data", "--group", "lint")
     pytest(session, "tests/integration", "-q")
 
 
@@ -117,6 +117,48 @@ def docs(session: nox.Session) -> None:
     )
     if "--build" not in session.posargs:
         pytest(session, "tests/documentation", "-q")
+
+
+@nox.session
+def template(session: nox.Session) -> None:
+    """Make the copies of the families inside the model template anew; `-- --check` only compares."""
+    session.run("python", "templates/make_template.py", *session.posargs)
+
+
+@nox.session(name="template-all")
+def template_all(session: nox.Session) -> None:
+    """Slow: from built wheels, outside the repository, make, check and train all six kinds of packages."""
+    outside = Path(session.create_tmp()).resolve() / "outside"
+    shutil.rmtree(outside, ignore_errors=True)
+    outside.mkdir()
+    uv(session, "build", "--quiet", "--all-packages", "--out-dir", str(outside / "dist"))
+    python = make_environment(session, outside / "environment")
+    tools = ("pytest", "pytest-xdist", "numpy", "beartype", "ruff", "basedpyright")
+    wheels = wheel_files(outside / "dist")
+    uv(session, "pip", "install", "--quiet", "--python", python, *wheels, *tools)
+    environment = {**ENVIRONMENT, "XLM_CACHE": str(outside / "cache")}
+    families = session.posargs or ["skeleton", "arlm", "mlm", "ilm", "mdlm", "flexmdm"]
+
+    def run(command: str, *arguments: str) -> None:
+        program = str(Path(python).with_name(command))
+        session.run(program, *arguments, env=environment, external=True)
+
+    with session.chdir(outside):
+        for family in families:
+            run("xlm-scaffold", f"my_{family}", "--from", family)
+            folder, name = f"my-{family}", f"my_{family}"
+            session.run_install(
+                *("uv", "pip", "install", "--quiet", "--python", python, "-e", f"./{folder}[xlm]"),
+                external=True,
+                env={"VIRTUAL_ENV": ""},
+            )
+            with session.chdir(folder):
+                run("ruff", "format", "--check", ".")
+                run("ruff", "check", ".")
+                run("basedpyright", "--pythonpath", python)
+                run("pytest", "-q", "-n", "2", "--dist", "loadfile")
+            job = ("job_type=train", f"job_name={name}", f"experiment=star_tiny_{name}", "debug=fast")
+            run("xlm", *job)
 
 
 @nox.session

@@ -11,6 +11,7 @@ ALLOWED = {
     "family": {"torch", "jaxtyping", "huggingface_hub", "safetensors", "xlm.modules"},
     "xlm.modules": {"torch", "jaxtyping", "pytest"},
     "xlm.tasks": {"torch", "numpy", "datasets", "transformers", "tokenizers"},
+    "xlm.scaffold": {"copier"},
     "xlm.core": {
         "torch", "lightning", "torchmetrics", "hydra", "omegaconf", "pydantic", "pydantic_core", "datasets",
         "transformers", "huggingface_hub", "safetensors", "filelock", "rich", "yaml", "numpy", "pyarrow",

@@ -1,0 +1,1 @@
+"""Makes new model packages from the template of a model."""
