@@ -130,7 +130,8 @@ def run_xlm(arguments: list[str]) -> None:
 
 def small(arguments: list[str]) -> list[str]:
     """Overrides that make a job short, as far as the keys are there."""
-    if not any(argument.startswith("experiment=") for argument in arguments) or "--cfg" in arguments:
+    makes_a_run = any(argument.startswith(("experiment=", "task=")) for argument in arguments)
+    if not makes_a_run or "--cfg" in arguments:
         return []
     config = composed_for(arguments)
     network = [f"++model.{key}={value}" for key, value in NETWORK.items() if key in config.model]

@@ -55,6 +55,15 @@ def test_data_in_the_text_can_be_read(path: Path) -> None:
             assert yaml.safe_load(block.text) is not None, block.place
 
 
+def test_tests_named_in_the_text_are_there() -> None:
+    places = ("packages/*/tests/**/*.py", "packages/*/src/**/testing/*.py", "tests/**/*.py")
+    sources = "".join(path.read_text(encoding="utf-8") for place in places for path in ROOT.glob(place))
+    defined = set(re.findall(r"def (test_\w+)", sources))
+    named = {name for path in FILES for name in re.findall(r"`(test_\w+)`", path.read_text(encoding="utf-8"))}
+    assert named, "the list of traps names none"
+    assert not named - defined - {path.stem for path in ROOT.glob("packages/*/tests/*.py")}
+
+
 def test_the_scan_finds_the_first_command() -> None:
     found = [arguments for _, arguments in commands(ROOT / "README.md")]
     assert ["job_type=train", "job_name=first", "experiment=star_tiny_ilm"] in found
