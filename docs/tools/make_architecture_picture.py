@@ -6,9 +6,11 @@ uv run python docs/tools/make_architecture_picture.py
 from pathlib import Path
 
 STYLE = """
-svg { --ink: #1f2328; --quiet: #59636e; --task: #dafbe1; --family: #ddf4ff; --harness: #f6f8fa; --line: #8c959f; }
+svg { --ink: #1f2328; --quiet: #59636e; --line: #8c959f; }
+svg { --task: #dafbe1; --family: #ddf4ff; --harness: #f6f8fa; }
 @media (prefers-color-scheme: dark) {
-  svg { --ink: #e6edf3; --quiet: #9198a1; --task: #12351f; --family: #0f2d4a; --harness: #1c2128; --line: #656c76; }
+  svg { --ink: #e6edf3; --quiet: #9198a1; --line: #656c76; }
+  svg { --task: #12351f; --family: #0f2d4a; --harness: #1c2128; }
 }
 text { font: 14px system-ui, sans-serif; fill: var(--ink); text-anchor: middle; }
 .small { font-size: 12px; fill: var(--quiet); }
@@ -63,7 +65,8 @@ def draw() -> str:
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1030 395" role="img">\n'
         "<title>Architecture: tasks, families and the harness</title>\n"
         f"<style>{STYLE}</style>\n"
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7"'
+        ' orient="auto">'
         '<path class="tip" style="marker-end: none" d="M0 0 L8 4 L0 8 z"/></marker></defs>\n'
         + "\n".join(shapes)
         + "\n</svg>\n"
