@@ -19,16 +19,17 @@ def decode(prediction: Prediction, examples: Sequence[Example], tokenizer: Token
     for padded, length, example in rows:
         ids: list[int] = padded[:length]
         prompt_ids, reference_ids = _ids(example.get("prompt_ids")), _ids(example.get("target_ids"))
-        generations.append(
-            Generation(
-                prompt_ids=prompt_ids,
-                ids=ids,
-                reference_ids=reference_ids,
-                prompt=tokenizer.decode(prompt_ids),
-                text=tokenizer.decode(ids),
-                reference=tokenizer.decode(reference_ids),
-            )
+        generation = Generation(
+            prompt_ids=prompt_ids,
+            ids=ids,
+            reference_ids=reference_ids,
+            prompt=tokenizer.decode(prompt_ids),
+            text=tokenizer.decode(ids),
+            reference=tokenizer.decode(reference_ids),
         )
+        if "fixed" in example:
+            generation["fixed"] = example["fixed"].tolist()
+        generations.append(generation)
     return generations
 
 

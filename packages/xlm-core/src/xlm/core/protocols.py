@@ -249,6 +249,8 @@ class Generation(TypedDict):
     prompt: str
     text: str
     reference: str
+    fixed: NotRequired[list[bool]]
+    """Which tokens of the reference were given (infilling)."""
 
 
 class Metric(Protocol):

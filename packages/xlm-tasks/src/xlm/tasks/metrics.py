@@ -6,7 +6,7 @@ were split into batches or processes. A task's metrics are a table of scores, as
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ class Generation(TypedDict):
     prompt: str
     text: str
     reference: str
+    fixed: NotRequired[list[bool]]
+    """Which tokens of the reference were given (infilling)."""
 
 
 Score = Callable[[Generation], tuple[int, int]]
