@@ -94,12 +94,11 @@ def test_hard_puzzles_are_minimal_and_as_hard_as_asked() -> None:
 def test_rows_depend_on_the_seed_and_not_on_the_workers(
     rows: list[SudokuRow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Threads in place of processes, which take seconds to start; benchmarks/sudoku_generation.py has these.
-    monkeypatch.setattr(
-        concurrent.futures,
-        "ProcessPoolExecutor",
-        lambda workers, mp_context: concurrent.futures.ThreadPoolExecutor(workers),
-    )
+    # Threads in place of processes, which take seconds to start.
+    def threads(workers: int, mp_context: object) -> concurrent.futures.Executor:
+        return concurrent.futures.ThreadPoolExecutor(workers)
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", threads)
     assert rows_of("train", MIXED, 50, num_proc=3) == rows[:50]
     assert rows_of("train", MIXED, 50, seed=1) != rows[:50]
 
@@ -110,11 +109,6 @@ def test_no_puzzle_is_in_two_splits_whatever_the_seed(rows: list[SudokuRow]) -> 
     assert not found["val"] & found["test"]
     assert not (found["val"] | found["test"]) & set(digests(rows))
     assert {digest % 4 for digest in digests(rows)} == {0, 1}
-
-
-def test_solutions_are_not_all_the_same_up_to_symmetry(rows: list[SudokuRow]) -> None:
-    answers = boards(rows, "answer")
-    assert len(set(board_digests(answers, answers).tolist())) > 290
 
 
 def test_unknown_levels_and_splits_are_refused() -> None:
