@@ -40,6 +40,7 @@ def test_parts_of_all_ranks_are_merged_in_the_order_of_rows(tmp_path: Path) -> N
         PredictionWriter(tmp_path / "p.jsonl", num_traces=0, rank=rank, world_size=2) for rank in (0, 1)
     ]
     for rank, writer in enumerate(writers):
+        writer.open()
         for start in (rank, rank + 4):
             ids = torch.tensor([[start], [start + 2]]) % 6
             prediction = ToyPrediction(ids, torch.ones(2).long(), torch.ones(2).long(), None)
@@ -108,8 +109,10 @@ def test_the_best_checkpoint_is_preferred(tmp_path: Path) -> None:
         folder.best_checkpoint()
     folder.checkpoints.mkdir()
     for name in ("last.ckpt", "best-00000100.ckpt"):
-        (folder.checkpoints / name).touch()
+        torch.save({"loops": {}, "global_step": 100}, folder.checkpoints / name)
     assert folder.best_checkpoint().name == "best-00000100.ckpt"
+    (folder.checkpoints / "best-00000100.ckpt").write_bytes(b"PK")
+    assert folder.best_checkpoint().name == "last.ckpt"
 
 
 def test_results_of_jobs_never_share_a_folder(tmp_path: Path) -> None:

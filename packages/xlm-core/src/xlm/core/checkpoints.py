@@ -185,6 +185,8 @@ def _headers(folder: Path, refused: dict[Path, str]) -> Iterator[Header]:
 def _unreadable(path: Path) -> str | None:
     if path.is_dir():
         return damage(path)
+    if not zipfile.is_zipfile(path):
+        return "it is cut off or no checkpoint"
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UNREADABLE as error:

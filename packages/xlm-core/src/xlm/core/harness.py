@@ -192,6 +192,13 @@ class Harness(lightning.LightningModule):
         self._evaluate("val", batch, dataloader_idx)
 
     @override
+    def on_test_start(self) -> None:
+        if self.writer is not None:
+            # Each process named the folder after its own clock.
+            self.writer.path = self.trainer.strategy.broadcast(self.writer.path)
+            self.writer.open()
+
+    @override
     def test_step(self, batch: LoadedBatch[Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate("test", batch, dataloader_idx)
 

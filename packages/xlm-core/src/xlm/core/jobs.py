@@ -21,6 +21,7 @@ from xlm.core.data import DataModule
 from xlm.core.harness import Harness
 from xlm.core.interruption import InterruptedTrainingError, requeue
 from xlm.core.predictions import PredictionWriter
+from xlm.core.processes import is_first
 from xlm.core.run_folder import RunFolder
 from xlm.core.schema import JobType, RunSettings
 from xlm.core.weights import WeightOptions, load_weights
@@ -42,6 +43,7 @@ def run(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     for pattern in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    report.console.quiet = not is_first()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     lightning.seed_everything(settings.seed, workers=True, verbose=False)

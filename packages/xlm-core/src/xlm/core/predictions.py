@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from torch import Tensor
 
@@ -87,7 +88,11 @@ class PredictionWriter:
         self.world_size = world_size
         self.traces: dict[str, list[tuple[Generation, list[Frame]]]] = {}
         self._next_row: dict[str, int] = {}
-        self._file = self._part(rank).open("w", encoding="utf-8")
+        self._file: TextIO | None = None
+
+    def open(self) -> None:
+        """Begin this process's part in the folder of ``path``."""
+        self._file = self._part(self.rank).open("w", encoding="utf-8")
 
     def wants_trace(self, loader: str) -> bool:
         """Whether more generations of ``loader`` are to be kept step by step."""
@@ -97,6 +102,7 @@ class PredictionWriter:
         self, loader: str, prediction: Prediction, generations: Sequence[Generation], tokenizer: Tokenizer
     ) -> None:
         """Append the rows of one prediction."""
+        assert self._file is not None
         nfe = prediction.nfe.tolist()
         for row, generation in enumerate(generations):
             place = self._next_row.get(loader, self.rank)
@@ -112,7 +118,8 @@ class PredictionWriter:
 
     def close(self) -> None:
         """Finish this process's part."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def merge(self) -> None:
         """Join the closed parts of all processes (rank 0, once all are closed)."""

@@ -19,6 +19,7 @@ import yaml
 from xlm.core import report
 from xlm.core.checkpoints import Header, damage, newest_valid, write_text_atomically
 from xlm.core.errors import XLMError
+from xlm.core.processes import is_first
 
 REPORTED = ("torch", "lightning", "hydra-core", "transformers", "datasets", "numpy")
 MAY_CHANGE = (
@@ -63,6 +64,8 @@ class RunFolder:
         Raises:
             XLMError: When the name belongs to a run with another config.
         """
+        if not is_first():  # the first process checks and writes for all
+            return self.last_checkpoint()
         recorded = self.path / "config.yaml"
         if recorded.exists():
             changes = list(_changes(yaml.safe_load(recorded.read_text()), config))
@@ -119,6 +122,8 @@ class RunFolder:
 
 
 def _write_record(folder: Path, config: Mapping[str, Any]) -> None:
+    if not is_first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
     write_text_atomically(folder / "versions.json", json.dumps(package_versions(), indent=2) + "\n")

@@ -1,0 +1,62 @@
+"""Real processes for tests at the price of one start: imports everything once, then forks for each order.
+
+An order is a line of JSON on stdin: {"root", "overrides", "environment", "log"}. The answer is the process's
+id; when the process has ended, a line with its id and its exit code (as a shell gives it) follows.
+"""
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning  # noqa: F401  # pyright: ignore[reportUnusedImport]  # the import is what takes time
+import toy_family  # noqa: F401  # pyright: ignore[reportUnusedImport]
+import toy_jobs
+
+from xlm.core import callbacks, jobs  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from xlm.core.errors import XLMError
+
+
+def serve() -> None:
+    """Fork a process for each order until stdin ends."""
+    for line in sys.stdin:
+        order = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_obey(order))  # what the server would do at its end is not this process's
+        _answer(pid)
+        threading.Thread(target=_wait, args=(pid,), daemon=True).start()
+
+
+def _answer(*words: int) -> None:
+    print(*words, flush=True)
+
+
+def _wait(pid: int) -> None:
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    _answer(pid, code if code >= 0 else 128 - code)
+
+
+def _obey(order: dict[str, Any]) -> int:
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for mine, standard in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(mine, standard)
+    os.environ.update(order["environment"])
+    try:
+        toy_jobs.run(Path(order["root"]), *order["overrides"])
+    except XLMError as error:
+        print(error, flush=True)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001  # whatever it is, the test wants to read it
+        print(f"{type(error).__name__}: {error}", flush=True)
+        return 1
+    sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,125 @@
+"""Files of checkpoints, and the weights in them."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from typing_extensions import override
+
+from xlm.core.checkpoints import (
+    FORMAT_KEY,
+    AtomicCheckpointIO,
+    damage,
+    newest_valid,
+    read,
+    write_atomically,
+)
+from xlm.core.errors import XLMError
+from xlm.core.weights import load_weights, read_weights
+
+
+def write(path: Path, step: int, **more: object) -> Path:
+    content = {"loops": {}, "global_step": step, "weight": torch.arange(1000.0), **more}
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    return path
+
+
+def test_any_flipped_bit_and_any_missing_end_is_found(tmp_path: Path) -> None:
+    path = write(tmp_path / "last.ckpt", 1)
+    assert damage(path) is None
+    whole = path.read_bytes()
+    start = whole.index(torch.arange(1000.0).numpy().tobytes())
+    for place in (start, start + 2000, start + 3999):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert "checksum" in (damage(path) or "")
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert "cut off" in (damage(path) or "")
+
+
+def test_a_failed_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "last.ckpt", 1)
+
+    def fail(part: Path) -> None:
+        part.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, fail)
+    assert read(path)["global_step"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_one_before_stays(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path / "last.ckpt", step)
+    assert read(tmp_path / "last.ckpt")["global_step"] == 3
+    assert read(tmp_path / "previous.ckpt")["global_step"] == 2
+
+
+def test_the_newest_by_steps_not_by_the_clock(tmp_path: Path) -> None:
+    write(tmp_path / "best-00000030.ckpt", 30)
+    write(tmp_path / "last.ckpt", 20)
+    write(tmp_path / "weights.ckpt", 99).write_bytes(b"")
+    torch.save({"state_dict": {}}, tmp_path / "no-state.ckpt")
+    os.utime(tmp_path / "best-00000030.ckpt", (0, 0))
+    found = newest_valid(tmp_path)
+    assert found.header is not None
+    assert found.header.path.name == "best-00000030.ckpt"
+    assert [path.name for path in found.refused] == ["weights.ckpt"]
+    assert newest_valid(tmp_path / "nowhere").header is None
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "last.ckpt", 1, **{FORMAT_KEY: 2})
+    for use in (read, read_weights):
+        with pytest.raises(XLMError, match=r"format version 2.*Update xlm-core"):
+            use(path)
+    with pytest.raises(XLMError, match="format version 2"):
+        newest_valid(tmp_path)
+
+
+class Malicious:
+    @override
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(Path(os.environ["MALICE"])),)
+
+
+def test_unknown_objects_need_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALICE", str(tmp_path / "malice"))
+    path = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {}, "extra": Malicious()}, path)
+    for protocol in (path, tmp_path / "plain.ckpt"):
+        if not protocol.exists():
+            protocol.write_bytes(pickle.dumps({"state_dict": {}, "extra": Malicious()}, protocol=2))
+        with pytest.raises(XLMError, match="allow_pickle=true|not a readable checkpoint"):
+            read(protocol)
+    assert not (tmp_path / "malice").exists()
+    read_weights(path, allow_pickle=True)
+    assert (tmp_path / "malice").exists()
+
+
+def test_averaged_or_trained_weights(tmp_path: Path) -> None:
+    average, trained = torch.zeros(2), torch.ones(2)
+    state = {"state_dict": {"model.weight": average}}
+    plain = write(tmp_path / "plain.ckpt", 1, **state)
+    both = write(
+        tmp_path / "both.ckpt", 1, current_model_state={"model.weight": trained}, averaging_state={}, **state
+    )
+    assert torch.equal(read_weights(both)["weight"], average)
+    assert torch.equal(read_weights(both, which="ema")["weight"], average)
+    assert torch.equal(read_weights(both, which="raw")["weight"], trained)
+    assert torch.equal(read_weights(plain, which="raw")["weight"], average)
+    with pytest.raises(XLMError, match="has no averaged weights"):
+        read_weights(plain, which="ema")
+    save_file({"weight": trained}, tmp_path / "model.safetensors")
+    assert torch.equal(read_weights(tmp_path / "model.safetensors")["weight"], trained)
+    (tmp_path / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(XLMError, match="not a readable file of safetensors"):
+        read_weights(tmp_path / "model.safetensors")
+    with pytest.raises(XLMError, match="does not fit the network"):
+        load_weights(nn.Linear(3, 3), plain)

@@ -1,0 +1,311 @@
+"""Trainings in real processes: killed, stopped, failed, and several at once."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+CODE_OF_KILL = 137
+
+
+class Server:
+    """Client of ``process_server.py``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, HERE / "process_server.py"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *overrides: str, environments: Sequence[dict[str, str]] = ({},)) -> list[tuple[int, str]]:
+        """Run one process for each environment; gives exit codes and what each printed."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        logs: list[Path] = []
+        pids: list[int] = []
+        codes: dict[int, int] = {}
+        for environment in environments:
+            log = self.root / f"log-{len(list(self.root.glob('log-*')))}"
+            log.touch()
+            order = {
+                "root": str(self.root),
+                "overrides": overrides,
+                "environment": environment,
+                "log": str(log),
+            }
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
+            logs.append(log)
+        while len(codes) < len(environments):
+            words = [int(word) for word in self.process.stdout.readline().split()]
+            if len(words) == 1:
+                pids.append(words[0])
+            else:
+                codes[words[0]] = words[1]
+        return [(codes[pid], log.read_text()) for pid, log in zip(pids, logs, strict=True)]
+
+    def train(self, *overrides: str) -> tuple[int, str]:
+        """Run one training."""
+        [result] = self.run("job_type=train", *overrides)
+        return result
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("processes"))
+    yield server
+    server.process.communicate()
+
+
+HARD = (
+    # Everything that a resumed run could get wrong at once. Validation falls amid and onto checkpoints.
+    "callbacks=ema",
+    "callbacks.ema.decay=0.9",
+    "lr_scheduler=cosine",
+    "lr_scheduler.warmup=3",
+    "optimizer.lr=0.02",
+    "+model.dropout=0.3",
+    "trainer.accumulate_grad_batches=2",
+    "datamodule.train.lm.num_workers=2",
+    "trainer.max_steps=20",
+    "trainer.val_check_interval=5",
+    "trainer.log_every_n_steps=1",
+    "checkpoint_interval=4",
+    "test_after_training=false",
+)
+
+
+def curve(run: Path) -> dict[int, str]:
+    """The logged losses by step, of all parts of a run; a step that was done twice must agree."""
+    losses: dict[int, str] = {}
+    for file in run.glob("csv/version_*/metrics.csv"):
+        with file.open() as lines:
+            for row in csv.DictReader(lines):
+                if loss := row.get("train/loss"):
+                    assert losses.setdefault(int(row["step"]), loss) == loss
+    return losses
+
+
+def validations(run: Path) -> dict[int, str]:
+    figures: dict[int, str] = {}
+    for file in run.glob("csv/version_*/metrics.csv"):
+        with file.open() as lines:
+            for row in csv.DictReader(lines):
+                if figure := row.get("val/lm/nll_per_token"):
+                    assert figures.setdefault(int(row["step"]), figure) == figure
+    return figures
+
+
+def state(run: Path) -> dict[str, Tensor]:
+    """Everything learnt: averaged and trained weights, and the optimizer's moments."""
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    moments = content["optimizer_states"][0]["state"][0]
+    return {
+        "average": content["state_dict"]["model.bias"],
+        "trained": content["current_model_state"]["model.bias"],
+        "first moment": moments["exp_avg"],
+        "second moment": moments["exp_avg_sq"],
+        "rate": torch.tensor(content["lr_schedulers"][0]["_last_lr"]),
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Server) -> Path:
+    code, log = server.train("job_name=undisturbed", *HARD)
+    assert code == 0, log
+    return server.root / "runs" / "undisturbed"
+
+
+def assert_same(run: Path, undisturbed: Path) -> None:
+    assert curve(run) == curve(undisturbed)
+    assert sorted(curve(run)) == list(range(20))
+    assert validations(run) == validations(undisturbed)
+    assert len(validations(run)) == 4
+    ours, theirs = state(run), state(undisturbed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [path.name for path in sorted(run.glob("checkpoints/best-*"))] == [
+        path.name for path in sorted(undisturbed.glob("checkpoints/best-*"))
+    ]
+
+
+def test_killed_three_times_a_run_ends_as_if_undisturbed(server: Server, undisturbed: Path) -> None:
+    accidents = (
+        # amid an accumulation; in the validation at step 10; while the checkpoint of step 16 is written
+        "+callbacks.accident={_target_: toy_accidents.SignalAt, batch: 13}",
+        "+callbacks.accident={_target_: toy_accidents.SignalAt, batch: 19, moment: validation}",
+        "+callbacks.accident={_target_: toy_accidents.KillInSave, step: 16}",
+    )
+    run = server.root / "runs" / "killed"
+    for accident in accidents:
+        code, log = server.train("job_name=killed", *HARD, accident)
+        assert code == CODE_OF_KILL, log
+    assert (run / "checkpoints" / ".last.ckpt.part").exists()
+    code, log = server.train("job_name=killed", *HARD)
+    assert code == 0, log
+    assert "resuming" in log
+    assert "at step 12" in log
+    assert_same(run, undisturbed)
+
+
+def test_damaged_checkpoints_are_passed_over_and_kept(server: Server, undisturbed: Path) -> None:
+    code, _ = server.train(
+        "job_name=damaged", *HARD, "+callbacks.accident={_target_: toy_accidents.SignalAt, batch: 27}"
+    )
+    assert code == CODE_OF_KILL
+    run = server.root / "runs" / "damaged"
+    last = run / "checkpoints" / "last.ckpt"  # of step 12
+    damaged = bytearray(last.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    last.write_bytes(damaged)
+    for best in run.glob("checkpoints/best-*"):
+        best.write_bytes(best.read_bytes()[:1000])
+    code, log = server.train("job_name=damaged", *HARD)
+    assert code == 0, log
+    assert "last.ckpt is passed over" in log
+    assert "at step 8" in log  # previous.ckpt
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("accident", "expected_code", "told", "step"),
+    [
+        ("SignalAt, name: SIGTERM, batch: 13", 143, "stopped by SIGTERM after step 6", 6),
+        ("SignalAt, name: SIGINT, batch: 13", 130, "stopped by SIGINT after step 6", 6),
+        (
+            "SignalAt, name: SIGTERM, batch: 19, moment: validation",
+            143,
+            "stopped by SIGTERM after step 10",
+            10,
+        ),
+        ("FailAt, batch: 13", 1, "step 6 is in", 6),
+    ],
+    ids=["terminate", "interrupt", "terminate-in-validation", "error"],
+)
+def test_what_stops_a_run_leaves_a_checkpoint(
+    accident: str,
+    expected_code: int,
+    told: str,
+    step: int,
+    server: Server,
+    undisturbed: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    name = request.node.callspec.id
+    node = f"+callbacks.accident={{_target_: toy_accidents.{accident}}}"
+    code, log = server.train(f"job_name={name}", *HARD, node)
+    assert code == expected_code, log
+    assert told in log
+    assert "goes on from there" in log
+    code, log = server.train(f"job_name={name}", *HARD)
+    assert code == 0, log
+    assert f"at step {step}:" in log
+    assert_same(server.root / "runs" / name, undisturbed)
+
+
+def test_a_second_interrupt_ends_the_process_at_once(server: Server) -> None:
+    node = "+callbacks.accident={_target_: toy_accidents.SignalAt, name: SIGINT, batch: 13, times: 2}"
+    code, _ = server.train("job_name=impatient", *HARD, node)
+    assert code == 130
+    content = torch.load(server.root / "runs/impatient/checkpoints/last.ckpt", weights_only=True)
+    assert content["global_step"] == 4
+
+
+def test_slurm_requeues_at_its_time_limit(server: Server, undisturbed: Path) -> None:
+    tools = server.root / "bin"
+    tools.mkdir()
+    scontrol = tools / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho $@ > {server.root / 'requeued'}\n")
+    scontrol.chmod(0o755)
+    slurm = {
+        "SLURM_NTASKS": "1",
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_NAME": "xlm",
+        "SLURM_LOCALID": "0",
+        "SLURM_PROCID": "0",
+        "SLURM_NODEID": "0",
+        "PATH": f"{tools}:{os.environ['PATH']}",
+    }
+    node = "+callbacks.accident={_target_: toy_accidents.SignalAt, name: SIGUSR1, batch: 13}"
+    [(code, log)] = server.run("job_type=train", "job_name=slurm", *HARD, node, environments=[slurm])
+    assert code == 138, log
+    assert (server.root / "requeued").read_text() == "requeue 77\n"
+    [(code, log)] = server.run("job_type=train", "job_name=slurm", *HARD, environments=[slurm])
+    assert code == 0, log
+    assert "at step 6:" in log
+    assert_same(server.root / "runs" / "slurm", undisturbed)
+
+
+def two_processes() -> list[dict[str, str]]:
+    """The environments that ``torchrun --nproc-per-node 2`` gives."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "TORCHELASTIC_RUN_ID": "test",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+    }
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+
+
+PLAIN = (
+    "job_type=train",
+    "lr_scheduler=cosine",
+    "trainer.max_steps=8",
+    "trainer.val_check_interval=4",
+    "trainer.log_every_n_steps=1",
+    "task.source.num_rows=21",
+)
+PAIR = ("trainer.devices=2", "trainer.strategy=ddp", "datamodule.batch_size=4")
+
+
+def test_two_processes_learn_what_one_does(server: Server) -> None:
+    """The same global batch; 21 rows are uneven shards, and every one is evaluated once."""
+    [(code, log)] = server.run(*PLAIN, "job_name=single", "datamodule.batch_size=8")
+    assert code == 0, log
+    results = server.run(*PLAIN, "job_name=double", *PAIR, environments=two_processes())
+    assert [code for code, _ in results] == [0, 0], results
+    single, double = (server.root / "runs" / name for name in ("single", "double"))
+    ours, theirs = curve(double), curve(single)
+    assert len(ours) == 8
+    assert [float(value) for value in ours.values()] == pytest.approx([float(v) for v in theirs.values()])
+    figures = [json.loads((run / "metrics.json").read_text()) for run in (single, double)]
+    assert figures[1] == pytest.approx(figures[0])
+    rows = [json.loads(line) for line in (double / "predictions.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == list(range(21))
+    results = server.run(
+        "job_type=eval", "job_name=double", "task.source.num_rows=21", *PAIR, environments=two_processes()
+    )
+    assert [code for code, _ in results] == [0, 0], results
+    [file] = double.glob("eval/*/metrics.json")
+    assert json.loads(file.read_text()) == pytest.approx(figures[0])
+    assert "xlm train" not in results[1][1]  # only the first process talks
+
+
+def test_two_processes_stop_at_the_same_step(server: Server) -> None:
+    node = "+callbacks.accident={_target_: toy_accidents.SignalAt, name: SIGTERM, batch: 3}"
+    command = (*PLAIN, "job_name=stopped", *PAIR)
+    results = server.run(*command, node, environments=two_processes())
+    assert [code for code, _ in results] == [143, 143], results
+    assert "after step 4" in results[0][1]
+    results = server.run(*command, environments=two_processes())
+    assert [code for code, _ in results] == [0, 0], results
+    assert "at step 4:" in results[0][1]
+    assert curve(server.root / "runs" / "stopped").keys() == set(range(8))

@@ -1,0 +1,148 @@
+"""What the callbacks and the watch over each step do during a training, in this process."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from xlm.core.callbacks import EMA
+from xlm.core.errors import XLMError
+
+from .conftest import Run
+
+TRAIN = ("job_type=train", "test_after_training=false", "lr_scheduler=constant", "optimizer.lr=0.02")
+
+
+def content(tmp_path: Path, name: str = "last") -> dict[str, Any]:
+    return torch.load(tmp_path / f"runs/toy/checkpoints/{name}.ckpt", weights_only=True)
+
+
+def trained_at(tmp_path: Path, step: int) -> Tensor:
+    found = content(tmp_path, f"step-{step:08d}")
+    return found.get("current_model_state", found["state_dict"])["model.bias"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("trainer.accumulate_grad_batches=3",),
+        # In bfloat16 an average with this decay would not move at all.
+        ("trainer.precision=bf16-true", "callbacks.ema.decay=0.999", "callbacks.ema.warmup=0"),
+    ],
+    ids=["plain", "accumulated", "bf16"],
+)
+def test_the_average_is_that_of_every_optimizer_step(
+    more: tuple[str, ...], run_toy: Run, tmp_path: Path
+) -> None:
+    every_step = "callbacks.thinning.every_n_train_steps=1"
+    run_toy(*TRAIN, "callbacks=[ema,thinning]", "callbacks.ema.decay=0.8", every_step, *more)
+    warmup, decay = (0, 0.999) if len(more) == 3 else (10, 0.8)
+    expected = torch.zeros(6)  # the toy's initial weights
+    for step in range(20):
+        keep = decay if warmup == 0 else min(decay, (1 + step) / (warmup + step))
+        expected = keep * expected + (1 - keep) * trained_at(tmp_path, step + 1).float()
+    average = content(tmp_path)["state_dict"]["model.bias"]
+    assert average.dtype == torch.float32
+    torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-6)
+    assert average.abs().max() > 1e-3
+
+
+def test_the_average_can_begin_in_the_middle_and_be_dropped(run_toy: Run, tmp_path: Path) -> None:
+    run_toy(*TRAIN, "trainer.max_steps=5")
+    start = content(tmp_path)["state_dict"]["model.bias"]
+    run_toy(*TRAIN, "trainer.max_steps=6", "callbacks=ema", "callbacks.ema.decay=0.5")
+    both = content(tmp_path)
+    trained, average = both["current_model_state"]["model.bias"], both["state_dict"]["model.bias"]
+    torch.testing.assert_close(average, 0.9 * trained + 0.1 * start)
+    run_toy(*TRAIN, "trainer.max_steps=7", "callbacks=thinning", "callbacks.thinning.every_n_train_steps=1")
+    assert "current_model_state" not in content(tmp_path)
+    # Adam moves each weight by at most about the learning rate, from the trained weights on.
+    assert (content(tmp_path)["state_dict"]["model.bias"] - trained).abs().max() <= 0.021
+
+
+def test_bad_settings_of_the_average_are_refused() -> None:
+    with pytest.raises(ValueError, match="decay is 1"):
+        EMA(decay=1.0)
+    with pytest.raises(ValueError, match="warmup is -1"):
+        EMA(warmup=-1)
+    assert EMA(decay=0.9, warmup=0).decay_at(0) == 0.9
+
+
+def test_raw_and_averaged_weights_are_evaluated_on_request(run_toy: Run) -> None:
+    run_toy(*TRAIN, "callbacks=ema", "callbacks.ema.decay=0.99")
+    losses = {
+        which: run_toy("job_type=eval", f"weights={which}")["test/lm/loss"] for which in ("ema", "raw", "auto")
+    }
+    assert losses["auto"] == losses["ema"]
+    assert losses["raw"] < losses["ema"]
+
+
+def test_thinning_keeps_what_it_says(run_toy: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "runs/toy/checkpoints/step-mine.ckpt"
+    overrides = (*TRAIN, "callbacks=thinning", "callbacks.thinning.every_n_train_steps=6")
+    run_toy(*overrides, "trainer.max_steps=13", "checkpoint_interval=4")
+    mine.write_text("a user's own")
+    run_toy(*overrides, "checkpoint_interval=4")
+    names = {path.name for path in mine.parent.iterdir()}
+    kept = {"step-00000006.ckpt", "step-00000012.ckpt", "step-00000018.ckpt"}
+    assert kept | {"last.ckpt", "previous.ckpt", mine.name} <= names
+    assert len([name for name in names if name.startswith("best-")]) == 1
+
+
+class _SpoiltLoss:
+    """Makes one term of the toy's loss infinite at one call of training."""
+
+    def __init__(self, bad_call: int) -> None:
+        from toy_family import ToyLoss
+
+        self.inner = ToyLoss()
+        self.calls = 0
+        self.bad_call = bad_call
+
+    def __call__(self, model: torch.nn.Module, batch: Mapping[str, Any]) -> Any:
+        output = self.inner(model, batch)  # pyright: ignore[reportArgumentType]  # the toy's batch
+        if model.training and torch.is_grad_enabled():
+            self.calls += 1
+            if self.calls == self.bad_call:
+                output.terms["length"] = output.loss_sum * float("inf")
+        return output
+
+
+def spoilt_loss(bad_call: int) -> _SpoiltLoss:
+    return _SpoiltLoss(bad_call)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_place(
+    run_toy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import toy_family
+
+    monkeypatch.setattr(toy_family, "spoilt_loss", spoilt_loss, raising=False)
+    # The first call is the check of the slots; micro-batch 13 is the second one of step 7.
+    overrides = (
+        *TRAIN,
+        "loss={_target_: toy_family.spoilt_loss, bad_call: 15}",
+        "trainer.accumulate_grad_batches=2",
+        "trainer.max_steps=10",
+        "checkpoint_interval=1",
+        "trainer.val_check_interval=null",
+    )
+    with pytest.raises(XLMError, match=r"step 7, batch 13: length = inf"):
+        run_toy(*overrides)
+    saved = torch.load(tmp_path / "runs/toy/non-finite-step-7-rank-0.pt", weights_only=True)
+    assert saved["batch"]["target_ids"].shape[0] == 4
+    assert saved["terms"]["length"] == float("inf")
+    # Not even the regular checkpoint of the spoilt step was written.
+    assert content(tmp_path)["global_step"] == 6
+
+
+def test_metrics_are_written_whole(run_toy: Run, tmp_path: Path) -> None:
+    run_toy("job_type=train")
+    run = tmp_path / "runs" / "toy"
+    assert json.loads((run / "metrics.json").read_text())
+    assert not [path for path in run.rglob("*") if path.name.endswith(".part")]

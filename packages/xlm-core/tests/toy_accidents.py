@@ -1,0 +1,77 @@
+"""Callbacks that bring accidents to a training: kills, signals, errors, NaN."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
+
+
+class SignalAt(Callback):
+    """Sends this process a signal at the given micro-batch (after its gradients, before any later step)."""
+
+    def __init__(self, *, batch: int, name: str = "SIGKILL", times: int = 1, moment: str = "train") -> None:
+        self.batch = batch
+        self.signal = signal.Signals[name]
+        self.times = times
+        self.moment = moment
+
+    def _send(self) -> None:
+        for _ in range(self.times):
+            os.kill(os.getpid(), self.signal)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.moment == "train" and batch_idx == self.batch:
+            self._send()
+
+    @override
+    def on_validation_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.moment == "validation" and trainer.fit_loop.total_batch_idx + 1 >= self.batch:
+            self._send()
+
+
+class KillInSave(Callback):
+    """Dies by SIGKILL when half of the first checkpoint from the given step on is written."""
+
+    def __init__(self, *, step: int) -> None:
+        self.step = step
+
+    @override
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        whole_save = torch.save
+
+        def half_save(content: object, path: Path) -> None:
+            whole_save(content, path)
+            if trainer.global_step >= self.step:
+                os.truncate(path, path.stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        torch.save = half_save  # the process ends with it
+
+
+class FailAt(Callback):
+    """Raises at the given micro-batch."""
+
+    def __init__(self, *, batch: int) -> None:
+        self.batch = batch
+
+    @override
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == self.batch:
+            raise RuntimeError("the toy broke")
