@@ -96,7 +96,7 @@ def test_unknown_objects_need_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for protocol in (path, tmp_path / "plain.ckpt"):
         if not protocol.exists():
             protocol.write_bytes(pickle.dumps({"state_dict": {}, "extra": Malicious()}, protocol=2))
-        with pytest.raises(XLMError, match="allow_pickle=true|not a readable checkpoint"):
+        with pytest.raises(XLMError, match=r"allow_pickle=true|not a readable checkpoint"):
             read(protocol)
     assert not (tmp_path / "malice").exists()
     read_weights(path, allow_pickle=True)

@@ -75,9 +75,8 @@ def test_bad_settings_of_the_average_are_refused() -> None:
 
 def test_raw_and_averaged_weights_are_evaluated_on_request(run_toy: Run) -> None:
     run_toy(*TRAIN, "callbacks=ema", "callbacks.ema.decay=0.99")
-    losses = {
-        which: run_toy("job_type=eval", f"weights={which}")["test/lm/loss"] for which in ("ema", "raw", "auto")
-    }
+    kinds = ("ema", "raw", "auto")
+    losses = {which: run_toy("job_type=eval", f"weights={which}")["test/lm/loss"] for which in kinds}
     assert losses["auto"] == losses["ema"]
     assert losses["raw"] < losses["ema"]
 
@@ -101,6 +100,7 @@ class _SpoiltLoss:
         from toy_family import ToyLoss
 
         self.inner = ToyLoss()
+        self.likelihood = self.inner.likelihood
         self.calls = 0
         self.bad_call = bad_call
 
@@ -126,7 +126,8 @@ def test_a_loss_that_is_not_finite_stops_with_its_place(
     # The first call is the check of the slots; micro-batch 13 is the second one of step 7.
     overrides = (
         *TRAIN,
-        "loss={_target_: toy_family.spoilt_loss, bad_call: 15}",
+        "loss._target_=toy_family.spoilt_loss",
+        "+loss.bad_call=15",
         "trainer.accumulate_grad_batches=2",
         "trainer.max_steps=10",
         "checkpoint_interval=1",

@@ -23,6 +23,7 @@ from xlm.core.loop_state import to_step_boundary
 from xlm.core.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric
 from xlm.core.predictions import PredictionWriter, decode
 from xlm.core.protocols import (
+    Generation,
     GenerationMetric,
     LikelihoodLoss,
     Loss,
@@ -35,6 +36,9 @@ from xlm.core.protocols import (
 from xlm.core.schema import LoaderSettings, Stage
 from xlm.core.step import StepWatch, Window
 from xlm.modules import row_seeds
+
+NUM_SAMPLES = 8
+"""Generations of a validation that are kept to be looked at."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,10 @@ class Harness(lightning.LightningModule):
         self.interruption = Interruption()
         self.between_steps = True
         """Whether the weights, their average and the optimizer belong to the same step."""
+        self.logs_gradient_norm = False
+        """Whether the norm of all gradients, before clipping, is logged (it costs a pass over them)."""
+        self.samples: dict[str, list[Generation]] = {}
+        """The first generations of each loader in the last validation."""
         self._window = Window()
         self._watch = StepWatch()
         self._validated_step = 0
@@ -137,6 +145,8 @@ class Harness(lightning.LightningModule):
         ]
         # DDP has averaged the gradients over ranks, hence the number of ranks.
         torch._foreach_mul_(gradients, world_size / count)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  # torch's own optimizers use it; it has no public name
+        if self.logs_gradient_norm and (self.trainer.global_step + 1) % self._log_interval == 0:
+            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
         means = sums[2:] / count
         self.log("train/loss", means[0], prog_bar=True)
         self.log_dict({f"train/{name}": mean for name, mean in zip(names[1:], means[1:], strict=True)})
@@ -155,6 +165,10 @@ class Harness(lightning.LightningModule):
         alone = self.trainer.world_size == 1
         if self.interruption.signum if alone else self._watch.stop_wanted:
             raise InterruptedTrainingError(self.interruption.signum, self.trainer.global_step)
+
+    @property
+    def _log_interval(self) -> int:
+        return cast("int", self.trainer.log_every_n_steps)  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
 
     # ---- checkpoints --------------------------------------------------------------------------------
 
@@ -206,6 +220,7 @@ class Harness(lightning.LightningModule):
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == "fit":
             self._look_at_last_step()
+        self.samples = {}
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -235,6 +250,7 @@ class Harness(lightning.LightningModule):
         wants_trace = self.writer is not None and self.writer.wants_trace(loader)
         prediction = self.slots.predictor(self.network, batch.batch, batch.seeds, trace=wants_trace)
         generations = decode(prediction, batch.examples, self.slots.tokenizer)
+        self.samples.setdefault(loader, generations[:NUM_SAMPLES])
         metrics["cost"].update(prediction)
         for name in self.slots.generation_metrics:
             metrics[name].update(generations)

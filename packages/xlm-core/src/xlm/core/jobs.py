@@ -14,22 +14,33 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from xlm.core import report
-from xlm.core.build import make_all, make_datamodule, make_parts, make_prepared, make_slots, make_tokenizer
+from xlm.core.build import (
+    make,
+    make_all,
+    make_datamodule,
+    make_parts,
+    make_prepared,
+    make_slots,
+    make_tokenizer,
+)
 from xlm.core.checkpoints import AtomicCheckpointIO, Header
 from xlm.core.checks import check_slots
 from xlm.core.data import DataModule
 from xlm.core.harness import Harness
 from xlm.core.interruption import InterruptedTrainingError, requeue
+from xlm.core.precision import HalfWeights
 from xlm.core.predictions import PredictionWriter
 from xlm.core.processes import is_first
 from xlm.core.run_folder import RunFolder
 from xlm.core.schema import JobType, RunSettings
+from xlm.core.secrets import hide
 from xlm.core.weights import WeightOptions, load_weights
 
 HARMLESS_WARNINGS = (
     ".*does not have many workers.*",  # the default of the small tasks, on purpose
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run; its config was compared before
     ".*your dataloader is not resumable.*",  # the data module is, see DataModule.state_dict
+    ".*callbacks used to create the checkpoint need to be provided.*",  # EMA may be switched off, see Harness
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning against a newer torch
 )
 
@@ -178,8 +189,12 @@ def make_trainer(
         arguments["limit_val_batches"] = 0
     # The training stream is one long epoch (see xlm.core.data.order); Lightning counts batches, we steps.
     arguments["val_check_interval"] = interval * accumulated
-    if isinstance(node.strategy, dict):
-        arguments["strategy"] = make_all(config, "trainer")["strategy"]
+    for key, value in arguments.items():
+        if isinstance(value, dict) and "_target_" in value:  # a strategy, a profiler
+            arguments[key] = make(config, f"trainer.{key}")
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if node.precision in ("bf16-true", "16-true"):
+        plugins.append(HalfWeights(arguments.pop("precision")))
     callbacks = cast("list[Callback]", list(make_all(config, "callbacks").values()))
     loggers = cast("list[Logger]", list(make_all(config, "logger").values())) if with_loggers else []
     return lightning.Trainer(
@@ -189,7 +204,7 @@ def make_trainer(
         callbacks=callbacks,
         logger=loggers or False,
         default_root_dir=folder,
-        plugins=[AtomicCheckpointIO()] if settings.job_type == "train" else [],
+        plugins=plugins,
         use_distributed_sampler=False,
     )
 
@@ -223,5 +238,5 @@ def chosen_weights(settings: RunSettings) -> WeightOptions:
 
 
 def container(config: DictConfig) -> dict[str, Any]:
-    """The composed config as plain values; the ids of ``vocab`` stay references."""
-    return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
+    """The composed config as plain values without secrets; references stay what they are."""
+    return hide(OmegaConf.to_container(config, resolve=False))

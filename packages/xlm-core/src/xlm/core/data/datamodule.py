@@ -32,6 +32,8 @@ class LoadedBatch(Generic[BatchT]):
     """(rows,) int64"""
     examples: Sequence[Example] | None
     """The raw rows, where generated texts are compared with them."""
+    num_tokens: int
+    """Tokens of the examples, padding and special ones not counted."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,13 @@ class Collate(Generic[BatchT]):
             batch=self.collator(examples),
             seeds=torch.tensor([example["seed"] for example in examples], dtype=torch.int64),
             examples=examples if self.keep_examples else None,
+            num_tokens=sum(_length(example) for example in examples),
         )
+
+
+def _length(example: Example) -> int:
+    columns = (example.get("prompt_ids"), example.get("target_ids"))
+    return sum(len(ids) for ids in columns if ids is not None)
 
 
 OpenStream = Callable[..., Stream]
