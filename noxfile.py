@@ -186,6 +186,33 @@ def wheels(session: nox.Session) -> None:
         session.run(python, "-c", CHECK_STANDALONE, family, env=ENVIRONMENT, external=True)
 
 
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """Tests with the lowest versions that the packages allow (with -- NAMES: of these packages, such as ilm)."""
+    chosen = session.posargs or ["modules", "arlm", "core", "flexmdm", "ilm", "mdlm", "mlm", "tasks"]
+    for name in chosen:
+        folders = [f"packages/xlm-{part}" for part in dict.fromkeys(["modules", name])]
+        python = make_environment(session, Path(session.create_tmp()).resolve() / f"lowest-{name}")
+        metadata = [argument for folder in folders for argument in ("-r", f"{folder}/pyproject.toml")]
+        uv(
+            session,
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            python,
+            "--resolution",
+            "lowest-direct",
+            *metadata,
+        )
+        uv(session, "pip", "install", "--quiet", "--python", python, "--group", "test")
+        editable = [argument for folder in folders for argument in ("-e", folder)]
+        uv(session, "pip", "install", "--quiet", "--python", python, "--no-deps", *editable)
+        session.run(
+            python, "-m", "pytest", f"packages/xlm-{name}/tests", "-q", env=ENVIRONMENT, external=True
+        )
+
+
 CHECK_ORIGIN = """
 import sys, importlib.metadata as metadata
 ours = [d for d in metadata.distributions() if d.name.startswith("xlm-")]
@@ -208,7 +235,7 @@ print(sys.argv[1], "alone:", len(names), "distributions, none of the harness")
 
 
 def make_environment(session: nox.Session, folder: Path) -> str:
-    uv(session, "venv", "--quiet", str(folder))
+    uv(session, "venv", "--quiet", "--clear", str(folder))
     return str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
 
 

@@ -22,8 +22,8 @@ path { stroke: var(--line); stroke-width: 1.6px; fill: none; marker-end: url(#ti
 .tip { fill: var(--line); stroke: none; }
 """
 BOXES = (  # left, top, width, kind, title, what it gives
-    (30, 70, 150, "task", "source", "raw rows"),
-    (30, 150, 150, "task", "preprocess, tokenizer", "rows of ids"),
+    (20, 70, 170, "task", "source", "raw rows"),
+    (20, 150, 170, "task", "preprocess, tokenizer", "rows of ids"),
     (230, 150, 150, "harness", "data module", "examples with seeds"),
     (430, 150, 150, "family", "collator", "batch"),
     (640, 70, 150, "family", "loss", "sum, count, nll"),
@@ -31,12 +31,12 @@ BOXES = (  # left, top, width, kind, title, what it gives
     (640, 230, 150, "family", "predictor", "ids, nfe, trace"),
     (850, 70, 150, "harness", "harness", "step, log, resume"),
     (850, 230, 150, "task", "task metrics", "exact match, ..."),
-    (430, 320, 150, "harness", "files of the run", "checkpoints, metrics, texts"),
+    (410, 320, 190, "harness", "files of the run", "checkpoints, metrics, texts"),
 )
 ARROWS = (
-    "M105 124 V146", "M180 177 H226", "M380 177 H426", "M580 165 C610 165 610 97 636 97",
+    "M105 124 V146", "M190 177 H226", "M380 177 H426", "M580 165 C610 165 610 97 636 97",
     "M580 189 C610 189 610 257 636 257", "M715 124 V146", "M715 230 V208", "M790 97 H846", "M790 257 H846",
-    "M925 124 V300 Q925 347 900 347 H584", "M925 284 V300 Q925 347 900 347 H584",
+    "M925 124 V300 Q925 347 900 347 H604", "M925 284 V300 Q925 347 900 347 H604",
 )  # fmt: skip
 LEGEND = (
     ("task", "a task: xlm.tasks"),

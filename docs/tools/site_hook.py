@@ -180,7 +180,7 @@ def _link(image: str, text: str, target: str, folder: Path, uri: str) -> str:
     readme = absolute / "README.md" if absolute.is_dir() else absolute
     if readme in pages:
         place = pages[readme]
-    elif absolute.is_relative_to(ROOT / "docs") and absolute.is_file():
+    elif absolute.is_relative_to(ROOT / "docs") and absolute.suffix in (".md", ".svg", ".png"):
         place = absolute.relative_to(ROOT / "docs").as_posix()
     elif absolute.exists():
         return text
