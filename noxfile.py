@@ -188,7 +188,7 @@ def wheels(session: nox.Session) -> None:
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """Tests with the lowest versions that the packages allow (with -- NAMES: of these packages, such as ilm)."""
+    """Tests with the lowest versions that the packages allow (-- NAMES: of these only, such as ilm)."""
     chosen = session.posargs or ["modules", "arlm", "core", "flexmdm", "ilm", "mdlm", "mlm", "tasks"]
     for name in chosen:
         folders = [f"packages/xlm-{part}" for part in dict.fromkeys(["modules", name])]

@@ -41,7 +41,7 @@ def test_commands_are_valid(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_names_in_the_text_are_known(path: Path) -> None:
-    """Commands inside a sentence name jobs and experiments that exist; my_... and CAPITALS are the reader's."""
+    """Commands inside a sentence name jobs and experiments that exist; my_... is the reader's."""
     text = re.sub(r"^ *```.*?^ *```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
     for code in re.findall(r"`([^`\n]+)`", text):
         known = re.findall(r"\b(?:job_type|experiment)=[a-z0-9_]+", code)
