@@ -17,7 +17,8 @@ class SummedMetric(torchmetrics.Metric, Generic[UpdateT]):
     """A plain accumulator as a torchmetrics metric, so that its sums are added up over ranks.
 
     Args:
-        accumulator: An object with ``sums``, ``reset()``, ``update(value)`` and ``compute()``.
+        accumulator: An object with ``sums``, ``reset()``, ``update(value)`` and ``compute()``; where sums do
+            not tell enough, also with ``lists``, whose tensors are joined along the first axis.
     """
 
     full_state_update = False
@@ -28,6 +29,9 @@ class SummedMetric(torchmetrics.Metric, Generic[UpdateT]):
         self.names = list(accumulator.sums)
         for name, value in accumulator.sums.items():
             self.add_state(name, default=torch.zeros_like(value), dist_reduce_fx="sum")
+        self.lists: dict[str, Tensor] = dict(getattr(accumulator, "lists", {}))
+        for name in self.lists:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     @override
     def update(self, value: UpdateT) -> None:
@@ -36,11 +40,24 @@ class SummedMetric(torchmetrics.Metric, Generic[UpdateT]):
         for name in self.names:
             state = getattr(self, name)
             setattr(self, name, state + self.accumulator.sums[name].to(state.device))
+        for name in self.lists:
+            getattr(self, name).append(self.accumulator.lists[name].to(self.device))
 
     @override
     def compute(self) -> dict[str, float]:
         self.accumulator.sums = {name: getattr(self, name).cpu() for name in self.names}
+        if self.lists:
+            self.accumulator.lists = {name: self._joined(name) for name in self.lists}
         return dict(self.accumulator.compute())
+
+    def _joined(self, name: str) -> Tensor:
+        """All entries of a list: one tensor after the ranks were joined, many before."""
+        entries = getattr(self, name)
+        parts = [entries] if isinstance(entries, Tensor) else list(entries)
+        # A rank without any row has a list without a shape.
+        return torch.cat(
+            [self.lists[name], *(part.cpu() for part in parts if part.ndim == self.lists[name].ndim)]
+        )
 
 
 def _zero() -> Tensor:

@@ -254,7 +254,11 @@ class Generation(TypedDict):
 
 
 class Metric(Protocol):
-    """A plain accumulator of sums; the harness adds them up over ranks."""
+    """A plain accumulator of sums; the harness adds them up over ranks.
+
+    A metric that needs more than sums (a set of texts, say) also has ``lists: dict[str, Tensor]``, empty at
+    first, with one row per entry; the harness joins those of all ranks along the first axis.
+    """
 
     sums: dict[str, Tensor]
 
