@@ -54,6 +54,16 @@ def test_groups(package: str) -> list[str]:
     return [option for group in ("test", *more) for option in ("--group", group)]
 
 
+def test_extras(*packages: str) -> list[str]:
+    """The extras of packages that their tests need, as uv's options."""
+    extras: list[str] = [
+        extra
+        for package in packages
+        for extra in metadata_of(package).get("tool", {}).get("xlm", {}).get("test-extras", [])
+    ]
+    return [option for extra in extras for option in ("--extra", extra)]
+
+
 def shape_checks(package: str) -> list[str]:
     """Run the shape annotations of a package that has any, as pytest's options."""
     metadata = metadata_of(package)
@@ -65,7 +75,7 @@ def shape_checks(package: str) -> list[str]:
 
 def test_session(package: str) -> Callable[[nox.Session], None]:
     def test(session: nox.Session) -> None:
-        sync(session, "--package", package, *test_groups(package))
+        sync(session, "--package", package, *test_groups(package), *test_extras(package))
         pytest(session, f"packages/{package}/tests", "-q", *shape_checks(package))
 
     test.__doc__ = f"Tests of {package}, with nothing installed but what it declares."
@@ -102,7 +112,8 @@ def architecture(session: nox.Session) -> None:
 @nox.session
 def integration(session: nox.Session) -> None:
     """All packages together: every experiment, every job."""
-    sync(session, "--all-packages", "--group", "test", "--group", "data", "--group", "lint")
+    groups = ("--group", "test", "--group", "data", "--group", "lint")
+    sync(session, "--all-packages", *groups, *test_extras(*PACKAGES))
     pytest(session, "tests/integration", "-q")
 
 

@@ -10,7 +10,7 @@ from .layout import Package, packages
 ALLOWED = {
     "family": {"torch", "jaxtyping", "huggingface_hub", "safetensors", "xlm.modules"},
     "xlm.modules": {"torch", "jaxtyping", "pytest"},
-    "xlm.tasks": {"torch", "numpy", "datasets", "transformers", "tokenizers"},
+    "xlm.tasks": {"torch", "numpy", "datasets", "transformers", "tokenizers", "rdkit", "safe"},
     "xlm.scaffold": {"copier"},
     "xlm.core": {
         "torch", "lightning", "torchmetrics", "hydra", "omegaconf", "pydantic", "pydantic_core", "datasets",

@@ -116,7 +116,7 @@ def test_molecules_without_such_fragments_are_refused(tokenizer: SafeTokenizer) 
 def test_nci_splits_share_no_row_and_are_as_long_as_they_say() -> None:
     numbers = {"train": 5000, "val": 5000, "test": 5000}
     rows = {split: [row["input"] for row in nci_rows(split, num_rows=numbers)] for split in numbers}
-    assert {split: len(found) for split, found in rows.items()} == {"train": 4001, "val": 499, "test": 499}
+    assert {split: len(found) for split, found in rows.items()} == {"train": 4000, "val": 500, "test": 499}
     assert len(list(nci_rows("val", num_rows={"val": 3}))) == 3
     with pytest.raises(ValueError, match=r"unknown split 'dev'.*train"):
         list(nci_rows("dev", num_rows=numbers))

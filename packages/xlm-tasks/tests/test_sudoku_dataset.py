@@ -167,7 +167,7 @@ def published(
 
 
 def read(path: str, split: str, *, num_train: int | None = None, num_shuffles: int = 0) -> list[SudokuRow]:
-    found = published_rows(split, path=path, one_in=4, num_train=num_train, num_shuffles=num_shuffles)
+    found = published_rows(split, path=path, one_in=3, num_train=num_train, num_shuffles=num_shuffles)
     return cast("list[SudokuRow]", found.to_list())
 
 

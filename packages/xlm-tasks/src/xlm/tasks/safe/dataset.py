@@ -46,7 +46,7 @@ def nci_rows(split: str, *, num_rows: Mapping[str, int]) -> Iterator[dict[str, s
 
     Args:
         split: "train", "val" or "test".
-        num_rows: most rows of each split; there are 4001, 499 and 499.
+        num_rows: most rows of each split; there are 4000, 500 and 499.
 
     Raises:
         ImportError: if rdkit is not installed.

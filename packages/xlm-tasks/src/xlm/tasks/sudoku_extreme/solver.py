@@ -177,10 +177,12 @@ def _only_place(candidates: list[int], empty: int) -> tuple[int, int] | None:
 
 def _fewest_candidates(candidates: list[int], empty: int) -> int:
     # at_least[k] is the set of cells with more than k candidates.
-    at_least = [0] * 9
+    at_least = [0] * 10
     for places in candidates:
         for count in range(8, 0, -1):
             at_least[count] |= at_least[count - 1] & places
         at_least[0] |= places
-    fewest = next(cells for count in range(1, 9) if (cells := empty & at_least[count - 1] & ~at_least[count]))
+    fewest = next(
+        cells for count in range(1, 10) if (cells := empty & at_least[count - 1] & ~at_least[count])
+    )
     return (fewest & -fewest).bit_length() - 1
