@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 
 from xlm.tasks.sudoku_extreme import generated_rows
@@ -86,3 +87,27 @@ def test_a_local_copy_goes_the_way_of_the_published_set(tmp_path: Path) -> None:
     assert cards["val"].rows > 0
     assert cards["test"].counts.refused == 1
     assert cards["test"].tokens == 59 * 81
+
+
+def test_published_molecules_are_streamed_from_a_local_copy(tmp_path: Path, cache: Path) -> None:
+    """The published layout and column; training reads a stream, validation is prepared."""
+    molecules = ["c13ccccc14.CC2=O.C4(=O)O.O23", "CCO", "C1CCCCC1", "N3CCNCC3.c13ccccc1", "C" * 100]
+    for split, count in {"train": 40, "validation": 10, "test": 10}.items():
+        folder = tmp_path / "copy" / "data"
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [{"input": molecules[n % 5], "mc_labels": [0.5]} for n in range(count)]
+        datasets.Dataset.from_list(rows).to_parquet(folder / f"{split}-00000-of-00001-0.parquet")
+    figures = run_fast(
+        tmp_path,
+        cache,
+        "train",
+        "safe_mlm",
+        f"source={tmp_path / 'copy'}",
+        "task.max_target_length=64",
+        "trainer.precision=32-true",
+        "trainer.accumulate_grad_batches=1",
+        *SMALL_NETWORK,
+        *FAST,
+    )
+    assert figures["val/lm/nll"] > 0
+    assert "val/prediction/diversity" in figures
