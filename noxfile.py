@@ -97,7 +97,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict types over sources and tests, and lines that must not check."""
-    sync(session, "--all-packages", "--group", "types")
+    sync(session, "--all-packages", "--group", "types", *test_extras(*PACKAGES))
     # Named, or the checker would take the environment that it finds in the root.
     session.run("basedpyright", "--pythonpath", str(Path(session.bin) / "python"))
 
