@@ -230,7 +230,9 @@ def test_prompt_and_answer_make_the_solution() -> None:
 
 
 @pytest.mark.parametrize("encode", [encode_cells, encode_prompt])
-def test_puzzles_without_a_unique_solution_are_refused(encode: Encode) -> None:
+def test_puzzles_without_a_unique_solution_are_refused_and_named(
+    encode: Encode, caplog: pytest.LogCaptureFixture
+) -> None:
     puzzle, solution = SOLVED["wikipedia"]
     right: SudokuRow = {"source": "", "question": puzzle, "answer": solution, "rating": 0}
     several: SudokuRow = {**right, "question": "." * 60 + solution[60:]}
@@ -238,6 +240,11 @@ def test_puzzles_without_a_unique_solution_are_refused(encode: Encode) -> None:
     other: SudokuRow = {**right, "answer": SOLVED["ai_escargot"][1]}
     assert encode(right, TOKENIZER) is not None
     assert [encode(row, TOKENIZER) for row in (several, wrong, other)] == [None, None, None]
+    told = [record.getMessage() for record in caplog.records]
+    reasons = ("more than one solution", "its answer breaks the rules", "its answer changes a clue")
+    for message, reason, row in zip(told, reasons, (several, wrong, other), strict=True):
+        assert reason in message
+        assert row["question"] in message
     assert encode(several, TOKENIZER, prove_unique=False) is not None
     assert [encode(row, TOKENIZER, prove_unique=False) for row in (wrong, other)] == [None, None]
 

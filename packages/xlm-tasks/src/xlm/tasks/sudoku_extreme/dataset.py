@@ -4,6 +4,7 @@ A row has the columns of the published set: `source` (where the puzzle is from),
 (boards of 81 characters) and `rating` (int; how hard the puzzle is, see the README for the measure).
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol, TypedDict
 
@@ -20,6 +21,7 @@ FEATURES = datasets.Features(
 """The published schema."""
 
 SPLITS = ("train", "val", "test")
+_LOG = logging.getLogger(__name__)
 
 
 class SudokuRow(TypedDict):
@@ -63,11 +65,12 @@ def encode_cells(row: SudokuRow, tokenizer: Encoder, *, prove_unique: bool = Tru
             is checked is that the answer obeys the rules and keeps the clues.
 
     Returns:
-        81 ids and flags; None for a puzzle that is refused.
+        81 ids and flags; None for a puzzle that is refused, which a warning names with the reason.
     """
-    puzzle, solution = parse_board(row["question"]), parse_board(row["answer"])
-    if not _is_right(puzzle, solution, prove_unique=prove_unique):
+    boards = _read(row, prove_unique=prove_unique)
+    if boards is None:
         return None
+    puzzle, solution = boards
     return {"target_ids": _encode(solution, tokenizer), "fixed": [digit > 0 for digit in puzzle]}
 
 
@@ -77,9 +80,10 @@ def encode_prompt(row: SudokuRow, tokenizer: Encoder, *, prove_unique: bool = Tr
     The clues are not part of the target, so no model can change them. Arguments and refusals are those of
     `encode_cells`.
     """
-    puzzle, solution = parse_board(row["question"]), parse_board(row["answer"])
-    if not _is_right(puzzle, solution, prove_unique=prove_unique):
+    boards = _read(row, prove_unique=prove_unique)
+    if boards is None:
         return None
+    puzzle, solution = boards
     missing = [digit for clue, digit in zip(puzzle, solution, strict=True) if not clue]
     return {"prompt_ids": _encode(puzzle, tokenizer), "target_ids": _encode(missing, tokenizer)}
 
@@ -106,16 +110,27 @@ def by_source(row: SudokuRow, *, sources: Sequence[str]) -> bool:
     return row["source"] in sources
 
 
-def _is_right(puzzle: list[int], solution: list[int], *, prove_unique: bool) -> bool:
-    keeps_clues = all(clue in (0, digit) for clue, digit in zip(puzzle, solution, strict=True))
-    if not keeps_clues or not is_solution(np.array([solution]))[0]:
-        return False
+def _read(row: SudokuRow, *, prove_unique: bool) -> tuple[list[int], list[int]] | None:
+    """Puzzle and solution; None for a row that is refused, which is told with its reason."""
+    puzzle, solution = parse_board(row["question"]), parse_board(row["answer"])
+    reason = _fault(puzzle, solution, prove_unique=prove_unique)
+    if reason is None:
+        return puzzle, solution
+    _LOG.warning("puzzle refused (%s): %s, answer %s", reason, row["question"], row["answer"])
+    return None
+
+
+def _fault(puzzle: list[int], solution: list[int], *, prove_unique: bool) -> str | None:
+    if not is_solution(np.array([solution]))[0]:
+        return "its answer breaks the rules"
+    if any(clue not in (0, digit) for clue, digit in zip(puzzle, solution, strict=True)):
+        return "its answer changes a clue"
     if prove_unique:
         try:
             solve(puzzle)
-        except NotUniqueError:
-            return False
-    return True
+        except NotUniqueError as error:
+            return str(error)
+    return None
 
 
 def _encode(numbers: Sequence[int], tokenizer: Encoder) -> list[int]:
