@@ -68,6 +68,7 @@ def test_generated_puzzles_have_one_solution_and_need_no_guess(rows: list[Sudoku
         assert list(all_solutions(row["question"])) == [row["answer"]]
     assert all(obeys_rules(row["answer"]) for row in rows)
     assert {row["rating"] for row in rows} == {0}
+    assert {solve(parse_board(row["question"])).guesses for row in rows} == {0}
 
 
 def test_levels_keep_their_numbers_of_empty_cells(rows: list[SudokuRow]) -> None:

@@ -178,7 +178,7 @@ def _block(split: str, level: Level, seed: int, number: int) -> list[_Puzzle]:
     chosen = np.isin(quarter, {"train": (0, 1), "val": (2,), "test": (3,)}[split])
     found: list[_Puzzle] = []
     for puzzle, solution in zip(puzzles[chosen].tolist(), solutions[chosen].tolist(), strict=True):
-        guesses = solve(puzzle).guesses
+        guesses = solve(puzzle).guesses if level.min_guesses else 0
         if guesses >= level.min_guesses:
             found.append((puzzle, solution, guesses))
     return found
