@@ -6,7 +6,6 @@ file or a sub-folder named after each split; a copy of the repository on the Hub
 
 import functools
 import glob
-import inspect
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -117,22 +116,6 @@ class LocalCopy:
             if re.match(rf"{re.escape(split)}([.-]|$)", file.relative_to(self.path).parts[0])
         ]
         return [str(file) for file in found]
-
-
-def local_source(path: Path, replaced: Source) -> Source:
-    """What reads local files instead of ``replaced``: itself, if it is a task's own and takes a ``path``.
-
-    Raises:
-        XLMError: When there are no such files, or none that can be read.
-    """
-    function: object = replaced
-    while isinstance(function, functools.partial):
-        function = cast("functools.partial[object]", function).func
-    if function is datasets.load_dataset or "path" not in inspect.signature(replaced).parameters:
-        return LocalCopy(path, replaced)
-    if not path.expanduser().exists():
-        raise XLMError(f"source={path}: there is no such folder or file")
-    return functools.partial(cast("Any", replaced), path=str(path.expanduser()))
 
 
 def _arguments(source: Source) -> dict[str, Any]:

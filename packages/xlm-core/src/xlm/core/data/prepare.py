@@ -24,7 +24,7 @@ from filelock import FileLock
 from xlm.core.data.arrow import Table, lengths_of
 from xlm.core.data.cache_key import cache_key
 from xlm.core.data.encode import CountingEncoder, RowCounts, RowEncoder, batches_of_rows, check_columns
-from xlm.core.data.local_copy import local_source
+from xlm.core.data.local_copy import LocalCopy
 from xlm.core.errors import XLMError
 from xlm.core.protocols import Preprocess, Row, RowFilter, Source, Tokenizer
 from xlm.core.schema import Stage, TaskSettings
@@ -123,7 +123,7 @@ def open_source(task: TaskSettings, parts: TaskParts, split: Stage, *, streaming
     Raises:
         XLMError: When it cannot be read; says what can be done on a machine without network.
     """
-    source: Any = parts.source if parts.local_copy is None else local_source(parts.local_copy, parts.source)
+    source: Any = parts.source if parts.local_copy is None else LocalCopy(parts.local_copy, parts.source)
     if streaming and "streaming" in inspect.signature(source).parameters:
         source = functools.partial(source, streaming=True)
     try:
