@@ -13,18 +13,39 @@ def test_help_names_experiments_and_their_packages(tmp_path: Path) -> None:
     assert "xlm-ilm" in output
 
 
+MY_LOSS = """
+from xlm_ilm import ILMLoss
+
+class MyLoss(ILMLoss):
+    def __init__(self, **arguments):
+        print("my own loss")
+        super().__init__(**arguments)
+"""
+
+
 def test_a_job_runs_and_tells_what_it_did(tmp_path: Path) -> None:
+    """With a loss from a file in the working directory."""
+    (tmp_path / "my_file.py").write_text(MY_LOSS)
     command = [
         XLM,
         "job_type=train",
         "job_name=fast",
         "experiment=star_tiny_ilm",
         "debug=fast",
+        "loss._target_=my_file.MyLoss",
         "task.source.num_rows={train: 64, val: 16, test: 16}",
         f"datamodule.cache_dir={tmp_path / 'cache'}",
     ]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    told = ("xlm train", "step 2", "generation 1", "exact_match", "predictions", "runs/fast/metrics.json")
+    told = (
+        "my own loss",
+        "xlm train",
+        "step 2",
+        "generation 1",
+        "exact_match",
+        "predictions",
+        "runs/fast/metrics.json",
+    )
     for part in told:
         assert part in done.stdout, done.stdout
     assert "Warning" not in done.stderr

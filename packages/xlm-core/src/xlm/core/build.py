@@ -13,6 +13,7 @@ from xlm.core.errors import XLMError
 from xlm.core.harness import Slots
 from xlm.core.protocols import Tokenizer
 from xlm.core.schema import LoaderSettings, RunSettings, Stage
+from xlm.core.targets import explain
 
 SPECIAL_IDS = ("pad_id", "cls_id", "mask_id", "eos_id", "bos_id", "sep_id", "unk_id")
 
@@ -24,6 +25,8 @@ def make(config: DictConfig, key: str) -> Any:
         XLMError: When the class cannot be imported or does not take these arguments; names key and class.
     """
     node = OmegaConf.select(config, key)
+    if node.get("_partial_") and (mistake := explain(key, node)) is not None:
+        raise XLMError(f"{key}: could not make {node['_target_']}.\n  {mistake}")  # called only later
     try:
         return hydra.utils.instantiate(node, _convert_="all")
     except hydra.errors.InstantiationException as error:
@@ -33,6 +36,7 @@ def make(config: DictConfig, key: str) -> Any:
             if isinstance(cause, hydra.errors.HydraException)
             else f"{type(cause).__name__}: {cause}"
         )
+        reason = explain(key, node) or reason
         raise XLMError(f"{key}: could not make {node['_target_']}.\n  {reason}") from error
 
 

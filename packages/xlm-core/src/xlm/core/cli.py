@@ -1,9 +1,11 @@
 """The command ``xlm``. What can be answered at once is answered before Hydra is imported."""
 
 import difflib
+import os
 import sys
-from importlib.metadata import version
+from importlib.metadata import distributions
 
+from xlm.core.completion import candidates, script
 from xlm.core.discovery import config_packages, providers
 from xlm.core.errors import XLMError
 
@@ -12,6 +14,10 @@ JOBS = {
     "train": "train, resume a run of the same name, test its best checkpoint",
     "eval": "score a checkpoint: metrics.json and predictions.jsonl",
     "generate": "generate with a checkpoint: predictions.jsonl",
+}
+TOOLS = {
+    "compare": "one table over runs and seeds: 'runs=[runs/a_s*,runs/b]'",
+    "doctor": "what is installed, what is wrong with it, how to mend it",
 }
 GROUPS = {
     "experiment": "everything for a known run: data set, family, network, numbers",
@@ -39,6 +45,10 @@ OVERRIDES = {
 }
 
 
+LISTED = ("experiment", "model_type", "task", "collator")
+"""Groups that the help lists on their own, or not at all."""
+
+
 def help_text() -> str:
     """What ``xlm --help`` prints, with everything that is installed."""
     lines = [
@@ -47,13 +57,19 @@ def help_text() -> str:
         "  xlm job_type=JOB job_name=NAME experiment=EXPERIMENT [KEY=VALUE ...]",
         "",
         "Jobs (job_type=):",
-        *(f"  {name:<14}{text}" for name, text in JOBS.items()),
+        *(f"  {name:<14}{text}" for name, text in (JOBS | TOOLS).items()),
+        "",
+        "Models (model_type=):",
+        *_options("model_type"),
+        "",
+        "Tasks (task=):",
+        *_options("task"),
         "",
         "Experiments (experiment=):",
         *_options("experiment"),
         "",
         "Groups (GROUP=OPTION replaces a part of the config):",
-        *(_group(name, text) for name, text in GROUPS.items() if name not in ("experiment", "collator")),
+        *(_group(name, text) for name, text in GROUPS.items() if name not in LISTED),
         "",
         "Common overrides (any key of the config can be set; +KEY=VALUE adds one):",
         *(f"  {name:<36}{text}" for name, text in OVERRIDES.items()),
@@ -61,6 +77,7 @@ def help_text() -> str:
         "  --cfg job       show the composed config and stop",
         "  -m, --multirun  run once for each value: -m seed=1,2,3 'job_name=run_${seed}'",
         "  --version       versions of the installed XLM packages",
+        '  --completion SHELL   completion for bash, zsh or fish: eval "$(xlm --completion bash)"',
         "  HYDRA_FULL_ERROR=1 in the environment shows the stack trace of an error.",
     ]
     return "\n".join(lines)
@@ -70,6 +87,7 @@ def _options(group: str) -> list[str]:
     return [
         f"  {option:<28}{' and '.join(package.distribution for package in found)}"
         for option, found in providers(group).items()
+        if option != "base"
     ]
 
 
@@ -80,11 +98,27 @@ def _group(name: str, text: str) -> str:
 
 def version_text() -> str:
     """What ``xlm --version`` prints."""
-    names = sorted({package.distribution for package in config_packages()})
-    return "\n".join(f"{name} {version(name)}" for name in names)
+    found = {dist.name: dist.version for dist in distributions() if dist.name.startswith("xlm-")}
+    return "\n".join(f"{name} {found[name]}" for name in sorted(found))
 
 
-def check_choice(key: str, value: str, known: list[str], what: str) -> None:
+def complete(word: str) -> list[str]:
+    """What an unfinished word of the command line may become."""
+    keys = ["job_type=", "job_name=", *(f"{group}=" for group in GROUPS)]
+    keys += [f"{override.partition('=')[0]}=" for override in OVERRIDES]
+    return candidates(word, [*dict.fromkeys(keys), "--help", "--version", "--cfg"], [*JOBS, *TOOLS])
+
+
+def missing_folders() -> str:
+    """A sentence about packages whose configs are not where they say."""
+    lost = [package for package in config_packages() if package.folder is None]
+    return "".join(
+        f" (The package {package.distribution} declares configs in {package.dotted}, which is not there.)"
+        for package in lost
+    )
+
+
+def check_choice(key: str, value: str, known: list[str], what: str, *, note: str = "") -> None:
     """Refuse an unknown name.
 
     Raises:
@@ -95,7 +129,7 @@ def check_choice(key: str, value: str, known: list[str], what: str) -> None:
     close = difflib.get_close_matches(value, known, n=3, cutoff=0.5)
     rest = [name for name in known if name not in close]
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    raise XLMError(f"{key}={value}: no such {what}. {hint}Known: {', '.join([*close, *rest])}")
+    raise XLMError(f"{key}={value}: no such {what}. {hint}Known: {', '.join([*close, *rest])}{note}")
 
 
 def check_arguments(arguments: list[str]) -> None:
@@ -105,22 +139,56 @@ def check_arguments(arguments: list[str]) -> None:
         if not separator or "," in value:  # a sweep is Hydra's to split
             continue
         if key == "job_type":
-            check_choice(key, value, list(JOBS), "job")
+            check_choice(key, value, [*JOBS, *TOOLS], "job")
         elif key == "experiment" and value != "null":
-            check_choice(key, value, list(providers("experiment")), "experiment")
+            check_choice(key, value, list(providers("experiment")), "experiment", note=missing_folders())
+
+
+def answer(arguments: list[str]) -> str | None:
+    """What can be said at once, None for what is to be run.
+
+    Raises:
+        XLMError: For a shell that is not known.
+    """
+    if arguments[:1] == ["--complete"]:
+        return "\n".join(complete(arguments[1] if len(arguments) > 1 else ""))
+    if arguments[:1] == ["--completion"]:
+        return script(arguments[1] if len(arguments) > 1 else "").rstrip()
+    if not arguments or {"--help", "-h", "help"} & set(arguments):
+        return help_text()
+    return version_text() if "--version" in arguments else None
+
+
+def run_tool(arguments: list[str]) -> bool:
+    """Run a job that is about other runs or the installation, and so has no config.
+
+    Returns:
+        Whether there was one to run.
+    """
+    if "job_type=doctor" in arguments:
+        from xlm.core import doctor
+
+        sys.exit(doctor.main())
+    if "job_type=compare" in arguments:
+        from xlm.core import compare
+
+        compare.main(arguments)
+        return True
+    return False
 
 
 def main() -> None:
     """Answer, or hand over to Hydra."""
     arguments = sys.argv[1:]
-    if not arguments or {"--help", "-h", "help"} & set(arguments):
-        print(help_text())  # noqa: T201
-        return
-    if "--version" in arguments:
-        print(version_text())  # noqa: T201
-        return
     try:
+        if (text := answer(arguments)) is not None:
+            print(text)  # noqa: T201
+            return
         check_arguments(arguments)
+        # The user's own files can fill slots. At the end: they cannot hide what is installed.
+        sys.path.append(os.getcwd())  # noqa: PTH109
+        if run_tool(arguments):
+            return
     except XLMError as error:
         sys.exit(f"Error: {error}")
     from xlm.core import run  # imports Hydra and pydantic

@@ -24,6 +24,8 @@ class ConfigPackage:
     distribution: str
     folder: Path | None
     """None when the entry point names a folder that does not exist."""
+    dotted: str = ""
+    """The folder as the entry point names it, such as ``xlm_ilm.configs``."""
 
     def options(self, group: str) -> list[str]:
         """Names of the configs in ``group``, sorted."""
@@ -40,6 +42,7 @@ def config_packages() -> tuple[ConfigPackage, ...]:
             name=point.name,
             distribution=point.dist.name if point.dist is not None else point.name,
             folder=find_folder(point.value),
+            dotted=point.value,
         )
         for point in entry_points(group=ENTRY_POINT_GROUP)
     }
@@ -49,7 +52,7 @@ def config_packages() -> tuple[ConfigPackage, ...]:
 def find_folder(dotted: str) -> Path | None:
     """Folder of a dotted path such as ``xlm_ilm.configs``; no package on the way is imported."""
     root, *rest = dotted.split(".")
-    spec = PathFinder.find_spec(root)
+    spec = PathFinder.find_spec(root) if root.isidentifier() else None
     locations = list(spec.submodule_search_locations or []) if spec is not None else []
     for location in locations:
         folder = Path(location, *rest)

@@ -1,0 +1,68 @@
+"""Why the object of a node could not be made, in words that say what to type instead."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+
+def explain(key: str, node: Mapping[str, Any]) -> str | None:
+    """The commonest mistakes of a node that Hydra could not instantiate: a name, or left-over arguments.
+
+    Args:
+        key: Where the node is in the config.
+        node: The node, with its ``_target_``.
+
+    Returns:
+        A line that says what is wrong, None if it is something else.
+    """
+    target = str(node["_target_"])
+    found = _locate(target)
+    return found if isinstance(found, str) else _left_over(key, target, found[0], node)
+
+
+def _locate(target: str) -> str | tuple[Any]:
+    """The object of a dotted name in a tuple, or what is wrong with the name."""
+    parts = target.split(".")
+    for number in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:number])
+        try:
+            found = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+                continue
+            return f"{name} cannot be imported: {error}"
+        except Exception as error:  # noqa: BLE001  # whatever the user's module does when it is imported
+            return f"{name} cannot be imported: {type(error).__name__}: {error}"
+        return _attribute(found, parts[number:])
+    return f"there is no module {parts[0]} (looked in the installed packages and in the working directory)"
+
+
+def _attribute(found: Any, names: list[str]) -> str | tuple[Any]:
+    for name in names:
+        if not hasattr(found, name):
+            where = getattr(found, "__file__", None)
+            close = difflib.get_close_matches(name, dir(found), n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            return f"there is no {name} in {found.__name__}{f' ({where})' if where else ''}.{hint}"
+        found = getattr(found, name)
+    return (found,)
+
+
+def _left_over(key: str, target: str, filling: Any, node: Mapping[str, Any]) -> str | None:
+    try:
+        parameters = inspect.signature(filling).parameters
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    left = [name for name in node if not str(name).startswith("_") and name not in parameters]
+    if not left:
+        return None
+    drop = " ".join(f"'~{key}.{name}'" for name in left)
+    taken = ", ".join(parameters) or "no arguments"
+    return (
+        f"{target} takes {taken}, not {', '.join(left)}.\n  Drop what is left of the class before: {drop}\n"
+        f"  or replace the whole node: '~{key}' '+{key}={{_target_: {target}}}'"
+    )
