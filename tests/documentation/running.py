@@ -131,7 +131,8 @@ def run_xlm(arguments: list[str]) -> None:
 def small(arguments: list[str]) -> list[str]:
     """Overrides that make a job short, as far as the keys are there."""
     makes_a_run = any(argument.startswith(("experiment=", "task=")) for argument in arguments)
-    if not makes_a_run or "--cfg" in arguments:
+    # A folder of configs that a page lets its reader write is not known here: its commands are short themselves.
+    if not makes_a_run or {"--cfg", "--config-dir"} & set(arguments):
         return []
     config = composed_for(arguments)
     network = [f"++model.{key}={value}" for key, value in NETWORK.items() if key in config.model]

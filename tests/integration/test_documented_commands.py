@@ -13,7 +13,15 @@ from ..documentation.blocks import ROOT, Block, blocks_of, markdown_files, shell
 from ..documentation.composing import composed_for
 
 FILES = markdown_files()
-SHOWN_AND_DONE = {"--help", "-h", "--version"}
+SHOWN_AND_DONE = {
+    "--help",
+    "-h",
+    "--version",
+    "--completion",
+    "job_type=doctor",
+    "job_type=compare",
+    "--config-dir",
+}
 
 
 def commands(path: Path) -> list[tuple[Block, list[str]]]:

@@ -75,6 +75,7 @@ def help_text() -> str:
         *(f"  {name:<36}{text}" for name, text in OVERRIDES.items()),
         "",
         "  --cfg job       show the composed config and stop",
+        "  --config-dir FOLDER  a folder of configs of your own: task/mine.yaml becomes task=mine",
         "  -m, --multirun  run once for each value: -m seed=1,2,3 'job_name=run_${seed}'",
         "  --version       versions of the installed XLM packages",
         '  --completion SHELL   completion for bash, zsh or fish: eval "$(xlm --completion bash)"',
@@ -133,14 +134,22 @@ def check_choice(key: str, value: str, known: list[str], what: str, *, note: str
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Find the commonest mistakes without Hydra: an unknown job or experiment."""
+    """Find the commonest mistakes without Hydra: an unknown job or experiment.
+
+    Raises:
+        XLMError: Naming what is known.
+    """
+    # A folder of the user's own may offer experiments too; then only Hydra knows them all.
+    only_packages = not any(
+        word.startswith(("--config-dir", "-cd", "hydra.searchpath")) for word in arguments
+    )
     for argument in arguments:
         key, separator, value = argument.partition("=")
         if not separator or "," in value:  # a sweep is Hydra's to split
             continue
         if key == "job_type":
             check_choice(key, value, [*JOBS, *TOOLS], "job")
-        elif key == "experiment" and value != "null":
+        elif key == "experiment" and value != "null" and only_packages:
             check_choice(key, value, list(providers("experiment")), "experiment", note=missing_folders())
 
 
