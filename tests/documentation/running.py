@@ -131,7 +131,7 @@ def run_xlm(arguments: list[str]) -> None:
 def small(arguments: list[str]) -> list[str]:
     """Overrides that make a job short, as far as the keys are there."""
     makes_a_run = any(argument.startswith(("experiment=", "task=")) for argument in arguments)
-    # A folder of configs that a page lets its reader write is not known here: its commands are short themselves.
+    # What is in a folder of configs that the reader writes is not known here: such a command is short itself.
     if not makes_a_run or {"--cfg", "--config-dir"} & set(arguments):
         return []
     config = composed_for(arguments)
