@@ -55,8 +55,17 @@ INJECTIONS = {
     "collator": ("datamodule.train.lm.collator._target_=my_file.MyCollator",),
     "model": ("model._target_=my_file.MyModel",),
     "metric": ("+task.metrics.mine={_target_: my_file.MyMetric}",),
-    "optimizer": ("~optimizer", "+optimizer={_target_: my_file.MySGD, _partial_: true, lr: 0.1}"),
+    "optimizer": (
+        "optimizer._target_=my_file.MySGD",
+        "~optimizer.betas",
+        "~optimizer.eps",
+        "~optimizer.weight_decay",
+    ),
+    "whole node": ("~predictor", "+predictor={_target_: my_file.MyPredictor}"),
 }
+
+
+USED = {"loss": "loss 1.0", "loss with an argument": "loss 2.0", "whole node": "predictor"}
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +87,7 @@ def test_a_class_of_the_users_own_fills_a_slot(slot: str, run_toy: Run) -> None:
         *INJECTIONS[slot],
     )
     used: set[str] = sys.modules["my_file"].used
-    assert used == {{"loss": "loss 1.0", "loss with an argument": "loss 2.0"}.get(slot, slot)}
+    assert used == {USED.get(slot, slot)}
     assert (results.get("test/prediction/mine") == 1.5) == (slot == "metric")
 
 

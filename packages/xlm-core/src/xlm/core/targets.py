@@ -6,6 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+GROUPS = ("model", "optimizer", "lr_scheduler")
+"""Nodes that are config groups: `~optimizer` chooses none, and leaves what an experiment sets there."""
+
 
 def explain(key: str, node: Mapping[str, Any]) -> str | None:
     """The commonest mistakes of a node that Hydra could not instantiate: a name, or left-over arguments.
@@ -62,7 +65,7 @@ def _left_over(key: str, target: str, filling: Any, node: Mapping[str, Any]) -> 
         return None
     drop = " ".join(f"'~{key}.{name}'" for name in left)
     taken = ", ".join(parameters) or "no arguments"
-    return (
-        f"{target} takes {taken}, not {', '.join(left)}.\n  Drop what is left of the class before: {drop}\n"
-        f"  or replace the whole node: '~{key}' '+{key}={{_target_: {target}}}'"
-    )
+    told = f"{target} takes {taken}, not {', '.join(left)}.\n  Drop what is left of the class before: {drop}"
+    if key in GROUPS:
+        return told
+    return f"{told}\n  or replace the whole node: '~{key}' '+{key}={{_target_: {target}}}'"
