@@ -73,6 +73,7 @@ def my_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file of the user's own; the command line has the working directory on the path."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_file.py").write_text(MY_FILE)
+    sys.modules.pop("my_file", None)
     yield tmp_path / "my_file.py"
     sys.modules.pop("my_file", None)
 
