@@ -22,6 +22,14 @@ def toy_family_is_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
+def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `datasets` keep what it reads in the test's own folder."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.fixture
 def compose_toy(tmp_path: Path) -> Compose:
     """Composes ``experiment=toy`` with overrides; runs and cache lie in the test's own folder."""
 

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from xlm.core.data import DataModule, PreparedTask, TaskParts, prepare
-from xlm.core.data.order import EvaluationOrder, RowKey, TrainOrder
+from xlm.core.data.order import Bucketing, EvaluationOrder, RowKey, TrainOrder
 from xlm.core.errors import XLMError
 from xlm.core.schema import LoaderSettings, TaskSettings
 
@@ -55,10 +56,58 @@ def test_a_later_start_continues_the_stream() -> None:
     assert list(order) == list(train_order())[3:]
 
 
+LENGTHS = np.random.default_rng(0).integers(1, 100, 50)
+
+
+def bucketed_order(**changes: Any) -> TrainOrder:
+    bucketing = Bucketing(LENGTHS, window=5)
+    return train_order(num_rows=50, num_batches=23, bucketing=bucketing, **changes)
+
+
+def test_bucketing_deals_the_rows_of_a_window_anew() -> None:
+    plain, bucketed = list(train_order(num_rows=50, num_batches=23)), list(bucketed_order())
+    assert [len(batch) for batch in bucketed] == [4] * 23
+    for start in range(0, 20, 5):
+        windows = [
+            sorted((key.row, key.seed) for batch in batches[start : start + 5] for key in batch)
+            for batches in (plain, bucketed)
+        ]
+        assert windows[0] == windows[1]
+    assert [key.place for batch in bucketed for key in batch] == list(range(92))
+
+
+def padding(batches: list[list[RowKey]]) -> int:
+    lengths = [[int(LENGTHS[key.row]) for key in batch] for batch in batches]
+    return sum(max(batch) - length for batch in lengths for length in batch)
+
+
+def test_bucketing_pads_less_and_tells_nothing_of_the_length() -> None:
+    assert padding(list(bucketed_order())) < padding(list(train_order(num_rows=50, num_batches=23))) / 2
+    order = bucketed_order(batch_size=10)
+    order.num_batches = 2000
+    # Neither the place in the batch nor that of the batch in the window goes with the length.
+    lengths = LENGTHS[[[key.row for key in batch] for batch in order]].reshape(400, 5, 10)
+    spread = lengths.std() / np.sqrt(400)
+    assert abs(lengths.mean(axis=(0, 1)) - lengths.mean()).max() < 4 * spread
+    assert abs(lengths.mean(axis=(0, 2)) - lengths.mean()).max() < 4 * spread
+
+
+def test_a_bucketed_order_continues_at_any_batch_and_for_any_ranks() -> None:
+    whole = list(bucketed_order())
+    for start in range(23):
+        order = bucketed_order()
+        order.start_batch = start
+        assert list(order) == whole[start:]
+    halves = [list(bucketed_order(batch_size=2, rank=rank, world_size=2)) for rank in (0, 1)]
+    for batch, left, right in zip(whole, *halves, strict=True):
+        assert Counter(batch) == Counter(left + right)
+
+
+@pytest.mark.parametrize("batch_size", [3, 7])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluation_reads_every_row_once(world_size: int) -> None:
+def test_evaluation_reads_every_row_once(world_size: int, batch_size: int) -> None:
     orders = [
-        EvaluationOrder(num_rows=10, batch_size=3, seed=1, rank=rank, world_size=world_size)
+        EvaluationOrder(num_rows=10, batch_size=batch_size, seed=1, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     keys = [key for order in orders for batch in order for key in batch]
@@ -159,10 +208,12 @@ def batches(loader: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+@pytest.mark.parametrize("bucketing", [False, True])
 @pytest.mark.parametrize("num_workers", [1, 4])
-def test_batches_do_not_depend_on_workers(prepared: PreparedTask, num_workers: int) -> None:
-    alone = batches(datamodule(prepared, 0).train_dataloader())
-    others = batches(datamodule(prepared, num_workers).train_dataloader())
+def test_batches_do_not_depend_on_workers(prepared: PreparedTask, num_workers: int, bucketing: bool) -> None:
+    settings = {"bucketing": 3} if bucketing else {}
+    alone = batches(datamodule(prepared, 0, **settings).train_dataloader())
+    others = batches(datamodule(prepared, num_workers, **settings).train_dataloader())
     assert len(alone) == len(others) == 12
     for left, right in zip(alone, others, strict=True):
         assert all(torch.equal(left[name], right[name]) for name in left)
@@ -184,6 +235,21 @@ def test_examples_are_tensors_of_their_own_length(prepared: PreparedTask) -> Non
     assert example["target_ids"].dtype == torch.int64
     several: list[Any] = rows.__getitems__([RowKey(i, 0, 0) for i in (4, 0, 4)])
     assert [len(row["target_ids"]) for row in several] == [2, 1, 2]
+
+
+def test_examples_carry_the_columns_asked_for(prepared: PreparedTask) -> None:
+    [example] = datamodule(prepared, 0, columns=["prompt_ids"]).first_examples("train", "lm", 1)
+    assert set(example) == {"seed", "place", "prompt_ids"}
+    with pytest.raises(
+        XLMError, match=r"datamodule\.train\.lm\.columns: the task has no fixed, only prompt_ids"
+    ):
+        datamodule(prepared, 0, columns=["fixed"]).rows("train", "lm")
+
+
+def test_unconditional_examples_are_seeds(prepared: PreparedTask) -> None:
+    examples = datamodule(prepared, 0, columns=[], max_rows=50).first_examples("train", "lm", 99)
+    assert len(examples) == 50  # more than the split has rows
+    assert {tuple(example) for example in examples} == {("seed", "place")}
 
 
 def test_rows_can_be_limited(prepared: PreparedTask) -> None:

@@ -85,6 +85,13 @@ def test_saved_files_make_the_same_tokenizer(gpt2: PretrainedTokenizer, tmp_path
     assert (ours.cls_id, ours.eos_id, ours.vocab_size) == (50260, 50256, 50261)
 
 
+def test_the_fingerprint_is_that_of_the_contents(gpt2: PretrainedTokenizer, tmp_path: Path) -> None:
+    gpt2.save_pretrained(tmp_path / "copy")
+    assert PretrainedTokenizer(str(tmp_path / "copy")).fingerprint == gpt2.fingerprint
+    other = PretrainedTokenizer(str(tmp_path / "copy"), special_tokens={"sep": "<|sep|>"})
+    assert other.fingerprint != gpt2.fingerprint
+
+
 def test_an_empty_role_stays_empty_when_saved(gpt2_folder: Path, tmp_path: Path) -> None:
     PretrainedTokenizer(str(gpt2_folder), special_tokens={"eos": None, "bos": None}).save_pretrained(tmp_path)
     loaded = PretrainedTokenizer(str(tmp_path))

@@ -1,20 +1,21 @@
 """From a composed config to made objects, in one fixed order: tokenizer, vocabulary, then every slot."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra.errors
 import hydra.utils
 from omegaconf import DictConfig, OmegaConf
 
 from xlm.core.checks import check_methods
-from xlm.core.data import DataModule, PreparedTask, Stream, TaskParts, open_stream, prepare
+from xlm.core.data import DataModule, LocalCopy, PreparedTask, Stream, TaskParts, open_stream, prepare
 from xlm.core.errors import XLMError
 from xlm.core.harness import Slots
 from xlm.core.protocols import Tokenizer
 from xlm.core.schema import LoaderSettings, RunSettings, Stage
 from xlm.core.targets import explain
 
+LOCAL_SOURCE = "xlm.core.data.read_local_copy"
 SPECIAL_IDS = ("pad_id", "cls_id", "mask_id", "eos_id", "bos_id", "sep_id", "unk_id")
 
 
@@ -46,8 +47,31 @@ def make_all(config: DictConfig, key: str) -> dict[str, Any]:
     return {name: make(config, f"{key}.{name}") for name in nodes if nodes[name] is not None}
 
 
+def use_local_copy(config: DictConfig) -> None:
+    """Let everything that reads ``task.source`` read the files of ``source`` instead, if it is given.
+
+    Raises:
+        XLMError: When there are no such files.
+    """
+    if config.source is None or config.task.source._target_ == LOCAL_SOURCE:
+        return
+    node = cast("dict[str, Any]", OmegaConf.to_container(config.task.source, resolve=True))
+    path = Path(config.source).expanduser().absolute()
+    arguments = {name: value for name, value in node.items() if name not in {"_target_", "_partial_"}}
+    if node["_target_"] != "datasets.load_dataset":
+        arguments = {}
+    LocalCopy(path, arguments)  # says at once what is wrong with the files
+    config.task.source = {
+        "_target_": LOCAL_SOURCE,
+        "_partial_": True,
+        "path": str(path),
+        "arguments": arguments,
+    }
+
+
 def make_tokenizer(config: DictConfig) -> Tokenizer:
     """Make the tokenizer and fill the node ``vocab`` from it, so that slots can refer to its ids."""
+    use_local_copy(config)
     tokenizer = make(config, "task.tokenizer")
     check_methods(
         tokenizer,

@@ -50,6 +50,11 @@ class RowCounts:
     repaired: int = 0
     """Rows with text that was not valid Unicode."""
 
+    @property
+    def left(self) -> int:
+        """Rows that are still there."""
+        return self.read - self.filtered - self.refused - self.empty - self.dropped
+
     def __add__(self, other: "RowCounts") -> "RowCounts":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return RowCounts(*(left + right for left, right in pairs))

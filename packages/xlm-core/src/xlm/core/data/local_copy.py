@@ -4,7 +4,6 @@ They have the schema of the source, and one of these layouts: a single file or a
 file or a sub-folder named after each split; a copy of the repository on the Hub. `datasets` reads them all.
 """
 
-import functools
 import glob
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Any, cast
 import datasets
 
 from xlm.core.errors import XLMError
-from xlm.core.protocols import Row, Source
+from xlm.core.protocols import Row
 
 FORMATS = {
     ".parquet": "parquet",
@@ -29,19 +28,26 @@ SAME_SPLIT = ({"train", "training"}, {"val", "valid", "validation", "dev"}, {"te
 ABOUT_THE_HUB = {"path", "name", "revision", "token", "data_files", "data_dir", "split", "streaming"}
 
 
+def read_local_copy(
+    *, path: str, arguments: Mapping[str, Any], split: str, streaming: bool = False
+) -> Iterable[Row]:
+    """A source that reads local files; see `LocalCopy` for the arguments."""
+    return LocalCopy(Path(path), arguments).read(split, streaming=streaming)
+
+
 class LocalCopy:
-    """A source that reads local files.
+    """Local files of a data set.
 
     Args:
         path: A folder, a file, or a pattern of files.
-        replaced: The source whose place it takes. Of ``datasets.load_dataset`` it keeps the arguments that
-            say how files are read (``sample_by``, ``sep``, ``data_files`` that lie in the folder, ...).
+        arguments: What ``datasets.load_dataset`` would be called with. Kept is what says how files are
+            read (``sample_by``, ``sep``, ``data_files`` that lie in the folder, ...), not where they are.
 
     Raises:
         XLMError: When there are no such files, or none that can be read.
     """
 
-    def __init__(self, path: Path, replaced: Source) -> None:
+    def __init__(self, path: Path, arguments: Mapping[str, Any]) -> None:
         self.path = path.expanduser()
         files = self._files()
         formats = Counter(FORMATS[file.suffix] for file in files if file.suffix in FORMATS)
@@ -52,9 +58,9 @@ class LocalCopy:
             )
         self.format = formats.most_common(1)[0][0]
         self.files = [str(file) for file in files if FORMATS.get(file.suffix) == self.format]
-        self.arguments = _arguments(replaced)
+        self.arguments = arguments
 
-    def __call__(self, *, split: str, streaming: bool = False) -> Iterable[Row]:
+    def read(self, split: str, *, streaming: bool = False) -> Iterable[Row]:
         """Rows of a split, in the syntax of `datasets`.
 
         Raises:
@@ -116,19 +122,6 @@ class LocalCopy:
             if re.match(rf"{re.escape(split)}([.-]|$)", file.relative_to(self.path).parts[0])
         ]
         return [str(file) for file in found]
-
-
-def _arguments(source: Source) -> dict[str, Any]:
-    """What ``datasets.load_dataset`` was to be called with, if it was."""
-    arguments: dict[str, Any] = {}
-    function: object = source
-    while isinstance(function, functools.partial):
-        partial = cast("functools.partial[object]", function)
-        arguments = {**partial.keywords, **arguments}
-        if partial.args:
-            arguments.setdefault("path", partial.args[0])
-        function = partial.func
-    return arguments if function is datasets.load_dataset else {}
 
 
 def _same(name: str, available: Iterable[str]) -> str | None:

