@@ -24,9 +24,7 @@ def toy_family_is_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `datasets` keep what it reads in the test's own folder."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from . import text_task
 
 
 def datamodule(tmp_path: Path, loader: dict[str, Any], **changes: Any) -> DataModule:
-    train = text_task.loader(packing=text_task.packing(), **loader)
+    train = text_task.loader(**{"packing": text_task.packing()} | loader)
     val = train.model_copy(update={"split": "val"})
     return DataModule(
         prepared=text_task.prepared(tmp_path, **changes),
@@ -67,9 +67,7 @@ def test_a_document_of_many_blocks(tmp_path: Path) -> None:
 
 
 def test_documents_are_not_told_apart_unless_asked(tmp_path: Path) -> None:
-    module = datamodule(tmp_path, {})
-    loose = text_task.loader(packing=text_task.packing(keep_apart=False))
-    module.loaders = {"train": {"lm": loose}, "val": {}, "test": {}}
+    module = datamodule(tmp_path, {"packing": text_task.packing(keep_apart=False)})
     assert set(blocks(module)[0]) == {"seed", "place", "target_ids"}
 
 

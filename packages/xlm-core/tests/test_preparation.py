@@ -116,9 +116,9 @@ def small(row: Any, tokenizer: Any) -> dict[str, list[int]] | None:
 def prepare_files(files: Path, cache_dir: Path, num_proc: int = 1, **changes: Any) -> PreparedTask:
     from xlm.core.data import prepare
 
-    node = {"_target_": "datasets.load_dataset", "path": "json", "data_files": {
-        "train": str(files / "train.jsonl"), "validation": str(files / "validation.jsonl")}}  # fmt: skip
-    source = partial(datasets.load_dataset, node["path"], data_files=node["data_files"])
+    data_files = {split: str(files / f"{split}.jsonl") for split in ("train", "validation")}
+    node = {"_target_": "datasets.load_dataset", "path": "json", "data_files": data_files}
+    source = partial(datasets.load_dataset, "json", data_files=data_files)
     settings = text_task.task(source=node, splits={"train": "train[:-10]", "val": "validation"}, **changes)
     parts = text_task.parts(source=source, preprocess=small)
     return prepare(settings, parts, cache_dir=cache_dir, num_proc=num_proc)
@@ -181,7 +181,7 @@ def test_the_key_covers_the_contents_of_the_tokenizer(tmp_path: Path) -> None:
 
 def test_a_source_that_has_no_row_left_says_why(tmp_path: Path) -> None:
     with pytest.raises(XLMError, match=r"no row of the split 'train' is left: {'read': 40, 'filtered': 40}"):
-        text_task.prepared(tmp_path, row_filter=lambda row: False)
+        text_task.prepared(tmp_path, row_filter=text_task.nothing)
 
 
 def test_a_prepared_task_needs_no_network_and_no_source(
@@ -222,10 +222,10 @@ def test_a_prepared_task_needs_no_network_and_no_source(
 def test_an_offline_machine_without_the_data_is_told_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     asked = list[Any]()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **_: asked.append(arguments) or 1 / 0)
+    monkeypatch.setattr(socket, "getaddrinfo", asked.append)
     with pytest.raises(XLMError) as caught:
         text_task.prepared(tmp_path, source=partial(datasets.load_dataset, "nobody/nothing"))
     for expected in ("'train'", "job_type=prepare_data", "datamodule.cache_dir", "source=FOLDER"):

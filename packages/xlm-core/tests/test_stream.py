@@ -111,7 +111,11 @@ def test_ranks_share_the_rows(world_size: int) -> None:
 
 def test_ranks_take_shards_where_there_are_enough() -> None:
     rows = datasets.Dataset.from_list([{"text": str(i)} for i in range(20)]).to_iterable_dataset(num_shards=4)
-    parts = text_task.parts(source=lambda split: rows)
+
+    def source(split: str) -> datasets.IterableDataset:
+        return rows
+
+    parts = text_task.parts(source=source)
     found = [
         {row["target_ids"][0] for row in first_epoch(stream(parts=parts, rank=rank, world_size=2))}
         for rank in (0, 1)
@@ -148,7 +152,7 @@ def test_refused_rows_leave_no_gap_in_a_batch() -> None:
 
 
 def test_a_stream_of_nothing_ends_in_a_message() -> None:
-    nothing = text_task.parts(row_filter=lambda row: False)
+    nothing = text_task.parts(row_filter=text_task.nothing)
     with pytest.raises(XLMError, match="the stream of the training split has no row that can be used"):
         next(iter(stream(parts=nothing)))
 

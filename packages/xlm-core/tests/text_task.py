@@ -36,6 +36,10 @@ def even_length(row: Mapping[str, Any]) -> bool:
     return len(row["text"].split()) % 2 == 0
 
 
+def nothing(row: Mapping[str, Any]) -> bool:
+    return False
+
+
 def task(**changes: Any) -> TaskSettings:
     node = {
         "name": "text",
