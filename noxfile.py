@@ -70,7 +70,7 @@ def shape_checks(package: str) -> list[str]:
     if not any(name.startswith("jaxtyping") for name in metadata["project"]["dependencies"]):
         return []
     module = "xlm.modules" if package == "xlm-modules" else package.replace("-", "_")
-    return [f"--jaxtyping-packages={module},beartype.beartype"]
+    return ["-o", "pythonpath=tests/shapes", f"--jaxtyping-packages={module},shape_checks.checked"]
 
 
 def test_session(package: str) -> Callable[[nox.Session], None]:

@@ -9,7 +9,7 @@ from xlm_ilm import ILM, ILMCollator, ILMExample, ILMLoss
 PAD, CLS, BOS = range(3)
 FIRST, NUM_TOKENS = 3, 6
 # Mean over rows at steps 0, 5, 10, ..., 25 on a CPU.
-RECORDED = [2.655015, 2.278097, 2.037470, 1.717044, 1.590842, 1.605017]
+RECORDED = [2.928708, 2.215212, 2.167159, 1.91285, 1.783747, 1.702382]
 
 
 def counting_examples(epoch: int, number: int = 32) -> list[ILMExample]:
@@ -41,4 +41,5 @@ def test_recorded_loss_curve() -> None:
         mean.backward()
         optimizer.step()
         curve.append(mean.item())
-    assert curve[::5] == pytest.approx(RECORDED, rel=1e-4)
+    found = [round(nats, 6) for nats in curve[::5]]
+    assert found == pytest.approx(RECORDED, rel=1e-4), f"record this if the change is meant: {found}"

@@ -204,7 +204,7 @@ class _Layout:
         """
         prompts = [example.get("prompt_ids", _NO_IDS) for example in examples]
         prompt_ids = torch.cat(prompts)
-        if (targets.ids[targets.exists] == self.mask_id).any() or (prompt_ids == self.mask_id).any():
+        if (targets.exists & (targets.ids == self.mask_id)).any() or (prompt_ids == self.mask_id).any():
             raise ValueError(
                 f"a text holds MASK (mask_id={self.mask_id}), which stands for what is not known"
             )

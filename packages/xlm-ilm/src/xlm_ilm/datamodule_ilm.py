@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xlm.modules import uniform
+from xlm.modules import take_top, uniform
 from xlm_ilm.types_ilm import ILMBatch, ILMExample, ILMPromptBatch
 
 _STREAM_COUNT = 0
@@ -62,12 +62,9 @@ class ILMCollator:
         repeated = [example for example in examples for _ in range(self._num_draws)]
         ids = [example.get("target_ids", _NO_IDS) for example in repeated]
         targets = _read_targets(repeated, ids, self._max_length)
-        num_missing = targets.missing.sum(1)
-        num_dropped, index = self._draw(repeated, targets.missing, num_missing)
-        row = torch.repeat_interleave(num_dropped)
-        kept = targets.exists.clone()
-        kept[row, index] = False
-        rows = self._layout.pack(repeated, targets, kept)
+        dropped = self._draw(repeated, targets.missing)
+        rows = self._layout.pack(repeated, targets, targets.exists & ~dropped)
+        row, index = dropped.nonzero(as_tuple=True)
         return {
             "input_ids": rows.input_ids,
             "attention_mask": rows.attention_mask,
@@ -76,27 +73,25 @@ class ILMCollator:
             # A dropped token would stand right of the last survivor on its left.
             "target_slot": rows.column[row, index] - 1,
             "target_token": targets.token[row, index],
-            "num_dropped": num_dropped,
-            "num_missing": num_missing,
+            "num_dropped": dropped.sum(1),
+            "num_missing": targets.missing.sum(1),
             "num_draws": torch.tensor(self._num_draws),
         }
 
-    def _draw(
-        self, examples: Sequence[ILMExample], missing: Tensor, num_missing: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """N of each row (rows,), and where in their targets the dropped tokens stand, row by row (drops,)."""
+    def _draw(self, examples: Sequence[ILMExample], missing: Tensor) -> Tensor:
+        """(rows, target) True at the tokens to drop."""
         seeds = torch.tensor([example["seed"] for example in examples], dtype=torch.int64)
         draw = torch.arange(len(examples)) % self._num_draws
-        level = uniform(seeds, 1, step=draw, stream=_STREAM_COUNT).squeeze(1)
-        quantile = (draw + level) / self._num_draws
+        level = uniform(seeds, 1, step=draw, stream=_STREAM_COUNT)
+        keys = uniform(seeds, missing.shape[1], step=draw, stream=_STREAM_SUBSET)
+        if self._num_draws == 1:
+            # N of L uniform numbers are below another one, N ~ U{0..L}: the same law, and nothing is sorted.
+            return missing & (keys < level)
+        quantile = (draw + level.squeeze(1)) / self._num_draws
+        num_missing = missing.sum(1)
         # The largest quantile of many draws can round to 1, hence the clamp.
         num_dropped = ((num_missing + 1) * quantile).long().clamp(max=num_missing)
-
-        # The N tokens with the smallest keys are a uniform subset. Fixed tokens and padding come last.
-        keys = uniform(seeds, missing.shape[1], step=draw, stream=_STREAM_SUBSET)
-        order = keys.masked_fill(~missing, 1.0).argsort(dim=1)
-        chosen = torch.arange(missing.shape[1]) < num_dropped.unsqueeze(1)
-        return num_dropped, order.masked_select(chosen)
+        return take_top(keys, num_dropped, missing)
 
 
 class ILMPromptCollator:

@@ -6,7 +6,7 @@ Each starts from the masked cells of the canvas at t = 1 and leaves none masked 
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,8 +24,6 @@ from xlm_mdlm.process_mdlm import (
 )
 
 
-# Checkable so that annotations can be executed in tests; nothing else asks.
-@runtime_checkable
 class Sampler(Protocol):
     """Writes the masked cells of a canvas."""
 

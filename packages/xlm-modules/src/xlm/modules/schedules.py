@@ -27,15 +27,13 @@ that they keep their relative precision at both ends, where the textbook forms c
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
-# Checkable so that annotations can be executed in tests; nothing else asks.
-@runtime_checkable
 class NoiseSchedule(Protocol):
     """What a schedule has; the conventions stand at the top of this file."""
 

@@ -48,10 +48,11 @@ def stratified_times(
         return drawn
     places = places.long()
     factors, summands = _coin_tables(places, stream)
+    place_bits = places >> torch.arange(_PLACE_BITS, device=places.device).unsqueeze(1)
     digits = torch.zeros_like(places)
-    for bit in range(_PLACE_BITS):
-        coin = (factors[bit] * digits + summands[bit]) >> 51
-        digits = 2 * digits + (((places >> bit) ^ coin) & 1)
+    for place_bit, factor, summand in zip(place_bits, factors, summands, strict=True):
+        coin = torch.addcmul(summand, factor, digits) >> 51
+        digits = torch.add((place_bit ^ coin) & 1, digits, alpha=2)
     # Integers, so that no rounding carries a time into the next part.
     cell = (digits << _SEED_BITS) + (drawn * 2.0**_SEED_BITS).long()
     return (cell.to(torch.float64) + 0.5) * 2.0 ** -(_PLACE_BITS + _SEED_BITS)

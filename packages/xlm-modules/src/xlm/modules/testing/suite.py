@@ -193,7 +193,8 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             assert _texts(first) == _texts(second), f"{kind}: other texts from the same seeds"
 
     def test_prediction_ignores_neighbours(self) -> None:
-        """In float64 the texts are the same, whatever the order and number of the rows."""
+        """In float64 the texts are the same, whatever the order and number of the rows, and so is the nfe of
+        each row, which for a row alone is the number of calls."""
         for kind, batch in self._prompt_batches():
             collate, examples = self.build_prompt_collator(kind), self._examples(kind)
             seeds = _seeds(len(examples))
@@ -202,9 +203,13 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             assert _texts(flipped)[::-1] == _texts(together), f"{kind}: the order of the rows changes them"
             assert torch.equal(flipped.nfe.flip(0), together.nfe), f"{kind}: the order changes the nfe"
             for row, example in enumerate(examples):
-                alone = self._predict(collate([example]), seeds=seeds[row : row + 1])
+                model = CountingModel(self._model())
+                alone = self._predict(collate([example]), model=model, seeds=seeds[row : row + 1])
                 assert _texts(alone)[0] == _texts(together)[row], f"{kind}: row {row} is another when alone"
                 assert alone.nfe[0] == together.nfe[row], f"{kind}: nfe of row {row} is another when alone"
+                assert alone.nfe[0] == model.calls, (
+                    f"{kind}: {model.calls} calls of the network for row {row}, but nfe is {alone.nfe[0]}"
+                )
 
     def test_prediction_ignores_padding(self) -> None:
         for kind, batch in self._prompt_batches():
@@ -221,7 +226,8 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
                 prediction = self._predict(batch, model=model, trace=True)
             self._assert_well_formed(prediction, self._examples(kind), kind)
             spent = to_list(prediction.nfe)
-            assert max(spent) == model.calls, (
+            # Rows may skip different calls, so that there are more of them than any row takes part in.
+            assert max(spent) <= model.calls, (
                 f"{kind}: {model.calls} calls of the network, but nfe is {spent}"
             )
             assert sum(spent) == model.rows, f"{kind}: {model.rows} rows evaluated, but nfe is {spent}"
