@@ -34,14 +34,19 @@ def commands(path: Path) -> list[tuple[Block, list[str]]]:
     ]
 
 
+def is_placeholder(argument: str) -> bool:
+    """Whether the reader has to put something in: CAPITALS."""
+    return re.search(r"=[A-Z_]{2,}$", argument) is not None
+
+
 @pytest.mark.parametrize(
     "path", [path for path in FILES if commands(path)], ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_commands_are_valid(path: Path) -> None:
     for block, arguments in commands(path):
         try:
-            check_arguments(arguments)
-            if not SHOWN_AND_DONE & set(arguments):
+            check_arguments([argument for argument in arguments if not is_placeholder(argument)])
+            if not SHOWN_AND_DONE & set(arguments) and not any(map(is_placeholder, arguments)):
                 composed_for(arguments)
         except Exception as error:
             raise AssertionError(f"{block.place}: xlm {shlex.join(arguments)}\n{error}") from error

@@ -63,7 +63,8 @@ def open_stream(
         max_rows: Only the first rows; None for all.
         buffer_size: Rows that are held in memory for shuffling.
         seed: Seed of the run.
-        rank, world_size: This process and the number of processes.
+        rank: This process.
+        world_size: Number of processes.
     """
     rows = open_source(task, parts, "train", streaming=True)
     if isinstance(rows, datasets.Dataset):
@@ -109,7 +110,8 @@ class Stream(Iterable[Any]):
         settings: Of the training loader.
         collate: Makes what the loader yields of the examples of a batch.
         seed: Seed of the run.
-        rank, world_size: This process and the number of processes.
+        rank: This process.
+        world_size: Number of processes.
         num_batches: Batches of the whole run.
         batches_done: Batches before the first one that is wanted.
         epoch_starts: Where the epochs before began, as an earlier run noted in `epoch_starts`.
