@@ -1,5 +1,6 @@
 """Every ``xlm`` command that the documentation shows composes and is valid. (``nox -s docs`` runs them.)"""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -66,6 +67,30 @@ def test_data_in_the_text_can_be_read(path: Path) -> None:
     for block in blocks_of(path):
         if block.language == "yaml":
             assert yaml.safe_load(block.text) is not None, block.place
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_names_in_the_text_exist(path: Path) -> None:
+    text = re.sub(r"^ *```.*?^ *```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    names = re.findall(r"`(xlm(?:\.(?:core|modules|tasks)|_[a-z]+)(?:\.\w+)*)(?:\(.*?\))?`", text)
+    missing = sorted({name for name in names if "my_" not in name and not exists(name)})
+    assert not missing, f"no such names: {missing}"
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module or something in one."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[end:]:
+            if attribute not in getattr(found, "__annotations__", {}) and not hasattr(found, attribute):
+                return False
+            found = getattr(found, attribute, None)
+        return True
+    return False
 
 
 def test_tests_named_in_the_text_are_there() -> None:
