@@ -21,7 +21,7 @@ from xlm.core.schema import RunSettings
 
 ROOT = Path(__file__).parents[2]
 COMPOSITIONS = ("experiment", "task", "datamodule", "debug")
-"""Groups whose options set keys that are explained elsewhere: they are listed with their purpose only."""
+"""Groups whose options set keys that are explained elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,13 @@ class Option:
     def text(self) -> str:
         """The file."""
         return self.path.read_text(encoding="utf-8")
+
+    @property
+    def is_composition(self) -> bool:
+        """Whether it sets keys that are explained elsewhere, and is listed with its purpose only."""
+        return self.group in COMPOSITIONS or (
+            "@package _global_" in self.text and "_target_" not in self.text
+        )
 
     @property
     def purpose(self) -> str:
@@ -270,7 +277,7 @@ def unexplained() -> list[str]:
     """Keys of shipped configs that neither a comment nor a docstring explains."""
     missing = [f"xlm.core.schema: {key}" for key, _, _, meaning in schema_rows() if not meaning]
     for option in options():
-        if option.group in COMPOSITIONS:
+        if option.is_composition:
             if not option.purpose:
                 missing.append(f"{option.path.relative_to(ROOT)}: no comment at its head")
             continue
@@ -304,8 +311,7 @@ def page() -> str:
         parts.append(f"## Group `{group}`")
         rows = ((f"`{group}={o.name}`", o.package.distribution, _cell(o.purpose)) for o in found)
         parts.append(_raw_table(("option", "package", "what it is"), rows))
-        if group not in COMPOSITIONS:
-            parts += [_option_section(option) for option in found]
+        parts += [_option_section(option) for option in found if not option.is_composition]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
