@@ -23,6 +23,8 @@ SHOWN_AND_DONE = {
     "job_type=compare",
     "--config-dir",
 }
+MADE_BY_THE_READER = "my_model"
+"""What the pages call the package that `xlm-scaffold` makes."""
 
 
 def commands(path: Path) -> list[tuple[Block, list[str]]]:
@@ -50,6 +52,8 @@ def is_the_readers(argument: str, text: str) -> bool:
 def test_commands_are_valid(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for block, arguments in commands(path):
+        if any(argument.endswith(MADE_BY_THE_READER) for argument in arguments):
+            continue
         try:
             known = [argument for argument in arguments if not is_the_readers(argument, text)]
             check_arguments(known)
