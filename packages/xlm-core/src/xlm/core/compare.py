@@ -113,7 +113,7 @@ def read_run(folder: Path) -> Run:
     kept = {key: value for key, value in config.items() if key not in (*HARMLESS, "callbacks", "logger")}
     return Run(
         folder=folder,
-        name=str(config["job_name"]),
+        name=(folder.parents[1] if folder.parent.name == "eval" else folder).name,
         task=str(config["task"]["name"]),
         setting=json.dumps(kept, sort_keys=True, default=str),
         seed=int(config["seed"]),
