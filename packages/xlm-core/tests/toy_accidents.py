@@ -66,8 +66,9 @@ class KillInSave(Callback):
 class FailAt(Callback):
     """Raises at the given micro-batch."""
 
-    def __init__(self, *, batch: int) -> None:
+    def __init__(self, *, batch: int, token: str = "") -> None:
         self.batch = batch
+        self.token = token
 
     @override
     def on_train_batch_start(

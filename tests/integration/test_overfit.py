@@ -1,0 +1,35 @@
+"""``debug=overfit``: a small network learns eight rows by heart and generates their targets."""
+
+from pathlib import Path
+
+import pytest
+
+from .running import composed
+
+STEPS = {"arlm": 60, "mlm": 100, "mdlm": 100, "ilm": 160}
+
+
+@pytest.mark.parametrize("family", STEPS)
+def test_a_family_gives_back_what_it_learnt_by_heart(family: str, tmp_path: Path) -> None:
+    from xlm.core import jobs
+
+    config, settings = composed(
+        f"star_tiny_{family}",
+        "job_type=train",
+        "job_name=overfit",
+        "debug=overfit",
+        f"output_dir={tmp_path}",
+        f"datamodule.cache_dir={tmp_path / 'cache'}",
+        "trainer.accelerator=cpu",
+        "trainer.devices=1",
+        f"trainer.max_steps={STEPS[family]}",
+        "callbacks.progress=null",
+        "task.source.num_rows={train: 16, val: 16, test: 16}",
+        "model.d_model=64",
+        "model.num_layers=2",
+        "model.num_heads=2",
+        "optimizer.lr=3e-3",
+        "test_after_training=false",
+    )
+    results = jobs.run(config, settings)
+    assert results["val/prediction/exact_match"] >= 0.9
