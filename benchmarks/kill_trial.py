@@ -48,6 +48,8 @@ class Server:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.seconds = 0.0
+        """How long the last process lived."""
         self.process = subprocess.Popen(
             [sys.executable, TESTS / "process_server.py"],
             env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
@@ -69,10 +71,12 @@ class Server:
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         pid = int(self.process.stdout.readline())
+        start = time.perf_counter()
         timer = threading.Timer(seconds or 3600.0, os.kill, (pid, signal.SIGKILL))
         timer.start()
         code = int(self.process.stdout.readline().split()[1])
         timer.cancel()
+        self.seconds = time.perf_counter() - start
         return code
 
 
@@ -116,9 +120,8 @@ def main() -> None:
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder))
-        start = time.perf_counter()
         assert server.train("undisturbed") == 0
-        seconds = time.perf_counter() - start
+        seconds = server.seconds
         kills = in_writing = 0
         run = server.root / "runs" / "killed"
         code = -1
@@ -129,10 +132,10 @@ def main() -> None:
                 if kills % 3 == 2:
                     last = run / "checkpoints" / "last.ckpt"
                     step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
-                    node = f"{{_target_: toy_accidents.KillInSave, step: {step + 5}}}"
+                    node = f"{{_target_: toy_accidents.KillInSave, step: {step + 1}}}"
                     overrides = [f"+callbacks.accident={node}"]
                 else:
-                    wait = chance.uniform(0.02, 0.3) * seconds
+                    wait = chance.uniform(0.02, 0.5) * seconds
             code = server.train("killed", *overrides, seconds=wait)
             kills += code == 128 + signal.SIGKILL
             in_writing += code == 128 + signal.SIGKILL and bool(overrides)
