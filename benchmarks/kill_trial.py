@@ -139,14 +139,14 @@ def main() -> None:
             code = server.train("killed", *overrides, seconds=wait)
             kills += code == 128 + signal.SIGKILL
             in_writing += code == 128 + signal.SIGKILL and bool(overrides)
-            print(f"kill {kills}: exit code {code}", flush=True)  # noqa: T201
+            print(f"kill {kills}: exit code {code}", flush=True)
         undisturbed = server.root / "runs" / "undisturbed"
         same_losses = curve(run, "train/loss") == curve(undisturbed, "train/loss")
         complete = sorted(curve(run, "train/loss")) == list(range(STEPS))
         validated = curve(run, "val/lm/nll_per_token") == curve(undisturbed, "val/lm/nll_per_token")
         weights = equal(learnt(run), learnt(undisturbed))
         server.process.communicate()
-    print(  # noqa: T201
+    print(
         f"{kills} kills, {in_writing} of them while a checkpoint was written; losses of all {STEPS} steps "
         f"bit-identical: {same_losses and complete}; validations: {validated}; weights, average and "
         f"optimizer: {weights}"
