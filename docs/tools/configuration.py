@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast, get_args, get_origin
 
 import griffe
 import yaml
@@ -108,7 +108,7 @@ def _class_rows(
             if part in shown_before:  # the loaders of all stages have the same keys
                 continue
             shown_before.add(part)
-            inner = "" if _is_settings(field.annotation) else "NAME."
+            inner = "NAME." if get_origin(field.annotation) is dict else ""
             below = next(iter(value.values()), {}) if inner and isinstance(value, Mapping) else value
             yield from _class_rows(
                 part, f"{key}.{inner}", meanings, below if isinstance(below, Mapping) else {}

@@ -177,7 +177,7 @@ class TrainerSettings(BaseModel):
     gradient_clip_val: Annotated[float, Field(gt=0)] | None
     """Largest norm of the gradient; null: no clipping."""
     val_check_interval: Annotated[int, Field(ge=1)] | None
-    """Training micro-batches between validations; null: no validation."""
+    """Optimizer steps between validations; null: no validation."""
     log_every_n_steps: Annotated[int, Field(ge=1)]
     """Optimizer steps between logged figures."""
 
@@ -205,10 +205,14 @@ class RunSettings(Settings):
     output_dir: str
     """Folder of all runs."""
     ckpt_path: str | None
+    """Checkpoint whose weights are loaded: in train those of another run; null, in eval and generate: the
+    run's best, else its last."""
     weights: Literal["auto", "ema", "raw"]
+    """Which weights of a checkpoint: the averaged ones, the raw ones, or the averaged where there are any."""
     allow_pickle: bool
+    """Whether to load a `ckpt_path` that holds more than tensors; it can then run any code."""
     checkpoint_interval: Annotated[int, Field(ge=1)]
-    """Weights to start from: in train those of another run, else of the run's best checkpoint."""
+    """Optimizer steps between two writings of last.ckpt."""
     compile: bool
     """Whether to run the network through `torch.compile`."""
     test_after_training: bool
