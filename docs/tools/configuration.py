@@ -20,7 +20,7 @@ from xlm.core.discovery import ConfigPackage, config_packages
 from xlm.core.schema import RunSettings
 
 ROOT = Path(__file__).parents[2]
-COMPOSITIONS = ("experiment", "task", "datamodule", "debug")
+COMPOSITIONS = ("experiment", "recipe", "family", "task", "datamodule", "debug")
 """Groups whose options set keys that are explained elsewhere."""
 
 

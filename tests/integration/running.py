@@ -13,17 +13,20 @@ from xlm.core.schema import RunSettings
 EXPERIMENTS = list(providers("experiment"))
 
 
-def composed(experiment: str, *overrides: str) -> tuple[DictConfig, RunSettings]:
-    """A composed and checked config."""
+def composed(experiment: str | None, *overrides: str) -> tuple[DictConfig, RunSettings]:
+    """A composed and checked config; without an experiment the overrides name a recipe and a family."""
+    chosen = [] if experiment is None else [f"experiment={experiment}"]
     register_search_path()
     with initialize_config_dir(str(CORE_CONFIGS), version_base="1.3"):
-        config = compose("config", [f"experiment={experiment}", *overrides], return_hydra_config=True)
+        config = compose("config", [*chosen, *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return config, check(config, dict(HydraConfig.get().runtime.choices))
 
 
-def run_fast(folder: Path, cache: Path, job_type: str, experiment: str, *overrides: str) -> dict[str, float]:
+def run_fast(
+    folder: Path, cache: Path, job_type: str, experiment: str | None, *overrides: str
+) -> dict[str, float]:
     """Run a job with ``debug=fast`` on a few rows."""
     from xlm.core import jobs
 

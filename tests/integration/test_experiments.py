@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from .published import Published
 from .running import EXPERIMENTS, composed, run_fast
 
 SMALL_NETWORK = ("model.d_model=32", "model.num_layers=2", "model.num_heads=2")
@@ -24,12 +25,17 @@ def test_there_are_experiments() -> None:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_an_experiment_is_instantiated(experiment: str) -> None:
+def test_an_experiment_is_instantiated(
+    experiment: str, published: Published, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """The network is made on the meta device: its shapes, not its memory."""
     from xlm.core.build import make, make_slots, make_tokenizer
     from xlm.core.checks import check_call
 
-    config, settings = composed(experiment, "job_type=train", "job_name=x")
+    # One cache for all, where a tokenizer that is trained finds itself again.
+    cache = f"datamodule.cache_dir={tmp_path_factory.getbasetemp() / 'instantiated'}"
+    overrides = published.overrides(experiment)
+    config, settings = composed(experiment, "job_type=train", "job_name=x", cache, *overrides)
     tokenizer = make_tokenizer(config)
     with torch.device("meta"):
         slots = make_slots(config, tokenizer)
@@ -66,3 +72,40 @@ def test_a_family_trains_evaluates_and_generates(experiment: str, tmp_path: Path
 def test_a_star_experiment_trains(experiment: str, tmp_path: Path, cache: Path) -> None:
     run_fast(tmp_path, cache, "train", experiment, FEW_ROWS, *SMALL_NETWORK, "trainer.precision=32-true")
     assert (tmp_path / "fast" / "predictions.jsonl").exists()
+
+
+ONE_BATCH = (
+    "model.d_model=16",
+    "model.num_layers=1",
+    "model.num_heads=1",
+    "trainer.precision=32-true",
+    "trainer.accumulate_grad_batches=1",
+    "trainer.max_steps=2",
+    "datamodule.batch_size=4",
+    "datamodule.train.lm.num_workers=0",
+    *(
+        f"datamodule.{stage}.{loader}.max_rows=4"
+        for stage in ("val", "test")
+        for loader in ("lm", "prediction")
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "experiment", [name for name in EXPERIMENTS if name.startswith(("lm1b", "openwebtext", "text_tiny"))]
+)
+def test_published_data_are_prepared_and_trained_on(
+    experiment: str, published: Published, tmp_path: Path, cache: Path
+) -> None:
+    overrides = [*published.overrides(experiment), *published.few_tokens(experiment), *ONE_BATCH]
+    if experiment.endswith("_arlm"):  # the others find the rows in the cache, or train prepares them
+        run_fast(tmp_path, cache, "prepare_data", experiment, *overrides)
+    results = run_fast(tmp_path, cache, "train", experiment, *overrides)
+    # A network that knows nothing is near the uniform law, at most: log of the vocabulary.
+    assert 0 < results["test/lm/nll_per_token"] < 40
+    assert 0 <= results["test/prediction/tokens"] <= 16
+    records = [
+        json.loads(line) for line in (tmp_path / "fast" / "predictions.jsonl").read_text().splitlines()
+    ]
+    assert len(records) == 4
+    assert all(record["prompt_ids"] == record["reference_ids"] == [] for record in records)

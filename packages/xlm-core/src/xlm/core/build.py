@@ -80,8 +80,11 @@ def make_tokenizer(config: DictConfig) -> Tokenizer:
         ("encode", "encode_batch", "decode", "vocab_size", *SPECIAL_IDS),
     )
     ids: dict[str, int | None] = {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
+    # The vocabulary is set first, as the separator of packed documents may refer to it.
+    config.vocab = {"size": tokenizer.vocab_size, **ids, "special_ids": None}
+    separator = OmegaConf.select(config, "task.packing.separator_id")
     never_in_text = {index for name, index in ids.items() if index is not None and name != "unk_id"}
-    config.vocab = {"size": tokenizer.vocab_size, "special_ids": sorted(never_in_text), **ids}
+    OmegaConf.update(config, "vocab.special_ids", sorted(never_in_text - {separator}))
     return tokenizer
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from datasets.exceptions import DatasetGenerationError
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -52,7 +53,7 @@ class TrainedTokenizer(PretrainedTokenizer):
         special_tokens: role to token, as in `PretrainedTokenizer`.
 
     Raises:
-        ValueError: if `vocab_size` leaves no room for a merge, or the split has no text.
+        ValueError: if `vocab_size` leaves no room for a merge, the split has no text, or it cannot be read.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class TrainedTokenizer(PretrainedTokenizer):
         settings = {"split": split, "column": column, "vocab_size": vocab_size, "tokens": tokens}
         home = Path(folder).expanduser() / _key(source, settings)
         if not (home / "tokenizer.json").is_file():
-            texts = _texts(source(split=split), column)
+            texts = _texts(_rows(source, split), column)
             _keep(train_bpe(texts, vocab_size=vocab_size, special_tokens=tokens), home)
         loaded = _wrap(Tokenizer.from_file(str(home / "tokenizer.json")))
         self._set_up(loaded, str(home), chosen)
@@ -113,6 +114,17 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, special_tokens: Iterable
     if not seen[0]:
         raise ValueError("there is no text to train a tokenizer on")
     return tokenizer
+
+
+def _rows(source: TextSource, split: str) -> Iterable[Mapping[str, object]]:
+    try:
+        return source(split=split)
+    except DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        hint = ""
+        if isinstance(cause, UnicodeDecodeError):
+            hint = "; encoding_errors=replace, of the source, reads such bytes as U+FFFD"
+        raise ValueError(f"{type(cause).__name__} while reading the texts: {cause}{hint}") from error
 
 
 def _texts(rows: Iterable[Mapping[str, object]], column: str) -> Iterator[str]:

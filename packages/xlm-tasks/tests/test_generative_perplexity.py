@@ -1,0 +1,111 @@
+"""Against a computation of its own, under a small GPT-2 with random weights."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from xlm.tasks.metrics import Generation
+from xlm.tasks.text import GenerativePerplexity
+from xlm.tasks.tokenizers import train_bpe
+
+TEXTS = [
+    "the cat sat on the mat",
+    "a",  # one token: there is nothing to predict it from
+    "",
+    "the mat sat on the cat, and the rat ate the hat of the cat " * 3,
+    "mats, rats",
+]
+LONGEST = 48
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scorer")
+    backend = train_bpe(TEXTS, vocab_size=280, special_tokens=["<|endoftext|>"])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(str(folder))
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=280, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
+    config.bos_token_id = config.eos_token_id = 0
+    GPT2LMHeadModel(config).save_pretrained(str(folder))
+    return folder
+
+
+def generations(texts: list[str]) -> list[Generation]:
+    rest: Generation = {
+        "prompt_ids": [],
+        "ids": [],
+        "reference_ids": [],
+        "prompt": "",
+        "text": "",
+        "reference": "",
+    }
+    return [{**rest, "text": text} for text in texts]
+
+
+def expected(folder: Path, texts: list[str]) -> tuple[float, int, int]:
+    """Sum of nats, scored tokens and cut tokens: one evaluation for each token, no batch, no padding."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    model = AutoModelForCausalLM.from_pretrained(str(folder)).double().eval()
+    nats, scored, cut = 0.0, 0, 0
+    for text in texts:
+        all_ids: list[int] = tokenizer.backend_tokenizer.encode(text).ids
+        ids = all_ids[:LONGEST]
+        cut += len(all_ids) - len(ids)
+        for place in range(1, len(ids)):
+            with torch.no_grad():
+                logits: Tensor = model(input_ids=torch.tensor([ids[:place]])).logits[0, -1]
+            nats -= float(logits.log_softmax(0)[ids[place]])
+            scored += 1
+    return nats, scored, cut
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_it_agrees_with_one_evaluation_per_token(scorer: Path, batch_size: int) -> None:
+    nats, scored, cut = expected(scorer, TEXTS)
+    metric = GenerativePerplexity(str(scorer), batch_size=batch_size, max_length=LONGEST)
+    metric.update(generations(TEXTS))
+    figures = metric.compute()
+    assert figures["generative_perplexity"] == pytest.approx(math.exp(nats / scored), rel=1e-4)
+    assert (figures["scored"], figures["unscored"]) == (3 / 5, 2 / 5)
+    assert cut > 0
+    assert figures["truncated_tokens"] == cut / (scored + 3 + 1 + cut)  # 3 first tokens, 1 text of one token
+
+
+def test_states_of_two_processes_add_up(scorer: Path) -> None:
+    whole, first, second = (GenerativePerplexity(str(scorer), max_length=LONGEST) for _ in range(3))
+    whole.update(generations(TEXTS))
+    first.update(generations(TEXTS[:2]))
+    second.update(generations(TEXTS[2:]))
+    first.sums = {name: value + second.sums[name] for name, value in first.sums.items()}
+    assert first.compute() == pytest.approx(whole.compute(), rel=1e-5)
+
+
+def test_nothing_to_score_gives_zeros(scorer: Path) -> None:
+    metric = GenerativePerplexity(str(scorer), max_length=LONGEST)
+    metric.update(generations(["", "a"]))
+    assert metric.compute() == {
+        "generative_perplexity": 0.0,
+        "scored": 0.0,
+        "unscored": 1.0,
+        "truncated_tokens": 0.0,
+    }
+
+
+def test_the_model_is_loaded_when_it_is_needed(scorer: Path) -> None:
+    metric = GenerativePerplexity("no/such/model")
+    assert metric.compute()["generative_perplexity"] == 0.0
+    with pytest.raises(OSError, match="no/such/model"):
+        metric.update(generations(["a text"]))
+
+
+def test_settings_that_cannot_be_are_refused(scorer: Path) -> None:
+    with pytest.raises(ValueError, match="one of float32, bfloat16, float16, got 'int8'"):
+        GenerativePerplexity("x", dtype="int8")
+    with pytest.raises(ValueError, match="at least 1 and max_length at least 2, got 8 and 1"):
+        GenerativePerplexity("x", max_length=1)
+    with pytest.raises(ValueError, match=r"max_length=65, but .* takes 64 tokens"):
+        GenerativePerplexity(str(scorer), max_length=65).update(generations(["a text"]))

