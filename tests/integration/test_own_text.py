@@ -13,8 +13,8 @@ from .published import Published
 from .running import composed, run_fast
 
 SMALL = (
-    "+recipe=text",
-    "+family=tiny_mdlm",
+    "recipe=text",
+    "family=tiny_mdlm",
     "model.d_model=16",
     "model.num_layers=1",
     "model.num_heads=1",
@@ -73,8 +73,8 @@ def test_other_tokens_and_another_metric_are_a_choice_each(published: Published)
         None,
         "job_type=train",
         "job_name=x",
-        "+recipe=text",
-        "+family=small_flexmdm",
+        "recipe=text",
+        "family=small_flexmdm",
         "task.source={path: json, data_files: my.jsonl}",
         "text_tokenizer@task.tokenizer=gpt2",
         "+metric@task.metrics.perplexity=gpt2_large_perplexity",
