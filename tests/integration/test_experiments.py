@@ -37,15 +37,16 @@ def test_an_experiment_is_instantiated(
     overrides = published.overrides(experiment)
     config, settings = composed(experiment, "job_type=train", "job_name=x", cache, *overrides)
     tokenizer = make_tokenizer(config)
+    # First, so that the family is imported here: a constant of a module made below would stay on meta.
+    for stage, loaders in settings.datamodule.loaders.items():
+        for name in loaders:
+            key = f"datamodule.{stage}.{name}.collator"
+            check_call(make(config, key), key, "Collator", "examples")
     with torch.device("meta"):
         slots = make_slots(config, tokenizer)
     assert sum(parameter.numel() for parameter in slots.model.parameters()) > 0
     check_call(slots.loss, "loss", "Loss", "model batch")
     check_call(slots.predictor, "predictor", "Predictor", "model batch seeds", trace=False)
-    for stage, loaders in settings.datamodule.loaders.items():
-        for name in loaders:
-            key = f"datamodule.{stage}.{name}.collator"
-            check_call(make(config, key), key, "Collator", "examples")
     for key in ("source", "preprocess"):
         inspect.signature(make(config, f"task.{key}"))
 
