@@ -34,10 +34,23 @@ def test_a_package_imports_only_what_it_may(graph: grimp.ImportGraph, package: P
         _owner(imported)
         for module in own
         for imported in graph.find_modules_directly_imported_by(module)
-        if imported not in own
+        if imported not in own and not (imported == "transformers" and is_for_transformers(module))
     }
     unexpected = {name for name in foreign if name not in allowed and name not in sys.stdlib_module_names}
     assert not unexpected, f"{package.module} imports {sorted(unexpected)}; it may import {sorted(allowed)}"
+
+
+def is_for_transformers(module: str) -> bool:
+    """Whether a module is the one of its family that registers transformers' Auto classes."""
+    family = module.partition(".")[0].removeprefix("xlm_")
+    return module == f"xlm_{family}.hf_{family}"
+
+
+@pytest.mark.parametrize("package", packages(), ids=lambda package: package.module)
+def test_nobody_imports_the_classes_for_transformers(graph: grimp.ImportGraph, package: Package) -> None:
+    for module in graph.find_descendants(package.module):
+        if is_for_transformers(module):
+            assert not graph.find_modules_that_directly_import(module)
 
 
 def _owner(module: str) -> str:

@@ -16,6 +16,9 @@ def test_readme_example_learns_to_count() -> None:
     exec(compile(blocks[0], "README.md", "exec"), names)
     prediction, questions, nll = names["prediction"], names["questions"], names["nll"]
     assert isinstance(prediction, MDLMPrediction)
+    again = names["again"]
+    assert isinstance(again, MDLMPrediction)
+    assert again.ids.equal(prediction.ids), "a loaded network writes something else"
     assert isinstance(questions, list)
     right = [target_of(question) == ids for question, ids in zip(questions, texts(prediction), strict=True)]
     assert len(right) >= 50

@@ -14,6 +14,9 @@ def test_readme_example_learns_to_count() -> None:
     exec(compile(blocks[0], "README.md", "exec"), names)
     prediction, questions = names["prediction"], names["questions"]
     assert isinstance(prediction, MLMPrediction)
+    again = names["again"]
+    assert isinstance(again, MLMPrediction)
+    assert again.ids.equal(prediction.ids), "a loaded network writes something else"
     assert isinstance(questions, list)
     examples: list[MLMExample] = questions
     answers = [ids[:length] for ids, length in zip(prediction.ids, prediction.lengths.tolist(), strict=True)]

@@ -14,6 +14,8 @@ JOBS = {
     "train": "train, resume a run of the same name, test its best checkpoint",
     "eval": "score a checkpoint: metrics.json and predictions.jsonl",
     "generate": "generate with a checkpoint: predictions.jsonl",
+    "export": "write a checkpoint's weights, config, tokenizer and card as a folder to share",
+    "push_to_hub": "the same, pushed to the Hugging Face Hub: hub.repo_id=USER/NAME",
 }
 TOOLS = {
     "compare": "one table over runs and seeds: 'runs=[runs/a_s*,runs/b]'",
@@ -40,7 +42,7 @@ OVERRIDES = {
     "logger=wandb": "instead of TensorBoard and CSV",
     "callbacks=ema": "average the weights",
     "debug=fast": "a few batches of everything",
-    "ckpt_path=FILE": "for eval, generate: another checkpoint than the best",
+    "ckpt_path=FILE": "another checkpoint than the best; or hf://USER/REPO[@REVISION]",
     "seed=1": "another seed",
 }
 

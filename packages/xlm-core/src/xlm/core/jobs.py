@@ -27,6 +27,9 @@ from xlm.core.checkpoints import AtomicCheckpointIO, Header
 from xlm.core.checks import check_slots
 from xlm.core.data import DataModule
 from xlm.core.harness import Harness
+from xlm.core.hub import source
+from xlm.core.hub.export import export
+from xlm.core.hub.push import push_to_hub
 from xlm.core.interruption import InterruptedTrainingError, requeue
 from xlm.core.precision import HalfWeights
 from xlm.core.predictions import PredictionWriter
@@ -34,7 +37,7 @@ from xlm.core.processes import is_first
 from xlm.core.run_folder import RunFolder
 from xlm.core.schema import JobType, RunSettings
 from xlm.core.secrets import hide
-from xlm.core.weights import WeightOptions, load_weights
+from xlm.core.weights import WeightOptions
 
 HARMLESS_WARNINGS = (
     ".*does not have many workers.*",  # the default of the small tasks, on purpose
@@ -87,13 +90,13 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     check_slots(harness.slots, datamodule)
     trainer = make_trainer(config, settings, folder.path)
     if resume is None and settings.ckpt_path is not None:
-        load_weights(harness.model, Path(settings.ckpt_path), **chosen_weights(settings))
+        source.load(harness.model, settings.ckpt_path, **chosen_weights(settings))
     if resume is None or not resume.stopped_early:
         fit(trainer, harness, datamodule, resume)
     results = dict(harness.results)
     traces: Mapping[str, Any] = {}
     if settings.test_after_training:
-        load_weights(harness.model, folder.best_checkpoint())
+        source.load(harness.model, str(folder.best_checkpoint()), own=True)
         writer = evaluate_test_split(trainer, harness, datamodule, folder.path, settings)
         results, traces = harness.results, writer.traces
     if trainer.is_global_zero:
@@ -137,15 +140,16 @@ def fit(trainer: lightning.Trainer, harness: Harness, datamodule: DataModule, re
 def evaluate(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     """Score a checkpoint on the test split, or write its generations."""
     run_folder = RunFolder(Path(settings.output_dir, settings.job_name))
-    checkpoint = Path(settings.ckpt_path) if settings.ckpt_path is not None else run_folder.best_checkpoint()
+    own = settings.ckpt_path is None
+    checkpoint = str(run_folder.best_checkpoint()) if settings.ckpt_path is None else settings.ckpt_path
     if settings.job_type == "generate":
         loaders = {name: s for name, s in settings.datamodule.test.items() if s.uses == ["generation"]}
         data = settings.datamodule.model_copy(update={"test": loaders})
         settings = settings.model_copy(update={"datamodule": data})
     harness, datamodule = assemble(config, settings)
-    load_weights(harness.model, checkpoint, **chosen_weights(settings))
+    source.load(harness.model, checkpoint, own=own, **chosen_weights(settings))
     folder = run_folder.start_job(settings.job_type, container(config))
-    report.print_start(settings.job_type, folder, {"task": settings.task.name, "checkpoint": str(checkpoint)})
+    report.print_start(settings.job_type, folder, {"task": settings.task.name, "checkpoint": checkpoint})
     trainer = make_trainer(config, settings, folder, with_loggers=False)
     writer = evaluate_test_split(trainer, harness, datamodule, folder, settings)
     if trainer.is_global_zero:
@@ -161,6 +165,8 @@ JOBS: dict[JobType, Callable[[DictConfig, RunSettings], dict[str, float]]] = {
     "train": train,
     "eval": evaluate,
     "generate": evaluate,
+    "export": export,
+    "push_to_hub": push_to_hub,
 }
 
 

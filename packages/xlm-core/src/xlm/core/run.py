@@ -24,8 +24,13 @@ CORE_CONFIGS = Path(__file__).parent / "configs"
 class PackageConfigs(SearchPathPlugin):
     """Adds the config folder of every installed package to Hydra's search path, as a file path."""
 
+    pushed: Path | None = None
+    """Folder with the config of a model in ``ckpt_path``, see :mod:`xlm.core.hub.pushed_config`."""
+
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append the folders; the core's own is Hydra's primary source."""
+        if self.pushed is not None:
+            search_path.append(provider="hub", path=f"file://{self.pushed}")
         for package in config_packages():
             if package.folder is not None and package.folder != CORE_CONFIGS:
                 search_path.append(provider=package.distribution, path=f"file://{package.folder}")
@@ -99,4 +104,20 @@ def task(config: DictConfig) -> None:
 def main() -> None:
     """Entry of the command line once its arguments look sensible."""
     register_search_path()
+    if not any(argument.lstrip("+").startswith("ckpt_path=") for argument in sys.argv):
+        compose_and_run()
+        return
+    from xlm.core.hub.pushed_config import as_experiment  # imports the client of the Hub
+
+    try:
+        with as_experiment(sys.argv[1:]) as (arguments, folder):
+            PackageConfigs.pushed = folder
+            sys.argv[1:] = arguments
+            compose_and_run()
+    except XLMError as error:
+        sys.exit(f"Error: {error}")
+
+
+def compose_and_run() -> None:
+    """Hand the command line to Hydra."""
     hydra.main(config_path=str(CORE_CONFIGS), config_name="config", version_base="1.3")(task)()

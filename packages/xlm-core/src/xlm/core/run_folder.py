@@ -33,6 +33,8 @@ MAY_CHANGE = (
     "callbacks",
     "logger",
     "hydra",
+    "hub",
+    "trust_remote_code",
     "trainer.max_steps",
     "trainer.devices",
     "trainer.accelerator",

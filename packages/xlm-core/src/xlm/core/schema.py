@@ -15,7 +15,7 @@ from xlm.core.errors import XLMError
 FORMAT_VERSION = 1
 """Version of the config's layout; a config of another version is refused."""
 
-JobType = Literal["prepare_data", "train", "eval", "generate"]
+JobType = Literal["prepare_data", "train", "eval", "generate", "push_to_hub", "export"]
 JOB_TYPES: tuple[str, ...] = get_args(JobType)
 Stage = Literal["train", "val", "test"]
 Use = Literal["loss", "likelihood", "generation"]
@@ -191,6 +191,29 @@ class TrainerSettings(BaseModel):
         return self
 
 
+class HubSettings(Settings):
+    """Where `job_type=push_to_hub` pushes to, and how."""
+
+    repo_id: str | None
+    """USER/NAME of the repository; it is made if it is not there."""
+    private: bool | None
+    """Whether a new repository is private; null: the default of its owner."""
+    revision: str | None
+    """Branch to push to, made if it is not there; null: main."""
+    commit_message: str | None
+    """Message of the commit; null: one that names the run."""
+    create_pr: bool
+    """Whether to open a pull request instead of changing the branch."""
+    dry_run: bool
+    """Whether to write the files only; needs no network and no token."""
+
+    @model_validator(mode="after")
+    def _a_pull_request_goes_to_main(self) -> "HubSettings":
+        if self.create_pr and self.revision not in (None, "main"):
+            raise ValueError("a pull request goes to main: set hub.create_pr or hub.revision, not both")
+        return self
+
+
 class RunSettings(Settings):
     """The whole config of a job."""
 
@@ -205,14 +228,18 @@ class RunSettings(Settings):
     output_dir: str
     """Folder of all runs."""
     ckpt_path: str | None
-    """Checkpoint whose weights are loaded: in train those of another run; null, in eval and generate: the
-    run's best, else its last."""
+    """Weights to start from: a checkpoint, a folder of safetensors, or `hf://USER/REPO[@REVISION]`; null: in
+    train new ones, else those of the run's best checkpoint."""
     weights: Literal["auto", "ema", "raw"]
-    """Which weights of a checkpoint: the averaged ones, the raw ones, or the averaged where there are any."""
+    """Weights of a checkpoint: the moving average, as trained, or the average where there is one."""
     allow_pickle: bool
-    """Whether to load a `ckpt_path` that holds more than tensors; it can then run any code."""
+    """Whether a `ckpt_path` may hold more than tensors and plain values."""
     checkpoint_interval: Annotated[int, Field(ge=1)]
-    """Optimizer steps between two writings of last.ckpt."""
+    """Optimizer steps between two writings of the last checkpoint."""
+    trust_remote_code: bool
+    """Whether a config from the Hub may name any importable class."""
+    hub: HubSettings
+    """Pushing to the Hugging Face Hub."""
     compile: bool
     """Whether to run the network through `torch.compile`."""
     test_after_training: bool
@@ -249,6 +276,12 @@ class RunSettings(Settings):
     """Lightning callbacks by name; null switches one off."""
     logger: dict[str, Slot | None]
     """Lightning loggers by name; null switches one off."""
+
+    @model_validator(mode="after")
+    def _a_push_needs_a_place(self) -> "RunSettings":
+        if self.job_type == "push_to_hub" and self.hub.repo_id is None and not self.hub.dry_run:
+            raise ValueError("hub.repo_id: missing. Set it: +hub.repo_id=USER/NAME (or hub.dry_run=true)")
+        return self
 
     @model_validator(mode="after")
     def _one_generation_needs_a_metric_or_a_reader(self) -> "RunSettings":

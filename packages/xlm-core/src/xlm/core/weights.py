@@ -1,12 +1,13 @@
 """The network's weights of a checkpoint, averaged or as trained."""
 
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Literal, TypedDict, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlm.core import checkpoints
 from xlm.core.errors import XLMError
+from xlm.core.hub.folder import read_file
 
 Which = Literal["auto", "ema", "raw"]
 """``ema``: the moving average; ``raw``: as trained; ``auto``: the average where the checkpoint has one."""
@@ -14,7 +15,7 @@ PREFIX = "model."
 
 
 class WeightOptions(TypedDict):
-    """Keyword arguments of ``read_weights`` and ``load_weights``."""
+    """Keyword arguments of ``read_weights`` and :func:`xlm.core.hub.source.load`."""
 
     which: Which
     allow_pickle: bool
@@ -46,33 +47,10 @@ def read_weights(checkpoint: Path, *, which: Which = "auto", allow_pickle: bool 
     return {name.removeprefix(PREFIX): value for name, value in state.items()}
 
 
-def load_weights(
-    model: nn.Module, checkpoint: Path, *, which: Which = "auto", allow_pickle: bool = False
-) -> None:
-    """Put the weights of a checkpoint into the network (see ``read_weights``).
-
-    Raises:
-        XLMError: As ``read_weights``, and when they belong to another network.
-    """
-    state = read_weights(checkpoint, which=which, allow_pickle=allow_pickle)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise XLMError(f"ckpt_path: {checkpoint} does not fit the network in `model`.\n{error}") from error
-
-
 def _read_safetensors(file: Path, which: Which) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if which == "ema":
         raise XLMError(
             f"ckpt_path: {file} holds one set of weights; weights=ema needs a checkpoint of training"
         )
-    if not file.is_file():
-        raise XLMError(f"ckpt_path: there is no file {file}")
-    try:
-        state: dict[str, Any] = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise XLMError(f"ckpt_path: {file} is not a readable file of safetensors: {error}") from error
+    state = read_file(file, str(file.parent))
     return {name.removeprefix(PREFIX): value for name, value in state.items()}

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,5 +15,7 @@ def test_readme_example_learns_to_reverse(capsys: pytest.CaptureFixture[str]) ->
     names: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), names)
     torch.set_rng_state(state)
+    loaded, trained = cast("Any", names["again"]), cast("Any", names["answers"])
+    assert torch.equal(loaded.ids, trained.ids), "a loaded network writes something else"
     assert isinstance(names["right"], int)
     assert names["right"] >= 61, capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,6 +15,8 @@ def test_readme_example_learns_to_write(capsys: pytest.CaptureFixture[str]) -> N
     state = torch.get_rng_state()
     exec(compile(example, "README.md", "exec"), names)
     torch.set_rng_state(state)
+    loaded, trained = cast("Any", names["again"]), cast("Any", names["filled"])
+    assert torch.equal(loaded.ids, trained.ids), "a loaded network writes something else"
 
     words, texts = cast("list[str]", names["WORDS"]), cast("list[str]", names["texts"])
     written = [text for text in texts if text in words]

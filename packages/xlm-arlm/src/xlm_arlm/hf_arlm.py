@@ -1,0 +1,107 @@
+"""The autoregressive model for transformers' Auto classes. Importing this module registers it:
+
+    import xlm_arlm.hf_arlm
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder_or_repository)
+
+Needs the extra ``xlm-arlm[transformers]``; nothing else in the package imports transformers.
+"""
+
+from typing import Literal
+
+from torch import LongTensor, Tensor
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutput
+
+from xlm_arlm.model_arlm import ARLM
+
+
+class ARLMConfig(PreTrainedConfig):
+    """Arguments of :class:`xlm_arlm.ARLM`, as its ``config.json`` has them."""
+
+    model_type = "xlm_arlm"
+    attribute_map = {  # noqa: RUF012  # as transformers declares it
+        "hidden_size": "d_model",
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+    }
+
+    vocab_size: int = 1
+    d_model: int = 2
+    num_layers: int = 1
+    num_heads: int = 1
+    d_ff: int | None = None
+    dropout: float = 0.0
+    activation: Literal["gelu", "relu"] = "gelu"
+    rotary_dim: int | None = None
+    use_cache: bool = False
+
+
+class ARLMForCausalLM(PreTrainedModel, GenerationMixin):
+    """:class:`xlm_arlm.ARLM` with the interface of transformers.
+
+    ``generate`` runs the network on the whole text for every token; the package's own predictor has a cache.
+    """
+
+    config_class = ARLMConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config: ARLMConfig) -> None:
+        super().__init__(config)
+        self.model = ARLM(
+            vocab_size=config.vocab_size,
+            d_model=config.d_model,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            d_ff=config.d_ff,
+            dropout=config.dropout,
+            activation=config.activation,
+            rotary_dim=config.rotary_dim,
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: LongTensor,
+        attention_mask: Tensor | None = None,
+        position_ids: LongTensor | None = None,
+        labels: LongTensor | None = None,
+        **_: object,
+    ) -> CausalLMOutput:
+        """Logits of the next token, and with ``labels`` the mean cross entropy; -100 is left out."""
+        mask = None if attention_mask is None else attention_mask.bool()
+        logits: Tensor = self.model(input_ids, mask, position_ids)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: LongTensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: object,
+    ) -> dict[str, object]:
+        """The whole text again."""
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+
+AutoConfig.register(ARLMConfig.model_type, ARLMConfig)
+AutoModelForCausalLM.register(ARLMConfig, ARLMForCausalLM)

@@ -1,0 +1,137 @@
+"""Repositories of the Hub: their names in configs, their files, and mistakes said in one line."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from huggingface_hub import errors, snapshot_download
+from huggingface_hub.utils import validate_repo_id
+
+from xlm.core.errors import XLMError
+
+PREFIX = "hf://"
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
+"""Files that loading a network needs."""
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model of the Hub, at a branch, tag or commit."""
+
+    repo_id: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Read ``hf://USER/REPO`` or ``hf://USER/REPO@REVISION``; None for anything without ``hf://``.
+
+        Raises:
+            XLMError: When the name is not a valid one.
+        """
+        if not text.startswith(PREFIX):
+            return None
+        repo_id, separator, revision = text.removeprefix(PREFIX).partition("@")
+        check_repo_id(repo_id, "ckpt_path")
+        if separator and not revision:
+            raise XLMError(f"ckpt_path: {text} ends with @; a branch, tag or commit has to follow")
+        return cls(repo_id, revision or None)
+
+    def __str__(self) -> str:
+        return PREFIX + self.repo_id + (f"@{self.revision}" if self.revision else "")
+
+    def fetch(self, patterns: tuple[str, ...] = WEIGHTS) -> Path:
+        """Download files that match (or find them in the cache); returns the folder.
+
+        Raises:
+            XLMError: When the model cannot be had, with the reason.
+        """
+        with explained(f"ckpt_path: cannot load {self}"):
+            folder = snapshot_download(
+                self.repo_id, revision=self.revision, allow_patterns=list(patterns), etag_timeout=30
+            )
+        return Path(folder)
+
+
+def local_folder(ckpt_path: str) -> Path | None:
+    """The folder that ``ckpt_path`` names, downloaded if it is a model of the Hub; None for a file.
+
+    Raises:
+        XLMError: When the model cannot be had.
+    """
+    model = HubModel.parse(ckpt_path)
+    if model is not None:
+        return model.fetch()
+    folder = Path(ckpt_path).expanduser()
+    return folder if folder.is_dir() and not (folder / ".metadata").exists() else None
+
+
+def check_repo_id(repo_id: str, key: str) -> None:
+    """Refuse what is no name of a repository.
+
+    Raises:
+        XLMError: Saying what a name looks like.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except errors.HFValidationError as error:
+        raise XLMError(f"{key}: {repo_id!r} is no name of a repository: {one_line(error)}") from error
+    if "/" not in repo_id:
+        raise XLMError(f"{key}: {repo_id!r} is no name of a repository: it needs an owner, USER/{repo_id}")
+
+
+@contextmanager
+def explained(doing: str) -> Generator[None]:
+    """Turn what can go wrong between here and the Hub into one line.
+
+    Raises:
+        XLMError: For every error of the client or the connection.
+    """
+    try:
+        yield
+    except XLMError:
+        raise
+    except Exception as error:
+        # The client wraps what happens in the middle of an upload.
+        reason = _reason(error) or (error.__cause__ and _reason(error.__cause__))
+        if not reason:
+            raise
+        raise XLMError(f"{doing}: {reason}") from error
+
+
+def _reason(error: BaseException) -> str | None:
+    """One line about an error of the client or the connection, None for any other."""
+    if isinstance(error, errors.HfHubHTTPError):
+        return _refusal(error)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so nothing is asked of the Hub"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return f"it is not in the cache, and the Hub cannot be reached ({one_line(error)})"
+    if isinstance(error, errors.HFValidationError | errors.LocalTokenNotFoundError):
+        return one_line(error)
+    library = type(error).__module__.split(".")[0]  # of the client's HTTP library, which it may change
+    if isinstance(error, OSError) or library.startswith(("httpx", "httpcore")):
+        return f"the connection failed ({type(error).__name__}: {one_line(error)})"
+    return None
+
+
+def _refusal(error: errors.HfHubHTTPError) -> str:
+    if isinstance(error, errors.GatedRepoError):
+        return "access to it has to be asked for on its page, or your token may not read it"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "there is no such branch, tag or commit"
+    status = error.response.status_code
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
+        return (
+            "there is no such repository, or it is private and your token may not read it. "
+            "Log in with `hf auth login` or set HF_TOKEN"
+        )
+    if status == 403:
+        return f"your token has not the right to do this ({one_line(error)})"
+    return f"the Hub answered with an error ({one_line(error)})"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without its line breaks, or its name if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,36 @@
+"""Runs as training leaves them, without the time that training takes."""
+
+from pathlib import Path
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from .conftest import Compose
+
+
+def make_run(compose_toy: Compose, output_dir: Path, name: str = "toy", *, averaged: bool = False) -> Path:
+    """A run's folder: its config and a checkpoint with random weights."""
+    folder = output_dir / name
+    (folder / "checkpoints").mkdir(parents=True)
+    config = OmegaConf.to_container(compose_toy("job_type=train", f"job_name={name}"), resolve=False)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    generator = torch.Generator().manual_seed(sum(name.encode()))  # each name has its own weights
+    checkpoint: dict[str, object] = {
+        "state_dict": {"model.bias": torch.randn(6, generator=generator)},
+        "global_step": 1,
+    }
+    if averaged:
+        checkpoint |= {
+            "averaging_state": {},
+            "current_model_state": {"model.bias": torch.randn(6, generator=generator)},
+        }
+    torch.save(checkpoint, folder / "checkpoints" / "best-00000001.ckpt")
+    return folder
+
+
+def weights(run: Path, key: str = "state_dict") -> Tensor:
+    """The toy network's weights in the run's newest checkpoint."""
+    newest = max((run / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    return torch.load(newest, weights_only=True)[key]["model.bias"]

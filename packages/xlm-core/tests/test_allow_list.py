@@ -1,0 +1,237 @@
+"""Hostile configs: what a downloaded config may name, at every place where a name can stand."""
+
+import copy
+import json
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from xlm.core.errors import XLMError
+from xlm.core.hub import allow_list
+from xlm.core.hub.allow_list import LIBRARY_CLASSES, check_names, check_objects, targets
+from xlm.core.hub.pushed_config import as_experiment, read
+
+HARMLESS: dict[str, Any] = {
+    "task": {"name": "x", "source": {"_target_": "datasets.load_dataset", "path": "user/name"}},
+    "model": {"_target_": "torch.optim.AdamW", "width": "${vocab.size}", "sizes": [1, 2.5, None, True]},
+    "loss": {"time": "${oc.select:model.time_conditioning,false}"},
+    "optimizer": {"_target_": "torch.optim.SGD", "_partial_": True, "_args_": [[]]},
+}
+EVIL = {"_target_": "os.system", "command": "true"}
+Change = Callable[[dict[str, Any]], object]
+
+PLACES: dict[str, Change] = {
+    "slot": lambda config: config.update(model=EVIL),
+    "argument": lambda config: config["model"].update(inner=EVIL),
+    "deep": lambda config: config["model"].update(a={"b": {"c": EVIL}}),
+    "list": lambda config: config["model"]["sizes"].append(EVIL),
+    "list of lists": lambda config: config["model"].update(sizes=[[[EVIL]]]),
+    "positional": lambda config: config["optimizer"].update(_args_=[EVIL]),
+    "not a slot": lambda config: config["task"].update(anything=EVIL),
+    "data": lambda config: config.update(datamodule={"train": {"lm": {"collator": EVIL}}}),
+    "partial": lambda config: config.update(loss={**EVIL, "_partial_": True}),
+    "not recursive": lambda config: config.update(loss={"_recursive_": False, "inner": EVIL}),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        pytest.fail(f"{name} was imported")
+
+    monkeypatch.setattr("hydra.utils.get_object", refuse)
+
+
+def test_a_harmless_config_passes() -> None:
+    check_names(HARMLESS, "a friend")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_class_that_nobody_declared_is_refused_wherever_it_stands(place: str) -> None:
+    config = copy.deepcopy(HARMLESS)
+    PLACES[place](config)
+    with pytest.raises(XLMError, match=r"'os\.system' is not allowed") as error:
+        check_names(config, "hf://a/b")
+    assert "hf://a/b" in str(error.value)
+    assert "trust_remote_code=true" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.Popen",
+        "hydra.utils.get_method",
+        "hydra.utils.instantiate",
+        "torch.load",
+        "torch.optim.adamw.os.system",
+        "xlm.core.lr_schedules.math.exp",
+        "xlm.core.run.main",
+        "torch.optim.AdamW.__init__.__globals__",
+        "torch.optim.LBFGS",
+        " torch.optim.AdamW",
+        "torch.optim.adamw",
+        "",
+        "${model._target_}",
+        None,
+        ["torch.optim.AdamW"],
+        {"_target_": "torch.optim.AdamW"},
+    ],
+)
+def test_names_are_compared_whole(name: object) -> None:
+    with pytest.raises(XLMError, match="is not allowed"):
+        check_names({"model": {"_target_": name}}, "x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "${oc.env:HOME}",
+        "${oc.env:HF_TOKEN,none}",
+        "a ${oc.decode:${oc.env:HOME}} b",
+        "${oc.select:${oc.env:HOME}}",
+        "${oc.create:{_target_: os.system}}",
+        "${hydra:runtime.cwd}",
+        "${model.${oc.env:HOME}}",
+        "$${model}{oc.env:HOME}",
+        "\\${oc.env:HOME}",
+        "${ oc.env:HOME }",
+        "${oc.env:HOME",
+    ],
+)
+def test_texts_may_refer_to_keys_only(text: str) -> None:
+    for config in ({"model": {"name": text}}, {"model": {"names": ["a", text]}}):
+        with pytest.raises(XLMError, match="more than a reference to another key"):
+            check_names(config, "x")
+
+
+def test_every_problem_is_named_with_its_place() -> None:
+    config = {"model": EVIL, "loss": {"inner": [{"_target_": "a.b"}]}, "task": {"name": "${oc.env:HOME}"}}
+    with pytest.raises(XLMError) as error:
+        check_names(config, "x")
+    for line in (
+        "model._target_: 'os.system'",
+        "loss.inner[0]._target_: 'a.b'",
+        "task.name: '${oc.env:HOME}'",
+    ):
+        assert line in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": "pandas", "data_files": "x.pkl"}, "datasets.load_dataset with data_files is not allowed"),
+        ({"path": "pandas"}, "'pandas' is no repository of the Hub"),
+        ({"path": "../../secret/data"}, "is no repository of the Hub"),
+        ({"path": "/etc/x"}, "is no repository of the Hub"),
+        ({}, "None is no repository of the Hub"),
+        ({"path": "a/b", "_args_": ["pandas"]}, "with _args_ is not allowed"),
+        ({"path": "a/b", "trust_remote_code": True}, "with trust_remote_code is not allowed"),
+    ],
+)
+def test_data_sets_come_from_the_hub_only(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(XLMError, match=message):
+        check_names({"source": {"_target_": "datasets.load_dataset", **arguments}}, "x")
+
+
+@pytest.mark.parametrize("path", ["pandas", "/etc", "../data", "~/data", "${output_dir}", 1])
+def test_paths_name_repositories_whatever_takes_them(path: object) -> None:
+    node = {
+        "_target_": "torch.optim.AdamW",
+        "path": path,
+        "data_files": {"train": "https://evil.example/x.pkl"},
+    }
+    with pytest.raises(XLMError, match=r"source\.path: .* is no repository of the Hub"):
+        check_names({"source": node}, "x")
+
+
+@pytest.mark.parametrize("key", [1, True, None])
+def test_keys_are_texts(key: object) -> None:
+    with pytest.raises(XLMError, match="is no text"):
+        check_names({"model": {key: 1}}, "x")
+
+
+def test_objects_have_to_be_the_declared_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    check_objects({"a": [{"_target_": name} for name in LIBRARY_CLASSES]}, "the libraries")
+    names = {"xlm.core.run.sys.exit": "xlm.core.run.exit"}
+    monkeypatch.setattr(allow_list, "allowed_names", lambda: names)
+    with pytest.raises(XLMError, match=r"which is sys\.exit: refused"):
+        check_objects({"a": {"_target_": "xlm.core.run.sys.exit"}}, "x")
+
+
+def test_declared_objects_call_themselves_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    points = entry_points(group=allow_list.ENTRY_POINT_GROUP)
+    own = [{"_target_": point.name} for point in points if point.name.startswith("xlm.core.")]
+    assert own
+    check_objects({"a": own}, "this package")
+
+
+def write(folder: Path, config: object) -> Path:
+    file = folder / "xlm_config.yaml"
+    file.write_text(config if isinstance(config, str) else json.dumps(config))
+    return file
+
+
+def test_only_what_describes_the_model_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hydra.utils.get_object", lambda name: None)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr("xlm.core.hub.pushed_config.check_objects", lambda config, origin: None)  # pyright: ignore[reportUnknownLambdaType]
+    config = {
+        **HARMLESS,
+        "datamodule": {"cache_dir": "/theirs", "num_proc": 99, "batch_size": 3},
+        "trainer": {"max_steps": 7, "strategy": EVIL, "plugins": [EVIL]},
+        "callbacks": {"evil": EVIL},
+        "logger": {"evil": EVIL},
+        "hydra": {"launcher": EVIL, "callbacks": {"evil": EVIL}},
+        "defaults": [{"override /model": "other"}],
+        "trust_remote_code": True,
+        "output_dir": "/theirs",
+        "ckpt_path": "hf://their/other",
+    }
+    taken = read(write(tmp_path, config), "x")
+    assert taken == {**HARMLESS, "datamodule": {"batch_size": 3}, "trainer": {"max_steps": 7}}
+    assert not {"os.system"} & {target for _, target in targets(taken)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: !!python/object/apply:os.system [true]", "is not YAML"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nmodel: [*b, *b]", "without aliases"),
+        ("- a", "is no config"),
+        ("model: {", "is not YAML"),
+        ("", "is no config"),
+        ("a: " + "x" * 2**20, "up to 1 MiB"),
+        ("model: {x: 2020-01-01}", "a date is no plain value"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(XLMError, match=message):
+        read(write(tmp_path, text), "x")
+
+
+def test_trust_is_given_on_the_command_line_only(tmp_path: Path) -> None:
+    config = {"model": EVIL, "trust_remote_code": True}
+    write(tmp_path, config)
+    arguments = ["job_type=generate", "job_name=x", f"ckpt_path={tmp_path}"]
+    with pytest.raises(XLMError, match=r"os\.system"), as_experiment(arguments):
+        pass
+    with as_experiment([*arguments, "trust_remote_code=true"]) as (extended, folder):
+        assert folder is not None
+        written = (folder / "experiment" / f"{extended[-1].partition('=')[2]}.yaml").read_text()
+        assert yaml.safe_load(written)["model"] == EVIL
+
+
+def test_an_experiment_on_the_command_line_comes_first(tmp_path: Path) -> None:
+    write(tmp_path, {"model": EVIL})
+    for group in ("experiment", "model", "task", "model_type"):
+        arguments = [f"ckpt_path={tmp_path}", f"{group}=mine"]
+        with as_experiment(arguments) as (unchanged, folder):
+            assert unchanged == arguments
+            assert folder is None

@@ -1,0 +1,79 @@
+"""The masked language model for transformers' Auto classes. Importing this module registers it:
+
+    import xlm_mlm.hf_mlm
+    from transformers import AutoModelForMaskedLM
+
+    model = AutoModelForMaskedLM.from_pretrained(folder_or_repository)
+
+Needs the extra ``xlm-mlm[transformers]``; nothing else in the package imports transformers.
+"""
+
+from typing import Literal
+
+from torch import LongTensor, Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+from xlm_mlm.model_mlm import MLM
+
+
+class MLMConfig(PreTrainedConfig):
+    """Arguments of :class:`xlm_mlm.MLM`, as its ``config.json`` has them."""
+
+    model_type = "xlm_mlm"
+    attribute_map = {  # noqa: RUF012  # as transformers declares it
+        "hidden_size": "d_model",
+        "num_hidden_layers": "num_layers",
+        "num_attention_heads": "num_heads",
+    }
+
+    vocab_size: int = 1
+    d_model: int = 2
+    num_layers: int = 1
+    num_heads: int = 1
+    d_ff: int | None = None
+    dropout: float = 0.0
+    activation: Literal["gelu", "relu"] = "gelu"
+    rotary_dim: int | None = None
+
+
+class MLMForMaskedLM(PreTrainedModel):
+    """:class:`xlm_mlm.MLM` with the interface of transformers."""
+
+    config_class = MLMConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config: MLMConfig) -> None:
+        super().__init__(config)
+        self.model = MLM(
+            vocab_size=config.vocab_size,
+            d_model=config.d_model,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            d_ff=config.d_ff,
+            dropout=config.dropout,
+            activation=config.activation,
+            rotary_dim=config.rotary_dim,
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: LongTensor,
+        attention_mask: Tensor | None = None,
+        position_ids: LongTensor | None = None,
+        labels: LongTensor | None = None,
+        **_: object,
+    ) -> MaskedLMOutput:
+        """Logits of every cell, and with ``labels`` the mean cross entropy; -100 is left out."""
+        mask = None if attention_mask is None else attention_mask.bool()
+        logits: Tensor = self.model(input_ids, mask, position_ids)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        return MaskedLMOutput(loss=loss, logits=logits)
+
+
+AutoConfig.register(MLMConfig.model_type, MLMConfig)
+AutoModelForMaskedLM.register(MLMConfig, MLMForMaskedLM)

@@ -1,0 +1,30 @@
+"""transformers' Auto classes give the network's own logits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from xlm_mlm import MLM
+
+transformers = pytest.importorskip("transformers", reason="the extra xlm-mlm[transformers] is not installed")
+
+
+def test_auto_model_for_masked_lm(tmp_path: Path) -> None:
+    import xlm_mlm.hf_mlm as hf_mlm
+
+    torch.manual_seed(0)
+    model = MLM(vocab_size=12, d_model=16, num_layers=2, num_heads=2, activation="relu", rotary_dim=4).eval()
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert isinstance(loaded, hf_mlm.MLMForMaskedLM)
+    ids = torch.tensor([[5, 6, 7, 0, 0], [1, 2, 3, 4, 5]])
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    labels = torch.full_like(ids, -100)
+    labels[0, 1], labels[1, 3] = 9, 8
+    with torch.no_grad():
+        output = loaded(ids, attention_mask=mask, labels=labels)
+        expected = model(ids, mask.bool())
+    assert torch.equal(output.logits, expected)
+    losses = -expected.log_softmax(-1)[[0, 1], [1, 3], [9, 8]]
+    torch.testing.assert_close(output.loss, losses.mean())
