@@ -77,7 +77,7 @@ def test_a_local_copy_goes_the_way_of_the_published_set(tmp_path: Path) -> None:
         "sudoku_extreme_mdlm",
         "job_type=prepare_data",
         "job_name=x",
-        f"task.source.path={copy}",
+        f"source={copy}",
         f"datamodule.cache_dir={tmp_path / 'cache'}",
         "task.source.one_in=3",
     )
@@ -102,7 +102,7 @@ def test_published_molecules_are_streamed_from_a_local_copy(tmp_path: Path, cach
         cache,
         "train",
         "safe_mlm",
-        f"task.source.path={tmp_path / 'copy'}",
+        f"source={tmp_path / 'copy'}",
         "task.max_target_length=64",
         "trainer.precision=32-true",
         "trainer.accumulate_grad_batches=1",

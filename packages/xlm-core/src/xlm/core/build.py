@@ -50,6 +50,9 @@ def make_all(config: DictConfig, key: str) -> dict[str, Any]:
 def use_local_copy(config: DictConfig) -> None:
     """Let everything that reads ``task.source`` read the files of ``source`` instead, if it is given.
 
+    A source of the task's own that has a ``path`` keeps its way of reading (a held-out split, say) and
+    gets another path; everything else is replaced by a reader of files.
+
     Raises:
         XLMError: When there are no such files.
     """
@@ -61,6 +64,9 @@ def use_local_copy(config: DictConfig) -> None:
     if node["_target_"] != "datasets.load_dataset":
         arguments = {}
     LocalCopy(path, arguments)  # says at once what is wrong with the files
+    if node["_target_"] != "datasets.load_dataset" and "path" in node:
+        config.task.source.path = str(path)
+        return
     config.task.source = {
         "_target_": LOCAL_SOURCE,
         "_partial_": True,
