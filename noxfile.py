@@ -4,8 +4,10 @@ A test session is made for each folder under packages/: it builds an environment
 declared dependencies only, so an undeclared import fails there.
 """
 
+import atexit
 import os
 import shutil
+import tempfile
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -139,9 +141,7 @@ def template(session: nox.Session) -> None:
 @nox.session(name="template-all")
 def template_all(session: nox.Session) -> None:
     """Slow: from built wheels, outside the repository, make, check and train all six kinds of packages."""
-    outside = Path(session.create_tmp()).resolve() / "outside"
-    shutil.rmtree(outside, ignore_errors=True)
-    outside.mkdir()
+    outside = outside_folder()
     uv(session, "build", "--quiet", "--all-packages", "--out-dir", str(outside / "dist"))
     python = make_environment(session, outside / "environment")
     tools = ("pytest", "pytest-xdist", "numpy", "beartype", "ruff", "basedpyright")
@@ -175,9 +175,7 @@ def template_all(session: nox.Session) -> None:
 @nox.session
 def wheels(session: nox.Session) -> None:
     """Build all wheels, install them outside the repository, run a job from there."""
-    outside = Path(session.create_tmp()).resolve() / "outside"
-    shutil.rmtree(outside, ignore_errors=True)
-    outside.mkdir()
+    outside = outside_folder()
     dist = outside / "dist"
     uv(session, "build", "--quiet", "--all-packages", "--wheel", "--out-dir", str(dist))
     python = make_environment(session, outside / "everything")
@@ -243,6 +241,13 @@ assert not unwanted, f"{sys.argv[1]} brings {sorted(unwanted)}"
 importlib.import_module(sys.argv[1].replace("-", "_"))
 print(sys.argv[1], "alone:", len(names), "distributions, none of the harness")
 """
+
+
+def outside_folder() -> Path:
+    """A folder outside every clone (`xlm-scaffold` adds to the clone that it runs in), removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="xlm-")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def make_environment(session: nox.Session, folder: Path) -> str:

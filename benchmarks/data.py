@@ -30,6 +30,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from xlm.core.data import DataModule, PreparedTask, Stream, TaskParts, open_stream, prepare
+from xlm.core.protocols import Source
 from xlm.core.schema import LoaderSettings, TaskSettings
 
 console = Console()
@@ -125,10 +126,11 @@ def measure_preparation(folder: Path) -> PreparedTask:
     texts = [row["text"] for row in plays("train")]
     in_memory = datasets.Dataset.from_dict({"text": texts})
 
-    def data_set(split: str) -> datasets.Dataset:
+    def data_set(split: str) -> Any:  # `datasets` leaves the type of its rows open
         return in_memory
 
-    for name, source in {"generator": plays, "data set": data_set}.items():
+    sources: dict[str, Source] = {"generator": plays, "data set": data_set}
+    for name, source in sources.items():
         ratios: list[float] = []
         for turn in range(3):
             backend = GPT2Tokenizer().backend

@@ -89,6 +89,14 @@ def test_help_names_jobs_groups_and_packages() -> None:
         assert word in text
 
 
+def test_a_reader_that_has_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        cli.show(cli.help_text())
+
+
 def test_a_typo_is_answered_with_the_closest_names() -> None:
     with pytest.raises(XLMError, match=r"Did you mean star_easy_ilm\?.*Known: star_easy_ilm, lm1b_mdlm"):
         cli.check_choice("experiment", "star_esy_ilm", ["lm1b_mdlm", "star_easy_ilm"], "experiment")

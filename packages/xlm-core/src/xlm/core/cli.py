@@ -188,12 +188,21 @@ def run_tool(arguments: list[str]) -> bool:
     return False
 
 
+def show(text: str) -> None:
+    """Print; a reader that has enough, as in ``xlm --help | head``, is no error."""
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        # What is still buffered would raise again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Answer, or hand over to Hydra."""
     arguments = sys.argv[1:]
     try:
         if (text := answer(arguments)) is not None:
-            print(text)  # noqa: T201
+            show(text)
             return
         check_arguments(arguments)
         # The user's own files can fill slots. At the end: they cannot hide what is installed.
