@@ -1,0 +1,98 @@
+"""The callbacks and debug groups that a run has only when they are asked for."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from .conftest import Run
+
+TRAIN = ("job_type=train", "test_after_training=false", "trainer.log_every_n_steps=1")
+
+
+def logged(tmp_path: Path, column: str) -> list[float]:
+    """A figure of the run's curves, in the order of steps."""
+    [file] = (tmp_path / "runs/toy").glob("csv/version_*/metrics.csv")
+    with file.open() as lines:
+        return [float(row[column]) for row in csv.DictReader(lines) if row.get(column)]
+
+
+def test_figures_of_the_training(run_toy: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_toy(*TRAIN, "callbacks=[throughput,gradient_norm,samples,memory]", "trainer.max_steps=5")
+    # All tokens are 3; the untrained softmax gives 1/6 to each of 6.
+    assert logged(tmp_path, "train/gradient_norm")[0] == pytest.approx(math.sqrt(5 / 36 + 25 / 36))
+    assert len(logged(tmp_path, "train/gradient_norm")) == 5
+    tokens = logged(tmp_path, "throughput/tokens_per_second")
+    steps = logged(tmp_path, "throughput/steps_per_second")
+    # 5 steps see 20 rows once: prompts of one token, targets of one, two and three.
+    assert sum(t / s for t, s in zip(tokens, steps, strict=True)) == pytest.approx(20 + 7 * 1 + 7 * 2 + 6 * 3)
+    memory = logged(tmp_path, "DeviceStatsMonitor.on_train_batch_end/cpu_vm_percent")
+    assert all(0 < percent < 100 for percent in memory)
+    output = capsys.readouterr().out
+    assert "val/prediction  2  ->  3 3" in output
+    assert "expected  3 3" in output
+
+
+def test_norms_and_throughput_are_off_by_default(run_toy: Run, tmp_path: Path) -> None:
+    run_toy(*TRAIN, "trainer.max_steps=2")
+    assert not logged(tmp_path, "train/gradient_norm")
+    assert not logged(tmp_path, "throughput/steps_per_second")
+
+
+def test_a_run_that_stopped_early_stays_finished(
+    run_toy: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = (
+        *TRAIN,
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=2",
+        "trainer.val_check_interval=2",
+    )
+    run_toy(*overrides)
+    last = tmp_path / "runs/toy/checkpoints/last.ckpt"
+    content = last.read_bytes()
+    # The first validation is the best one: the toy knows its only token after two steps.
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+    capsys.readouterr()
+    run_toy(*overrides)
+    assert "stopped early at step 6" in capsys.readouterr().out
+    assert last.read_bytes() == content
+
+
+def test_a_profile_opens_in_a_viewer(run_toy: Run, tmp_path: Path) -> None:
+    run_toy("job_type=train", "debug=profile", "test_after_training=false")
+    traces = list((tmp_path / "runs/toy/profile").glob("*.json"))
+    assert traces
+    events = json.loads(traces[0].read_text())["traceEvents"]
+    complete = [event for event in events if event.get("ph") == "X"]
+    assert any(event["name"] == "aten::log_softmax" for event in complete)
+    assert all({"ts", "dur", "pid", "tid"} <= event.keys() for event in complete)
+
+
+class _BadGradient(torch.autograd.Function):
+    """The identity, with a gradient that is NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0] * float("nan")
+
+
+@pytest.mark.filterwarnings("ignore:Error detected in _BadGradientBackward")  # the place, which is wanted
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_anomaly_names_the_operation(run_toy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import toy_family
+
+    def nll(self: object, model: torch.nn.Module, batch: toy_family.ToyBatch) -> torch.Tensor:
+        return _BadGradient.apply(model(batch["target_ids"])).sum((-1, -2))
+
+    monkeypatch.setattr(toy_family.ToyLoss, "nll", nll)
+    with pytest.raises(RuntimeError, match="_BadGradientBackward"):
+        run_toy(*TRAIN, "debug=anomaly")
