@@ -5,7 +5,6 @@ Run by ``test_hub.py`` in a process of its own: the client reads the Hub's addre
 
 import json
 import os
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,10 @@ import torch
 from safetensors.torch import load
 
 from .conftest import Compose, Run
-from .hub_server import READ_ONLY_TOKEN, TOKEN, Hub, serving
+from .hub_server import READ_ONLY_TOKEN, TOKEN, Hub, serve
 from .runs import make_run, weights
 
-SERVER = ExitStack()
-HUB = SERVER.enter_context(serving(Hub()))
+HUB = serve(Hub())
 os.environ["HF_ENDPOINT"] = HUB.url
 NAME = "tester/toy"
 REPO = f"+hub.repo_id={NAME}"

@@ -9,8 +9,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -266,16 +265,11 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, file.content, headers)
 
 
-@contextmanager
-def serving(hub: Hub) -> Generator[Hub]:
-    """Serve until the end of the block; ``hub.url`` is the address."""
+def serve(hub: Hub) -> Hub:
+    """Serve on a free port until the process ends; ``hub.url`` is the address."""
     handler = type("BoundHandler", (Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
+    return hub

@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 def test_the_protocol(tmp_path: Path) -> None:
     """All tests of hub_protocol.py, in a process whose client talks to a server of their own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist",
          "-W", "ignore:Use 'content=:DeprecationWarning",  # of the client's own code
