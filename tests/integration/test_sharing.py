@@ -1,0 +1,110 @@
+"""Every family is exported and comes back: by its card alone, by the harness, by transformers."""
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+from torch import nn
+
+from xlm.core.discovery import config_packages
+from xlm.core.hub.allow_list import allowed_names, check_objects, targets
+from xlm.core.hub.pushed_config import as_experiment
+from xlm.core.hub.source import load
+
+from .running import composed
+
+SMALL_NETWORK = ("model.d_model=32", "model.num_layers=2", "model.num_heads=2")
+FAMILIES = {
+    "star_tiny_arlm": (), "star_tiny_mlm": (), "star_tiny_ilm": (), "star_tiny_flexmdm": (),
+    "star_tiny_mdlm": ("model=rotary_tiny_mdlm",), "star_easy_mdlm": ("model=dit_tiny_mdlm",),
+}  # fmt: skip
+
+
+def random_run(folder: Path, experiment: str, overrides: tuple[str, ...]) -> nn.Module:
+    """A run's folder with random weights; returns its network."""
+    from xlm.core.build import make, make_tokenizer
+
+    config, _ = composed(
+        experiment, "job_type=train", "job_name=run", f"output_dir={folder}", *SMALL_NETWORK, *overrides
+    )
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    recorded = yaml.safe_dump(OmegaConf.to_container(config, resolve=False))
+    (folder / "run" / "config.yaml").write_text(recorded)
+    make_tokenizer(config)
+    model = cast("nn.Module", make(config, "model"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "global_step": 1}, folder / "run" / "checkpoints" / "best-00000001.ckpt")
+    return model
+
+
+@pytest.mark.parametrize("experiment", FAMILIES)
+def test_a_family_is_shared(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoTokenizer
+
+    from xlm.core import jobs
+    from xlm.core.build import make, make_tokenizer
+
+    model = random_run(tmp_path, experiment, FAMILIES[experiment])
+    config, settings = composed(experiment, "job_type=export", "job_name=run", f"output_dir={tmp_path}")
+    jobs.run(config, settings)
+    (folder,) = tmp_path.glob("run/export/*/model")
+
+    # The example of the card, as it stands. Weights that are the same bits give logits that are.
+    card = (folder / "README.md").read_text()
+    (example,) = cast("list[str]", re.findall(r"```python\n(.*?)```", card, re.DOTALL))
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    expected = names["predict"](model.eval(), names["collate"](names["rows"]), torch.tensor([0, 1]))
+    assert torch.equal(names["prediction"].ids, expected.ids)
+    assert_same_weights(names["model"], model)
+
+    # The config beside it, composed as an experiment of nobody's else.
+    with as_experiment(["job_type=generate", "job_name=x", f"ckpt_path={folder}"]) as (arguments, extra):
+        assert extra is not None
+        written = yaml.safe_load(
+            (extra / "experiment" / f"{arguments[-1].partition('=')[2]}.yaml").read_text()
+        )
+    again = OmegaConf.merge(config, written)
+    assert isinstance(again, type(config))
+    tokenizer = make_tokenizer(again)
+    loaded = cast("nn.Module", make(again, "model"))
+    load(loaded, str(folder))
+    assert_same_weights(loaded, model)
+
+    text = "3 1 4 [SEP] 5"
+    assert AutoTokenizer.from_pretrained(folder)(
+        text, add_special_tokens=False
+    ).input_ids == tokenizer.encode(text)
+
+
+def assert_same_weights(found: nn.Module, expected: nn.Module) -> None:
+    state = found.state_dict()
+    assert state.keys() == expected.state_dict().keys()
+    for name, value in expected.state_dict().items():
+        assert torch.equal(state[name], value), name
+
+
+def test_all_declared_classes_are_there_by_their_names() -> None:
+    check_objects({"all": [{"_target_": name} for name in allowed_names()]}, "everything")
+
+
+def test_configs_name_declared_classes() -> None:
+    """A class of ours that a config names has to be declared under xlm.classes of its pyproject.toml."""
+    named = {
+        target
+        for package in config_packages()
+        if package.folder is not None
+        for file in package.folder.rglob("*.yaml")
+        for _, target in targets(yaml.safe_load(file.read_text()))
+        if target.startswith("xlm") and not target.startswith(("xlm.core.callbacks.", "xlm.core.loggers."))
+    }
+    assert "xlm_ilm.ILM" in named
+    assert not named - allowed_names().keys()
