@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from xlm.core import cli
 from xlm.core.errors import XLMError
+from xlm.core.run import CORE_CONFIGS, register_search_path
 
 HEAVY = {"torch", "lightning", "transformers", "datasets", "torchmetrics"}
 PROBE = """
@@ -80,7 +82,18 @@ def test_composed_config_is_shown(tmp_path: Path) -> None:
     code, output, _, loaded = xlm("job_type=train", "--cfg", "job", cwd=tmp_path)
     assert code == 0
     assert "_target_: torch.optim.AdamW" in output
-    assert not loaded & HEAVY
+    assert not loaded & (HEAVY | {"submitit"})
+
+
+def test_a_sweep_over_a_cluster_composes() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    nodes = ["hydra.launcher.nodes=2", "hydra.launcher.tasks_per_node=4", "hydra.launcher.timeout_min=60"]
+    register_search_path()
+    with initialize_config_dir(str(CORE_CONFIGS), version_base="1.3"):
+        config = compose("config", ["hydra/launcher=submitit_slurm", *nodes], return_hydra_config=True)
+    launcher = config.hydra.launcher
+    assert launcher._target_ == "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.timeout_min) == (2, 4, 60)
 
 
 def test_help_names_jobs_groups_and_packages() -> None:

@@ -81,7 +81,9 @@ def test_raw_and_averaged_weights_are_evaluated_on_request(run_toy: Run) -> None
     assert losses["raw"] < losses["ema"]
 
 
-def test_thinning_keeps_what_it_says(run_toy: Run, tmp_path: Path) -> None:
+def test_thinning_keeps_what_it_says(
+    run_toy: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mine = tmp_path / "runs/toy/checkpoints/step-mine.ckpt"
     overrides = (*TRAIN, "callbacks=thinning", "callbacks.thinning.every_n_train_steps=6")
     run_toy(*overrides, "trainer.max_steps=13", "checkpoint_interval=4")
@@ -91,6 +93,10 @@ def test_thinning_keeps_what_it_says(run_toy: Run, tmp_path: Path) -> None:
     kept = {"step-00000006.ckpt", "step-00000012.ckpt", "step-00000018.ckpt"}
     assert kept | {"last.ckpt", "previous.ckpt", mine.name} <= names
     assert len([name for name in names if name.startswith("best-")]) == 1
+    told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if ".ckpt " in line)
+    assert names <= told.keys()
+    assert told["step-00000012.ckpt"].startswith("step 12: one of every so many")
+    assert told["step-mine.ckpt"].startswith("not written by this run")
 
 
 class _SpoiltLoss:

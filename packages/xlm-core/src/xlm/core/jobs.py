@@ -115,6 +115,7 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
                 "curves (csv)": folder.path / "csv",
             }
         )
+        report.print_kept(folder.kept_checkpoints())
     return results
 
 

@@ -106,6 +106,13 @@ def print_files(files: Mapping[str, Path]) -> None:
             console.print(f"  {what:<12} {path}", soft_wrap=True)
 
 
+def print_kept(checkpoints: Sequence[tuple[str, str]]) -> None:
+    """Each checkpoint and why it is kept."""
+    console.print(Text("\ncheckpoints", style="bold"))
+    for name, reason in checkpoints:
+        console.print(f"  {name:<20} {reason}", soft_wrap=True)
+
+
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
     """Write figures as JSON."""
     write_text_atomically(path, json.dumps(dict(metrics), indent=2) + "\n")

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from xlm.core import report
-from xlm.core.checkpoints import Header, damage, newest_valid, write_text_atomically
+from xlm.core.checkpoints import LAST, PREVIOUS, Header, damage, newest_valid, write_text_atomically
 from xlm.core.errors import XLMError
 from xlm.core.processes import is_first
 
@@ -44,6 +44,12 @@ MAY_CHANGE = (
     "trainer.log_every_n_steps",
 )
 """Keys in which a resumed training may differ from its beginning."""
+
+KINDS = {
+    "best": "the best by the monitored figure; replaced by a better one",
+    "step": "one of every so many, kept for ever (callbacks=thinning)",
+}
+"""Why a checkpoint is kept, by the beginning of its name."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,22 @@ class RunFolder:
                 "(job_type=train with this job_name), or name a file: ckpt_path=PATH."
             )
         return last.path
+
+    def kept_checkpoints(self) -> list[tuple[str, str]]:
+        """The name of each checkpoint of the run, and why it is there."""
+        names = sorted(path.name for path in self.checkpoints.glob("*.ckpt"))
+        return [(name, _why_kept(name)) for name in names]
+
+
+def _why_kept(name: str) -> str:
+    if name == LAST:
+        return "training goes on from here; replaced at each writing"
+    if name == PREVIOUS:
+        return f"what {LAST} was before; used when that is damaged"
+    kind, _, number = name.removesuffix(".ckpt").partition("-")
+    if kind in KINDS and number.isdecimal():
+        return f"step {int(number):,}: {KINDS[kind]}"
+    return "not written by this run's callbacks; never deleted"
 
 
 def _write_record(folder: Path, config: Mapping[str, Any]) -> None:
