@@ -47,14 +47,15 @@ class Option:
 
     @property
     def purpose(self) -> str:
-        """The comment at the head of the file."""
+        """The comment at the head of the file, or what a plain pair of recipe and family is made of."""
         lines: list[str] = []
         for line in self.text.splitlines():
             if not line.startswith("#"):
                 break
             if not line.startswith("# @package"):
                 lines.append(line.lstrip("# "))
-        return " ".join(lines)
+        pair = re.findall(r"override /(recipe|family): (\w+)", self.text)
+        return " ".join(lines) or ", ".join(f"{group} `{name}`" for group, name in pair)
 
 
 def options() -> list[Option]:

@@ -8,14 +8,13 @@
 Needs the extra ``xlm-arlm[transformers]``; nothing else in the package imports transformers.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import LongTensor, Tensor
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    Cache,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
@@ -85,18 +84,12 @@ class ARLMForCausalLM(PreTrainedModel, GenerationMixin):
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         return CausalLMOutput(loss=loss, logits=logits)
 
+    # The names of the arguments in between are not the same in all releases of transformers.
     def prepare_inputs_for_generation(
-        self,
-        input_ids: LongTensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: LongTensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: object,
+        self, input_ids: LongTensor, *_: Any, **inputs: Any
     ) -> dict[str, object]:
         """The whole text again."""
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+        return {"input_ids": input_ids, "attention_mask": inputs.get("attention_mask")}
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
