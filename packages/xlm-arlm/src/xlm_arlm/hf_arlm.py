@@ -84,12 +84,12 @@ class ARLMForCausalLM(PreTrainedModel, GenerationMixin):
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         return CausalLMOutput(loss=loss, logits=logits)
 
-    # The names of the arguments in between are not the same in all releases of transformers.
+    # Arguments in between have other names in other releases; transformers looks for the name `kwargs`.
     def prepare_inputs_for_generation(
-        self, input_ids: LongTensor, *_: Any, **inputs: Any
+        self, input_ids: LongTensor, *_: Any, **kwargs: Any
     ) -> dict[str, object]:
         """The whole text again."""
-        return {"input_ids": input_ids, "attention_mask": inputs.get("attention_mask")}
+        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
