@@ -120,6 +120,13 @@ def integration(session: nox.Session) -> None:
 
 
 @nox.session
+def slow(session: nox.Session) -> None:
+    """The tests of all packages together that take a minute or more."""
+    sync(session, "--all-packages", "--group", "test", *test_extras(*PACKAGES))
+    pytest(session, "tests/integration", "-q", "-m", "slow")
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the site, strictly, and run every block of the documentation (with -- --build: build only)."""
     sync(
