@@ -6,7 +6,7 @@ import pytest
 
 from .running import composed
 
-STEPS = {"arlm": 60, "mlm": 100, "mdlm": 100, "ilm": 160}
+STEPS = {"arlm": 60, "mlm": 100, "mdlm": 100, "ilm": 320}
 
 
 @pytest.mark.parametrize("family", STEPS)
