@@ -1,5 +1,6 @@
 """From a composed config to made objects, in one fixed order: tokenizer, vocabulary, then every slot."""
 
+import functools
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ def make(config: DictConfig, key: str) -> Any:
     if node.get("_partial_") and (mistake := explain(key, node)) is not None:
         raise XLMError(f"{key}: could not make {node['_target_']}.\n  {mistake}")  # called only later
     try:
-        return hydra.utils.instantiate(node, _convert_="all")
+        made = hydra.utils.instantiate(node, _convert_="all")
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__ or error
         reason = (
@@ -39,6 +40,10 @@ def make(config: DictConfig, key: str) -> Any:
         )
         reason = explain(key, node) or reason
         raise XLMError(f"{key}: could not make {node['_target_']}.\n  {reason}") from error
+    if isinstance(made, functools.partial):
+        # Hydra's own partial asks its target policy again at each call: 0.6 ms for each row of a data set.
+        return functools.partial(made.func, *made.args, **made.keywords)
+    return made
 
 
 def make_all(config: DictConfig, key: str) -> dict[str, Any]:
