@@ -18,7 +18,7 @@ import pytest
 
 from xlm.core.data import PreparedTask
 from xlm.core.data.cache_key import tokenizer_fingerprint
-from xlm.core.data.encode import RowEncoder
+from xlm.core.data.encode import RowCounts, RowEncoder
 from xlm.core.errors import XLMError
 from xlm.core.schema import LengthLimitSettings
 
@@ -61,8 +61,21 @@ def test_every_row_that_is_lost_or_changed_is_counted() -> None:
     assert ids == [[1, 2, 3], [4] * 10, [98, 98], [98, 98]]
     assert asdict(counts) == {
         "read": 8, "filtered": 1, "refused": 1, "empty": 2, "dropped": 0, "cut": 1, "cut_tokens": 2,
-        "repaired": 2,
+        "repaired": 2, "notes": {},
     }  # fmt: skip
+
+
+def test_notes_are_counted_and_are_no_columns() -> None:
+    def preprocess(row: Any, tokenizer: Any) -> dict[str, Any]:
+        fields: dict[str, Any] = {"target_ids": [len(row["text"])]}
+        return fields | {"note": "of one letter"} if len(row["text"]) == 1 else fields
+
+    noting = RowEncoder(preprocess=preprocess, tokenizer=LetterTokenizer())
+    table, counts = noting.encode({"text": ["a", "ab", "b"]})
+    assert table.column_names == ["target_ids"]
+    assert (counts.notes, counts.left) == ({"of one letter": 2}, 3)
+    both = counts + RowCounts(read=1, cut=1, notes={"other": 1, "of one letter": 3})
+    assert both == RowCounts(read=4, cut=1, notes={"of one letter": 5, "other": 1})
 
 
 def test_long_rows_can_be_dropped_instead() -> None:
@@ -78,6 +91,7 @@ def test_long_rows_can_be_dropped_instead() -> None:
         ({"target_ids": [1], "fixed": [True, False]}, "`fixed` must be as long as `target_ids`"),
         ({"target_ids": [100]}, "target_ids holds the id 100; the tokenizer has 0 to 99"),
         ({"target_ids": [-1]}, "target_ids holds the id -1"),
+        ({"target_ids": [1], "note": ["odd"]}, r"gives the note \['odd'\]; it must be a text"),
         ({"fixed": [True]}, "`fixed` without `target_ids`"),
         (ValueError("no board"), r"task\.preprocess: ValueError: no board\n  in the row text: '1'"),
     ],
@@ -107,10 +121,11 @@ def files(tmp_path: Path) -> Path:
     return folder
 
 
-def small(row: Any, tokenizer: Any) -> dict[str, list[int]] | None:
-    """Digits as ids; refuses what has none."""
+def small(row: Any, tokenizer: Any) -> dict[str, Any] | None:
+    """Digits as ids; refuses what has none, notes what has a nine."""
     ids = [int(letter) for letter in row["text"] if letter.isdigit()]
-    return {"target_ids": ids} if ids else None
+    fields: dict[str, Any] = {"target_ids": ids}
+    return fields | ({"note": "with a nine"} if 9 in ids else {}) if ids else None
 
 
 def prepare_files(files: Path, cache_dir: Path, num_proc: int = 1, **changes: Any) -> PreparedTask:
@@ -140,6 +155,7 @@ def test_several_processes_make_the_same_rows(files: Path, tmp_path: Path) -> No
         assert cards[0] == cards[1]
     assert one.cards["train"].counts.read == 1491
     assert one.cards["train"].counts.refused == 1491 - len(expected) > 0
+    assert one.cards["train"].counts.notes == {"with a nine": sum(9 in ids for ids in expected)}
 
 
 def test_the_content_of_a_file_is_part_of_the_key(files: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from xlm.core.data import Stream, open_stream
+from xlm.core.data.encode import RowCounts
 from xlm.core.data.stream import EpochStart
 from xlm.core.errors import XLMError
 from xlm.core.schema import TaskSettings
@@ -34,6 +35,7 @@ def stream(
     seed: int = 5,
     buffer_size: int = 10,
     parts: Any = None,
+    task: TaskSettings = TASK,
     **changes: Any,
 ) -> Stream:
     about_the_run = {"num_batches": 30, "batches_done": 0, "epoch_starts": (EpochStart(0, 0),)}
@@ -41,11 +43,11 @@ def stream(
     settings = text_task.loader(**changes)
     parts = parts or text_task.parts()
     rows = open_stream(
-        TASK, parts, max_rows=settings.max_rows, buffer_size=buffer_size, seed=seed, rank=rank,
+        task, parts, max_rows=settings.max_rows, buffer_size=buffer_size, seed=seed, rank=rank,
         world_size=world_size,
     )  # fmt: skip
     return Stream(
-        rows=rows, encoder=parts.encoder(TASK), settings=settings, collate=list, seed=seed, rank=rank,
+        rows=rows, encoder=parts.encoder(task), settings=settings, collate=list, seed=seed, rank=rank,
         world_size=world_size, **run,
     )  # fmt: skip
 
@@ -92,7 +94,7 @@ def test_an_epoch_holds_every_row_once_in_an_order_of_its_own() -> None:
     epochs = [[tuple(row["target_ids"]) for row in rows[start : start + 40]] for start in (0, 40, 80)]
     assert all(Counter(epoch) == texts for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert run.epoch_starts[:3] == [EpochStart(0, 0), EpochStart(1, 40), EpochStart(2, 80)]
+    assert [start[:2] for start in run.epoch_starts[:3]] == [(0, 0), (1, 40), (2, 80)]
     assert len({row["seed"] for row in rows}) == len(rows)
     assert [row["place"] for row in rows] == list(range(len(rows)))
 
@@ -151,6 +153,48 @@ def test_refused_rows_leave_no_gap_in_a_batch() -> None:
     assert {len(batch) for batch in plain(run)} == {4}
 
 
+def count_alone(epochs: int) -> RowCounts:
+    """What the encoder says of the training rows without a stream around it."""
+    texts = [row["text"] for row in text_task.parts().source(split="train")]
+    _, counts = counting_parts().encoder(COUNTED).encode({"text": texts})
+    return sum([counts] * epochs, RowCounts())
+
+
+COUNTED: TaskSettings = text_task.task(streaming=True, length_limit={"max_length": 12, "longer": "cut"})
+
+
+def counting_parts() -> Any:
+    return text_task.parts(preprocess=refuses_some, row_filter=no_one)
+
+
+def no_one(row: Any) -> bool:
+    return not row["text"].startswith("1")
+
+
+def refuses_some(row: Any, tokenizer: Any) -> dict[str, str] | None:
+    if row["text"].startswith("2"):
+        return None
+    fields = {"target_ids": row["text"]}
+    return fields | {"note": "that begin with a three"} if row["text"].startswith("3") else fields
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_becomes_of_the_rows_is_counted(num_workers: int) -> None:
+    run = stream(task=COUNTED, parts=counting_parts(), num_workers=num_workers, packing=text_task.packing())
+    list(run)
+    later = run.epoch_starts[2]
+    assert later.counts == count_alone(epochs=2)
+    assert (
+        min(later.counts.filtered, later.counts.refused, later.counts.cut, *later.counts.notes.values()) > 0
+    )
+    resumed = stream(
+        task=COUNTED, parts=counting_parts(), packing=text_task.packing(), batches_done=20,
+        epoch_starts=run.epoch_starts[:2],
+    )  # fmt: skip
+    list(resumed)
+    assert resumed.counts == run.counts
+
+
 def test_a_stream_of_nothing_ends_in_a_message() -> None:
     nothing = text_task.parts(row_filter=text_task.nothing)
     with pytest.raises(XLMError, match="the stream of the training split has no row that can be used"):
@@ -174,12 +218,15 @@ def test_the_number_of_rows_can_be_limited() -> None:
     assert Counter(row["target_ids"][0] for batch in rows for row in batch) == dict.fromkeys(range(6), 4)
 
 
-def test_training_streams_resumes_and_evaluates(run_toy: Any, tmp_path: Any) -> None:
+def test_training_streams_resumes_and_evaluates(
+    run_toy: Any, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     streaming = (
         "job_type=train", "+task.streaming=true", "datamodule.shuffle_buffer=8", "lr_scheduler=constant",
         "lr_scheduler.warmup=0", "datamodule.train.lm.max_rows=9",
     )  # fmt: skip
     results = run_toy(*streaming, "job_name=whole")
+    assert "none lost or cut" in capsys.readouterr().out
     assert results["test/prediction/exact_match"] == 1.0
     run_toy(*streaming, "job_name=parts", "trainer.max_steps=13", "test_after_training=false")
     run_toy(*streaming, "job_name=parts", "trainer.max_steps=20", "test_after_training=false")

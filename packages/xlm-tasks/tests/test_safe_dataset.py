@@ -4,6 +4,7 @@ from types import ModuleType
 
 import datasets
 import pytest
+import safe
 from rdkit import Chem
 
 from xlm.tasks.safe import (
@@ -51,6 +52,23 @@ def test_a_molecule_that_cannot_be_cut_is_kept_as_one_fragment(smiles: str, toke
     text = tokenizer.decode(encoded["target_ids"])
     assert "." not in text
     assert safe_to_smiles(text) == Chem.MolToSmiles(Chem.MolFromSmiles(smiles))
+
+
+def test_molecules_that_safe_refuses_to_cut_bear_a_note(tokenizer: SafeTokenizer) -> None:
+    noted: list[str] = []
+    refused_by_safe: list[str] = []
+    for smiles in ["CCO.O", "c1ccccc1.Cl", ASPIRIN + ".Cl", *smiles_of(150)]:
+        encoded = encode_smiles({"input": smiles}, tokenizer)
+        if encoded is None:
+            continue
+        if "note" in encoded:
+            noted.append(smiles)
+        try:
+            safe.encode(smiles)
+        except safe.SAFEFragmentationError:
+            refused_by_safe.append(smiles)
+    assert noted == refused_by_safe
+    assert len(noted) > 20
 
 
 @pytest.mark.parametrize("text", ["", "C1CC", "no molecule", "C(C)(C)(C)(C)(C)C"])

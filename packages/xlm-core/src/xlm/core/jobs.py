@@ -93,6 +93,8 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
         source.load(harness.model, settings.ckpt_path, **chosen_weights(settings))
     if resume is None or not resume.stopped_early:
         fit(trainer, harness, datamodule, resume)
+        if counts := datamodule.stream_counts():
+            report.print_streamed(counts)
     results = dict(harness.results)
     traces: Mapping[str, Any] = {}
     if settings.test_after_training:

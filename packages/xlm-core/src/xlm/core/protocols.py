@@ -313,7 +313,9 @@ class Preprocess(Protocol):
         """Columns ``prompt_ids``, ``target_ids``, ``fixed``, whichever the task has; None leaves the row out.
 
         Ids may be given as a list, or as text: the text of many rows is then tokenised at once, which is much
-        faster than calling the tokenizer here.
+        faster than calling the tokenizer here. Beside the columns there may be a `note`, a text that says
+        what is particular about a row and goes on after a number, such as "without a bond to cut, kept
+        whole": how many rows bear each note is counted.
         """
         ...
 

@@ -15,6 +15,8 @@ from xlm.core.predictions import Frame
 from xlm.core.protocols import Generation
 
 console = Console(highlight=False)
+MOST_NOTES = 10
+"""Notes of `task.preprocess` that are shown, the most frequent first; the card in the cache has all."""
 
 
 def print_start(job_type: str, folder: Path, lines: Mapping[str, str]) -> None:
@@ -42,7 +44,13 @@ def print_prepared(prepared: PreparedTask) -> None:
     console.print(table)
     for split, card in prepared.cards.items():
         if lost := list(_lost(card.counts)):
-            console.print(f"  {split}: of {card.counts.read:,} rows read {', '.join(lost)}", soft_wrap=True)
+            say(f"  {split}: of {card.counts.read:,} rows read {', '.join(lost)}")
+
+
+def print_streamed(total: RowCounts) -> None:
+    """What became of the rows that a training read from a stream, all its processes and epochs together."""
+    lost = ", ".join(_lost(total)) or "none lost or cut"
+    say(f"\nstream: of {total.read:,} rows read {lost}")
 
 
 def _lost(counts: RowCounts) -> Iterator[str]:
@@ -57,6 +65,10 @@ def _lost(counts: RowCounts) -> Iterator[str]:
     ):
         if number:
             yield f"{number:,} {what}"
+    for note, number in sorted(counts.notes.items(), key=lambda item: -item[1])[:MOST_NOTES]:
+        yield f"{number:,} {note}"
+    if len(counts.notes) > MOST_NOTES:
+        yield f"and {len(counts.notes) - MOST_NOTES:,} more notes"
 
 
 def print_traces(traces: Mapping[str, Sequence[tuple[Generation, Sequence[Frame]]]]) -> None:

@@ -1,7 +1,7 @@
 """The data loaders of a run: named, per stage, deterministic and resumable."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
 import datasets
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
+from xlm.core.data.encode import RowCounts
 from xlm.core.data.order import Bucketing, EvaluationOrder, RowKey, TrainOrder
 from xlm.core.data.packing import PackedDocuments
 from xlm.core.data.prepare import PreparedTask
@@ -21,6 +22,7 @@ from xlm.core.protocols import Collator, Example
 from xlm.core.schema import LoaderSettings, PackingSettings, Stage
 
 BatchT = TypeVar("BatchT")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -164,23 +166,33 @@ class DataModule(lightning.LightningDataModule):
         state = {"batches_done": self.trainer.global_step * self.trainer.accumulate_grad_batches}
         if self._stream is None:
             return state
-        starts = [tuple(start) for start in self._stream.epoch_starts]
-        every: list[Any] = [starts]
-        if self._world_size > 1:  # each process reads a part of its own; all of them come here
-            every = [None] * self._world_size
-            torch.distributed.all_gather_object(every, starts)
-        return state | {"epoch_starts": every}
+        starts = [(epoch, example, asdict(counts)) for epoch, example, counts in self._stream.epoch_starts]
+        return state | {"epoch_starts": self._of_every_process(starts)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict
+
+    def stream_counts(self) -> RowCounts | None:
+        """What became of the rows that all processes read from the stream; None where none was read."""
+        if self._stream is None:
+            return None
+        return sum(self._of_every_process(self._stream.counts), RowCounts())
+
+    def _of_every_process(self, value: T) -> list[T]:
+        """The value of each process, by rank; all of them call this."""
+        if self._world_size == 1:
+            return [value]
+        every: list[Any] = [None] * self._world_size
+        torch.distributed.all_gather_object(every, value)
+        return every
 
     def _streams(self, stage: Stage, name: str) -> bool:
         return self.open_stream is not None and self.loaders[stage][name].split == "train"
 
     def _make_stream(self, name: str, **changes: Any) -> Stream:
         assert self.open_stream is not None
-        every = self._state.get("epoch_starts", [[(0, 0)]] * self._world_size)
+        every = self._state.get("epoch_starts", [[(0, 0, {})]] * self._world_size)
         if len(every) != self._world_size:
             raise XLMError(
                 f"The run was stopped with {len(every)} processes and is to go on with {self._world_size}. A "
@@ -194,7 +206,10 @@ class DataModule(lightning.LightningDataModule):
             world_size=self._world_size,
             num_batches=self.num_batches,
             batches_done=self._state["batches_done"],
-            epoch_starts=[EpochStart(*start) for start in every[self._rank]],
+            epoch_starts=[
+                EpochStart(epoch, example, RowCounts(**counts))
+                for epoch, example, counts in every[self._rank]
+            ],
         )
 
     def _packed(

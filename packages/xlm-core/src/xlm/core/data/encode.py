@@ -8,14 +8,15 @@ The one place where a row of data can be lost or cut. What happens to it is coun
 - The target is longer than ``task.length_limit``: cut at the end or dropped, as it says.
 - Text that is no valid Unicode (bytes that a reader replaced by U+FFFD, or lone surrogates, which become
   U+FFFD here): kept, and counted as repaired.
+- ``task.preprocess`` gives a `note` beside the columns: kept, and counted under this note.
 
 An exception in a filter or in a preprocess function ends the preparation; it is never taken for a refusal.
 """
 
-import dataclasses
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -49,6 +50,8 @@ class RowCounts:
     cut_tokens: int = 0
     repaired: int = 0
     """Rows with text that was not valid Unicode."""
+    notes: dict[str, int] = field(default_factory=dict[str, int])
+    """Rows that bear each note of ``task.preprocess``."""
 
     @property
     def left(self) -> int:
@@ -56,8 +59,13 @@ class RowCounts:
         return self.read - self.filtered - self.refused - self.empty - self.dropped
 
     def __add__(self, other: "RowCounts") -> "RowCounts":
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return RowCounts(*(left + right for left, right in pairs))
+        total = RowCounts(**{name: getattr(self, name) + getattr(other, name) for name in NUMBERS})
+        for note in sorted(self.notes.keys() | other.notes.keys()):
+            total.notes[note] = self.notes.get(note, 0) + other.notes.get(note, 0)
+        return total
+
+
+NUMBERS = tuple(name for name in RowCounts.__dataclass_fields__ if name != "notes")
 
 
 class EncodedRows(NamedTuple):
@@ -111,7 +119,7 @@ class RowEncoder:
             if fields is None:
                 counts.refused += 1
             else:
-                encoded.append(cast("Mapping[str, object]", fields))
+                encoded.append(_count_note(cast("Mapping[str, object]", fields), counts))
         if not encoded:
             return EncodedRows(make_table({}), counts)
         names = _check_names(encoded)
@@ -202,7 +210,7 @@ class CountingEncoder:
         """Encode a batch of rows."""
         table, counts = self.encoder.encode(columns)
         with (self.folder / f"{os.getpid()}.counts").open("a") as file:
-            file.write(" ".join(map(str, dataclasses.astuple(counts))) + "\n")
+            file.write(json.dumps(asdict(counts)) + "\n")
         return check_columns(table, self.empty) if table.num_columns else self.empty
 
     def total(self) -> RowCounts:
@@ -210,7 +218,7 @@ class CountingEncoder:
         total = RowCounts()
         for path in self.folder.glob("*.counts"):
             for line in path.read_text().splitlines():
-                total += RowCounts(*map(int, line.split()))
+                total += RowCounts(**json.loads(line))
             path.unlink()
         return total
 
@@ -238,6 +246,17 @@ def batches_of_rows(rows: Iterator[Row], size: int) -> Iterator[Columns]:
 def _transposed(rows: list[Row]) -> Columns:
     names = rows[0].keys()
     return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _count_note(fields: Mapping[str, object], counts: RowCounts) -> Mapping[str, object]:
+    """The columns without the note, which is counted."""
+    if "note" not in fields:
+        return fields
+    note = fields["note"]
+    if not isinstance(note, str):
+        raise XLMError(f"task.preprocess: gives the note {_short(note)}; it must be a text")
+    counts.notes[note] = counts.notes.get(note, 0) + 1
+    return {name: value for name, value in fields.items() if name != "note"}
 
 
 def _check_names(encoded: list[Mapping[str, object]]) -> list[str]:

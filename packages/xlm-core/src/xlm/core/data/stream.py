@@ -8,12 +8,14 @@ under way and one window of examples.
 The stream is endless: its epoch e is the source, shuffled through a buffer, as a function of (seed, e). A
 run that stopped continues by reading again from the start of the epoch in which it stopped; that costs the
 time of reading and tokenising up to there.
+
+What becomes of the rows is counted as in a preparation; the counts of whole epochs are part of a checkpoint.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import datasets
 import numpy as np
@@ -22,8 +24,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from xlm.core.data.arrow import Table
-from xlm.core.data.encode import Columns, RowEncoder
+from xlm.core.data.encode import Columns, EncodedRows, RowCounts, RowEncoder
 from xlm.core.data.order import RowKey, bucket
 from xlm.core.data.packing import Block, Packer
 from xlm.core.data.prepare import TaskParts, open_source
@@ -33,6 +34,7 @@ from xlm.core.protocols import Example, Row
 from xlm.core.schema import LoaderSettings, TaskSettings
 from xlm.modules import row_seeds
 
+T = TypeVar("T")
 GROUP_ROWS = 64
 """Rows that are read, and tokenised by a worker, at a time."""
 
@@ -43,6 +45,8 @@ class EpochStart(NamedTuple):
     epoch: int
     example: int
     """Examples of this process before it."""
+    counts: RowCounts = RowCounts()
+    """What became of the rows that this process read before it."""
 
 
 def open_stream(
@@ -80,15 +84,15 @@ def _read_again(task: TaskSettings, parts: TaskParts) -> Iterator[Row]:
     yield from open_source(task, parts, "train", streaming=True)
 
 
-class _Encode(Dataset[Table]):
+class _Encode(Dataset[EncodedRows]):
     """Encodes a group of raw rows; the group itself is the key, so that the one reader deals out the work."""
 
     def __init__(self, encoder: RowEncoder) -> None:
         self.encoder = encoder
 
     @override
-    def __getitem__(self, columns: Columns) -> Table:
-        return self.encoder.encode(columns).table
+    def __getitem__(self, columns: Columns) -> EncodedRows:
+        return self.encoder.encode(columns)
 
 
 class _Groups:
@@ -141,6 +145,8 @@ class Stream(Iterable[Any]):
         self.num_batches = num_batches
         self.batches_done = batches_done
         self.epoch_starts = list(epoch_starts)
+        self.counts = RowCounts()
+        """What became of the rows that were read until now, epochs before a resumed one included."""
 
     def __len__(self) -> int:
         return self.num_batches
@@ -163,7 +169,9 @@ class Stream(Iterable[Any]):
 
     def _examples_from(self, first: int) -> Iterator[Example]:
         """All examples of this process from number ``first`` on, without end."""
-        epoch, number = max(start for start in self.epoch_starts if start.example <= first)
+        epoch, number, self.counts = max(
+            (start for start in self.epoch_starts if start.example <= first), key=lambda start: start.epoch
+        )
         while True:
             begin = number
             for length, make_examples in self._chunks(epoch):
@@ -175,7 +183,7 @@ class Stream(Iterable[Any]):
                 raise XLMError("task.source: the stream of the training split has no row that can be used")
             epoch += 1
             if epoch > self.epoch_starts[-1].epoch:
-                self.epoch_starts.append(EpochStart(epoch, number))
+                self.epoch_starts.append(EpochStart(epoch, number, self.counts))
 
     def _chunks(self, epoch: int) -> Iterator[tuple[int, Callable[[Sequence[RowKey]], list[Example]]]]:
         """An epoch's examples, some at a time: how many, and how to make them once their seeds are known."""
@@ -185,10 +193,12 @@ class Stream(Iterable[Any]):
             sampler=_Groups(self.rows),
             batch_size=None,
             num_workers=self.settings.num_workers,
+            collate_fn=_unchanged,
         )
         packing = self.settings.packing
         packer = Packer(packing) if packing is not None else None
-        for table in cast("Iterable[Table]", tables):
+        for table, counts in cast("Iterable[EncodedRows]", tables):
+            self.counts += counts
             if table.num_columns == 0:
                 continue
             if packer is None:
@@ -209,6 +219,10 @@ class Stream(Iterable[Any]):
         places = torch.arange(number, number + length) * self.world_size + self.rank
         seeds = row_seeds(self.seed, epoch, places - begin * self.world_size)
         return [RowKey(-1, *key) for key in zip(seeds.tolist(), places.tolist(), strict=True)]
+
+
+def _unchanged(value: T) -> T:
+    return value
 
 
 def _bucketed(examples: list[Example], batch_size: int) -> list[Example]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, TypedDict, cast
+from typing import Literal, NotRequired, Protocol, TypedDict, cast
 
 import datasets
 
@@ -12,12 +12,15 @@ from xlm.tasks.safe.tokenizer import split_safe
 
 FragmentTask = Literal["motif", "linker", "scaffold"]
 SPLITS = ("train", "val", "test")
+UNCUT = "without a bond that SAFE cuts, kept whole"
+"""Note on a molecule of which no two fragments are bound to one another."""
 
 
 class EncodedMolecule(TypedDict):
     """A SAFE string as ids, without special tokens."""
 
     target_ids: list[int]
+    note: NotRequired[str]
 
 
 class EncodedFragments(EncodedMolecule):
@@ -90,13 +93,18 @@ def published_rows(
 def encode_safe(
     row: Mapping[str, str], tokenizer: Encoder, *, column: str = "input"
 ) -> EncodedMolecule | None:
-    """Writes a SAFE string as ids.
+    """Writes a SAFE string as ids; bears a note if there was no bond to cut.
 
     Returns:
         None, so that the row is refused and counted, if the string has a token that the vocabulary lacks.
     """
-    ids = tokenizer.encode(row[column].strip())
-    return None if tokenizer.unk_id in ids else {"target_ids": ids}
+    text = row[column].strip()
+    ids = tokenizer.encode(text)
+    if tokenizer.unk_id in ids:
+        return None
+    if any(attachment_points(fragment) for fragment in text.split(".")):
+        return {"target_ids": ids}
+    return {"target_ids": ids, "note": UNCUT}
 
 
 def encode_smiles(
@@ -104,7 +112,8 @@ def encode_smiles(
 ) -> EncodedMolecule | None:
     """Writes a SMILES string as the ids of its SAFE string.
 
-    A molecule that SAFE cannot cut is kept as one fragment. Refused are strings that are no molecule.
+    A molecule that SAFE cannot cut is kept whole, and counted by its note. Refused are strings that are no
+    molecule.
 
     Raises:
         ImportError: if rdkit or safe-mol is not installed.
