@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from xlm.core.errors import XLMError
+
 from .conftest import Compose, Run
 from .hub_server import READ_ONLY_TOKEN, TOKEN, Hub, serve
 from .runs import make_run, weights
@@ -25,9 +27,9 @@ REPO = f"+hub.repo_id={NAME}"
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     """The server, empty."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for state in (HUB.repos, HUB.blobs, HUB.requests, HUB.failures):
+    for state in (HUB.repos, HUB.blobs, HUB.requests, HUB.failures, HUB.breaks):
         state.clear()
-    HUB.delay, HUB.lfs = 0.0, True
+    HUB.delay, HUB.lfs, HUB.is_away = 0.0, True, False
     return HUB
 
 
@@ -179,6 +181,44 @@ def test_an_upload_that_fails_in_the_middle(push: Run, hub: Hub) -> None:
     hub.failures = [("PUT /lfs", 503)]  # the client tries again by itself
     push(REPO)
     assert "model.safetensors" in hub.repos[NAME].files()
+
+
+@pytest.mark.parametrize(
+    ("upload", "where"),
+    [
+        ("PUT /lfs", "body"),
+        ("PUT /lfs", "answer"),
+        (f"POST /api/models/{NAME}/commit", "body"),
+        (f"POST /api/models/{NAME}/commit", "answer"),
+    ],
+)
+def test_a_connection_lost_in_the_middle_of_a_push(
+    upload: str,
+    where: str,
+    compose_toy: Compose,
+    run_toy: Run,
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = make_run(compose_toy, tmp_path / "runs", size=4_000_000)  # more than fits on the way
+    monkeypatch.setattr("time.sleep", lambda _: None)  # the client tries five times, 24 s in all
+    hub.create(NAME)
+    hub.breaks = [(upload, where)]
+    with pytest.raises(XLMError) as error:
+        run_toy("job_type=push_to_hub", "job_name=toy", REPO)
+    (folder,) = (run / "push_to_hub").glob("*/model")
+    first, second = str(error.value).splitlines()
+    assert first.startswith(f"hub.repo_id: cannot push to {NAME}: the connection failed (")
+    assert second == f"The files are in {folder}. Run the same command again to push."
+    assert torch.equal(load((folder / "model.safetensors").read_bytes())["bias"], weights(run))
+
+    hub.breaks, hub.is_away = [], False
+    run_toy("job_type=push_to_hub", "job_name=toy", REPO)
+    pushed = hub.repos[NAME].files()
+    assert torch.equal(load(pushed["model.safetensors"].content)["bias"], weights(run))
+    # An answer that was lost belongs to a commit that was made.
+    assert len(hub.repos[NAME].titles()) == 2, "one commit"
 
 
 def test_slow_answers_are_waited_for(push: Run, run_toy: Run, hub: Hub) -> None:

@@ -7,6 +7,8 @@ import base64
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -71,7 +73,11 @@ class Hub:
     blobs: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     failures: list[tuple[str, int]] = field(default_factory=list)
-    """Requests (start of "METHOD /path") that get this status, each once; 0 closes the connection."""
+    """Requests (start of "METHOD /path") that get this status, each once."""
+    breaks: list[tuple[str, str]] = field(default_factory=list)
+    """Requests (start of "METHOD /path") in whose ``body`` or ``answer`` the connection is lost for good."""
+    is_away: bool = False
+    """Whether every connection is reset, as after one of the ``breaks``."""
     delay: float = 0.0
     """Seconds before each answer."""
     url: str = ""
@@ -106,21 +112,33 @@ class Handler(BaseHTTPRequestHandler):
         if not isinstance(body, bytes):
             self.send_header("Content-Type", "application/json")
         self.end_headers()
-        if self.command != "HEAD":
+        if self.hub.is_away:
+            self.wfile.write(data[: len(data) // 2])
+            self.reset()
+        elif self.command != "HEAD":
             self.wfile.write(data)
+
+    def reset(self) -> None:
+        """Drop the connection when the request is done with, without the closing that TCP has."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
 
     def dispatch(self) -> None:
         hub, request = self.hub, f"{self.command} {self.path}"
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         hub.requests.append(request)
+        length = int(self.headers.get("Content-Length") or 0)
+        where = next((where for start, where in hub.breaks if request.startswith(start)), None)
+        if hub.is_away or where == "body":
+            hub.is_away = True
+            self.rfile.read(length // 2)
+            self.reset()
+            return
+        self.body = self.rfile.read(length)
+        hub.is_away = where == "answer"
         time.sleep(hub.delay)
         for failure in hub.failures:
             if request.startswith(failure[0]):
                 hub.failures.remove(failure)
-                if failure[1] == 0:
-                    self.close_connection = True
-                    self.connection.close()
-                    return
                 self.answer(failure[1], {"error": "the server is on fire"})
                 return
         try:

@@ -10,21 +10,24 @@ from torch import Tensor
 from .conftest import Compose
 
 
-def make_run(compose_toy: Compose, output_dir: Path, name: str = "toy", *, averaged: bool = False) -> Path:
-    """A run's folder: its config and a checkpoint with random weights."""
+def make_run(
+    compose_toy: Compose, output_dir: Path, name: str = "toy", *, averaged: bool = False, size: int = 6
+) -> Path:
+    """A run's folder: its config and a checkpoint with random weights, ``size`` of them."""
     folder = output_dir / name
     (folder / "checkpoints").mkdir(parents=True)
-    config = OmegaConf.to_container(compose_toy("job_type=train", f"job_name={name}"), resolve=False)
+    overrides = ("job_type=train", f"job_name={name}", f"model.vocab_size={size}")
+    config = OmegaConf.to_container(compose_toy(*overrides), resolve=False)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     generator = torch.Generator().manual_seed(sum(name.encode()))  # each name has its own weights
     checkpoint: dict[str, object] = {
-        "state_dict": {"model.bias": torch.randn(6, generator=generator)},
+        "state_dict": {"model.bias": torch.randn(size, generator=generator)},
         "global_step": 1,
     }
     if averaged:
         checkpoint |= {
             "averaging_state": {},
-            "current_model_state": {"model.bias": torch.randn(6, generator=generator)},
+            "current_model_state": {"model.bias": torch.randn(size, generator=generator)},
         }
     torch.save(checkpoint, folder / "checkpoints" / "best-00000001.ckpt")
     return folder
