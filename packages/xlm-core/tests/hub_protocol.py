@@ -202,7 +202,7 @@ def test_a_connection_lost_in_the_middle_of_a_push(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = make_run(compose_toy, tmp_path / "runs", size=4_000_000)  # more than fits on the way
-    monkeypatch.setattr("time.sleep", lambda _: None)  # the client tries five times, 24 s in all
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # pyright: ignore[reportUnknownLambdaType]  # 24 s
     hub.create(NAME)
     hub.breaks = [(upload, where)]
     with pytest.raises(XLMError) as error:

@@ -66,7 +66,10 @@ def test_export_writes_averaged_or_raw_weights(trained: Path, run_toy: Run) -> N
         assert about["xlm"]["weights"] == kind
         assert (about["vocab_size"], about["dropout"]) == (6, 0.0)
         assert about["xlm"]["class"] == "toy_family.ToyModel"
-    assert "moving average" in (folders[0] / "README.md").read_text()
+        assert about["xlm"]["step"] == 1
+    card = (folders[0] / "README.md").read_text()
+    assert "| weights | moving average |" in card
+    assert "| optimizer steps | 1, 20 planned |" in card
     assert "exact_match | 0.25 |" in (folders[0] / "README.md").read_text()
 
 
@@ -89,6 +92,9 @@ def test_an_exported_folder_is_a_checkpoint(trained: Path, run_toy: Run) -> None
     run_toy("job_type=export")
     folder = exported(trained, "export")
     assert run_toy("job_type=eval", "job_name=other", f"ckpt_path={folder}") == expected
+    run_toy("job_type=export", "job_name=other", f"ckpt_path={folder}")
+    again = exported(trained.with_name("other"), "export")
+    assert json.loads((again / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
     with pytest.raises(XLMError, match="holds the weights ema, not raw"):
         run_toy("job_type=eval", "job_name=other", f"ckpt_path={folder}", "weights=raw")
 
@@ -104,6 +110,7 @@ def test_a_sharded_checkpoint_is_consolidated(trained: Path, run_toy: Run, tmp_p
     run_toy("job_type=export", f"ckpt_path={shards}", "allow_pickle=true")
     bias = load_file(exported(trained, "export") / "model.safetensors")["bias"]
     assert torch.equal(bias, weights(trained))
+    assert "1, 20 planned" in (exported(trained, "export") / "README.md").read_text()
 
 
 # ---- what is read -------------------------------------------------------------------------------------
@@ -188,6 +195,13 @@ def test_an_index_names_parts_in_its_folder_only(tmp_path: Path, name: str) -> N
     with pytest.raises(XLMError, match="the parts of a model are files") as error:
         read_folder(folder, "x")
     assert repr(name) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_config_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(XLMError, match=r"config\.json (is not JSON|holds a list)"):
+        source.read(str(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}'])

@@ -31,6 +31,8 @@ class CardFacts:
     """Distribution and version that brings the network's class."""
     weights: str
     """Which weights: averaged or as trained."""
+    step: int | None = None
+    """Optimizer steps of the checkpoint, None if it does not tell."""
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     has_tokenizer: bool = False
 
@@ -80,7 +82,8 @@ def _description(facts: CardFacts) -> Iterator[str]:
         + (f" of {facts.package}" if facts.package else ""),
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         "data set": str(task["name"]),
-        "optimizer steps": f"up to {trainer['max_steps']:,}",
+        "optimizer steps": f"{'not recorded' if facts.step is None else f'{facts.step:,}'}, "
+        f"{trainer['max_steps']:,} planned",
         "weights": facts.weights,
     }
     yield from _table(("", ""), rows.items())

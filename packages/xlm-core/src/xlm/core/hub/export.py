@@ -17,7 +17,7 @@ from xlm.core.errors import XLMError
 from xlm.core.hub import source
 from xlm.core.hub.allow_list import declaration
 from xlm.core.hub.card import CardFacts, make_card
-from xlm.core.hub.folder import CONFIG, read_config
+from xlm.core.hub.folder import CONFIG, OWN, read_config
 from xlm.core.hub.pushed_config import FILE, portable
 from xlm.core.protocols import Tokenizer
 from xlm.core.run_folder import RunFolder
@@ -55,10 +55,11 @@ def write_folder(config: DictConfig, settings: RunSettings, *, max_shard_size: s
     tokenizer = make_tokenizer(config)
     model = cast("nn.Module", make(config, "model"))
     source.load(model, checkpoint, which=settings.weights, allow_pickle=settings.allow_pickle, own=own)
-    kind = source.kind_of(Path(checkpoint), settings.weights)
+    about = source.about(checkpoint, which=settings.weights, allow_pickle=settings.allow_pickle)
 
     job_folder = run.start_job(settings.job_type, plain(config))
-    report.print_start(settings.job_type, job_folder, {"checkpoint": checkpoint, "weights": WEIGHTS[kind]})
+    weights = WEIGHTS[about.kind]
+    report.print_start(settings.job_type, job_folder, {"checkpoint": checkpoint, "weights": weights})
     folder = job_folder / "model"
     folder.mkdir()
     facts = CardFacts(
@@ -67,13 +68,14 @@ def write_folder(config: DictConfig, settings: RunSettings, *, max_shard_size: s
         model=model,
         config=plain(config, resolve=True),
         package=package_of(model),
-        weights=WEIGHTS[kind],
+        weights=weights,
+        step=about.step,
         metrics=_metrics(run) if own else {},
         has_tokenizer=_save_tokenizer(tokenizer, folder),
     )
     make_card(facts).save(folder / "README.md")  # first: the network would write a card of its own
     _save_model(model, facts.config["model"], folder, max_shard_size)
-    _describe(model, kind, folder)
+    _describe(model, about, folder)
     (folder / FILE).write_text(yaml.safe_dump(portable(plain(config)), sort_keys=False), "utf-8")
     return folder
 
@@ -140,15 +142,16 @@ def _save_model(model: nn.Module, node: dict[str, Any], folder: Path, max_shard_
     (folder / CONFIG).write_text(content + "\n", "utf-8")
 
 
-def _describe(model: nn.Module, kind: str, folder: Path) -> None:
+def _describe(model: nn.Module, about: source.About, folder: Path) -> None:
     """Add to ``config.json`` what the arguments of the constructor do not say."""
     name, _, number = (package_of(model) or "").partition(" ")
-    about = {
+    told = {
         "format_version": FORMAT_VERSION,
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
         "package": name or None,
         "version": number or None,
-        "weights": kind,
+        "weights": about.kind,
+        "step": about.step,
         "training_config": FILE,
     }
-    (folder / CONFIG).write_text(json.dumps({**read_config(folder), "xlm": about}, indent=2) + "\n", "utf-8")
+    (folder / CONFIG).write_text(json.dumps({**read_config(folder), OWN: told}, indent=2) + "\n", "utf-8")

@@ -17,6 +17,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 CONFIG = "config.json"
+OWN = "xlm"
+"""Key of ``config.json`` under which XLM keeps what the constructor's arguments do not say."""
 
 
 def read_folder(folder: Path, origin: str) -> dict[str, Tensor]:
@@ -114,12 +116,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a folder, empty if there is none.
 
     Raises:
-        XLMError: When it is not JSON.
+        XLMError: When it is not JSON, or no mapping.
     """
     file = folder / CONFIG
     if not file.is_file():
         return {}
     try:
-        return cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise XLMError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise XLMError(f"{file} holds a {type(content).__name__}, not the arguments of a network by name")
+    return cast("dict[str, Any]", content)
+
+
+def read_own(folder: Path) -> dict[str, Any]:
+    """What XLM has written into ``config.json`` of a folder beside the network's arguments."""
+    own = read_config(folder).get(OWN)
+    return cast("dict[str, Any]", own) if isinstance(own, dict) else {}

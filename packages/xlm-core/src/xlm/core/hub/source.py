@@ -1,8 +1,9 @@
 """Weights from wherever ``ckpt_path`` points: a checkpoint, a sharded one, a folder to share, the Hub."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from xlm.core import checkpoints
 from xlm.core.errors import XLMError
-from xlm.core.hub.folder import put_weights, read_config, read_folder
+from xlm.core.hub.folder import put_weights, read_folder, read_own
 from xlm.core.hub.repository import local_folder
 from xlm.core.weights import Which, read_weights
 
@@ -39,7 +40,7 @@ def read(
     """The state dict of the plain network; arguments and errors as for :func:`load`."""
     folder = local_folder(ckpt_path)
     if folder is not None:
-        kind = read_config(folder).get("xlm", {}).get("weights")
+        kind = read_own(folder).get("weights")
         if which != "auto" and kind is not None and which != kind:
             raise XLMError(f"ckpt_path: {ckpt_path} holds the weights {kind}, not {which}. Set weights=auto")
         return read_folder(folder, ckpt_path)
@@ -61,14 +62,37 @@ def _consolidate(folder: Path, file: Path) -> None:
     """Turn a checkpoint of torch.distributed.checkpoint, as Lightning writes it, into one file."""
     dcp_to_torch_save(folder, file)
     parts = cast("dict[str, Any]", torch.load(file, weights_only=True))
-    rest = folder / "meta.pt"  # what Lightning keeps beside the shards
-    content = torch.load(rest, weights_only=True, map_location="cpu") if rest.is_file() else {}
     state = parts.get("state_dict", parts.get("model", {}))  # of ModelParallelStrategy, of FSDPStrategy
-    torch.save({**content, "state_dict": state}, file)
+    torch.save({**_rest(folder), "state_dict": state}, file)
 
 
-def kind_of(checkpoint: Path, which: Which) -> Which:
-    """Which weights ``which`` means for this checkpoint: ``ema`` or ``raw``."""
-    if which != "auto" or not checkpoint.is_file() or checkpoint.suffix == ".safetensors":
-        return "raw" if which == "auto" else which
-    return "ema" if "averaging_state" in checkpoints.read(checkpoint, lazily=True) else "raw"
+def _rest(folder: Path) -> dict[str, Any]:
+    """What Lightning keeps beside the shards."""
+    file = folder / "meta.pt"
+    content = torch.load(file, weights_only=True, map_location="cpu") if file.is_file() else {}
+    return cast("dict[str, Any]", content)
+
+
+@dataclass(frozen=True)
+class About:
+    """What is said of weights in a model card."""
+
+    kind: Literal["ema", "raw"]
+    """Their moving average, or as trained."""
+    step: int | None
+    """Optimizer steps that they had, None where the source does not tell."""
+
+
+def about(ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False) -> About:
+    """What :func:`load` has loaded with the same arguments."""
+    folder = local_folder(ckpt_path)
+    path = Path(ckpt_path).expanduser()
+    if folder is not None:
+        own = read_own(folder)
+        kind, step = own.get("weights"), own.get("step")
+        return About("ema" if kind == "ema" else "raw", step if isinstance(step, int) else None)
+    if path.suffix == ".safetensors":
+        return About("raw", None)
+    content = _rest(path) if path.is_dir() else checkpoints.read(path, allow_pickle=allow_pickle, lazily=True)
+    kind = ("ema" if "averaging_state" in content else "raw") if which == "auto" else which
+    return About(kind, content.get("global_step"))
