@@ -44,12 +44,15 @@ def rows(batch: int) -> list[Row]:
     ]
 
 
+Collate = Callable[[Sequence[Row]], Mapping[str, object]]
+
+
 def size_of(batch: Mapping[str, object]) -> int:
     """Bytes of the tensors of a batch."""
     return sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
 
 
-def measure(collate: Callable[[Sequence[Row]], Mapping[str, object]]) -> tuple[float, int]:
+def measure(collate: Collate) -> tuple[float, int]:
     """Median CPU milliseconds of a batch, and the bytes of the largest."""
     milliseconds: list[float] = []
     largest = 0
@@ -62,24 +65,30 @@ def measure(collate: Callable[[Sequence[Row]], Mapping[str, object]]) -> tuple[f
     return statistics.median(milliseconds[WARM_UP:]), largest
 
 
+def training_collators(
+    *, pad_id: int = PAD, mask_id: int = MASK, bos_id: int = BOS, cls_id: int = CLS
+) -> dict[str, Collate]:
+    """The training collator of each family."""
+    return {
+        "arlm": ARLMCollator(pad_id=pad_id, bos_id=None, eos_id=None),
+        "mlm": MLMCollator(pad_id=pad_id, mask_id=mask_id, bos_id=None, eos_id=None),
+        "mdlm": MDLMCollator(schedule=LogLinear(), pad_id=pad_id, mask_id=mask_id, bos_id=None, eos_id=None),
+        "ilm": ILMCollator(pad_id=pad_id, cls_id=cls_id, bos_id=bos_id),
+        "flexmdm": FlexMDMCollator(
+            interpolant=Interpolant(insertion=LogLinear(eps=0.0), unmasking=LogLinear(eps=0.0)),
+            pad_id=pad_id,
+            mask_id=mask_id,
+            bos_id=bos_id,
+        ),
+    }
+
+
 def main() -> None:
     """Print a table."""
     torch.set_num_threads(1)
-    collators: dict[str, Callable[[Sequence[Row]], Mapping[str, object]]] = {
-        "arlm": ARLMCollator(pad_id=PAD, bos_id=None, eos_id=None),
-        "mlm": MLMCollator(pad_id=PAD, mask_id=MASK, bos_id=None, eos_id=None),
-        "mdlm": MDLMCollator(schedule=LogLinear(), pad_id=PAD, mask_id=MASK, bos_id=None, eos_id=None),
-        "ilm": ILMCollator(pad_id=PAD, cls_id=CLS, bos_id=BOS),
-        "flexmdm": FlexMDMCollator(
-            interpolant=Interpolant(insertion=LogLinear(eps=0.0), unmasking=LogLinear(eps=0.0)),
-            pad_id=PAD,
-            mask_id=MASK,
-            bos_id=BOS,
-        ),
-    }
     print(f"{ROWS} rows of {LENGTH} tokens, {BATCHES} batches, torch {torch.__version__}, one thread")
     print(f"{'collator':10}{'ms a batch (median)':>22}{'MB a batch (largest)':>22}")
-    for name, collate in collators.items():
+    for name, collate in training_collators().items():
         milliseconds, size = measure(collate)
         print(f"{name:10}{milliseconds:22.2f}{size / 1e6:22.2f}")
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import distribution
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,22 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import datasets
 import torch
+from collators import training_collators
 from rich.console import Console
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from xlm.core.data import DataModule, PreparedTask, Stream, TaskParts, open_stream, prepare
+from xlm.core.data.packing import PackedDocuments
 from xlm.core.protocols import Source
 from xlm.core.schema import LoaderSettings, TaskSettings
 
 console = Console()
 BLOCK, BATCH, END = 1024, 32, 50256
 WORDS_OF_A_DOCUMENT = 500
+LOADED = 400
+"""Batches for which each loader is timed, the start of its worker included."""
 SLOT = {"_target_": "benchmarks.data"}
 
 
@@ -111,7 +114,7 @@ def loader(**changes: Any) -> LoaderSettings:
         "batch_size": BATCH,
         "num_workers": 1,
         "max_rows": None,
-        "packing": {"block_length": BLOCK, "separator_id": END, "keep_apart": True},
+        "packing": {"block_length": BLOCK, "separator_id": END, "keep_apart": False},
     }
     return LoaderSettings.model_validate(node | changes)
 
@@ -150,22 +153,33 @@ def measure_preparation(folder: Path) -> PreparedTask:
     return prepared
 
 
-def measure_loader(prepared: PreparedTask) -> None:
-    """Batches a second of one worker."""
-    module = DataModule(
-        prepared=prepared,
-        loaders={"train": {"lm": loader()}, "val": {}, "test": {}},
-        collators={"train": {"lm": stack}},
-        seed=0,
-        num_batches=400,
-    )
-    batches = iter(module.train_dataloader())
-    for _ in islice(batches, 20):
-        pass
-    start = time.perf_counter()
-    number = sum(1 for _ in batches)
-    speed = number / (time.perf_counter() - start)
-    console.print(f"loader, 1 worker: {speed:.0f} batches a second of {BATCH} x {BLOCK}")
+def measure_loaders(prepared: PreparedTask) -> None:
+    """What one worker delivers with the training collator of each family, and with the cheapest one.
+
+    Printed are CPU milliseconds of the two processes for a batch, and batches a second: of the clock, and as
+    they would be if each process had a core of its own.
+    """
+    special = {"pad_id": END + 1, "mask_id": END + 2, "bos_id": END + 3, "cls_id": END + 4}
+    for name, collate in {"stack": stack, **training_collators(**special)}.items():
+        module = DataModule(
+            prepared=prepared,
+            loaders={"train": {"lm": loader()}, "val": {}, "test": {}},
+            collators={"train": {"lm": collate}},
+            seed=0,
+            num_batches=LOADED,
+        )
+        start, before = time.perf_counter(), os.times()
+        number = sum(1 for _ in module.train_dataloader())  # the worker has ended after the last one
+        seconds, after = time.perf_counter() - start, os.times()
+        assert number == LOADED
+        here = (after.user + after.system - before.user - before.system) / number
+        worker = (
+            after.children_user + after.children_system - before.children_user - before.children_system
+        ) / number
+        console.print(
+            f"loader, 1 worker, {name:8}: {1000 * here:5.1f} ms here, {1000 * worker:5.1f} ms in the worker, "
+            f"{number / seconds:4.0f} batches a second by the clock, {1 / max(here, worker):4.0f} by CPU time"
+        )
 
 
 def stream_memory(batches: int, connection: Any) -> None:
@@ -191,15 +205,51 @@ def stream_memory(batches: int, connection: Any) -> None:
     connection.send((peak, tokens, seconds))
 
 
+def long_document(megabytes: int, connection: Any) -> None:
+    """CPU seconds and peak memory of preparing a single document of so many megabytes, and packing it."""
+    datasets.disable_progress_bars()
+    text = "".join(row["text"] for row in plays("train"))
+    text = (text * (1 + megabytes * 10**6 // len(text)))[: megabytes * 10**6]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    parts = TaskParts(
+        source=lambda split: iter([{"text": text}]), preprocess=text_of, tokenizer=GPT2Tokenizer()
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        settings = task_settings()
+        seconds, prepared = cpu_seconds(partial(prepare, settings, parts, cache_dir=Path(folder)))
+        blocks = PackedDocuments(
+            prepared.load("train").with_format("arrow"), prepared.document_ends("train"), BLOCK, END
+        )
+        reading, tokens = cpu_seconds(lambda: sum(len(blocks[number].ids) for number in range(len(blocks))))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    connection.send((seconds, reading, tokens, peak - before))
+
+
+def measure_long_documents() -> None:
+    """Single documents of several sizes, each in a process of its own."""
+    for megabytes in (1, 4, 16):
+        seconds, reading, tokens, memory = in_a_process(long_document, megabytes)
+        console.print(
+            f"one document of {megabytes:2} MB: {tokens:>9,} tokens, tokenised in {seconds:.2f} s, "
+            f"its blocks read in {reading:.2f} s, {memory:.0f} MiB of memory"
+        )
+
+
+def in_a_process(work: Callable[[int, Any], None], argument: int) -> Any:
+    """What the function sends from a fresh process, whose peak of memory is its own."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(argument, theirs))
+    process.start()
+    result = ours.recv()
+    process.join()
+    return result
+
+
 def measure_stream() -> None:
     """Memory after few and after many batches, each in a process of its own."""
-    context = multiprocessing.get_context("spawn")
     for batches in (10, 100, 300):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=stream_memory, args=(batches, theirs))
-        process.start()
-        peak, tokens, seconds = ours.recv()
-        process.join()
+        peak, tokens, seconds = in_a_process(stream_memory, batches)
         console.print(
             f"stream, no worker: {tokens:>9,} tokens, {tokens / seconds:,.0f} a second, "
             f"peak memory {peak:.0f} MiB"
@@ -223,7 +273,8 @@ def main() -> None:
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        measure_loader(measure_preparation(Path(folder)))
+        measure_loaders(measure_preparation(Path(folder)))
+    measure_long_documents()
     measure_stream()
 
 

@@ -29,7 +29,7 @@ SMALL = (
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    """20 files of real text, one of them empty, one of white space, one enormous."""
+    """20 files of real text, one of them empty, one of white space, one of 3 MB."""
     folder = tmp_path / "texts"
     folder.mkdir()
     speeches = [row["text"] for row in play_rows("test")]
@@ -37,7 +37,7 @@ def texts(tmp_path: Path) -> Path:
         (folder / f"{file:02}.txt").write_text("\n\n".join(speeches[file : file + 5]))
     (folder / "03.txt").write_text("")
     (folder / "04.txt").write_text("\n \n")
-    (folder / "05.txt").write_text("\n\n".join(speeches))
+    (folder / "05.txt").write_text("\n\n".join(speeches * 12))
     return folder
 
 
@@ -52,7 +52,8 @@ def test_files_are_prepared_and_trained_on(texts: Path, tmp_path: Path) -> None:
     run_fast(tmp_path, tmp_path / "cache", "prepare_data", None, *SMALL, files)
     train = cards(tmp_path / "cache")["train"]
     assert (train["rows"], train["counts"]["read"], train["counts"]["refused"]) == (14, 16, 2)
-    assert train["length_quantiles"]["1"] > 100_000
+    assert (texts / "05.txt").stat().st_size > 2.9e6
+    assert train["length_quantiles"]["1"] > 1e6  # every token of it
     assert train["counts"]["cut"] == train["counts"]["dropped"] == train["counts"]["repaired"] == 0
     results = run_fast(tmp_path, tmp_path / "cache", "train", None, *SMALL, files)
     assert 0 < results["test/prediction/tokens"] <= 16

@@ -16,7 +16,7 @@ import datasets
 import huggingface_hub.constants
 import pytest
 
-from xlm.core.data import PreparedTask
+from xlm.core.data import PreparedTask, encode, prepare
 from xlm.core.data.cache_key import tokenizer_fingerprint
 from xlm.core.data.encode import RowCounts, RowEncoder
 from xlm.core.errors import XLMError
@@ -78,6 +78,31 @@ def test_notes_are_counted_and_are_no_columns() -> None:
     assert both == RowCounts(read=4, cut=1, notes={"of one letter": 5, "other": 1})
 
 
+@pytest.mark.parametrize("kind", ["data set", "generator"])
+def test_long_texts_are_tokenised_a_few_at_a_time(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["1 2 " * length for length in (1, 3, 0, 40, 7, 2, 2, 30, 30, 1)]
+    calls: list[int] = []
+
+    class Recorder(LetterTokenizer):
+        def encode_batch(self, texts: Any) -> list[list[int]]:
+            calls.append(sum(map(len, texts)) if len(texts) > 1 else 0)
+            return [self.encode(text) for text in texts]
+
+    def rows(split: str) -> Any:
+        found = [{"text": text} for text in texts]
+        return datasets.Dataset.from_list(found) if kind == "data set" else iter(found)
+
+    monkeypatch.setattr(encode, "MOST_CHARACTERS", 60)
+    parts = text_task.parts(source=rows, tokenizer=Recorder())
+    prepared = prepare(text_task.task(splits={"train": "train"}), parts, cache_dir=tmp_path)
+    assert prepared.load("train")["target_ids"][:] == [[1, 2] * (len(t) // 4) for t in texts if t]
+    assert max(calls) <= 60
+    assert len(calls) < 10
+    assert prepared.cards["train"].counts == RowCounts(read=10, empty=1)
+
+
 def test_long_rows_can_be_dropped_instead() -> None:
     table, counts = encoder("drop").encode({"text": HARD_TEXTS})
     assert len(table) == 3
@@ -129,8 +154,6 @@ def small(row: Any, tokenizer: Any) -> dict[str, Any] | None:
 
 
 def prepare_files(files: Path, cache_dir: Path, num_proc: int = 1, **changes: Any) -> PreparedTask:
-    from xlm.core.data import prepare
-
     data_files = {split: str(files / f"{split}.jsonl") for split in ("train", "validation")}
     node = {"_target_": "datasets.load_dataset", "path": "json", "data_files": data_files}
     source = partial(datasets.load_dataset, "json", data_files=data_files)

@@ -60,6 +60,11 @@ def make_table(columns: dict[str, Lists]) -> Table:
     return pa.table(columns)
 
 
+def join_tables(tables: Sequence[Table]) -> Table:
+    """The rows of several tables with the same columns, one table after the other; nothing is copied."""
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+
+
 def make_lists(lengths: np.ndarray, values: np.ndarray) -> Lists:
     """Lists of these lengths, one after the other in ``values``."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)

@@ -23,13 +23,17 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from xlm.core.data.arrow import Lists, Table, make_lists, make_table
+from xlm.core.data.arrow import Lists, Table, join_tables, make_lists, make_table
 from xlm.core.errors import XLMError
 from xlm.core.protocols import Preprocess, Row, RowFilter, Tokenizer
 from xlm.core.schema import LengthLimitSettings
 
 COLUMNS = ("prompt_ids", "target_ids", "fixed")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+MOST_CHARACTERS = 4_000_000
+"""Characters of text that are read, and tokenised, in one go unless a single row has more: until they are in
+an array, ids take some ten times the memory of their text."""
 
 Columns = Mapping[str, Sequence[object]]
 """Rows, column by column, as `datasets` gives them in batches."""
@@ -123,14 +127,18 @@ class RowEncoder:
         if not encoded:
             return EncodedRows(make_table({}), counts)
         names = _check_names(encoded)
+        tables = [self._encode_some(rows, names, counts) for rows in _portions(encoded)]
+        return EncodedRows(join_tables(tables), counts)
+
+    def _encode_some(self, rows: list[Mapping[str, object]], names: list[str], counts: RowCounts) -> Table:
         lists: dict[str, list[Sequence[Any]]] = {
-            name: self._ids([row[name] for row in encoded], counts) for name in names
+            name: self._ids([row[name] for row in rows], counts) for name in names
         }
-        lengths = {name: np.fromiter(map(len, lists[name]), np.int64, len(encoded)) for name in names}
+        lengths = {name: np.fromiter(map(len, lists[name]), np.int64, len(rows)) for name in names}
         keep = self._limit(lists, lengths, counts)
         for name in names:
             lists[name] = [ids for ids, kept in zip(lists[name], keep, strict=True) if kept]
-        return EncodedRows(make_table({n: self._array(n, lists[n]) for n in names}), counts)
+        return make_table({name: self._array(name, lists[name]) for name in names})
 
     def _call(self, slot: str, row: Row, function: Any, *arguments: object) -> object:
         try:
@@ -232,15 +240,33 @@ def check_columns(table: Table, first: Table) -> Table:
 
 
 def batches_of_rows(rows: Iterator[Row], size: int) -> Iterator[Columns]:
-    """Rows, ``size`` at a time, column by column."""
+    """Rows, ``size`` at a time or fewer if their text is long, column by column."""
     batch: list[Row] = []
+    characters = 0
     for row in rows:
         batch.append(row)
-        if len(batch) == size:
+        characters += _characters(row)
+        if len(batch) == size or characters >= MOST_CHARACTERS:
             yield _transposed(batch)
-            batch = []
+            batch, characters = [], 0
     if batch:
         yield _transposed(batch)
+
+
+def _portions(rows: list[Mapping[str, object]]) -> Iterator[list[Mapping[str, object]]]:
+    """The rows, divided where their text would be too much at once."""
+    start = characters = 0
+    for number, row in enumerate(rows):
+        size = _characters(row)
+        if number > start and characters + size > MOST_CHARACTERS:
+            yield rows[start:number]
+            start, characters = number, 0
+        characters += size
+    yield rows[start:]
+
+
+def _characters(row: Mapping[str, object]) -> int:
+    return sum(len(value) for value in row.values() if isinstance(value, str))
 
 
 def _transposed(rows: list[Row]) -> Columns:

@@ -31,6 +31,8 @@ from xlm.core.schema import Stage, TaskSettings
 ID_COLUMNS = ("prompt_ids", "target_ids")
 BATCH_ROWS = 512
 """Rows that are encoded, and written, at a time."""
+BATCH_BYTES = 2**26
+"""The same in bytes of a data set's raw rows, on the average, where rows are large."""
 
 
 @dataclass(frozen=True)
@@ -161,22 +163,24 @@ def _prepare_split(task: TaskSettings, parts: TaskParts, split: Stage, folder: P
 
 def _map(rows: datasets.Dataset, encoder: RowEncoder, folder: Path, split: str, num_proc: int) -> RowCounts:
     """Encode a data set with the means of `datasets`: in several processes, straight into the cache."""
+    source = cast("Any", rows.data)
+    batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * source.num_rows // max(source.nbytes, 1)))
     lost = RowCounts()
     table: Table | None = None
-    for start in range(0, len(rows), BATCH_ROWS):  # the first row that is left tells which columns there are
-        table, counts = encoder.encode(rows[start : start + BATCH_ROWS])
+    start, number = 0, 1
+    while table is None or not table.num_columns:  # the first row that is left tells which columns there are
+        if start >= len(rows):
+            return lost
+        table, counts = encoder.encode(rows[start : start + number])
         lost += counts
-        if table.num_columns:
-            break
-    if table is None or not table.num_columns:
-        return lost
+        start, number = start + number, min(2 * number, batch_rows)
     counting = CountingEncoder(encoder, folder, table.slice(0, 0))
     if num_proc > 1:  # the processes share the cores, so that the tokenizer needs no threads
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     rows.map(
         counting,
         batched=True,
-        batch_size=BATCH_ROWS,
+        batch_size=batch_rows,
         remove_columns=rows.column_names,
         num_proc=num_proc if num_proc > 1 else None,
         cache_file_name=str(folder / "rows.arrow"),
