@@ -13,7 +13,7 @@ import yaml
 from xlm.core.errors import XLMError
 from xlm.core.hub import allow_list
 from xlm.core.hub.allow_list import LIBRARY_CLASSES, check_names, check_objects, targets
-from xlm.core.hub.pushed_config import as_experiment, read
+from xlm.core.hub.pushed_config import as_experiment, portable, read
 
 HARMLESS: dict[str, Any] = {
     "task": {"name": "x", "source": {"_target_": "datasets.load_dataset", "path": "user/name"}},
@@ -122,32 +122,85 @@ def test_every_problem_is_named_with_its_place() -> None:
         assert line in str(error.value)
 
 
+@pytest.mark.parametrize("path", ["csv", "json", "parquet", "text", "user/name"])
+@pytest.mark.parametrize(
+    "data_files",
+    [None, "???", "my texts/**/*.txt", ["a.csv", "b.csv"], {"train": "train-*.parquet", "test": ["a", "b"]}],
+)
+def test_formats_of_datasets_and_files_below_the_working_directory_pass(
+    path: str, data_files: object
+) -> None:
+    node = {
+        "_target_": "datasets.load_dataset",
+        "_partial_": True,
+        "path": path,
+        "data_files": data_files,
+        "sample_by": "document",
+        "encoding_errors": "strict",
+    }
+    check_names({"source": node}, "x")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"path": "pandas", "data_files": "x.pkl"}, "datasets.load_dataset with data_files is not allowed"),
+        ({"path": "pandas", "data_files": "x.pkl"}, "'pandas' is no repository of the Hub"),
         ({"path": "pandas"}, "'pandas' is no repository of the Hub"),
+        ({"path": "webdataset", "data_files": "x.tar"}, "'webdataset' is no repository of the Hub"),
+        ({"path": "csv ", "data_files": "x.csv"}, "'csv ' is no repository of the Hub"),
+        ({"path": "./csv", "data_files": "x.csv"}, "'./csv' is no repository of the Hub"),
+        ({"path": "${task.name}", "data_files": "x.csv"}, "is no repository of the Hub"),
         ({"path": "../../secret/data"}, "is no repository of the Hub"),
         ({"path": "/etc/x"}, "is no repository of the Hub"),
         ({}, "None is no repository of the Hub"),
         ({"path": "a/b", "_args_": ["pandas"]}, "with _args_ is not allowed"),
+        ({"path": "csv", "data_dir": "/etc"}, "with data_dir is not allowed"),
+        ({"path": "csv", "storage_options": {}}, "with storage_options is not allowed"),
         ({"path": "a/b", "trust_remote_code": True}, "with trust_remote_code is not allowed"),
     ],
 )
-def test_data_sets_come_from_the_hub_only(arguments: dict[str, object], message: str) -> None:
+def test_data_sets_come_from_the_hub_or_from_plain_files(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(XLMError, match=message):
         check_names({"source": {"_target_": "datasets.load_dataset", **arguments}}, "x")
 
 
-@pytest.mark.parametrize("path", ["pandas", "/etc", "../data", "~/data", "${output_dir}", 1])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "/etc/passwd",
+        "~/.ssh/id_rsa",
+        "../secret.txt",
+        "a/../../secret.txt",
+        "..\\secret.txt",
+        "C:/secret.txt",
+        "https://evil.example/x.csv",
+        "reference://::https://evil.example/x.json",
+        "simplecache::x.csv",
+        "${model.name}",
+        1,
+    ],
+)
+@pytest.mark.parametrize("node", [{}, {"_target_": "datasets.load_dataset", "path": "text"}])
+def test_files_are_below_the_working_directory(file: object, node: dict[str, object]) -> None:
+    for files in (file, ["a.txt", file], {"train": "a.txt", "test": [file]}):
+        with pytest.raises(XLMError, match=r"data_files\S*: .* is no pattern of files below"):
+            check_names({"source": {**node, "data_files": files}}, "x")
+
+
+def test_places_of_a_machine_are_not_pushed() -> None:
+    def pushed(data_files: object) -> object:
+        return portable({"task": {"source": {"data_files": data_files}}})["task"]["source"]["data_files"]
+
+    assert pushed("/home/me/*.txt") == pushed("~/texts/*.txt") == "???"
+    assert pushed({"train": "/data/a", "test": ["b", "/data/c"]}) == {"train": "???", "test": ["b", "???"]}
+    for data_files in (None, "texts/*.txt", {"train": "a"}, "hf://datasets/a/b/c.csv"):
+        assert pushed(data_files) == data_files
+
+
+@pytest.mark.parametrize("path", ["csv", "pandas", "/etc", "../data", "~/data", "${output_dir}", 1])
 def test_paths_name_repositories_whatever_takes_them(path: object) -> None:
-    node = {
-        "_target_": "torch.optim.AdamW",
-        "path": path,
-        "data_files": {"train": "https://evil.example/x.pkl"},
-    }
     with pytest.raises(XLMError, match=r"source\.path: .* is no repository of the Hub"):
-        check_names({"source": node}, "x")
+        check_names({"source": {"_target_": "torch.optim.AdamW", "path": path}}, "x")
 
 
 @pytest.mark.parametrize("key", [1, True, None])

@@ -41,8 +41,13 @@ LIBRARY_CLASSES = {
 }  # fmt: skip
 """Names of libraries that are allowed as well, and what the objects call themselves."""
 
-LOAD_DATASET_ARGUMENTS = {"_target_", "_partial_", "path", "name", "revision", "streaming"}
-"""Of ``datasets.load_dataset``. Its builders, one of which reads pickles, and local files are refused."""
+LOAD_DATASET_ARGUMENTS = {
+    "_target_", "_partial_", "path", "name", "revision", "streaming", "data_files", "sample_by",
+    "encoding_errors",
+}  # fmt: skip
+"""Of ``datasets.load_dataset``; none of them is an object or reaches a reader's own loader."""
+FORMATS = {"csv", "json", "parquet", "text"}
+"""Readers that come with ``datasets`` and run nothing. Another one, ``pandas``, reads pickles."""
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 REFERENCE = re.compile(r"\$\{(?:oc\.select:)?[\w.]+(?:,\s*[\w.-]+)?\}")
@@ -121,6 +126,7 @@ def _problems(node: object, key: str, allowed: Mapping[str, str]) -> Iterator[st
         content = cast("Mapping[object, object]", node)
         if "_target_" in content:
             yield from _target_problems(content, key, allowed)
+        yield from _file_problems(content.get("data_files"), f"{key}.data_files".lstrip("."))
         for name, value in content.items():
             if not isinstance(name, str):
                 yield f"{key}: the key {name!r} is no text"
@@ -141,11 +147,34 @@ def _target_problems(node: Mapping[object, object], key: str, allowed: Mapping[s
     if not isinstance(target, str) or target not in allowed:
         yield f"{key}._target_: {target!r} is not allowed"
         return
+    formats: set[str] = set()
     if target == "datasets.load_dataset":
         if extra := sorted(str(name) for name in node if name not in LOAD_DATASET_ARGUMENTS):
             yield f"{key}: datasets.load_dataset with {', '.join(extra)} is not allowed"
+        formats = FORMATS
     elif "path" not in node:
         return
     # Functions of tasks hand it on to datasets.load_dataset, which takes folders and builders as well.
-    if not isinstance(path := node.get("path"), str) or not REPOSITORY.fullmatch(path):
-        yield f"{key}.path: {path!r} is no repository of the Hub (USER/NAME)"
+    path = node.get("path")
+    if not isinstance(path, str) or not (path in formats or REPOSITORY.fullmatch(path)):
+        allowed_formats = "".join(f" or {name}" for name in sorted(formats))
+        yield f"{key}.path: {path!r} is no repository of the Hub (USER/NAME){allowed_formats}"
+
+
+def _file_problems(node: object, key: str) -> Iterator[str]:
+    """Patterns of data files: below the working directory, or in the repository that ``path`` names."""
+    if isinstance(node, Mapping):
+        for name, value in cast("Mapping[object, object]", node).items():
+            yield from _file_problems(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for index, value in enumerate(cast("list[object]", node)):
+            yield from _file_problems(value, f"{key}[{index}]")
+    elif node is not None and not (isinstance(node, str) and is_relative(node)):
+        yield f"{key}: {node!r} is no pattern of files below the working directory"
+
+
+def is_relative(pattern: str) -> bool:
+    """Whether a pattern names files below where it starts, by itself: no address, no reference, no way up."""
+    return not (
+        {":", "\\", "$"} & set(pattern) or pattern.startswith(("/", "~")) or ".." in pattern.split("/")
+    )

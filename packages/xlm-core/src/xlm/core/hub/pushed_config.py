@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import yaml
+from omegaconf import MISSING
 
 from xlm.core.errors import XLMError
 from xlm.core.hub.allow_list import check_names, check_objects
@@ -38,11 +39,25 @@ LARGEST = 2**20
 
 
 def portable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A composed config as it is pushed."""
-    kept = {key: value for key, value in config.items() if key not in LOCAL}
+    """A composed config as it is pushed: without this machine's settings and places."""
+    kept = {key: _without_places(value, key) for key, value in config.items() if key not in LOCAL}
     data = cast("dict[str, Any]", kept.get("datamodule", {}))
     kept["datamodule"] = {key: value for key, value in data.items() if key not in LOCAL_OF_DATA}
     return kept
+
+
+def _without_places(node: object, key: str) -> Any:
+    """``node`` with ``???`` in place of data files that are not below the working directory."""
+    if isinstance(node, Mapping):
+        content = cast("Mapping[str, object]", node)
+        return {
+            name: _without_places(value, "data_files" if key == "data_files" else name)
+            for name, value in content.items()
+        }
+    if isinstance(node, list):
+        return [_without_places(value, key) for value in cast("list[object]", node)]
+    is_place = key == "data_files" and isinstance(node, str) and Path(node).expanduser().is_absolute()
+    return MISSING if is_place else node
 
 
 @contextmanager
