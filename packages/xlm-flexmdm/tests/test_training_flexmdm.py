@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from xlm.modules import LogLinear, row_seeds
-from xlm_flexmdm import FlexMDM, FlexMDMCollator, FlexMDMExample, FlexMDMLikelihood, FlexMDMLoss, Interpolant
+from xlm_flexmdm import (
+    FlexMDM,
+    FlexMDMCollator,
+    FlexMDMExample,
+    FlexMDMLikelihood,
+    FlexMDMLoss,
+    FlexMDMPrediction,
+    Interpolant,
+)
 from xlm_flexmdm.model_flexmdm import Head
 
 PAD, MASK, BOS, FIRST, NUM_TOKENS = 0, 1, 2, 3, 6
@@ -68,6 +76,8 @@ def test_readme_example_learns_its_words() -> None:
     exec(compile(blocks[0], "README.md", "exec"), names)
     torch.set_rng_state(state)
 
+    loaded, trained = cast("FlexMDMPrediction", names["again"]), cast("FlexMDMPrediction", names["written"])
+    assert torch.equal(loaded.ids, trained.ids), "a loaded network writes something else"
     words, texts = cast("list[str]", names["WORDS"]), cast("list[str]", names["texts"])
     right = [text in words for text in texts]
     assert sum(right) >= 60, f"{sum(right)} of {len(right)} texts are words"
