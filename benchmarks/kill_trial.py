@@ -1,10 +1,14 @@
 """Kills one training again and again at random moments, and compares it with an undisturbed one.
 
     nice -n 10 python benchmarks/kill_trial.py --kills 30
+    nice -n 10 python benchmarks/kill_trial.py --kills 15 --streaming
 
 The toy family of the core's tests with everything that a resumed run could get wrong at once: several
-workers, accumulated batches, EMA, dropout, warm-up and cosine, validation and checkpoints in between. Each
-process dies by SIGKILL after a random time or, one in three, in the middle of writing a checkpoint.
+workers, accumulated batches, EMA, dropout, warm-up and cosine, validation and checkpoints in between, and a
+loss that depends on which rows it sees and on their noise. Each process dies by SIGKILL a random time after
+a random step, one in three in the middle of writing a checkpoint, one in six soon after its start. With
+--streaming the rows are not prepared but read as the training goes, shuffled through a buffer and bucketed
+by length, over several epochs.
 """
 
 import argparse
@@ -17,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,11 @@ TESTS = Path(__file__).parents[1] / "packages" / "xlm-core" / "tests"
 STEPS = 200
 HARD = (
     "job_type=train",
+    "+task.source.token=null",  # rows that differ, in a loss that their noise weighs
+    "+loss.noisy=true",
+    "task.source.num_rows=300",
+    "datamodule.val.lm.max_rows=20",
+    "datamodule.val.prediction.max_rows=20",
     "callbacks=ema",
     "callbacks.ema.decay=0.99",
     "lr_scheduler=cosine",
@@ -41,15 +49,16 @@ HARD = (
     "checkpoint_interval=5",
     "test_after_training=false",
 )
+ACCIDENT = "+callbacks.accident={{_target_: toy_accidents.{}}}"
+STREAMING = ("+task.streaming=true", "datamodule.shuffle_buffer=40", "datamodule.train.lm.bucketing=3")
 
 
 class Server:
     """Client of the tests' ``process_server.py``: processes forked from one that has imported everything."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *overrides: str) -> None:
         self.root = root
-        self.seconds = 0.0
-        """How long the last process lived."""
+        self.overrides = (*HARD, *overrides)
         self.process = subprocess.Popen(
             [sys.executable, TESTS / "process_server.py"],
             env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
@@ -64,19 +73,17 @@ class Server:
         assert self.process.stdout is not None
         order = {
             "root": str(self.root),
-            "overrides": [f"job_name={name}", *HARD, *overrides],
+            "overrides": [f"job_name={name}", *self.overrides, *overrides],
             "environment": {},
             "log": str(self.root / f"{name}.log"),
         }
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         pid = int(self.process.stdout.readline())
-        start = time.perf_counter()
         timer = threading.Timer(seconds or 3600.0, os.kill, (pid, signal.SIGKILL))
         timer.start()
         code = int(self.process.stdout.readline().split()[1])
         timer.cancel()
-        self.seconds = time.perf_counter() - start
         return code
 
 
@@ -116,29 +123,35 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--streaming", action="store_true", help="read the rows as the training goes")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(Path(folder))
+        server = Server(Path(folder), *(STREAMING if options.streaming else ()))
         assert server.train("undisturbed") == 0
-        seconds = server.seconds
         kills = in_writing = 0
         run = server.root / "runs" / "killed"
         code = -1
         while code != 0:
             overrides: list[str] = []
             wait: float | None = None
+            writing = kills % 3 == 2
             if kills < options.kills:
-                if kills % 3 == 2:
-                    last = run / "checkpoints" / "last.ckpt"
-                    step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
-                    node = f"{{_target_: toy_accidents.KillInSave, step: {step + 1}}}"
-                    overrides = [f"+callbacks.accident={node}"]
+                last = run / "checkpoints" / "last.ckpt"
+                step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
+                if kills % 6 == 3:
+                    wait = chance.uniform(0, 1)
+                elif writing:
+                    overrides = [ACCIDENT.format(f"KillInSave, step: {step + 1}")]
                 else:
-                    wait = chance.uniform(0.02, 0.5) * seconds
+                    # Two of three kills get on, so that all of them come before the end.
+                    batch = 2 * step + chance.randint(1, 4 * STEPS // options.kills)
+                    overrides = [
+                        ACCIDENT.format(f"KillSoon, batch: {batch}, seconds: {chance.uniform(0, 0.1)}")
+                    ]
             code = server.train("killed", *overrides, seconds=wait)
             kills += code == 128 + signal.SIGKILL
-            in_writing += code == 128 + signal.SIGKILL and bool(overrides)
+            in_writing += code == 128 + signal.SIGKILL and writing
             print(f"kill {kills}: exit code {code}", flush=True)
         undisturbed = server.root / "runs" / "undisturbed"
         same_losses = curve(run, "train/loss") == curve(undisturbed, "train/loss")
@@ -146,12 +159,13 @@ def main() -> None:
         validated = curve(run, "val/lm/nll_per_token") == curve(undisturbed, "val/lm/nll_per_token")
         weights = equal(learnt(run), learnt(undisturbed))
         server.process.communicate()
+    rows = "streamed" if options.streaming else "prepared"
     print(
-        f"{kills} kills, {in_writing} of them while a checkpoint was written; losses of all {STEPS} steps "
-        f"bit-identical: {same_losses and complete}; validations: {validated}; weights, average and "
-        f"optimizer: {weights}"
+        f"{rows} rows: {kills} kills, {in_writing} of them while a checkpoint was written; losses of all "
+        f"{STEPS} steps bit-identical: {same_losses and complete}; validations: {validated}; weights, "
+        f"average and optimizer: {weights}"
     )
-    sys.exit(0 if same_losses and complete and validated and weights else 1)
+    sys.exit(0 if kills == options.kills and same_losses and complete and validated and weights else 1)
 
 
 if __name__ == "__main__":

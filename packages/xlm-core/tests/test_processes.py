@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 HERE = Path(__file__).parent
@@ -71,8 +72,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.process.communicate()
 
 
+# The loss of a step tells which rows it has seen, and with which noise.
+TELLING = ("+task.source.token=null", "+loss.noisy=true")
 HARD = (
     # Everything that a resumed run could get wrong at once. Validation falls amid and onto checkpoints.
+    *TELLING,
     "callbacks=ema",
     "callbacks.ema.decay=0.9",
     "lr_scheduler=cosine",
@@ -266,6 +270,7 @@ def two_processes() -> list[dict[str, str]]:
 
 
 PLAIN = (
+    *TELLING,
     "job_type=train",
     "lr_scheduler=cosine",
     "trainer.max_steps=8",
@@ -273,39 +278,80 @@ PLAIN = (
     "trainer.log_every_n_steps=1",
     "task.source.num_rows=21",
 )
-PAIR = ("trainer.devices=2", "trainer.strategy=ddp", "datamodule.batch_size=4")
+AVERAGED = (*PLAIN, "callbacks=ema", "callbacks.ema.decay=0.8")
+PAIR = ("trainer.devices=2", "datamodule.batch_size=4")
+STRATEGIES = {"ddp": "trainer.strategy=ddp", "fsdp2": "+trainer/strategy=fsdp2"}
 
 
-def test_two_processes_learn_what_one_does(server: Server) -> None:
-    """The same global batch; 21 rows are uneven shards, and every one is evaluated once."""
-    [(code, log)] = server.run(*PLAIN, "job_name=single", "datamodule.batch_size=8")
+@pytest.fixture(scope="module")
+def single(server: Server) -> Path:
+    """What one process learns from the same global batches."""
+    [(code, log)] = server.run(*AVERAGED, "job_name=single", "datamodule.batch_size=8")
     assert code == 0, log
-    results = server.run(*PLAIN, "job_name=double", *PAIR, environments=two_processes())
-    assert [code for code, _ in results] == [0, 0], results
-    single, double = (server.root / "runs" / name for name in ("single", "double"))
-    ours, theirs = curve(double), curve(single)
-    assert len(ours) == 8
+    return server.root / "runs" / "single"
+
+
+def assert_close(run: Path, single: Path) -> None:
+    ours, theirs = curve(run), curve(single)
+    assert ours.keys() == theirs.keys() == set(range(8))
     assert [float(value) for value in ours.values()] == pytest.approx([float(v) for v in theirs.values()])
+    mine, other = state(run), state(single)
+    for name in other:
+        torch.testing.assert_close(mine[name], other[name], msg=name)
+    assert (other["average"] - other["trained"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_learn_what_one_does(strategy: str, server: Server, single: Path) -> None:
+    """Losses, trained and averaged weights; 21 rows are uneven shards, and every one is evaluated once."""
+    name = f"double_{strategy}"
+    results = server.run(
+        *AVERAGED, f"job_name={name}", *PAIR, STRATEGIES[strategy], environments=two_processes()
+    )
+    assert [code for code, _ in results] == [0, 0], results
+    double = server.root / "runs" / name
+    assert_close(double, single)
     figures = [json.loads((run / "metrics.json").read_text()) for run in (single, double)]
     assert figures[1] == pytest.approx(figures[0])
     rows = [json.loads(line) for line in (double / "predictions.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(21))
-    results = server.run(
-        "job_type=eval", "job_name=double", "task.source.num_rows=21", *PAIR, environments=two_processes()
-    )
+    command = ("job_type=eval", f"job_name={name}", "task.source.num_rows=21", *TELLING, *PAIR)
+    results = server.run(*command, STRATEGIES[strategy], environments=two_processes())
     assert [code for code, _ in results] == [0, 0], results
     [file] = double.glob("eval/*/metrics.json")
     assert json.loads(file.read_text()) == pytest.approx(figures[0])
     assert "xlm train" not in results[1][1]  # only the first process talks
 
 
-def test_two_processes_stop_at_the_same_step(server: Server) -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_stop_at_the_same_step(strategy: str, server: Server, single: Path) -> None:
     node = "+callbacks.accident={_target_: toy_accidents.SignalAt, name: SIGTERM, batch: 3}"
-    command = (*PLAIN, "job_name=stopped", *PAIR)
+    command = (*AVERAGED, f"job_name=stopped_{strategy}", *PAIR, STRATEGIES[strategy])
     results = server.run(*command, node, environments=two_processes())
     assert [code for code, _ in results] == [143, 143], results
     assert "after step 4" in results[0][1]
     results = server.run(*command, environments=two_processes())
     assert [code for code, _ in results] == [0, 0], results
     assert "at step 4:" in results[0][1]
-    assert curve(server.root / "runs" / "stopped").keys() == set(range(8))
+    assert_close(server.root / "runs" / f"stopped_{strategy}", single)
+
+
+def test_checkpoints_that_are_folders_are_resumed_and_exported(server: Server, single: Path) -> None:
+    """Each process saves its part; one process makes a file of them."""
+    folders = ("+trainer/strategy=fsdp2", "trainer.strategy.save_distributed_checkpoint=true")
+    command = (*PLAIN, "job_name=folders", *PAIR, *folders)
+    node = "+callbacks.accident={_target_: toy_accidents.SignalAt, name: SIGTERM, batch: 5}"
+    results = server.run(*command, node, environments=two_processes())
+    assert [code for code, _ in results] == [143, 143], results
+    results = server.run(*command, environments=two_processes())
+    assert [code for code, _ in results] == [0, 0], results
+    assert "at step 6:" in results[0][1]
+    assert "not written by this run" not in results[0][1]
+    last = server.root / "runs/folders/checkpoints/last.ckpt"
+    assert all((path / ".metadata").is_file() for path in (last, last.with_name("previous.ckpt")))
+    [(code, log)] = server.run(
+        "job_type=export", "job_name=folders", *TELLING, f"ckpt_path={last}", "allow_pickle=true"
+    )
+    assert code == 0, log
+    [file] = last.parents[1].glob("export/*/model/model.safetensors")
+    torch.testing.assert_close(load_file(file)["bias"], state(single)["trained"])

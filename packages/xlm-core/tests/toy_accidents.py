@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,21 @@ class SignalAt(Callback):
     ) -> None:
         if self.moment == "validation" and trainer.fit_loop.total_batch_idx + 1 >= self.batch:
             self._send()
+
+
+class KillSoon(Callback):
+    """Lets this process die by SIGKILL some time after the beginning of the given micro-batch."""
+
+    def __init__(self, *, batch: int, seconds: float) -> None:
+        self.batch = batch
+        self.seconds = seconds
+
+    @override
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == self.batch:
+            threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
 class KillInSave(Callback):

@@ -27,11 +27,15 @@ class ToyTokenizer:
         return " ".join(str(token) for token in ids)
 
 
-def toy_rows(split: str, *, num_rows: int = 20, token: int = 3) -> Iterator[dict[str, object]]:
-    """Row i asks for its own length: the prompt is i % 3 + 1, the target that many equal tokens."""
+def toy_rows(split: str, *, num_rows: int = 20, token: int | None = 3) -> Iterator[dict[str, object]]:
+    """Row i asks for its own length: the prompt is i % 3 + 1, the target that many equal tokens.
+
+    Without a ``token`` the rows differ in it too, so that a loss tells which rows it has seen.
+    """
     offset = {"train": 0, "val": 1000, "test": 2000}[split]
     for i in range(num_rows):
-        yield {"number": offset + i, "text": " ".join([str(token)] * (i % 3 + 1))}
+        word = str(i * i % 5 + 1 if token is None else token)
+        yield {"number": offset + i, "text": " ".join([word] * (i % 3 + 1))}
 
 
 def toy_preprocess(row: Mapping[str, Any], tokenizer: ToyTokenizer) -> dict[str, list[int]]:
@@ -62,7 +66,8 @@ class ToyModel(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.dropout(self.bias).expand(*ids.shape, -1)
+        # Cloned, as a network's output is no view of a weight.
+        return self.dropout(self.bias).expand(*ids.shape, -1).clone()
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,10 @@ class ToyLikelihood:
 
 
 class ToyLoss:
-    """Cross-entropy of every target token."""
+    """Cross-entropy of every target token; rows weigh by their noise if that is asked for."""
+
+    def __init__(self, *, noisy: bool = False) -> None:
+        self.noisy = noisy
 
     def nll(self, model: nn.Module, batch: ToyBatch) -> Tensor:
         log_probs = model(batch["target_ids"]).log_softmax(-1)
@@ -90,7 +98,8 @@ class ToyLoss:
         return (nll * (batch["target_ids"] != PAD)).sum(-1)
 
     def __call__(self, model: nn.Module, batch: ToyBatch) -> ToyLossOutput:
-        loss_sum = self.nll(model, batch).sum()
+        weights = 1 + batch["noise"] / 1000 if self.noisy else 1
+        loss_sum = (self.nll(model, batch) * weights).sum()
         return ToyLossOutput(loss_sum, batch["lengths"].sum(), {"token": loss_sum})
 
     def likelihood(self, model: nn.Module, batch: ToyBatch) -> ToyLikelihood:

@@ -7,6 +7,7 @@ needed to tell.
 
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ LAST = "last.ckpt"
 """The checkpoint that training normally resumes from."""
 PREVIOUS = "previous.ckpt"
 """What ``last.ckpt`` was before it was replaced."""
+SHARDED_REST = "meta.pt"
+"""In a checkpoint that is a folder, what Lightning keeps beside the shards."""
 UNREADABLE = (OSError, EOFError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError)
 
 
@@ -59,11 +62,37 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(part)
         _wait_for_disk(part)
         if path.name == LAST and path.exists():
+            if path.with_name(PREVIOUS).is_dir():  # a strategy that wrote folders was used before
+                _remove(path.with_name(PREVIOUS))
             path.replace(path.with_name(PREVIOUS))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     _wait_for_disk(path.parent)
+
+
+def replace_folder(part: Path, path: Path) -> None:
+    """Put a folder that is whole at ``path``. ``last.ckpt`` is kept as ``previous.ckpt``.
+
+    A kill between the steps leaves the old one beside ``path`` or the new one as ``part``.
+    """
+    for file in part.iterdir():
+        _wait_for_disk(file)
+    old = path.with_name(PREVIOUS if path.name == LAST else f".{path.name}.old")
+    if path.exists():
+        _remove(old)
+        path.replace(old)
+    part.replace(path)
+    if path.name != LAST:
+        _remove(old)
+    _wait_for_disk(path.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -93,7 +122,8 @@ class Header:
 def damage(path: Path) -> str | None:
     """What is wrong with the file, None when it is whole. Reads all of it once."""
     if path.is_dir():  # a strategy that writes shards; its table of contents comes last
-        return None if (path / ".metadata").is_file() else "it has no table of contents (.metadata)"
+        lacking = [name for name in (".metadata", SHARDED_REST) if not (path / name).is_file()]
+        return f"it is not whole: it lacks {' and '.join(lacking)}" if lacking else None
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -173,10 +203,8 @@ def _headers(folder: Path, refused: dict[Path, str]) -> Iterator[Header]:
         if (reason := _unreadable(path)) is not None:
             refused[path] = reason
             continue
-        if path.is_dir():
-            yield Header(path, path.stat().st_mtime_ns, stopped_early=False)
-            continue
-        content = read(path, lazily=True)
+        # Of a folder with a part of each process, the file with everything but the tensors.
+        content = read(path / SHARDED_REST if path.is_dir() else path, lazily=True)
         # Weights without a training state cannot be resumed, nor can an end whose validation was cut off.
         if "loops" in content and not content.get("xlm_lacks_last_validation", False):
             yield Header(path, content["global_step"], content.get("xlm_stopped_early", False))

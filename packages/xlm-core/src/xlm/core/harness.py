@@ -12,6 +12,7 @@ from typing import Any, cast
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import override
@@ -34,6 +35,7 @@ from xlm.core.protocols import (
     Tokenizer,
 )
 from xlm.core.schema import LoaderSettings, Stage
+from xlm.core.sharding import gather, is_sharded, put_whole_state, release, shard, whole
 from xlm.core.step import StepWatch, Window
 from xlm.modules import row_seeds
 
@@ -103,6 +105,13 @@ class Harness(lightning.LightningModule):
         """The network as it is called: compiled if asked for."""
         return cast("nn.Module", self._compiled[0]) if self._compiled else self.model
 
+    @override
+    def configure_model(self) -> None:
+        """Shard the network where the strategy is FSDP2; others wrap the module as a whole."""
+        if self.device_mesh is not None and not is_sharded(self.model):
+            self.trainer.precision_plugin.convert_module(self.model)
+            shard(self.model, self.device_mesh)
+
     # ---- training -----------------------------------------------------------------------------------
 
     @override
@@ -120,6 +129,9 @@ class Harness(lightning.LightningModule):
     def training_step(self, batch: LoadedBatch[Any], batch_idx: int) -> Tensor:
         output = self.slots.loss(self.network, batch.batch)
         self._window.add(output, batch, batch_idx)
+        if self._divides_early:
+            count = cast("Tensor", self.trainer.strategy.reduce(output.loss_count.float(), reduce_op="sum"))
+            return output.loss_sum * self.trainer.world_size / count.clamp(min=1)
         # Lightning divides by this number; what is to be accumulated is the plain sum.
         return output.loss_sum * self.trainer.accumulate_grad_batches
 
@@ -140,13 +152,14 @@ class Harness(lightning.LightningModule):
             sums = cast("Tensor", self.trainer.strategy.reduce(sums, reduce_op="sum"))
         self._watch.watch(self.trainer.global_step + 1, window, sums)
         count = sums[1].clamp(min=1)
-        gradients = [
-            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
-        # DDP has averaged the gradients over ranks, hence the number of ranks.
-        torch._foreach_mul_(gradients, world_size / count)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  # torch's own optimizers use it; it has no public name
-        if self.logs_gradient_norm and (self.trainer.global_step + 1) % self._log_interval == 0:
-            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+        if not self._divides_early:
+            gradients = [
+                p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+            ]
+            # DDP has averaged the gradients over ranks, hence the number of ranks.
+            torch._foreach_mul_(gradients, world_size / count)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  # torch's own optimizers use it; it has no public name
+            if self.logs_gradient_norm and (self.trainer.global_step + 1) % self._log_interval == 0:
+                self.log("train/gradient_norm", whole(torch.nn.utils.get_total_norm(gradients)))
         means = sums[2:] / count
         self.log("train/loss", means[0], prog_bar=True)
         self.log_dict({f"train/{name}": mean for name, mean in zip(names[1:], means[1:], strict=True)})
@@ -165,6 +178,11 @@ class Harness(lightning.LightningModule):
         alone = self.trainer.world_size == 1
         if self.interruption.signum if alone else self._watch.stop_wanted:
             raise InterruptedTrainingError(self.interruption.signum, self.trainer.global_step)
+
+    @property
+    def _divides_early(self) -> bool:
+        """Whether the gradients are out of reach, inside DeepSpeed's engine."""
+        return isinstance(self.trainer.strategy, DeepSpeedStrategy)
 
     @property
     def _log_interval(self) -> int:
@@ -191,6 +209,8 @@ class Harness(lightning.LightningModule):
         if "current_model_state" in checkpoint and not averages:
             # Its state_dict is the average, with which the optimizer's state has nothing to do.
             checkpoint["state_dict"] = checkpoint["current_model_state"]
+            if is_sharded(self):  # Lightning has loaded the average by now
+                put_whole_state(self, checkpoint["current_model_state"])
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -223,13 +243,23 @@ class Harness(lightning.LightningModule):
         self.samples = {}
 
     @override
+    def on_validation_epoch_start(self) -> None:
+        gather(self.model)  # after the average was put in
+
+    @override
     def on_validation_epoch_end(self) -> None:
         self._report("val")
+        release(self.model)
         self._validated_step = self.trainer.global_step
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        gather(self.model)
 
     @override
     def on_test_epoch_end(self) -> None:
         self._report("test")
+        release(self.model)
 
     def _evaluate(self, stage: Stage, batch: LoadedBatch[Any], dataloader_idx: int) -> None:
         name, settings = list(self.loaders[stage].items())[dataloader_idx]

@@ -11,6 +11,8 @@ import datasets
 import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from xlm.core import report
@@ -26,6 +28,7 @@ from xlm.core.build import (
 from xlm.core.checkpoints import AtomicCheckpointIO, Header
 from xlm.core.checks import check_slots
 from xlm.core.data import DataModule
+from xlm.core.errors import XLMError
 from xlm.core.harness import Harness
 from xlm.core.hub import source
 from xlm.core.hub.export import export
@@ -206,16 +209,25 @@ def make_trainer(
         plugins.append(HalfWeights(arguments.pop("precision")))
     callbacks = cast("list[Callback]", list(make_all(config, "callbacks").values()))
     loggers = cast("list[Logger]", list(make_all(config, "logger").values())) if with_loggers else []
-    return lightning.Trainer(
-        **arguments,
-        max_epochs=-1,
-        check_val_every_n_epoch=None,
-        callbacks=callbacks,
-        logger=loggers or False,
-        default_root_dir=folder,
-        plugins=plugins,
-        use_distributed_sampler=False,
-    )
+    try:
+        trainer = lightning.Trainer(
+            **arguments,
+            max_epochs=-1,
+            check_val_every_n_epoch=None,
+            callbacks=callbacks,
+            logger=loggers or False,
+            default_root_dir=folder,
+            plugins=plugins,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise XLMError(f"trainer: Lightning refuses these settings. {error}") from error
+    if isinstance(trainer.strategy, DeepSpeedStrategy) and accumulated > 1:
+        raise XLMError(
+            f"trainer.accumulate_grad_batches: got {accumulated}. DeepSpeed adds up inside its engine, where "
+            "micro-batches cannot be weighed by their tokens: set it to 1"
+        )
+    return trainer
 
 
 def evaluate_test_split(

@@ -16,6 +16,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
+from xlm.core.errors import XLMError
+from xlm.core.sharding import (
+    FSDP2,
+    copy_weights,
+    is_sharded,
+    put_whole_state,
+    release,
+    shard,
+    whole_state,
+)
+
 
 class EMA(WeightAveraging):
     """Averages after each optimizer step; validation, test, generation and export use the average.
@@ -48,13 +59,22 @@ class EMA(WeightAveraging):
 
     @override
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            # The network alone: a copy of the whole module would copy tokenizer, metrics and compiled code.
-            network = nn.ModuleDict({"model": pl_module.get_submodule("model")})
-            self._average_model = AveragedModel(network, device=self._device or pl_module.device)
-            for parameter in self._average_model.parameters():
-                parameter.requires_grad_(False)
-                parameter.data = parameter.data.float()
+        if stage != "fit":
+            return
+        # The network alone: a copy of the whole module would copy tokenizer, metrics and compiled code.
+        network = nn.ModuleDict({"model": pl_module.get_submodule("model")})
+        # The module is not on its device yet.
+        self._average_model = AveragedModel(network, device=self._device or trainer.strategy.root_device)
+        for parameter in self._average_model.parameters():
+            parameter.requires_grad_(False)
+            parameter.data = parameter.data.float()
+        if pl_module.device_mesh is not None:
+            if not isinstance(trainer.strategy, FSDP2) or trainer.strategy.writes_folders:
+                raise XLMError(
+                    "callbacks.ema: sharded weights are averaged, and saved beside their average, by "
+                    "+trainer/strategy=fsdp2 with trainer.strategy.save_distributed_checkpoint=false only"
+                )
+            shard(self._average.get_submodule("model"), pl_module.device_mesh)
 
     @override
     @torch.no_grad()
@@ -71,7 +91,7 @@ class EMA(WeightAveraging):
         average, trained = self._average, pl_module.get_submodule("model")
         means: list[Tensor] = list(average.parameters())
         values = [
-            value.detach().to(mean, non_blocking=True)
+            value.detach().to(device=mean.device, dtype=mean.dtype, non_blocking=True)
             for mean, value in zip(means, trained.parameters(), strict=True)
         ]
         torch._foreach_lerp_(means, values, 1 - self.decay_at(self._num_updates))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  # as torch's own averaging does; it has no public name
@@ -101,6 +121,14 @@ class EMA(WeightAveraging):
         self._put_back(pl_module)
 
     @override
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._average_model is not None and is_sharded(pl_module):
+            checkpoint["state_dict"] = whole_state(self._average)
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "num_updates": self._num_updates}
 
@@ -113,8 +141,16 @@ class EMA(WeightAveraging):
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._average_model is not None and "current_model_state" not in checkpoint:
-            self._average_model.module.load_state_dict(checkpoint["state_dict"])
+        has_average = "current_model_state" in checkpoint
+        if self._average_model is not None and is_sharded(pl_module):
+            # Lightning has put what was `state_dict` into the network by now.
+            copy_weights(pl_module.get_submodule("model"), self._average)
+            if has_average:
+                put_whole_state(pl_module, checkpoint["current_model_state"])
+                return
+        if self._average_model is not None and not has_average:
+            if "state_dict" in checkpoint:
+                self._average.load_state_dict(checkpoint["state_dict"])
             self._latest_update_step = checkpoint["global_step"]
             if trainer.is_global_zero:
                 Console().print(
@@ -129,6 +165,7 @@ class EMA(WeightAveraging):
         return self._average_model.module
 
     def _put_back(self, pl_module: lightning.LightningModule) -> None:
+        release(pl_module)
         trained, self._trained = self._trained, None
         if trained is not None:
             for parameter, value in zip(pl_module.parameters(), trained, strict=True):

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from xlm.core.errors import XLMError
 from xlm.core.harness import Harness
+from xlm.core.sharding import release
 
 
 class LastCheckpoint(Checkpoint):
@@ -62,6 +63,7 @@ class LastCheckpoint(Checkpoint):
             return
         reason = self._why_not(trainer, pl_module, exception)
         if reason is None:
+            release(pl_module)
             self._save(trainer)
             message = f"step {self._saved_step} is in {self.path}; the same command goes on from there"
         else:

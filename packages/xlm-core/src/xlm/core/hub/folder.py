@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from xlm.core.errors import XLMError
+from xlm.core.sharding import own_part, put_whole_state
 
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -97,14 +98,14 @@ def put_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> N
         raise XLMError(
             "\n".join([f"ckpt_path: the weights of {origin} do not fit the network in `model`:", *problems])
         )
-    model.load_state_dict(whole)
+    put_whole_state(model, whole)
 
 
 def _tied(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Weights that were saved under another of their names."""
 
     def place(weight: Tensor) -> tuple[int, torch.Size]:
-        return weight.data_ptr(), weight.shape
+        return own_part(weight).data_ptr(), weight.shape
 
     names = {place(own[name]): name for name in own if name in state}
     for name in own:

@@ -1,0 +1,152 @@
+"""FSDP2: every process holds a slice of every weight, of its gradient and of the optimizer's state.
+
+What is sharded is a rule, not a list of classes: each member of each ``nn.ModuleList`` of the network (its
+blocks) is gathered on its own, the rest of the network together.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from typing_extensions import override
+
+from xlm.core.checkpoints import replace_folder
+from xlm.core.errors import XLMError
+
+
+class FSDP2(ModelParallelStrategy):
+    """Lightning's strategy, with all processes in the data-parallel group.
+
+    A checkpoint is one file, put together in the memory of the first process, as with any other strategy.
+
+    Args:
+        save_distributed_checkpoint: Write a folder instead, in which each process saves its part. It does not
+            go with EMA; ``job_type=export`` makes one file of it.
+    """
+
+    def __init__(self, *, save_distributed_checkpoint: bool = False) -> None:
+        super().__init__(
+            data_parallel_size=1,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+        )
+
+    @property
+    def writes_folders(self) -> bool:
+        """Whether a checkpoint is a folder."""
+        return self._save_distributed_checkpoint
+
+    @override
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        if not self.writes_folders:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        path = Path(self.broadcast(filepath))
+        part = path.with_name(f".{path.name}.part")
+        super().save_checkpoint(checkpoint, part, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            replace_folder(part, path)
+        self.barrier()
+
+
+def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Leave to this process its slice of each weight.
+
+    Args:
+        network: Changed in place; weights are sharded in the data type that they have.
+        mesh: As Lightning's ModelParallelStrategy makes it.
+
+    Raises:
+        XLMError: When the mesh asks for tensor parallelism, which needs a plan for each network.
+    """
+    if mesh["tensor_parallel"].size() != 1:
+        raise XLMError(
+            f"trainer.strategy: tensor_parallel_size is {mesh['tensor_parallel'].size()}. Weights are "
+            "sharded over data-parallel processes only: set tensor_parallel_size to 1 and data_parallel_size "
+            "to the number of processes, or take +trainer/strategy=fsdp2, which does so"
+        )
+    blocks = [
+        block for lists in network.modules() if isinstance(lists, nn.ModuleList) for block in lists.children()
+    ]
+    for module in [*blocks, network]:
+        # By default the root would stay gathered after an evaluation, and hide the slices from the average.
+        sharded = fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=True)
+        if mesh.device_type == "cpu":
+            sharded.set_force_sum_reduction_for_comms(True)  # gloo cannot average
+
+
+def _sharded_modules(module: nn.Module) -> Iterator[FSDPModule]:
+    return (part for part in module.modules() if isinstance(part, FSDPModule))
+
+
+def gather(module: nn.Module) -> None:
+    """Put the whole weights on each process until :func:`release`, if they are sharded.
+
+    Processes then evaluate without one another: with rows of their own, each calling the network as often as
+    its rows need.
+    """
+    for part in _sharded_modules(module):
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+
+
+def release(module: nn.Module) -> None:
+    """Undo :func:`gather`; does nothing where it was not called."""
+    for part in _sharded_modules(module):
+        part.set_reshard_after_forward(True, recurse=False)
+        part.reshard()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether this process holds slices of the weights."""
+    return next(_sharded_modules(module), None) is not None
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict with whole weights, on the CPU of the first process. Every process must call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast("dict[str, Tensor]", get_model_state_dict(module, options=options))
+
+
+def put_whole_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load whole weights, which every process has, into a module that may be sharded."""
+    if not is_sharded(module):
+        module.load_state_dict(state)
+        return
+    set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=True))
+
+
+def whole(value: Tensor) -> Tensor:
+    """A figure over all slices as a plain tensor."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def own_part(value: Tensor) -> Tensor:
+    """What this process holds of a weight."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copy weights between two modules that are sharded alike."""
+    with torch.no_grad():
+        for mine, other in zip(target.parameters(), source.parameters(), strict=True):
+            mine.copy_(other)
