@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from . import toy_family
 from .conftest import Run
 
 TRAIN = ("job_type=train", "test_after_training=false", "trainer.log_every_n_steps=1")
@@ -32,9 +33,43 @@ def test_figures_of_the_training(run_toy: Run, tmp_path: Path, capsys: pytest.Ca
     assert sum(t / s for t, s in zip(tokens, steps, strict=True)) == pytest.approx(20 + 7 * 1 + 7 * 2 + 6 * 3)
     memory = logged(tmp_path, "DeviceStatsMonitor.on_train_batch_end/cpu_vm_percent")
     assert all(0 < percent < 100 for percent in memory)
+    assert not logged(tmp_path, "throughput/flops_utilisation")
     output = capsys.readouterr().out
+    assert "no flops_utilisation, since the peak of this cpu is not known" in output
     assert "val/prediction  2  ->  3 3" in output
     assert "expected  3 3" in output
+
+
+class _MixingToy(toy_family.ToyModel):
+    """The toy with one matrix product for each cell."""
+
+    def __init__(self, *, vocab_size: int) -> None:
+        super().__init__(vocab_size=vocab_size)
+        self.mix = torch.nn.Linear(vocab_size, vocab_size, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.mix(super().forward(ids))
+
+
+def test_the_share_of_a_known_peak(run_toy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import toy_family as imported
+
+    def peak(device: torch.device, dtype: torch.dtype) -> int:
+        assert (device.type, dtype) == ("cpu", torch.float32)
+        return 1000
+
+    monkeypatch.setattr(imported, "MixingToy", _MixingToy, raising=False)
+    monkeypatch.setattr("xlm.core.callbacks.throughput.get_available_flops", peak)
+    # Every batch is all rows: 3 + 3 + 3 of one, two, three tokens, padded to three.
+    rows = ("task.source.num_rows=9", "datamodule.train.lm.batch_size=9")
+    run_toy(
+        *TRAIN, "callbacks=throughput", "model._target_=toy_family.MixingToy", "trainer.max_steps=4", *rows
+    )
+    shares = logged(tmp_path, "throughput/flops_utilisation")
+    steps = logged(tmp_path, "throughput/steps_per_second")
+    assert len(steps) == 4
+    flops_of_step = 3 * (9 * 3) * (2 * 6 * 6)
+    assert shares == pytest.approx([flops_of_step * rate / 1000 for rate in steps])
 
 
 def test_norms_and_throughput_are_off_by_default(run_toy: Run, tmp_path: Path) -> None:

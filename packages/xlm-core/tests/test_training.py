@@ -7,12 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
+from xlm.core.build import make
 from xlm.core.callbacks import EMA
 from xlm.core.errors import XLMError
+from xlm.core.harness import Harness
+from xlm.core.jobs import make_trainer
+from xlm.core.run import check
+from xlm.core.sharding import FSDP2
 
-from .conftest import Run
+from .conftest import Compose, Run
 
 TRAIN = ("job_type=train", "test_after_training=false", "lr_scheduler=constant", "optimizer.lr=0.02")
 
@@ -153,3 +159,73 @@ def test_metrics_are_written_whole(run_toy: Run, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "toy"
     assert json.loads((run / "metrics.json").read_text())
     assert not [path for path in run.rglob("*") if path.name.endswith(".part")]
+
+
+def test_a_compiler_that_fails_ends_in_one_message(
+    run_toy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch._inductor.config as inductor
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    torch.compiler.reset()
+    with (
+        inductor.patch({"cpp.cxx": ("/no/such/compiler",)}),
+        pytest.raises(XLMError, match=r"^compile: .* toy_family.ToyModel .*C\+\+(.|\n)*compile=false"),
+    ):
+        run_toy(*TRAIN, "compile=true")
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("trainer.strategy=deepspeed",), "pip install -U deepspeed"),
+        (("trainer.strategy=fsdp",), "requires a GPU accelerator"),
+        (("trainer.strategy=no_such",), "You selected an invalid strategy name: `strategy='no_such'`"),
+        (
+            ("trainer.strategy={_target_: lightning.pytorch.strategies.DeepSpeedStrategy}",),
+            "could not make .*pip install -U deepspeed",
+        ),
+    ],
+    ids=["deepspeed", "fsdp", "unknown", "node"],
+)
+def test_a_strategy_that_cannot_run_here_is_told_in_a_line(
+    overrides: tuple[str, ...], told: str, compose_toy: Compose, tmp_path: Path
+) -> None:
+    config = compose_toy(*TRAIN, *overrides)
+    settings = check(config, {})
+    with pytest.raises(XLMError, match=rf"(?s)^trainer.*{told}"):
+        make_trainer(config, settings, tmp_path)
+
+
+def test_strategies_are_made_of_the_config(compose_toy: Compose, tmp_path: Path) -> None:
+    """Lightning's own FSDP and DeepSpeed refuse a CPU or are not installed: see the test above."""
+    nodes = {
+        FSDP2: "+trainer/strategy=fsdp2",
+        ModelParallelStrategy: (
+            "trainer.strategy={_target_: lightning.pytorch.strategies.ModelParallelStrategy, "
+            "data_parallel_size: 2, tensor_parallel_size: 1}"
+        ),
+        DDPStrategy: "trainer.strategy=ddp",
+    }
+    for kind, override in nodes.items():
+        config = compose_toy(*TRAIN, "trainer.devices=2", override)
+        trainer = make_trainer(config, check(config, {}), tmp_path)
+        assert type(trainer.strategy) is kind
+        assert trainer.world_size == 2
+    config = compose_toy("trainer.strategy={_target_: lightning.pytorch.strategies.FSDPStrategy}")
+    assert type(make(config, "trainer.strategy")) is FSDPStrategy
+
+
+def test_a_loss_that_is_divided_before_gives_the_same_weights(
+    run_toy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed keeps the gradients to itself, so the mean is taken of the loss; here of the same batches."""
+    run_toy(*TRAIN, "job_name=after")
+    monkeypatch.setattr(Harness, "_divides_early", property(lambda self: True))
+    run_toy(*TRAIN, "job_name=before")
+    after, before = (
+        torch.load(tmp_path / f"runs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("after", "before")
+    )
+    torch.testing.assert_close(before["model.bias"], after["model.bias"])

@@ -4,15 +4,16 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
 import lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DeepSpeedStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from xlm.core import report
@@ -27,6 +28,7 @@ from xlm.core.build import (
 )
 from xlm.core.checkpoints import AtomicCheckpointIO, Header
 from xlm.core.checks import check_slots
+from xlm.core.compiling import explain_compiler
 from xlm.core.data import DataModule
 from xlm.core.errors import XLMError
 from xlm.core.harness import Harness
@@ -64,7 +66,8 @@ def run(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
-    return JOBS[settings.job_type](config, settings)
+    with explain_compiler(settings.model["_target_"]) if settings.compile else nullcontext():
+        return JOBS[settings.job_type](config, settings)
 
 
 def prepare_data(config: DictConfig, settings: RunSettings) -> dict[str, float]:

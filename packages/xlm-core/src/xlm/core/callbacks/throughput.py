@@ -8,23 +8,27 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.fabric.utilities.throughput import get_available_flops, measure_flops
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from rich.console import Console
 from typing_extensions import override
 
 from xlm.core.data import LoadedBatch
+from xlm.core.harness import Harness
 
-FLOPS_PER_PARAMETER_AND_TOKEN = 6
-"""Two of the forward and four of the backward pass; attention's own products are left out."""
+PASSES = 3
+"""Forward passes that a training step costs: its backward pass takes two."""
 
 
 class Throughput(Callback):
     """Logs ``throughput/tokens_per_second`` and ``throughput/steps_per_second`` of all processes.
 
     Tokens are those of the examples, without padding. Time is taken when figures are logged, where the host
-    waits for the device anyway; validation is left out. ``throughput/flops_utilisation``, the share of the
-    device's peak that 6 operations for each parameter and token come to, is logged where the peak is known.
+    waits for the device anyway; validation is left out. ``throughput/flops_utilisation`` is the share of the
+    devices' peak that the matrix products of the network come to, counted in one forward pass of the first
+    batch. Where Lightning does not know the peak, as on a CPU, it is left out, and the start of the training
+    says so.
     """
 
     def __init__(self) -> None:
@@ -32,9 +36,39 @@ class Throughput(Callback):
         self._step = 0
         self._start = 0.0
         self._paused = 0.0
+        self._peak: int | None = None
+        self._flops_per_token = 0.0
 
     @override
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        precision = str(trainer.precision)
+        dtype = (
+            torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
+        )
+        self._peak = get_available_flops(pl_module.device, dtype)
+        if self._peak is None and trainer.is_global_zero:
+            Console().print(
+                f"throughput: no flops_utilisation, since the peak of {_name(pl_module.device)} is not known",
+                soft_wrap=True,
+                highlight=False,
+            )
+        self._begin(trainer)
+
+    @override
+    def on_train_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: LoadedBatch[Any],
+        batch_idx: int,
+    ) -> None:
+        if self._peak is None or self._flops_per_token > 0:
+            return
+        assert isinstance(pl_module, Harness)
+        slots = pl_module.slots
+        with torch.no_grad():  # the plain network: compiled operations are not counted
+            flops = measure_flops(slots.model, lambda: slots.loss(slots.model, batch.batch).loss_sum)
+        self._flops_per_token = PASSES * flops / max(batch.num_tokens, 1)
         self._begin(trainer)
 
     @override
@@ -71,15 +105,16 @@ class Throughput(Callback):
             "throughput/tokens_per_second": tokens_per_second,
             "throughput/steps_per_second": (trainer.global_step - self._step) / seconds,
         }
-        dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-        peak = get_available_flops(pl_module.device, dtype)
-        if peak is not None:
-            parameters = sum(parameter.numel() for parameter in pl_module.parameters())
-            used = FLOPS_PER_PARAMETER_AND_TOKEN * parameters * tokens_per_second
-            figures["throughput/flops_utilisation"] = used / (peak * trainer.world_size)
+        if self._peak is not None:
+            used = self._flops_per_token * tokens_per_second
+            figures["throughput/flops_utilisation"] = used / (self._peak * trainer.world_size)
         return figures
 
     def _begin(self, trainer: lightning.Trainer) -> None:
         self._num_tokens = 0
         self._step = trainer.global_step
         self._start = time.perf_counter()
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"this {device.type}"
