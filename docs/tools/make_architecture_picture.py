@@ -36,7 +36,7 @@ BOXES = (  # left, top, width, kind, title, what it gives
 ARROWS = (
     "M105 124 V146", "M190 177 H226", "M380 177 H426", "M580 165 C610 165 610 97 636 97",
     "M580 189 C610 189 610 257 636 257", "M715 124 V146", "M715 230 V208", "M790 97 H846", "M790 257 H846",
-    "M925 124 V300 Q925 347 900 347 H604", "M925 284 V300 Q925 347 900 347 H604",
+    "M1000 97 Q1020 97 1020 117 V327 Q1020 347 1000 347 H604", "M925 284 V327 Q925 347 905 347 H604",
 )  # fmt: skip
 LEGEND = (
     ("task", "a task: xlm.tasks"),
@@ -62,7 +62,7 @@ def draw() -> str:
         shapes.append(f'<rect class="{kind}" x="{x}" y="{y}" width="22" height="18"/>')
         shapes.append(f'<text class="left small" x="{x + 32}" y="{y + 14}">{text}</text>')
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1030 395" role="img">\n'
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1040 395" role="img">\n'
         "<title>Architecture: tasks, families and the harness</title>\n"
         f"<style>{STYLE}</style>\n"
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7"'

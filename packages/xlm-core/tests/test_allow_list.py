@@ -283,7 +283,7 @@ def test_trust_is_given_on_the_command_line_only(tmp_path: Path) -> None:
 
 def test_an_experiment_on_the_command_line_comes_first(tmp_path: Path) -> None:
     write(tmp_path, {"model": EVIL})
-    for group in ("experiment", "model", "task", "model_type"):
+    for group in ("experiment", "recipe", "family", "model", "task", "model_type"):
         arguments = [f"ckpt_path={tmp_path}", f"{group}=mine"]
         with as_experiment(arguments) as (unchanged, folder):
             assert unchanged == arguments

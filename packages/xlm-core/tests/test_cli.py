@@ -98,8 +98,20 @@ def test_a_sweep_over_a_cluster_composes() -> None:
 
 def test_help_names_jobs_groups_and_packages() -> None:
     text = cli.help_text()
-    for word in ("prepare_data", "generate", "debug", "overfit", "adamw", "trainer.precision", "--cfg job"):
+    for word in (
+        "prepare_data",
+        "generate",
+        "recipe",
+        "family",
+        "debug",
+        "overfit",
+        "adamw",
+        "trainer.precision",
+        "--cfg job",
+    ):
         assert word in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert "_base" not in text
 
 
 def test_a_reader_that_has_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ WORDS = {
     "experiment=other,star_t": ["experiment=other,star_tiny"],
     "job_type=tr": ["job_type=train"],
     "job_type=c": ["job_type=compare"],
-    "~lo": ["~logger="],
+    "~lo": ["~logger"],
     "trainer.ma": ["trainer.max_steps="],
     "--ver": ["--version"],
     "nothing": [],

@@ -55,8 +55,8 @@ def test_an_external_package_is_found_and_named(install: Install, compose_toy: C
     )
     assert [package.distribution for package in providers("model_type")["theirs"]] == ["their-model"]
     lines = cli.help_text().splitlines()
-    assert ["theirs", "their-model"] in [line.split() for line in lines]
-    assert ["odd", "their-model"] in [line.split() for line in lines]
+    assert ["their-model", "theirs"] in [line.split() for line in lines]
+    assert ["their-model", "odd"] in [line.split() for line in lines]
     assert compose_toy("job_type=train", "model_type=theirs").seed == 42
 
 

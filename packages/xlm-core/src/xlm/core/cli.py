@@ -3,6 +3,7 @@
 import difflib
 import os
 import sys
+import textwrap
 from importlib.metadata import distributions
 
 from xlm.core.completion import candidates, script
@@ -22,7 +23,9 @@ TOOLS = {
     "doctor": "what is installed, what is wrong with it, how to mend it",
 }
 GROUPS = {
-    "experiment": "everything for a known run: data set, family, network, numbers",
+    "experiment": "a recipe and a family, with what is particular to the pair",
+    "recipe": "a data set and the numbers of a training on it, the same for every family",
+    "family": "a family with a network; recipe=RECIPE family=FAMILY is an experiment of your own",
     "task": "a data set with its tokenizer and metrics",
     "model_type": "a family: loss, predictor, metrics of the loss",
     "model": "a network",
@@ -45,8 +48,15 @@ OVERRIDES = {
     "ckpt_path=FILE": "another checkpoint than the best; or hf://USER/REPO[@REVISION]",
     "seed=1": "another seed",
 }
-
-
+OPTIONS = {
+    "--cfg job": "show the composed config and stop",
+    "--config-dir FOLDER": "a folder of configs of your own: task/mine.yaml becomes task=mine",
+    "-m, --multirun": "run once for each value: -m seed=1,2,3 'job_name=run_${seed}'",
+    "--version": "versions of the installed XLM packages",
+    "--completion SHELL": 'completion for bash, zsh or fish: eval "$(xlm --completion bash)"',
+}
+COLUMN, WIDTH = 16, 100
+"""Of the help: where lists of names begin, and where they are broken."""
 LISTED = ("experiment", "model_type", "task", "collator")
 """Groups that the help lists on their own, or not at all."""
 
@@ -62,13 +72,13 @@ def help_text() -> str:
         *(f"  {name:<14}{text}" for name, text in (JOBS | TOOLS).items()),
         "",
         "Models (model_type=):",
-        *_options("model_type"),
+        *_by_package("model_type"),
         "",
         "Tasks (task=):",
-        *_options("task"),
+        *_by_package("task"),
         "",
-        "Experiments (experiment=):",
-        *_options("experiment"),
+        "Experiments (experiment=), called TASK_FAMILY:",
+        *_by_package("experiment"),
         "",
         "Groups (GROUP=OPTION replaces a part of the config):",
         *(_group(name, text) for name, text in GROUPS.items() if name not in LISTED),
@@ -76,27 +86,38 @@ def help_text() -> str:
         "Common overrides (any key of the config can be set; +KEY=VALUE adds one):",
         *(f"  {name:<36}{text}" for name, text in OVERRIDES.items()),
         "",
-        "  --cfg job       show the composed config and stop",
-        "  --config-dir FOLDER  a folder of configs of your own: task/mine.yaml becomes task=mine",
-        "  -m, --multirun  run once for each value: -m seed=1,2,3 'job_name=run_${seed}'",
-        "  --version       versions of the installed XLM packages",
-        '  --completion SHELL   completion for bash, zsh or fish: eval "$(xlm --completion bash)"',
-        "  HYDRA_FULL_ERROR=1 in the environment shows the stack trace of an error.",
+        "Options:",
+        *(f"  {name:<21}{text}" for name, text in OPTIONS.items()),
+        "",
+        "HYDRA_FULL_ERROR=1 in the environment shows the stack trace of an error.",
     ]
     return "\n".join(lines)
 
 
-def _options(group: str) -> list[str]:
-    return [
-        f"  {option:<28}{' and '.join(package.distribution for package in found)}"
-        for option, found in providers(group).items()
-        if option != "base"
-    ]
+def _by_package(group: str) -> list[str]:
+    """What each package brings to a group."""
+    found: dict[str, list[str]] = {}
+    for option, packages in providers(group).items():
+        if not _is_part(option):
+            found.setdefault(" and ".join(package.distribution for package in packages), []).append(option)
+    return [_entry(package, options) for package, options in sorted(found.items())]
 
 
 def _group(name: str, text: str) -> str:
-    options = ", ".join(option for option in providers(name) if option != "base")
-    return f"  {name:<14}{options}" + (f"\n  {'':<14}({text})" if text else "")
+    entry = _entry(name, [option for option in providers(name) if not _is_part(option)])
+    return entry + (f"\n{'':<{COLUMN}}({text})" if text else "")
+
+
+def _is_part(option: str) -> bool:
+    """Whether a config is only what others have in common."""
+    return option == "base" or option.endswith("_base")
+
+
+def _entry(name: str, options: list[str]) -> str:
+    head = f"  {name} ".ljust(COLUMN)
+    return textwrap.fill(
+        head + ", ".join(options), WIDTH, subsequent_indent=" " * COLUMN, break_on_hyphens=False
+    )
 
 
 def version_text() -> str:

@@ -54,7 +54,10 @@ def candidates(word: str, keys: list[str], jobs: list[str]) -> list[str]:
     written, separator, value = word.partition("=")
     if not separator:
         sign = word[:1] if word[:1] in ("+", "~") else ""
-        return [f"{sign}{key}" for key in keys if key.startswith(word.removeprefix(sign))]
+        found = [f"{sign}{key}" for key in keys if key.startswith(word.removeprefix(sign))]
+        return (
+            [key.removesuffix("=") for key in found] if sign == "~" else found
+        )  # ~KEY drops, without a value
     # A sweep lists several values: the last one is unfinished.
     done, comma, unfinished = value.rpartition(",")
     options = jobs if written == "job_type" else list(providers(written.lstrip("+")))

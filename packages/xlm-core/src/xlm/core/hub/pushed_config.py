@@ -20,7 +20,7 @@ from xlm.core.hub.repository import HubModel
 
 FILE = "xlm_config.yaml"
 EXPERIMENT = "pushed_with_the_model"
-CHOICES = ("experiment", "task", "model", "model_type", "datamodule")
+CHOICES = ("experiment", "recipe", "family", "task", "model", "model_type", "datamodule")
 """Groups; with one of them the user has said what to compose."""
 TAKEN = (
     "task", "model", "loss", "loss_metrics", "predictor", "datamodule", "optimizer", "lr_scheduler",
