@@ -52,6 +52,8 @@ TRAIN = ("job_type=train", "job_name=x")
 MISTAKES = {
     "unknown job": (("job_type=trane", "job_name=x"), "job_type=trane: no such job. Did you mean train?"),
     "unknown experiment": ((*TRAIN, "experiment=nope"), "no such experiment"),
+    "unknown recipe": ((*TRAIN, "recipe=nope"), "no such recipe"),
+    "no option": ((*TRAIN, "model=null"), "To choose none: '~model'"),
     "unknown key": ((*TRAIN, "optimizer.learning=1"), "optimizer.learning"),
     "no job name": (("job_type=train",), "job_name: missing. Name the run"),
     "no job type": (("job_name=x",), "job_type: missing. Choose one of prepare_data, train"),

@@ -57,6 +57,11 @@ OPTIONS = {
 }
 COLUMN, WIDTH = 16, 100
 """Of the help: where lists of names begin, and where they are broken."""
+SINGLE = {
+    **{name: name for name in ("experiment", "recipe", "family", "task")},
+    "model_type": "model type", "model": "model", "datamodule": "data module",
+}  # fmt: skip
+"""Groups of which one option is chosen, which is checked before Hydra is imported, and what an option is."""
 LISTED = ("experiment", "model_type", "task", "collator")
 """Groups that the help lists on their own, or not at all."""
 
@@ -151,13 +156,13 @@ def check_choice(key: str, value: str, known: list[str], what: str, *, note: str
     if value in known:
         return
     close = difflib.get_close_matches(value, known, n=3, cutoff=0.5)
-    rest = [name for name in known if name not in close]
+    rest = [name for name in known if name not in close and not _is_part(name)]
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     raise XLMError(f"{key}={value}: no such {what}. {hint}Known: {', '.join([*close, *rest])}{note}")
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Find the commonest mistakes without Hydra: an unknown job or experiment.
+    """Find the commonest mistakes without Hydra: an unknown job, experiment or option.
 
     Raises:
         XLMError: Naming what is known.
@@ -172,8 +177,10 @@ def check_arguments(arguments: list[str]) -> None:
             continue
         if key == "job_type":
             check_choice(key, value, [*JOBS, *TOOLS], "job")
-        elif key == "experiment" and value != "null" and only_packages:
-            check_choice(key, value, list(providers("experiment")), "experiment", note=missing_folders())
+        elif key in GROUPS and value in ("null", ""):
+            raise XLMError(f"{key}={value}: no option. To choose none: '~{key}'")
+        elif key in SINGLE and only_packages:
+            check_choice(key, value, list(providers(key)), SINGLE[key], note=missing_folders())
 
 
 def answer(arguments: list[str]) -> str | None:
