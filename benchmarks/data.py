@@ -37,7 +37,7 @@ from xlm.core.schema import LoaderSettings, TaskSettings
 console = Console()
 BLOCK, BATCH, END = 1024, 32, 50256
 WORDS_OF_A_DOCUMENT = 500
-LOADED = 400
+LOADED = 200
 """Batches for which each loader is timed, the start of its worker included."""
 SLOT = {"_target_": "benchmarks.data"}
 

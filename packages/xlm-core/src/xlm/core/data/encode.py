@@ -32,8 +32,8 @@ COLUMNS = ("prompt_ids", "target_ids", "fixed")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 MOST_CHARACTERS = 4_000_000
-"""Characters of text that are read, and tokenised, in one go unless a single row has more: until they are in
-an array, ids take some ten times the memory of their text."""
+"""Characters of text that are read, and tokenised, in one go unless a single row has more: a tokenizer
+takes about a hundred times the memory of the text that it works on."""
 
 Columns = Mapping[str, Sequence[object]]
 """Rows, column by column, as `datasets` gives them in batches."""

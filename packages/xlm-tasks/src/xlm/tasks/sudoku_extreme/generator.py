@@ -39,7 +39,7 @@ class Level:
 
 
 LEVELS = {
-    "tiny": Level(min_empty=10, max_empty=30),
+    "tiny": Level(min_empty=4, max_empty=16),
     "easy": Level(min_empty=30, max_empty=50),
     "hard": Level(min_empty=NUM_CELLS, max_empty=NUM_CELLS, min_guesses=10),
 }
