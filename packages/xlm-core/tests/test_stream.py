@@ -109,6 +109,7 @@ def test_ranks_share_the_rows(world_size: int) -> None:
     rows = [row for run in runs for row in first_epoch(run)]
     assert Counter(tuple(r["target_ids"]) for r in rows) == Counter(map(tuple, text_task.documents("train")))
     assert len({row["seed"] for row in rows}) == len({row["place"] for row in rows}) == 40
+    assert sum(run.epoch_starts[1].counts.read for run in runs) == 40
 
 
 def test_ranks_take_shards_where_there_are_enough() -> None:
