@@ -67,15 +67,16 @@ def test_every_row_that_is_lost_or_changed_is_counted() -> None:
 
 def test_notes_are_counted_and_are_no_columns() -> None:
     def preprocess(row: Any, tokenizer: Any) -> dict[str, Any]:
-        fields: dict[str, Any] = {"target_ids": [len(row["text"])]}
-        return fields | {"note": "of one letter"} if len(row["text"]) == 1 else fields
+        fields: dict[str, Any] = {"target_ids": row["text"]}
+        return fields | {"note": "of one letter"} if len(set(row["text"].split())) == 1 else fields
 
-    noting = RowEncoder(preprocess=preprocess, tokenizer=LetterTokenizer())
-    table, counts = noting.encode({"text": ["a", "ab", "b"]})
+    limit = LengthLimitSettings(max_length=3, longer="drop")
+    noting = RowEncoder(preprocess=preprocess, tokenizer=LetterTokenizer(), length_limit=limit)
+    table, counts = noting.encode({"text": ["a", "a b", "b", "c c c c"]})
     assert table.column_names == ["target_ids"]
-    assert (counts.notes, counts.left) == ({"of one letter": 2}, 3)
+    assert (counts.notes, counts.dropped, counts.left) == ({"of one letter": 2}, 1, 3)
     both = counts + RowCounts(read=1, cut=1, notes={"other": 1, "of one letter": 3})
-    assert both == RowCounts(read=4, cut=1, notes={"of one letter": 5, "other": 1})
+    assert both == RowCounts(read=5, dropped=1, cut=1, notes={"of one letter": 5, "other": 1})
 
 
 @pytest.mark.parametrize("kind", ["data set", "generator"])

@@ -8,7 +8,7 @@ The one place where a row of data can be lost or cut. What happens to it is coun
 - The target is longer than ``task.length_limit``: cut at the end or dropped, as it says.
 - Text that is no valid Unicode (bytes that a reader replaced by U+FFFD, or lone surrogates, which become
   U+FFFD here): kept, and counted as repaired.
-- ``task.preprocess`` gives a `note` beside the columns: kept, and counted under this note.
+- ``task.preprocess`` gives a `note` beside the columns: counted under this note, if the row stays.
 
 An exception in a filter or in a preprocess function ends the preparation; it is never taken for a refusal.
 """
@@ -55,7 +55,7 @@ class RowCounts:
     repaired: int = 0
     """Rows with text that was not valid Unicode."""
     notes: dict[str, int] = field(default_factory=dict[str, int])
-    """Rows that bear each note of ``task.preprocess``."""
+    """Rows that are left and bear each note of ``task.preprocess``."""
 
     @property
     def left(self) -> int:
@@ -123,7 +123,7 @@ class RowEncoder:
             if fields is None:
                 counts.refused += 1
             else:
-                encoded.append(_count_note(cast("Mapping[str, object]", fields), counts))
+                encoded.append(cast("Mapping[str, object]", fields))
         if not encoded:
             return EncodedRows(make_table({}), counts)
         names = _check_names(encoded)
@@ -136,6 +136,7 @@ class RowEncoder:
         }
         lengths = {name: np.fromiter(map(len, lists[name]), np.int64, len(rows)) for name in names}
         keep = self._limit(lists, lengths, counts)
+        _count_notes([row.get("note") for row in rows], keep, counts)
         for name in names:
             lists[name] = [ids for ids, kept in zip(lists[name], keep, strict=True) if kept]
         return make_table({name: self._array(name, lists[name]) for name in names})
@@ -274,25 +275,25 @@ def _transposed(rows: list[Row]) -> Columns:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _count_note(fields: Mapping[str, object], counts: RowCounts) -> Mapping[str, object]:
-    """The columns without the note, which is counted."""
-    if "note" not in fields:
-        return fields
-    note = fields["note"]
-    if not isinstance(note, str):
-        raise XLMError(f"task.preprocess: gives the note {_short(note)}; it must be a text")
-    counts.notes[note] = counts.notes.get(note, 0) + 1
-    return {name: value for name, value in fields.items() if name != "note"}
+def _count_notes(notes: list[object], keep: np.ndarray, counts: RowCounts) -> None:
+    """Count the notes of the rows that stay."""
+    for note, kept in zip(notes, keep.tolist(), strict=True):
+        if note is None:
+            continue
+        if not isinstance(note, str):
+            raise XLMError(f"task.preprocess: gives the note {_short(note)}; it must be a text")
+        if kept:
+            counts.notes[note] = counts.notes.get(note, 0) + 1
 
 
 def _check_names(encoded: list[Mapping[str, object]]) -> list[str]:
-    names = encoded[0].keys()
+    names = encoded[0].keys() - {"note"}
     if not names or not names <= set(COLUMNS):
         raise XLMError(
-            f"task.preprocess: gives the columns {', '.join(names) or '(none)'}; an example has "
+            f"task.preprocess: gives the columns {', '.join(sorted(names)) or '(none)'}; an example has "
             f"{', '.join(COLUMNS)}"
         )
-    if any(row.keys() != names for row in encoded):
+    if any(row.keys() - {"note"} != names for row in encoded):
         raise XLMError("task.preprocess: gives different columns for different rows of one split")
     if "fixed" in names and "target_ids" not in names:
         raise XLMError("task.preprocess: gives `fixed` without `target_ids`")
