@@ -193,6 +193,8 @@ def test_places_of_a_machine_are_not_pushed() -> None:
 
     assert pushed("/home/me/*.txt") == pushed("~/texts/*.txt") == "???"
     assert pushed({"train": "/data/a", "test": ["b", "/data/c"]}) == {"train": "???", "test": ["b", "???"]}
+    node = {"source": {"data_files": None}, "tokenizer": {"saved": "/home/me/tokenizer"}}
+    assert portable({"task": node})["task"]["tokenizer"]["saved"] == "???"
     for data_files in (None, "texts/*.txt", {"train": "a"}, "hf://datasets/a/b/c.csv"):
         assert pushed(data_files) == data_files
 
@@ -279,6 +281,18 @@ def test_trust_is_given_on_the_command_line_only(tmp_path: Path) -> None:
         assert folder is not None
         written = (folder / "experiment" / f"{extended[-1].partition('=')[2]}.yaml").read_text()
         assert yaml.safe_load(written)["model"] == EVIL
+
+
+@pytest.mark.parametrize("saved", [None, "/theirs"])
+def test_the_tokenizer_of_the_model_is_used_whatever_the_data(tmp_path: Path, saved: str | None) -> None:
+    node = {"_target_": "torch.optim.SGD", "saved": saved}
+    write(tmp_path, {"task": {"tokenizer": node}, "loss": {"saved": saved}})
+    with as_experiment([f"ckpt_path={tmp_path}", "trust_remote_code=true"]) as (extended, folder):
+        assert folder is not None
+        name = extended[-1].partition("=")[2]
+        written = yaml.safe_load((folder / "experiment" / f"{name}.yaml").read_text())
+    assert written["task"]["tokenizer"]["saved"] == str(tmp_path)
+    assert written["loss"]["saved"] == saved
 
 
 def test_an_experiment_on_the_command_line_comes_first(tmp_path: Path) -> None:

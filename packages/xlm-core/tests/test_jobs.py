@@ -78,6 +78,13 @@ def test_a_run_of_another_configuration_is_refused(run_toy: Run) -> None:
         run_toy("job_type=train", "optimizer.lr=0.2")
 
 
+def test_a_start_that_failed_before_training_does_not_take_the_name(run_toy: Run, tmp_path: Path) -> None:
+    with pytest.raises(XLMError, match="KeyError while reading its rows"):
+        run_toy("job_type=train", "task.splits.val=nothing")
+    assert (tmp_path / "runs" / "toy" / "config.yaml").exists()
+    run_toy("job_type=train", "test_after_training=false")
+
+
 def test_a_folder_that_is_no_run_is_not_overwritten(run_toy: Run, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "toy"
     folder.mkdir(parents=True)

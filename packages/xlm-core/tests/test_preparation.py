@@ -158,7 +158,8 @@ def prepare_files(files: Path, cache_dir: Path, num_proc: int = 1, **changes: An
     data_files = {split: str(files / f"{split}.jsonl") for split in ("train", "validation")}
     node = {"_target_": "datasets.load_dataset", "path": "json", "data_files": data_files}
     source = partial(datasets.load_dataset, "json", data_files=data_files)
-    settings = text_task.task(source=node, splits={"train": "train[:-10]", "val": "validation"}, **changes)
+    splits = {"train": "train[:-10]", "val": "validation"}
+    settings = text_task.task(**{"source": node, "splits": splits, **changes})
     parts = text_task.parts(source=source, preprocess=small)
     return prepare(settings, parts, cache_dir=cache_dir, num_proc=num_proc)
 
@@ -180,6 +181,12 @@ def test_several_processes_make_the_same_rows(files: Path, tmp_path: Path) -> No
     assert one.cards["train"].counts.read == 1491
     assert one.cards["train"].counts.refused == 1491 - len(expected) > 0
     assert one.cards["train"].counts.notes == {"with a nine": sum(9 in ids for ids in expected)}
+
+
+def test_a_part_of_a_split_without_rows_is_told(files: Path, tmp_path: Path) -> None:
+    splits = {"train": "train", "val": "validation[0%:1%]"}
+    with pytest.raises(XLMError, match=r"(?s)validation\[0%:1%\].*too few rows.*'task\.splits\.val="):
+        prepare_files(files, tmp_path / "cache", splits=splits)
 
 
 def test_the_content_of_a_file_is_part_of_the_key(files: Path, tmp_path: Path) -> None:

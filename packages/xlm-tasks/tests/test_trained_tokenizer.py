@@ -28,6 +28,20 @@ def test_it_is_trained_once_and_found_afterwards(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_saved_one_is_taken_whatever_the_rows(tmp_path: Path) -> None:
+    first = TrainedTokenizer(rows, split="train", vocab_size=280, folder=str(tmp_path / "cache"))
+    first.save_pretrained(tmp_path / "model")
+    READ.clear()
+    other = partial(rows, word="dog")
+    unused, model = str(tmp_path / "unused"), str(tmp_path / "model")
+    again = TrainedTokenizer(other, split="val", vocab_size=300, folder=unused, saved=model)
+    assert again.encode(TEXT) == first.encode(TEXT)
+    assert (again.vocab_size, again.mask_id) == (280, first.mask_id)
+    assert not READ
+    with pytest.raises(ValueError, match=r"there is no tokenizer\.json in"):
+        TrainedTokenizer(rows, split="train", vocab_size=280, folder=str(tmp_path), saved=str(tmp_path))
+
+
 def test_other_rows_or_settings_make_another_tokenizer(tmp_path: Path) -> None:
     READ.clear()
     for source, split, size in [

@@ -17,7 +17,7 @@ from xlm.core.discovery import ConfigPackage, config_packages
 from xlm.core.run_folder import package_versions
 
 TOKENS = {
-    "Hugging Face": (("HF_TOKEN",), "~/.cache/huggingface/token", "huggingface-cli login"),
+    "Hugging Face": (("HF_TOKEN",), "~/.cache/huggingface/token", "hf auth login"),
     "Weights & Biases": (("WANDB_API_KEY",), "~/.netrc", "wandb login"),
 }
 CACHES = {"XLM": ("XLM_CACHE", "~/.cache/xlm"), "Hugging Face": ("HF_HOME", "~/.cache/huggingface")}

@@ -113,9 +113,10 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
 def print_files(files: Mapping[str, Path]) -> None:
     """Where the results lie."""
     console.print(Text("\nfiles", style="bold"))
+    width = max([12, *map(len, files)])
     for what, path in files.items():
         if path.exists():
-            console.print(f"  {what:<12} {path}", soft_wrap=True)
+            console.print(f"  {what:<{width}} {path}", soft_wrap=True)
 
 
 def print_kept(checkpoints: Sequence[tuple[str, str]]) -> None:

@@ -52,6 +52,10 @@ KINDS = {
 """Why a checkpoint is kept, by the beginning of its name."""
 
 
+CONFIG, VERSIONS = "config.yaml", "versions.json"
+"""What the start of a job writes about it."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run."""
@@ -74,8 +78,8 @@ class RunFolder:
         """
         if not is_first():  # the first process checks and writes for all
             return self.last_checkpoint()
-        recorded = self.path / "config.yaml"
-        if recorded.exists():
+        recorded = self.path / CONFIG
+        if recorded.exists() and self._has_begun():
             changes = list(_changes(yaml.safe_load(recorded.read_text()), config))
             if changes:
                 raise XLMError(
@@ -83,10 +87,14 @@ class RunFolder:
                     + "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changes)
                     + "\nChoose another job_name, or repeat the old settings to resume it."
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise XLMError(f"{self.path} exists and is not a run (no config.yaml). Choose another job_name.")
+        elif not recorded.exists() and self.path.exists() and any(self.path.iterdir()):
+            raise XLMError(f"{self.path} exists and is not a run (no {CONFIG}). Choose another job_name.")
         _write_record(self.path, config)
         return self.last_checkpoint()
+
+    def _has_begun(self) -> bool:
+        """Whether there is more than the record of a start that failed before training."""
+        return any(path.name not in (CONFIG, VERSIONS) for path in self.path.iterdir())
 
     def start_job(self, job_type: str, config: Mapping[str, Any]) -> Path:
         """Make a new folder for the results of one eval or generate job, named after the time."""
@@ -149,8 +157,8 @@ def _write_record(folder: Path, config: Mapping[str, Any]) -> None:
     if not is_first():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-    write_text_atomically(folder / "versions.json", json.dumps(package_versions(), indent=2) + "\n")
+    write_text_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+    write_text_atomically(folder / VERSIONS, json.dumps(package_versions(), indent=2) + "\n")
 
 
 def package_versions() -> dict[str, str]:

@@ -117,6 +117,17 @@ def prepare(task: TaskSettings, parts: TaskParts, *, cache_dir: Path, num_proc: 
     )
 
 
+NO_NETWORK = (
+    "  Is this machine without network? Then run the same command with job_type=prepare_data on one\n"
+    "  that has it and copy its folder datamodule.cache_dir here, or name a local copy of the\n"
+    "  data: source=FOLDER (see docs/guides/data.md)."
+)
+TOO_FEW = (
+    "  The source has too few rows (a text file is one, unless task.source.sample_by says otherwise).\n"
+    "  Give more, or divide them otherwise: 'task.splits.{}=train[50%:75%]'"
+)
+
+
 def open_source(task: TaskSettings, parts: TaskParts, split: Stage, *, streaming: bool) -> Iterable[Row]:
     """Rows of a split of the task's source.
 
@@ -131,11 +142,11 @@ def open_source(task: TaskSettings, parts: TaskParts, split: Stage, *, streaming
     except XLMError:
         raise
     except Exception as error:
+        # What `datasets` says of a part of a split that has no row in it.
+        hint = TOO_FEW.format(split) if "corresponds to no data" in str(error) else NO_NETWORK
         raise XLMError(
             f"task.source: cannot read the split {task.splits[split]!r}. {type(error).__name__}: {error}\n"
-            "  Is this machine without network? Then run the same command with job_type=prepare_data on one\n"
-            "  that has it and copy its folder datamodule.cache_dir here, or name a local copy of the\n"
-            "  data: source=FOLDER (see docs/guides/data.md)."
+            + hint
         ) from error
 
 

@@ -19,6 +19,7 @@ from xlm.core.hub.allow_list import check_names, check_objects
 from xlm.core.hub.repository import HubModel
 
 FILE = "xlm_config.yaml"
+TOKENIZER = "tokenizer*.json"
 EXPERIMENT = "pushed_with_the_model"
 CHOICES = ("experiment", "recipe", "family", "task", "model", "model_type", "datamodule")
 """Groups; with one of them the user has said what to compose."""
@@ -33,6 +34,11 @@ LOCAL = (
     "trust_remote_code", "logger", "vocab",
 )  # fmt: skip
 """Keys that are not pushed: they say where and how a run was started, not what it is."""
+SAVED = "saved"
+"""Argument of a tokenizer that would otherwise be made anew from the data, such as one trained on them: the
+folder of the files that were pushed with the model."""
+PLACES = ("data_files", SAVED)
+"""Keys that may name files of this machine."""
 LOCAL_OF_DATA = ("cache_dir", "num_proc")
 LARGEST = 2**20
 """Bytes of a config above which it is not read."""
@@ -47,16 +53,15 @@ def portable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_places(node: object, key: str) -> Any:
-    """``node`` with ``???`` in place of data files that are not below the working directory."""
+    """``node`` with ``???`` in place of files that are not below the working directory."""
     if isinstance(node, Mapping):
         content = cast("Mapping[str, object]", node)
         return {
-            name: _without_places(value, "data_files" if key == "data_files" else name)
-            for name, value in content.items()
+            name: _without_places(value, key if key in PLACES else name) for name, value in content.items()
         }
     if isinstance(node, list):
         return [_without_places(value, key) for value in cast("list[object]", node)]
-    is_place = key == "data_files" and isinstance(node, str) and Path(node).expanduser().is_absolute()
+    is_place = key in PLACES and isinstance(node, str) and Path(node).expanduser().is_absolute()
     return MISSING if is_place else node
 
 
@@ -83,6 +88,7 @@ def as_experiment(arguments: list[str]) -> Generator[tuple[list[str], Path | Non
     with TemporaryDirectory(prefix="xlm-") as folder:
         experiment = Path(folder, "experiment", f"{EXPERIMENT}.yaml")
         experiment.parent.mkdir()
+        _use_saved_tokenizer(config, ckpt_path)
         config["datamodule"] = {**_local_settings(), **config.get("datamodule", {})}
         experiment.write_text("# @package _global_\n" + yaml.safe_dump(config, sort_keys=False), "utf-8")
         yield [*arguments, f"experiment={EXPERIMENT}"], Path(folder)
@@ -98,6 +104,16 @@ def _find(ckpt_path: str) -> Path | None:
             f"ckpt_path: {model} has no {FILE}: say on the command line what to compose (experiment=NAME)"
         )
     return None
+
+
+def _use_saved_tokenizer(config: dict[str, Any], ckpt_path: str) -> None:
+    """Name the folder of the model's own tokenizer, where it would be made from data that may be others."""
+    task = config.get("task")
+    tokenizer = cast("dict[str, Any]", task).get("tokenizer") if isinstance(task, dict) else None
+    if isinstance(tokenizer, dict) and SAVED in tokenizer:
+        model = HubModel.parse(ckpt_path)
+        folder = model.fetch((TOKENIZER,)) if model is not None else Path(ckpt_path).expanduser()
+        tokenizer[SAVED] = str(folder.absolute())
 
 
 def _local_settings() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from xlm.tasks.tokenizers.pretrained import ROLES, PretrainedTokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+FILE = "tokenizer.json"
 BYTES = 256
 """Every vocabulary holds all bytes, so no text is unknown."""
 
@@ -41,8 +42,8 @@ class TrainedTokenizer(PretrainedTokenizer):
     The same rows and settings give the same tokenizer, so it does not matter which of several processes
     trains it. The files lie under a hash of the settings and of the source's name and arguments, and are
     moved to their place when complete. A folder of files that changed meanwhile is not read again: remove the
-    tokenizer's folder to train anew. To score other text with a trained model, name the model's tokenizer as
-    a `PretrainedTokenizer`: a `TrainedTokenizer` with another source is another tokenizer.
+    tokenizer's folder to train anew. To score other text with a trained model, give the model's tokenizer as
+    `saved`: a `TrainedTokenizer` with another source is another tokenizer.
 
     Args:
         source: the task's source of rows.
@@ -50,10 +51,12 @@ class TrainedTokenizer(PretrainedTokenizer):
         column: column of the rows that holds the text.
         vocab_size: ids in all: bytes, merges and special tokens. Fewer if the texts are too short for more.
         folder: where trained tokenizers are kept.
+        saved: folder with the `tokenizer.json` of an earlier training, which is taken as it is.
         special_tokens: role to token, as in `PretrainedTokenizer`.
 
     Raises:
-        ValueError: if `vocab_size` leaves no room for a merge, the split has no text, or it cannot be read.
+        ValueError: if `vocab_size` leaves no room for a merge, the split has no text, or it cannot be read;
+            if `saved` has no tokenizer.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class TrainedTokenizer(PretrainedTokenizer):
         vocab_size: int,
         folder: str,
         column: str = "text",
+        saved: str | None = None,
         special_tokens: Mapping[str, str | None] | None = None,
     ) -> None:
         chosen = dict(DEFAULT_SPECIAL_TOKENS if special_tokens is None else special_tokens)
@@ -75,11 +79,13 @@ class TrainedTokenizer(PretrainedTokenizer):
                 f"merge), got {vocab_size}"
             )
         settings = {"split": split, "column": column, "vocab_size": vocab_size, "tokens": tokens}
-        home = Path(folder).expanduser() / _key(source, settings)
-        if not (home / "tokenizer.json").is_file():
+        home = Path(saved or Path(folder) / _key(source, settings)).expanduser()
+        if not (home / FILE).is_file():
+            if saved is not None:
+                raise ValueError(f"there is no {FILE} in {home}")
             texts = _texts(_rows(source, split), column)
             _keep(train_bpe(texts, vocab_size=vocab_size, special_tokens=tokens), home)
-        loaded = _wrap(Tokenizer.from_file(str(home / "tokenizer.json")))
+        loaded = _wrap(Tokenizer.from_file(str(home / FILE)))
         self._set_up(loaded, str(home), chosen)
 
 
@@ -150,7 +156,7 @@ def _keep(tokenizer: Tokenizer, home: Path) -> None:
     """Saves a tokenizer so that `home` is either complete or not there."""
     home.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=home.parent, prefix=f".{home.name}-"))
-    tokenizer.save(str(unfinished / "tokenizer.json"))
+    tokenizer.save(str(unfinished / FILE))
     try:
         unfinished.rename(home)
     except OSError:
