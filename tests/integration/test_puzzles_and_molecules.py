@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -89,7 +90,9 @@ def test_a_local_copy_goes_the_way_of_the_published_set(tmp_path: Path) -> None:
     assert cards["test"].tokens == 59 * 81
 
 
-def test_published_molecules_are_streamed_from_a_local_copy(tmp_path: Path, cache: Path) -> None:
+def test_published_molecules_are_streamed_from_a_local_copy(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The published layout and column; training reads a stream, validation is prepared."""
     molecules = ["c13ccccc14.CC2=O.C4(=O)O.O23", "CCO", "C1CCCCC1", "N3CCNCC3.c13ccccc1", "C" * 100]
     for split, count in {"train": 40, "validation": 10, "test": 10}.items():
@@ -111,3 +114,7 @@ def test_published_molecules_are_streamed_from_a_local_copy(tmp_path: Path, cach
     )
     assert figures["val/lm/nll"] > 0
     assert "val/prediction/diversity" in figures
+    told = capsys.readouterr().out
+    # Two of the five cannot be cut, one of 100 atoms is too long.
+    assert "val: of 10 rows read 2 too long (task.length_limit), left out, 4 without a bond" in told
+    assert re.search(r"stream: of 40 rows read 8 too long .*, left out, 16 without a bond", told)
