@@ -22,6 +22,7 @@ def tell(name, value):
 
 class MyLoss(ToyLoss):
     def __init__(self, weight=1.0):
+        super().__init__()
         self.weight = weight
     def __call__(self, model, batch):
         return tell(f"loss {self.weight}", super().__call__(model, batch))

