@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from xlm.core.sharding import CAN_SHARD_ON_CPUS
+
 HERE = Path(__file__).parent
 CODE_OF_KILL = 137
 
@@ -280,6 +282,7 @@ PLAIN = (
 )
 AVERAGED = (*PLAIN, "callbacks=ema", "callbacks.ema.decay=0.8")
 PAIR = ("trainer.devices=2", "datamodule.batch_size=4")
+SHARDS = pytest.mark.skipif(not CAN_SHARD_ON_CPUS, reason="this torch cannot shard on CPUs")
 STRATEGIES = {"ddp": "trainer.strategy=ddp", "fsdp2": "+trainer/strategy=fsdp2"}
 
 
@@ -301,7 +304,7 @@ def assert_close(run: Path, single: Path) -> None:
     assert (other["average"] - other["trained"]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=SHARDS)])
 def test_two_processes_learn_what_one_does(strategy: str, server: Server, single: Path) -> None:
     """Losses, trained and averaged weights; 21 rows are uneven shards, and every one is evaluated once."""
     name = f"double_{strategy}"
@@ -323,7 +326,7 @@ def test_two_processes_learn_what_one_does(strategy: str, server: Server, single
     assert "xlm train" not in results[1][1]  # only the first process talks
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=SHARDS)])
 def test_two_processes_stop_at_the_same_step(strategy: str, server: Server, single: Path) -> None:
     node = "+callbacks.accident={_target_: toy_accidents.SignalAt, name: SIGTERM, batch: 3}"
     command = (*AVERAGED, f"job_name=stopped_{strategy}", *PAIR, STRATEGIES[strategy])
@@ -336,6 +339,7 @@ def test_two_processes_stop_at_the_same_step(strategy: str, server: Server, sing
     assert_close(server.root / "runs" / f"stopped_{strategy}", single)
 
 
+@SHARDS
 def test_checkpoints_that_are_folders_are_resumed_and_exported(server: Server, single: Path) -> None:
     """Each process saves its part; one process makes a file of them."""
     folders = ("+trainer/strategy=fsdp2", "trainer.strategy.save_distributed_checkpoint=true")

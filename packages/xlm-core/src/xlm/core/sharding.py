@@ -24,6 +24,9 @@ from typing_extensions import override
 from xlm.core.checkpoints import replace_folder
 from xlm.core.errors import XLMError
 
+CAN_SHARD_ON_CPUS = hasattr(FSDPModule, "set_force_sum_reduction_for_comms")
+"""Gloo cannot average, and the first versions of FSDP2 cannot do without."""
+
 
 class FSDP2(ModelParallelStrategy):
     """Lightning's strategy, with all processes in the data-parallel group.
@@ -76,13 +79,19 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
         mesh: As Lightning's ModelParallelStrategy makes it.
 
     Raises:
-        XLMError: When the mesh asks for tensor parallelism, which needs a plan for each network.
+        XLMError: When the mesh asks for tensor parallelism, which needs a plan for each network, or torch is
+            too old for a mesh of CPUs.
     """
     if mesh["tensor_parallel"].size() != 1:
         raise XLMError(
             f"trainer.strategy: tensor_parallel_size is {mesh['tensor_parallel'].size()}. Weights are "
             "sharded over data-parallel processes only: set tensor_parallel_size to 1 and data_parallel_size "
             "to the number of processes, or take +trainer/strategy=fsdp2, which does so"
+        )
+    if mesh.device_type == "cpu" and not CAN_SHARD_ON_CPUS:
+        raise XLMError(
+            f"trainer.strategy: torch {torch.__version__} cannot shard on CPUs. Update torch, or take "
+            "trainer.strategy=ddp"
         )
     blocks = [
         block for lists in network.modules() if isinstance(lists, nn.ModuleList) for block in lists.children()
