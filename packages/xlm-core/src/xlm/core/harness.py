@@ -214,7 +214,7 @@ class Harness(lightning.LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.slots.optimizer(self.model.parameters())
+        optimizer = self.slots.optimizer(self.model.named_parameters())
         scheduler = self.slots.lr_scheduler(optimizer, num_steps=self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -320,7 +320,8 @@ class Preprocess(Protocol):
         ...
 
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+"""Makes an optimizer of ``model.named_parameters()``, which torch's optimizers take as they do parameters."""
 
 
 class LRSchedulerFactory(Protocol):
