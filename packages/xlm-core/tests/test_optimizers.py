@@ -16,11 +16,11 @@ class Network(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embedding = nn.Embedding(7, 4)
-        self.block = nn.ModuleDict({"attention": nn.Linear(4, 4), "feed_forward": nn.Linear(4, 6)})
+        self.blocks = nn.ModuleDict({"attention": nn.Linear(4, 4), "feed_forward": nn.Linear(4, 6)})
         self.head = nn.Linear(6, 7)
 
     def lose(self, ids: torch.Tensor) -> torch.Tensor:
-        hidden = self.block["feed_forward"](self.block["attention"](self.embedding(ids)).tanh())
+        hidden = self.blocks["feed_forward"](self.blocks["attention"](self.embedding(ids)).tanh())
         return self.head(hidden.tanh()).logsumexp(-1).square().mean()
 
 
@@ -40,7 +40,7 @@ def _train(network: Network, optimizers: list[torch.optim.Optimizer], steps: ran
 
 def test_each_parameter_gets_the_step_of_its_own_optimizer() -> None:
     network, apart = Network(), Network()
-    names = ("block.attention.weight", "block.feed_forward.weight")
+    names = ("blocks.attention.weight", "blocks.feed_forward.weight")
     matrices = [parameter for name, parameter in apart.named_parameters() if name in names]
     others = [parameter for name, parameter in apart.named_parameters() if name not in names]
     assert (len(matrices), len(others)) == (2, 5)
@@ -80,7 +80,7 @@ def test_a_closure_gives_the_loss() -> None:
 
 @pytest.mark.parametrize("matrices", ["nothing", "bias"])
 def test_a_choice_without_matrices_is_refused(matrices: str) -> None:
-    with pytest.raises(ValueError, match=r"fits no parameter.*embedding\.weight, block\.attention\.weight"):
+    with pytest.raises(ValueError, match=r"fits no parameter.*embedding\.weight, blocks\.attention\.weight"):
         MuonWithAdamW(Network().named_parameters(), lr=0.01, matrices=matrices)
 
 

@@ -108,3 +108,10 @@ class TestLimitedRoom(_FlexMDMConformance):
             order="position",
             temperature=0.0,
         )
+
+
+class TestPosteriorTargets(_FlexMDMConformance):
+    """The tokens and gaps of all ways to a row as targets."""
+
+    def build_loss(self) -> FlexMDMLoss:
+        return FlexMDMLoss(suppressed_ids=SUPPRESSED, targets="posterior")

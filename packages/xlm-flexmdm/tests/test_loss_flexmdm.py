@@ -19,6 +19,9 @@ from xlm_flexmdm import (
     gap_divergence,
 )
 
+from .exact_flexmdm import FIRST, Noising, at_times, batch_of, noisings
+from .exact_flexmdm import MASK as HIDDEN
+
 PAD, MASK, BOS = 0, 2, 4
 LINEAR = LogLinear(eps=0)
 SCHEDULES = {
@@ -230,6 +233,37 @@ def test_gaps_beyond_the_network_are_refused(reference: Reference) -> None:
     model = _GivenOutputs(reference["in.token_logits"], reference["in.expected_gaps"], logits)
     with pytest.raises(ValueError, match=r"misses \d tokens, the network has lengths 0\.\.1"):
         FlexMDMLoss()(model, batch)
+
+
+@pytest.mark.parametrize("state", [(HIDDEN,), (FIRST, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, FIRST + 1)])
+def test_posterior_targets_give_the_mean_gradient_of_all_ways(state: tuple[int, ...]) -> None:
+    """Of the ways from a text with equal tokens to a row, enumerated; all are equally likely."""
+    text = (FIRST, FIRST, FIRST + 1, FIRST)
+    ways = [way for way in noisings(text) if way.state == state]
+    assert len(ways) > 1
+    one = np.ones(1)
+    torch.manual_seed(0)
+    logits = torch.randn(1, 4, FIRST + 2, dtype=torch.float64).requires_grad_()
+    gaps = torch.rand(1, 5, dtype=torch.float64).requires_grad_()
+
+    def slopes(way: Noising, loss: FlexMDMLoss) -> list[Tensor]:
+        batch = at_times(batch_of([way]), one, one, 2 * one, 3 * one)
+        output = loss(_GivenOutputs(logits, gaps), batch)
+        assert output.loss_count == 4
+        return list(torch.autograd.grad(output.loss_sum, (logits, gaps)))
+
+    drawn = zip(*(slopes(way, FlexMDMLoss()) for way in ways), strict=True)
+    found = slopes(ways[0], FlexMDMLoss(targets="posterior"))
+    for expected, slope in zip(drawn, found, strict=True):
+        torch.testing.assert_close(slope, torch.stack(expected).mean(0), rtol=1e-12, atol=1e-12)
+
+
+def test_posterior_targets_need_expected_gaps(reference: Reference) -> None:
+    batch = _reference_batch(reference, SCHEDULES["lin_lin"])
+    logits = reference["in.length_logits"]
+    model = _GivenOutputs(reference["in.token_logits"], reference["in.expected_gaps"], logits)
+    with pytest.raises(ValueError, match="use head='expectation'"):
+        FlexMDMLoss(targets="posterior")(model, batch)
 
 
 def test_metrics_add_up_over_batches(reference: Reference) -> None:

@@ -11,12 +11,17 @@ Minimisers are f_j = P(clean token of j | x_t) and g_i = E[gap_i | x_t]. A netwo
 gap lengths is trained with its cross-entropy in place of D, weighted slot by slot (the published code weights
 the mean over slots by the sum of the weights); its minimiser is the posterior, with the same mean.
 
+The clean token of a cell and the gap of a slot are those of the one way to x_t that was drawn. Their laws
+over all ways, given x_t and x_1, are known (:mod:`xlm_flexmdm.posterior_flexmdm`). With these as targets the
+gradient has the same expectation and less noise: which way was drawn no longer matters (Rao-Blackwell).
+
 Logits are computed at masked cells, gaps at open slots, and nowhere else.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +36,8 @@ from xlm_flexmdm.types_flexmdm import (
     FlexMDMOutput,
     call_model,
 )
+
+Targets = Literal["drawn", "posterior"]
 
 
 def gap_divergence(x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -56,23 +63,42 @@ class FlexMDMLoss:
     Args:
         suppressed_ids: Token ids that never stand in a target and stay outside the softmax: those of the
             predictor, which adds MASK. Without any, the softmax is the published one.
+        targets: "drawn": the clean tokens and gaps of the way that was drawn, as published. "posterior":
+            their law and mean over all ways to x_t, so the terms are KL(q_j || f_j) and D(G_i, g_i) of
+            :meth:`likelihood`. It takes a table of rows * target^2 numbers, a loop over the target's
+            columns, and a network with expected gaps.
+
+    Raises:
+        ValueError: If targets is neither of the two.
     """
 
-    def __init__(self, *, suppressed_ids: Sequence[int] = ()) -> None:
+    def __init__(self, *, suppressed_ids: Sequence[int] = (), targets: Targets = "drawn") -> None:
+        if targets not in ("drawn", "posterior"):
+            raise ValueError(f"targets must be 'drawn' or 'posterior', got {targets!r}")
         self._suppressed_ids = list(suppressed_ids)
+        self._targets = targets
 
     def __call__(self, model: nn.Module, batch: FlexMDMBatch) -> FlexMDMLossOutput:
         """Evaluate the network on a batch.
 
         Raises:
-            ValueError: If a target token is among suppressed_ids, or a gap exceeds the network's lengths.
+            ValueError: If a target token is among suppressed_ids, a gap exceeds the network's lengths, or the
+                network has a distribution over gap lengths and the targets are the posterior.
         """
         cells, slots = _Places.of(batch["masked"]), _Places.of(batch["open_slots"])
         output = _evaluate(model, batch, cells, slots)
         clean_ids = cells.read(batch["clean_ids"])
         logits = self._allowed_logits(output.token_logits, batch)
-        unmasking = cells.sum_by_row(F.cross_entropy(logits, clean_ids, reduction="none"))
-        insertion = slots.sum_by_row(_gap_terms(output, slots.read(batch["gaps"])))
+        if self._targets == "posterior":
+            if output.gap_logits is not None:
+                raise ValueError(
+                    "targets='posterior' gives the mean of each gap, not its law: use head='expectation' in "
+                    "the network, or targets='drawn'"
+                )
+            unmasking, insertion = _posterior_terms(output, logits, batch, cells, slots)
+        else:
+            unmasking = cells.sum_by_row(F.cross_entropy(logits, clean_ids, reduction="none"))
+            insertion = slots.sum_by_row(_gap_terms(output, slots.read(batch["gaps"])))
         unmasking_sum = (batch["unmasking_weight"] * unmasking).sum()
         insertion_sum = (batch["insertion_weight"] * insertion).sum()
         return FlexMDMLossOutput(
@@ -133,17 +159,8 @@ class FlexMDMLoss:
         output = _evaluate(model, batch, cells, slots)
         logits = self._allowed_logits(output.token_logits, batch)
         gaps = _at_least_float32(output.expected_gaps).double()
-        posterior, mean_gaps = _posterior(batch)
-
-        target_column = cells.column - batch["target_start"][cells.row]
-        tight = batch["unmasking_weight"] * cells.sum_by_row(
-            _divergences(posterior[cells.row, target_column], logits, batch["target_ids"], cells.row)
-        )
-        # The slot of BOS is the first of mean_gaps.
-        slot = slots.column - batch["target_start"][slots.row] + 1
-        tight += batch["insertion_weight"] * slots.sum_by_row(
-            gap_divergence(mean_gaps[slots.row, slot], gaps)
-        )
+        unmasking, insertion = _posterior_terms(output, logits, batch, cells, slots)
+        tight = batch["unmasking_weight"] * unmasking + batch["insertion_weight"] * insertion
 
         entropies = F.cross_entropy(logits, cells.read(batch["clean_ids"]), reduction="none")
         published = batch["unmasking_weight"] * cells.sum_by_row(entropies)
@@ -204,6 +221,20 @@ def _evaluate(model: nn.Module, batch: FlexMDMBatch, cells: _Places, slots: _Pla
     )
 
 
+def _posterior_terms(
+    output: FlexMDMOutput, logits: Tensor, batch: FlexMDMBatch, cells: _Places, slots: _Places
+) -> tuple[Tensor, Tensor]:
+    """sum_j KL(q_j || f_j) and sum_i D(G_i, g_i) of each row (rows,), float64."""
+    posterior, mean_gaps = _posterior(batch)
+    target_column = cells.column - batch["target_start"][cells.row]
+    unmasking = _divergences(posterior[cells.row, target_column], logits, batch["target_ids"], cells.row)
+    # The slot of BOS is the first of mean_gaps.
+    slot = slots.column - batch["target_start"][slots.row] + 1
+    expected = _at_least_float32(output.expected_gaps).double()
+    insertion = gap_divergence(mean_gaps[slots.row, slot], expected)
+    return cells.sum_by_row(unmasking), slots.sum_by_row(insertion)
+
+
 def _gap_terms(output: FlexMDMOutput, gaps: Tensor) -> Tensor:
     """(slots,) D, or the cross-entropy of a distribution over gap lengths."""
     if output.gap_logits is None:
@@ -239,6 +270,8 @@ def _posterior(batch: FlexMDMBatch) -> tuple[Tensor, Tensor]:
 
 def _divergences(posterior: Tensor, logits: Tensor, target_ids: Tensor, row: Tensor) -> Tensor:
     """(cells,) KL(q_j || f_j); q_j(v) sums the ``posterior`` (cells, target) over tokens equal to v."""
+    if len(row) == 0:
+        return logits.sum(1).double()  # of no cells, hence empty; there may be no target tokens at all
     same = target_ids.unsqueeze(2) == target_ids.unsqueeze(1)
     first = same.byte().argmax(2)[row]
     q = torch.zeros_like(posterior).scatter_add(1, first, posterior)

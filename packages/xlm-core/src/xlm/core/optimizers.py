@@ -17,6 +17,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
     authors advise. The update of a matrix is scaled to the size of AdamW's (Liu et al. 2025,
     arXiv:2502.16982, section 2.2), so one learning rate and one weight decay serve both.
 
+    The modulation of a diffusion transformer is Muon's as well: with AdamW its output would move by lr times
+    the sum of all entries of the condition.
+
     Args:
         parameters: Names and parameters, as of ``model.named_parameters()``.
         lr: Learning rate of both.
@@ -35,7 +38,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         parameters: Iterable[tuple[str, nn.Parameter]],
         *,
         lr: float,
-        matrices: str = r"\.(attention|feed_forward)\.",
+        matrices: str = "blocks|modulation",
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
