@@ -65,8 +65,8 @@ class FlexMDMLoss:
             predictor, which adds MASK. Without any, the softmax is the published one.
         targets: "drawn": the clean tokens and gaps of the way that was drawn, as published. "posterior":
             their law and mean over all ways to x_t, so the terms are KL(q_j || f_j) and D(G_i, g_i) of
-            :meth:`likelihood`. It takes a table of rows * target^2 numbers, a loop over the target's
-            columns, and a network with expected gaps.
+            :meth:`likelihood`, and a distribution over gap lengths is trained through its mean. It takes a
+            table of rows * target^2 numbers and a loop over the target's columns.
 
     Raises:
         ValueError: If targets is neither of the two.
@@ -82,19 +82,13 @@ class FlexMDMLoss:
         """Evaluate the network on a batch.
 
         Raises:
-            ValueError: If a target token is among suppressed_ids, a gap exceeds the network's lengths, or the
-                network has a distribution over gap lengths and the targets are the posterior.
+            ValueError: If a target token is among suppressed_ids, or a drawn gap is too long for the network.
         """
         cells, slots = _Places.of(batch["masked"]), _Places.of(batch["open_slots"])
         output = _evaluate(model, batch, cells, slots)
         clean_ids = cells.read(batch["clean_ids"])
         logits = self._allowed_logits(output.token_logits, batch)
         if self._targets == "posterior":
-            if output.gap_logits is not None:
-                raise ValueError(
-                    "targets='posterior' gives the mean of each gap, not its law: use head='expectation' in "
-                    "the network, or targets='drawn'"
-                )
             unmasking, insertion = _posterior_terms(output, logits, batch, cells, slots)
         else:
             unmasking = cells.sum_by_row(F.cross_entropy(logits, clean_ids, reduction="none"))
