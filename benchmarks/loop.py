@@ -42,7 +42,7 @@ class PlainLoop(Callback):
     def __init__(self, harness: Harness, batches: Iterator[Any], *, num_steps: int, clip: float) -> None:
         self.slots = harness.slots
         self.model = copy.deepcopy(harness.model)
-        self.optimizer = self.slots.optimizer(self.model.parameters())
+        self.optimizer = self.slots.optimizer(self.model.named_parameters())
         self.scheduler = self.slots.lr_scheduler(self.optimizer, num_steps=num_steps)
         self.batches = batches
         self.clip = clip
