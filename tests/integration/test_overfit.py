@@ -7,7 +7,7 @@ import pytest
 
 from .running import composed
 
-STEPS = {"arlm": 60, "mlm": 100, "mdlm": 100, "ilm": 320}
+STEPS = {"arlm": 60, "mlm": 100, "mdlm": 100, "ilm": 320, "flexmdm": 450}
 FLOORS = {"ilm": math.log(math.factorial(4)) / 5}
 """Where the order is free: N of 0..4 tokens are dropped, and each of the N is as right as the others."""
 

@@ -1,4 +1,5 @@
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -19,7 +20,10 @@ LINEAR = Interpolant(LogLinear(eps=0), LogLinear(eps=0))
 
 
 def _collator(
-    interpolant: Interpolant = LINEAR, max_length: int | None = None, time_power: float = 1.0
+    interpolant: Interpolant = LINEAR,
+    max_length: int | None = None,
+    time_power: float = 1.0,
+    unmasking_weight: Literal["hazard", "one"] = "hazard",
 ) -> FlexMDMCollator:
     return FlexMDMCollator(
         interpolant=interpolant,
@@ -28,6 +32,7 @@ def _collator(
         bos_id=BOS,
         max_length=max_length,
         time_power=time_power,
+        unmasking_weight=unmasking_weight,
     )
 
 
@@ -133,6 +138,18 @@ def test_late_times_are_drawn_more_often_and_weigh_less() -> None:
     torch.testing.assert_close(late["missing_chance"], v**2)
     torch.testing.assert_close(late["unmasking_weight"], 2 * v / v**2)
     torch.testing.assert_close(late["insertion_weight"], 2 * v / v**2)
+
+
+def test_masks_may_weigh_the_same_at_all_times() -> None:
+    examples = [_example([10], seed=seed) for seed in range(50)]
+    hazard = _collator(time_power=2.0)(examples)
+    one = _collator(time_power=2.0, unmasking_weight="one")(examples)
+    t = one["time"]
+    torch.testing.assert_close(one["unmasking_weight"], 2 * (1 - t).sqrt())  # dt = 2v dv
+    torch.testing.assert_close(one["insertion_weight"], hazard["insertion_weight"])
+    torch.testing.assert_close(t, hazard["time"])
+    with pytest.raises(ValueError, match="unmasking_weight must be 'hazard' or 'one', got 'two'"):
+        _collator(unmasking_weight="two")  # pyright: ignore[reportArgumentType]
 
 
 def test_times_are_stratified_over_places() -> None:

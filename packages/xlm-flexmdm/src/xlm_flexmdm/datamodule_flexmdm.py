@@ -14,6 +14,7 @@ every batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ _STREAM_TIME = 0
 _STREAM_INSERTION = 1
 _STREAM_UNMASKING = 2
 _NO_IDS = torch.empty(0, dtype=torch.int64)
+
+UnmaskingWeight = Literal["hazard", "one"]
 
 
 class FlexMDMCollator:
@@ -43,9 +46,12 @@ class FlexMDMCollator:
         max_length: The most target tokens, fixed ones included; None for no limit.
         time_power: p, at least 1. Where the examples have a ``place``, v is stratified over neighbouring
             places of the training stream.
+        unmasking_weight: Of a masked token in the loss. "hazard": that of the bound, as published. "one": the
+            same at all times. The minimiser is the same, but rows that are nearly clean, and easy, count for
+            less: no bound, yet a network may find out sooner what to write where little is known.
 
     Raises:
-        ValueError: If time_power is below 1.
+        ValueError: If time_power is below 1, or unmasking_weight is neither of the two.
     """
 
     def __init__(
@@ -57,11 +63,15 @@ class FlexMDMCollator:
         bos_id: int,
         max_length: int | None = None,
         time_power: float = 2.0,
+        unmasking_weight: UnmaskingWeight = "hazard",
     ) -> None:
         if not time_power >= 1:
             raise ValueError(f"time_power must be at least 1, got {time_power}")
+        if unmasking_weight not in ("hazard", "one"):
+            raise ValueError(f"unmasking_weight must be 'hazard' or 'one', got {unmasking_weight!r}")
         self._noise = _Noise(interpolant, _Layout(pad_id=pad_id, mask_id=mask_id, bos_id=bos_id), max_length)
         self._time_power = time_power
+        self._unmasking_weight = unmasking_weight
 
     def __call__(self, examples: Sequence[FlexMDMExample]) -> FlexMDMBatch:
         """Make a batch of len(examples) rows, padded to the longest.
@@ -73,7 +83,7 @@ class FlexMDMCollator:
         placed = [example["place"] for example in examples if "place" in example]
         places = torch.tensor(placed) if placed and len(placed) == len(examples) else None
         v = stratified_times(_seeds(examples), places, stream=_STREAM_TIME)
-        return self._noise(examples, v, self._time_power, num_draws=1)
+        return self._noise(examples, v, self._time_power, num_draws=1, weight=self._unmasking_weight)
 
 
 class FlexMDMLikelihoodCollator:
@@ -251,7 +261,13 @@ class _Noise:
     max_length: int | None
 
     def __call__(
-        self, examples: Sequence[FlexMDMExample], v: Tensor, power: float, *, num_draws: int
+        self,
+        examples: Sequence[FlexMDMExample],
+        v: Tensor,
+        power: float,
+        *,
+        num_draws: int,
+        weight: UnmaskingWeight = "hazard",
     ) -> FlexMDMBatch:
         """The batch at times t = 1 - v^power, with v (rows,) uniform numbers."""
         # The smallest v would give t = 1 by rounding, where the weights are infinite.
@@ -259,6 +275,7 @@ class _Noise:
         time_weight = power * v ** (power - 1)
         targets = _read_targets(examples, self.max_length)
         target = targets.ids.shape[1]
+        hazard = self.interpolant.unmasking_hazard(t) if weight == "hazard" else torch.ones_like(t)
         draw = torch.arange(len(examples)) % num_draws
         present, masked = self.interpolant.states(
             t.unsqueeze(1),
@@ -282,7 +299,7 @@ class _Noise:
             "num_missing": missing.sum(1),
             "time": self.interpolant.network_time(t),
             "missing_chance": 1 - self.interpolant.alpha(t),
-            "unmasking_weight": self.interpolant.unmasking_hazard(t) * time_weight,
+            "unmasking_weight": hazard * time_weight,
             "insertion_weight": self.interpolant.insertion_hazard(t) * time_weight,
             "num_draws": torch.tensor(num_draws),
             "is_complete": torch.tensor(self.interpolant.is_complete),
