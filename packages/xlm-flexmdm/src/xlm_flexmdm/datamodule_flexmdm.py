@@ -71,7 +71,7 @@ class FlexMDMCollator:
             raise ValueError(f"unmasking_weight must be 'hazard' or 'one', got {unmasking_weight!r}")
         self._noise = _Noise(interpolant, _Layout(pad_id=pad_id, mask_id=mask_id, bos_id=bos_id), max_length)
         self._time_power = time_power
-        self._unmasking_weight = unmasking_weight
+        self._unmasking_weight: UnmaskingWeight = unmasking_weight
 
     def __call__(self, examples: Sequence[FlexMDMExample]) -> FlexMDMBatch:
         """Make a batch of len(examples) rows, padded to the longest.
