@@ -148,9 +148,14 @@ def _allowed(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterato
         yield "null"
     elif "type" in node:
         kind = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
-        bounds = [f"{words} {node[name]:g}" for name, words in BOUNDS.items() if name in node]
+        bounds = [f"{words} {_number(node[name])}" for name, words in BOUNDS.items() if name in node]
         pattern = [f"matching `{node['pattern']}`"] if "pattern" in node else []
         yield ", ".join([kind[node["type"]], *bounds, *pattern])
+
+
+def _number(value: float) -> str:
+    """A bound without a needless point, and with all of its digits."""
+    return str(int(value)) if value == int(value) else str(value)
 
 
 def core_folder() -> Path:

@@ -69,6 +69,18 @@ def test_bytes_that_are_no_utf8_are_refused_or_replaced_and_counted(texts: Path,
     assert cards(tmp_path / "cache")["train"]["counts"]["repaired"] == 1
 
 
+def test_a_pattern_without_text_is_one_error(tmp_path: Path) -> None:
+    def prepare() -> None:
+        files = f"task.source.data_files={tmp_path}/*.txt"
+        run_fast(tmp_path, tmp_path / "cache", "prepare_data", None, *SMALL, files)
+
+    with pytest.raises(XLMError, match=r"(?s)task\.tokenizer.*no file matches the source's data_files"):
+        prepare()
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(XLMError, match=r"(?s)task\.tokenizer.*the rows of its split are empty"):
+        prepare()
+
+
 def test_other_tokens_and_another_metric_are_a_choice_each(published: Published) -> None:
     config, _ = composed(
         None,

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from datasets.arrow_writer import SchemaInferenceError
 from datasets.exceptions import DatasetGenerationError
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -118,7 +119,10 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, special_tokens: Iterable
     )
     tokenizer.train_from_iterator(counted(), trainer)
     if not seen[0]:
-        raise ValueError("there is no text to train a tokenizer on")
+        raise ValueError(
+            "there is no text to train a tokenizer on: the rows of its split are empty, or there are none "
+            "(see the task's source and splits)"
+        )
     return tokenizer
 
 
@@ -127,6 +131,8 @@ def _rows(source: TextSource, split: str) -> Iterable[Mapping[str, object]]:
         return source(split=split)
     except DatasetGenerationError as error:
         cause = error.__cause__ or error
+        if isinstance(cause, SchemaInferenceError):
+            raise ValueError("no file matches the source's data_files, or none of them has a row") from error
         hint = ""
         if isinstance(cause, UnicodeDecodeError):
             hint = "; encoding_errors=replace, of the source, reads such bytes as U+FFFD"
