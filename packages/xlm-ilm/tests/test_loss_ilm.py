@@ -225,15 +225,17 @@ def test_metrics_are_means_over_rows() -> None:
     for output in outputs:
         metrics.update(output)
     stop_logits = model(batch["input_ids"], batch["attention_mask"]).stop_logits
-    right = [
-        int(logits.argmax()) == int(number > 0)
-        for logits, number in zip(stop_logits, batch["num_dropped"], strict=True)
-    ]
+    stop = [torch.sigmoid(logits[0] - logits[1]).item() for logits in stop_logits]
+    missing = batch["num_dropped"].tolist()
+    at_complete = [chance for chance, number in zip(stop, missing, strict=True) if number == 0]
+    at_incomplete = [chance for chance, number in zip(stop, missing, strict=True) if number > 0]
+    assert len(at_complete) > 0
     assert metrics.compute() == pytest.approx(
         {
             "token_loss": outputs[0].terms["token"].item() / 12,
             "stop_loss": outputs[0].terms["stop"].item() / 12,
-            "stop_accuracy": sum(right) / 12,
+            "stop_at_complete": sum(at_complete) / len(at_complete),
+            "stop_at_incomplete": sum(at_incomplete) / len(at_incomplete),
             "mean_dropped": len(batch["target_row"]) / 12,
         }
     )

@@ -87,13 +87,16 @@ class ILMLoss:
         weight = self._row_weights(batch)
         token_sum = (weight * token).sum()
         stop_sum = (weight * self._stop_weight * self._stop_terms(stop_logits, num_dropped)).sum()
-        says_complete = stop_logits.detach().argmax(-1) == 0
+        complete = num_dropped == 0
+        stop_probability = stop_logits.detach().softmax(-1)[:, 0]
         return ILMLossOutput(
             loss_sum=token_sum + stop_sum,
             loss_count=torch.tensor(len(num_dropped), device=num_dropped.device),
             terms={"token": token_sum, "stop": stop_sum},
             num_dropped=num_dropped.sum(),
-            num_stop_correct=(says_complete == (num_dropped == 0)).sum(),
+            num_complete=complete.sum(),
+            stop_at_complete=(stop_probability * complete).sum(),
+            stop_at_incomplete=(stop_probability * ~complete).sum(),
         )
 
     def likelihood(self, model: nn.Module, batch: ILMBatch) -> ILMLikelihood:

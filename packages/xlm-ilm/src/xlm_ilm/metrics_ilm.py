@@ -7,7 +7,10 @@ from xlm_ilm.types_ilm import ILMLossOutput
 
 
 class ILMLossMetrics:
-    """Means per row of the loss's terms, how often the stop head is right, how many tokens were dropped.
+    """Means per row of the loss's terms, what the stop head says, how many tokens were dropped.
+
+    The accuracy of the stop head would say little: few rows are complete, and who never stops is right at all
+    others. So P(stop) is averaged apart where it should be high and where it should be low.
 
     ``sums`` is the whole state: adding up those of several processes gives their common result.
     """
@@ -19,16 +22,18 @@ class ILMLossMetrics:
 
     def reset(self) -> None:
         """Forget everything."""
-        integers = {name: torch.tensor(0) for name in ("rows", "num_dropped", "num_stop_correct")}
-        floats = {name: torch.tensor(0.0, dtype=torch.float64) for name in ("token", "stop")}
-        self.sums = integers | floats
+        integers = {name: torch.tensor(0) for name in ("rows", "num_dropped", "num_complete")}
+        names = ("token", "stop", "stop_at_complete", "stop_at_incomplete")
+        self.sums = integers | {name: torch.tensor(0.0, dtype=torch.float64) for name in names}
 
     def update(self, output: ILMLossOutput) -> None:
         """Add the sums of one batch; no gradient is kept, and nothing waits for the device."""
         added = {
             "rows": output.loss_count,
             "num_dropped": output.num_dropped,
-            "num_stop_correct": output.num_stop_correct,
+            "num_complete": output.num_complete,
+            "stop_at_complete": output.stop_at_complete,
+            "stop_at_incomplete": output.stop_at_incomplete,
             **output.terms,
         }
         self.sums = {
@@ -36,11 +41,17 @@ class ILMLossMetrics:
         }
 
     def compute(self) -> dict[str, float]:
-        """``token_loss``, ``stop_loss``, ``stop_accuracy``, ``mean_dropped``; zeros if nothing was added."""
+        """The means by name; zeros if nothing was added.
+
+        ``token_loss``, ``stop_loss`` and ``mean_dropped`` are over all rows; ``stop_at_complete`` is P(stop)
+        at rows in which nothing is missing, ``stop_at_incomplete`` at the others.
+        """
         rows = max(int(self.sums["rows"]), 1)
+        num_complete = int(self.sums["num_complete"])
         return {
             "token_loss": float(self.sums["token"]) / rows,
             "stop_loss": float(self.sums["stop"]) / rows,
-            "stop_accuracy": float(self.sums["num_stop_correct"]) / rows,
+            "stop_at_complete": float(self.sums["stop_at_complete"]) / max(num_complete, 1),
+            "stop_at_incomplete": float(self.sums["stop_at_incomplete"]) / max(rows - num_complete, 1),
             "mean_dropped": float(self.sums["num_dropped"]) / rows,
         }

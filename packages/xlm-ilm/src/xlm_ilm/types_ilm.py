@@ -93,8 +93,12 @@ class ILMLossOutput:
     """``token`` and ``stop``, weighted as in the loss."""
     num_dropped: Int[Tensor, ""]
     """Dropped tokens of all rows."""
-    num_stop_correct: Int[Tensor, ""]
-    """Rows whose most probable class is right about whether anything is missing."""
+    num_complete: Int[Tensor, ""]
+    """Rows in which nothing is missing."""
+    stop_at_complete: Float[Tensor, ""]
+    """Sum of P(stop) over these rows."""
+    stop_at_incomplete: Float[Tensor, ""]
+    """Sum of P(stop) over the other rows."""
 
 
 @dataclass(frozen=True)
