@@ -76,7 +76,7 @@ def test_the_splits_hold_different_plays_and_together_all_of_them() -> None:
 
 def test_the_speeches_are_english() -> None:
     rows = list(play_rows("val"))
-    assert 1500 < len(rows) < 3000
+    assert 3000 < len(rows) < 6000
     assert any("Is this a dagger which I see before me" in row["text"] for row in rows)
     assert all(len(row["text"].split()) < 60 and "*" not in row["text"] for row in rows)
 

@@ -12,7 +12,7 @@ HELD_OUT = {
 }
 """Plays of the splits that are evaluated on; the other plays are for training."""
 
-MAX_WORDS = 24
+MAX_WORDS = 12
 """Speeches with more words are divided."""
 
 _SPEECH = re.compile(r"\*\*(?P<speaker>[^*]+)\*\*\s*\n(?P<lines>.+)", re.DOTALL)
