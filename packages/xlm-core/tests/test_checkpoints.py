@@ -16,6 +16,7 @@ from xlm.core.checkpoints import (
     damage,
     newest_valid,
     read,
+    replace_folder,
     write_atomically,
 )
 from xlm.core.errors import XLMError
@@ -60,6 +61,39 @@ def test_the_one_before_stays(tmp_path: Path) -> None:
         write(tmp_path / "last.ckpt", step)
     assert read(tmp_path / "last.ckpt")["global_step"] == 3
     assert read(tmp_path / "previous.ckpt")["global_step"] == 2
+
+
+def write_folder(path: Path, step: int) -> Path:
+    """A checkpoint in shards, as two processes leave it."""
+    part = path.with_name(".part")
+    part.mkdir()
+    (part / ".metadata").write_bytes(b"table of contents")
+    for rank in range(2):
+        (part / f"__{rank}_0.distcp").write_bytes(bytes(1000))
+    torch.save({"loops": {}, "global_step": step}, part / "meta.pt")
+    replace_folder(part, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [(".metadata", None), ("meta.pt", None), ("__1_0.distcp", None), ("__1_0.distcp", 999), ("meta.pt", 100)],
+)
+def test_a_folder_that_lacks_a_file_or_an_end_is_passed_over(
+    name: str, size: int | None, tmp_path: Path
+) -> None:
+    for step in (1, 2):
+        last = write_folder(tmp_path / "last.ckpt", step)
+    assert damage(last) is None
+    if size is None:
+        (last / name).unlink()
+    else:
+        os.truncate(last / name, size)
+    found = newest_valid(tmp_path)
+    assert found.header is not None
+    assert (found.header.path.name, found.header.step) == ("previous.ckpt", 1)
+    assert list(found.refused) == [last]
+    assert name in found.refused[last]
 
 
 def test_the_newest_by_steps_not_by_the_clock(tmp_path: Path) -> None:

@@ -359,3 +359,35 @@ def test_checkpoints_that_are_folders_are_resumed_and_exported(server: Server, s
     assert code == 0, log
     [file] = last.parents[1].glob("export/*/model/model.safetensors")
     torch.testing.assert_close(load_file(file)["bias"], state(single)["trained"])
+
+
+@SHARDS
+def test_a_kill_while_a_folder_is_written_costs_nothing(server: Server, single: Path) -> None:
+    folders = ("+trainer/strategy=fsdp2", "trainer.strategy.save_distributed_checkpoint=true")
+    command = (*PLAIN, "job_name=half", *PAIR, *folders)
+    node = "+callbacks.accident={_target_: toy_accidents.KillInSave, step: 8}"
+    results = server.run(*command, node, environments=two_processes())
+    assert results[0][0] == CODE_OF_KILL, results
+    assert results[1][0] != 0, results
+    half = server.root / "runs/half/checkpoints/.last.ckpt.part"
+    assert (half / "meta.pt").is_file()
+    (half / "__9_0.distcp").touch()  # of a process that is no longer there
+    results = server.run(*command, environments=two_processes())
+    assert [code for code, _ in results] == [0, 0], results
+    assert "at step 4:" in results[0][1]
+    assert not half.exists()
+    last = half.with_name("last.ckpt")
+    assert sorted(path.name for path in last.glob("*.distcp")) == ["__0_0.distcp", "__1_0.distcp"]
+
+
+@SHARDS
+def test_tensor_parallelism_is_refused(server: Server) -> None:
+    strategy = (
+        "trainer.strategy={_target_: lightning.pytorch.strategies.ModelParallelStrategy, "
+        "data_parallel_size: 1, tensor_parallel_size: 2}"
+    )
+    results = server.run(*PLAIN, "job_name=tensor", *PAIR, strategy, environments=two_processes())
+    for code, log in results:
+        assert code == 1, log
+        assert "tensor_parallel_size is 2" in log
+        assert "Traceback" not in log

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning
 import torch
@@ -61,7 +61,10 @@ class KillSoon(Callback):
 
 
 class KillInSave(Callback):
-    """Dies by SIGKILL when half of the first checkpoint from the given step on is written."""
+    """Dies by SIGKILL when half of the first checkpoint from the given step on is written.
+
+    Of one that is a folder, the file beside the shards.
+    """
 
     def __init__(self, *, step: int) -> None:
         self.step = step
@@ -70,9 +73,10 @@ class KillInSave(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         whole_save = torch.save
 
-        def half_save(content: object, path: Path) -> None:
+        def half_save(content: object, path: Path | BinaryIO) -> None:
             whole_save(content, path)
-            if trainer.global_step >= self.step:
+            # A shard is a stream, into which each tensor is written by a call of its own.
+            if trainer.global_step >= self.step and isinstance(path, Path):
                 os.truncate(path, path.stat().st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 

@@ -5,6 +5,7 @@ stands at the end, so a half-written file has none and a damaged one does not ad
 needed to tell.
 """
 
+import json
 import os
 import pickle
 import shutil
@@ -29,6 +30,8 @@ PREVIOUS = "previous.ckpt"
 """What ``last.ckpt`` was before it was replaced."""
 SHARDED_REST = "meta.pt"
 """In a checkpoint that is a folder, what Lightning keeps beside the shards."""
+SIZES = "sizes.json"
+"""In a checkpoint that is a folder, how many bytes each of its files has."""
 UNREADABLE = (OSError, EOFError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError)
 
 
@@ -63,7 +66,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         _wait_for_disk(part)
         if path.name == LAST and path.exists():
             if path.with_name(PREVIOUS).is_dir():  # a strategy that wrote folders was used before
-                _remove(path.with_name(PREVIOUS))
+                remove(path.with_name(PREVIOUS))
             path.replace(path.with_name(PREVIOUS))
         part.replace(path)
     finally:
@@ -76,19 +79,22 @@ def replace_folder(part: Path, path: Path) -> None:
 
     A kill between the steps leaves the old one beside ``path`` or the new one as ``part``.
     """
+    sizes = {file.name: file.stat().st_size for file in part.iterdir()}
+    write_text_atomically(part / SIZES, json.dumps(sizes))
     for file in part.iterdir():
         _wait_for_disk(file)
     old = path.with_name(PREVIOUS if path.name == LAST else f".{path.name}.old")
     if path.exists():
-        _remove(old)
+        remove(old)
         path.replace(old)
     part.replace(path)
     if path.name != LAST:
-        _remove(old)
+        remove(old)
     _wait_for_disk(path.parent)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -121,15 +127,33 @@ class Header:
 
 def damage(path: Path) -> str | None:
     """What is wrong with the file, None when it is whole. Reads all of it once."""
-    if path.is_dir():  # a strategy that writes shards; its table of contents comes last
-        lacking = [name for name in (".metadata", SHARDED_REST) if not (path / name).is_file()]
-        return f"it is not whole: it lacks {' and '.join(lacking)}" if lacking else None
+    if path.is_dir():
+        return _damage_of_folder(path)
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError) as error:
         return f"it is cut off or no checkpoint ({error})"
     return None if broken is None else f"the checksum of its record {broken} is wrong"
+
+
+def _damage_of_folder(path: Path) -> str | None:
+    """Of a strategy that writes shards: their table of contents comes last, the list of sizes still later."""
+    lacking = [name for name in (".metadata", SHARDED_REST) if not (path / name).is_file()]
+    if lacking:
+        return f"it is not whole: it lacks {' and '.join(lacking)}"
+    if not (path / SIZES).is_file():  # Lightning wrote it, without XLM's strategy
+        return None
+    try:
+        sizes = json.loads((path / SIZES).read_text(encoding="utf-8"))
+    except ValueError as error:
+        return f"its {SIZES} is damaged ({error})"
+    wrong = [name for name, size in sizes.items() if not _has_size(path / name, size)]
+    return f"it is not whole: {', '.join(wrong)} is not as it was written" if wrong else None
+
+
+def _has_size(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
 
 
 def read(path: Path, *, allow_pickle: bool = False, lazily: bool = False) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from xlm.core.checkpoints import replace_folder
+from xlm.core.checkpoints import remove, replace_folder
 from xlm.core.errors import XLMError
 
 CAN_SHARD_ON_CPUS = hasattr(FSDPModule, "set_force_sum_reduction_for_comms")
@@ -64,6 +64,9 @@ class FSDP2(ModelParallelStrategy):
             return
         path = Path(self.broadcast(filepath))
         part = path.with_name(f".{path.name}.part")
+        if self.is_global_zero:
+            remove(part)  # half of one, of a process that was killed
+        self.barrier()
         super().save_checkpoint(checkpoint, part, storage_options)
         self.barrier()
         if self.is_global_zero:
