@@ -2,10 +2,26 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from xlm_arlm import ARLMCollator, ARLMExample, ARLMPromptCollator
+from xlm_arlm import ARLMBatch, ARLMCollator, ARLMExample, ARLMPromptCollator
 
 from .plain_law import BOS, EOS, PAD, example, packed
+
+
+def marked(batch: ARLMBatch, row: Tensor, column: Tensor) -> Tensor:
+    """(rows, length) True at the listed places."""
+    table = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+    table[row, column] = True
+    return table
+
+
+def targets_of(batch: ARLMBatch) -> Tensor:
+    return marked(batch, batch["target_row"], batch["target_column"])
+
+
+def given_of(batch: ARLMBatch) -> Tensor:
+    return marked(batch, batch["given_row"], batch["given_column"])
 
 
 def test_training_rows(collate: ARLMCollator) -> None:
@@ -25,14 +41,15 @@ def test_training_rows(collate: ARLMCollator) -> None:
         [10, BOS, 7, 8, 9, EOS, PAD],
         [BOS, 7, 8, EOS, PAD, PAD, PAD],
     ]
-    assert batch["attention_mask"] is not None
-    assert batch["attention_mask"].sum(1).tolist() == [5, 7, 3, 6, 4]
-    assert torch.equal(batch["attention_mask"], batch["input_ids"] != PAD)
-    predicted = [
-        row[mask].tolist() for row, mask in zip(batch["input_ids"], batch["target_mask"], strict=True)
-    ]
+    assert batch["attention_mask"] is None, "padding stands on the right"
+    targets = targets_of(batch)
+    predicted = [row[mask].tolist() for row, mask in zip(batch["input_ids"], targets, strict=True)]
     assert predicted == [[7, 8, 9, EOS], [10, 7, EOS], [EOS], [9, EOS], [EOS]]
-    assert batch["target_mask"].int().tolist()[3] == [0, 0, 0, 0, 1, 1, 0]
+    assert targets.int().tolist()[3] == [0, 0, 0, 0, 1, 1, 0]
+    # Of all other tokens only the first of a row has nothing on its left.
+    expected = (batch["input_ids"] != PAD) & ~targets
+    expected[:, 0] = False
+    assert torch.equal(given_of(batch), expected)
 
 
 def test_language_modelling_rows_are_those_of_the_reference(
@@ -40,9 +57,9 @@ def test_language_modelling_rows_are_those_of_the_reference(
 ) -> None:
     batch = collate([example([7, 8, 9]), example([10, 10, 7])])
     assert torch.equal(batch["input_ids"], reference["xlm.lm.input_ids"])
-    assert batch["attention_mask"] is None, "no row is shorter than another"
+    assert batch["attention_mask"] is None
     assert reference["xlm.lm.attention_mask"].all()
-    predicted = batch["input_ids"][:, 1:].masked_fill(~batch["target_mask"][:, 1:], -100)
+    predicted = batch["input_ids"][:, 1:].masked_fill(~targets_of(batch)[:, 1:], -100)
     assert torch.equal(predicted, reference["xlm.lm.target_ids"][:, :-1])
 
 
@@ -108,7 +125,8 @@ def test_packed_blocks_hold_their_special_tokens_already() -> None:
         [0, 0, 0, 1, 1, 1, 1],
         [0, 0, 0, 1, 1, -1, -1],
     ]
-    assert batch["target_mask"].int().tolist() == [[0, 1, 1, 0, 1, 1, 1], [0, 1, 1, 0, 1, 0, 0]]
+    assert targets_of(batch).int().tolist() == [[0, 1, 1, 0, 1, 1, 1], [0, 1, 1, 0, 1, 0, 0]]
+    assert not given_of(batch).any()
 
 
 def test_blocks_that_do_not_fit_are_refused(collate: ARLMCollator) -> None:

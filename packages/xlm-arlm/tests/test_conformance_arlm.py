@@ -24,7 +24,7 @@ class TestConformance(ConformanceSuite[ARLMBatch, ARLMPromptBatch]):
     ordinary_ids = range(7, 12)
     pad_id = PAD
     max_length = 6
-    loss_padding: ClassVar = {"input_ids": PAD, "attention_mask": 0, "target_mask": 0}
+    loss_padding: ClassVar = {"input_ids": PAD, "attention_mask": 0}
     prompt_padding: ClassVar = {"input_ids": PAD, "attention_mask": 0}
     prompt_padding_side = "left"
     # Fixed tokens that are a prefix have tests of their own.

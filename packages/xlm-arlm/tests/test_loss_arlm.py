@@ -36,10 +36,17 @@ def reference_batch(reference: dict[str, Tensor]) -> ARLMBatch:
     """The reference's rows, whose prompts are padded on the left."""
     target_mask = torch.zeros(reference["xlm.input_ids"].shape, dtype=torch.bool)
     target_mask[:, 1:] = reference["derived.target_ids_suffix_only"][:, :-1] >= 0
+    real = reference["xlm.attention_mask"].bool()
+    given = real & ~target_mask
+    given[:, 1:] &= real[:, :-1]
+    given[:, 0] = False
     return {
         "input_ids": reference["xlm.input_ids"],
-        "attention_mask": reference["xlm.attention_mask"].bool(),
-        "target_mask": target_mask,
+        "attention_mask": real,
+        "target_row": target_mask.nonzero()[:, 0],
+        "target_column": target_mask.nonzero()[:, 1],
+        "given_row": given.nonzero()[:, 0],
+        "given_column": given.nonzero()[:, 1],
         "num_tokens": target_mask.sum(1) - 1,
         "models_length": torch.ones(len(target_mask), dtype=torch.bool),
     }
@@ -95,17 +102,20 @@ def test_left_padding_changes_nothing(model: ARLM, collate: ARLMCollator, *, los
     batch = collate([example([7, 8], prompt=[9, 10]), example([7], prompt=[9])])
     loss = ARLMLoss(loss_on_prompt=loss_on_prompt)
     expected = loss(model, batch)
-    mask = batch["attention_mask"]
-    assert mask is not None
-    size = mask.sum(1).tolist()
+    mask = batch["input_ids"] != PAD
+    size = mask.sum(1)
+    moved = mask.shape[1] - size
 
     def to_the_right(table: Tensor) -> Tensor:
-        return torch.stack([row.roll(-number) for row, number in zip(table, size, strict=True)])
+        return torch.stack([row.roll(-number) for row, number in zip(table, size.tolist(), strict=True)])
 
     left: ARLMBatch = {
         "input_ids": to_the_right(batch["input_ids"]),
         "attention_mask": to_the_right(mask),
-        "target_mask": to_the_right(batch["target_mask"]),
+        "target_row": batch["target_row"],
+        "target_column": batch["target_column"] + moved[batch["target_row"]],
+        "given_row": batch["given_row"],
+        "given_column": batch["given_column"] + moved[batch["given_row"]],
         "num_tokens": batch["num_tokens"],
         "models_length": batch["models_length"],
     }

@@ -116,8 +116,12 @@ def batch_of(rows: Sequence[Noising]) -> FlexMDMBatch:
         "attention_mask": exists,
         "given": given,
         "masked": masked,
+        "masked_row": masked.nonzero()[:, 0],
+        "masked_column": masked.nonzero()[:, 1],
         "clean_ids": clean,
         "open_slots": is_open,
+        "slot_row": is_open.nonzero()[:, 0],
+        "slot_column": is_open.nonzero()[:, 1],
         "gaps": gaps,
         "target_start": torch.ones(number, dtype=torch.int64),
         "target_ids": target_ids,
@@ -142,8 +146,13 @@ def at_times(
         name: value if value.dim() == 0 else value.repeat(len(time), *[1] * (value.dim() - 1))
         for name, value in cast("dict[str, Tensor]", batch).items()
     }
+    masked, is_open = tiled["masked"].nonzero(), tiled["open_slots"].nonzero()
     return {
         **cast("FlexMDMBatch", tiled),
+        "masked_row": masked[:, 0],
+        "masked_column": masked[:, 1],
+        "slot_row": is_open[:, 0],
+        "slot_column": is_open[:, 1],
         "time": torch.tensor(time).repeat_interleave(rows),
         "missing_chance": torch.tensor(missing_chance).repeat_interleave(rows),
         "unmasking_weight": torch.tensor(unmasking).repeat_interleave(rows),

@@ -209,7 +209,14 @@ def test_closed_slots_are_not_in_the_loss(reference: Reference) -> None:
     gap = reference["in.expected_gaps"].double()[1, 0].clamp(min=1e-6)
     removed = batch["insertion_weight"][1] * gap_divergence(batch["gaps"][1, 0].double(), gap)
     before = _evaluate(batch, reference).terms["insertion"]
-    after = _evaluate({**batch, "open_slots": open_slots}, reference).terms["insertion"]
+    slots = open_slots.nonzero()
+    closed: FlexMDMBatch = {
+        **batch,
+        "open_slots": open_slots,
+        "slot_row": slots[:, 0],
+        "slot_column": slots[:, 1],
+    }
+    after = _evaluate(closed, reference).terms["insertion"]
     torch.testing.assert_close(before - after, removed)
     assert removed > 0
 

@@ -192,10 +192,13 @@ def batch_of(drops: Sequence[Dropped], num_missing: Sequence[int], prompt: Text 
             open_slots[row, len(before) + slot] = cell.is_open
         targets += [(row, len(before) + slot, token) for slot, token in drop.pairs]
     table = torch.tensor(targets, dtype=torch.int64).reshape(-1, 3)
+    scored = open_slots & torch.tensor([bool(drop.pairs) for drop in drops]).unsqueeze(1)
     return {
         "input_ids": input_ids,
         "attention_mask": input_ids != PAD,
         "open_slots": open_slots,
+        "scored_row": scored.nonzero()[:, 0],
+        "scored_column": scored.nonzero()[:, 1],
         "target_row": table[:, 0],
         "target_slot": table[:, 1],
         "target_token": table[:, 2],

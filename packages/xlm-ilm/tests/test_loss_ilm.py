@@ -34,10 +34,13 @@ def _reference_batch(reference: Mapping[str, Tensor]) -> ILMBatch:
     counts = reference["xlm.target_counts"]
     row, slot, token = counts.nonzero(as_tuple=True)
     times = counts[row, slot, token]
+    scored = open_slots & counts.bool().any(2).any(1, keepdim=True)
     return {
         "input_ids": reference["xlm.input_ids"],
         "attention_mask": mask,
         "open_slots": open_slots,
+        "scored_row": scored.nonzero()[:, 0],
+        "scored_column": scored.nonzero()[:, 1],
         "target_row": row.repeat_interleave(times),
         "target_slot": slot.repeat_interleave(times),
         "target_token": token.repeat_interleave(times),

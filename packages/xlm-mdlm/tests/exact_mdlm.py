@@ -229,6 +229,8 @@ def masked_batch(
         "attention_mask": torch.ones(rows, length + 1, dtype=torch.bool),
         "target_ids": target_ids,
         "masked": masked,
+        "masked_row": masked.nonzero()[:, 0],
+        "masked_column": masked.nonzero()[:, 1],
         "may_end": cells & may_end,
         "weight": torch.tensor(weights, dtype=torch.float64),
         "num_eligible": torch.full((rows,), length),

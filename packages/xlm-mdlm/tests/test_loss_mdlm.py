@@ -36,11 +36,14 @@ class FixedLogits(nn.Module):
 
 def official_batch(reference: Mapping[str, Tensor]) -> MDLMBatch:
     real = reference["in.attention_mask"].bool()
+    masked = reference["in.xt"] == 2
     return {
         "input_ids": reference["in.xt"],
         "attention_mask": real,
         "target_ids": reference["in.x0"],
-        "masked": reference["in.xt"] == 2,
+        "masked": masked,
+        "masked_row": masked.nonzero()[:, 0],
+        "masked_column": masked.nonzero()[:, 1],
         "may_end": real,
         "weight": 1 / reference["in.t"],
         "noise": -(1 - 0.999 * reference["in.t"]).log(),

@@ -115,6 +115,7 @@ def masked_batch(
 ) -> MLMBatch:
     """One row per set of masked cells, all of the same target, written out cell by cell."""
     rows, length = len(subsets), len(target)
+    pairs = [(row, place + 1) for row, subset in enumerate(subsets) for place in subset]
     batch: MLMBatch = {
         "input_ids": torch.tensor(
             [[BOS, *with_tokens(target, dict.fromkeys(subset, MASK))] for subset in subsets]
@@ -124,6 +125,8 @@ def masked_batch(
         "masked": torch.tensor(
             [[False, *(place in subset for place in range(length))] for subset in subsets]
         ),
+        "masked_row": torch.tensor([row for row, _ in pairs], dtype=torch.int64),
+        "masked_column": torch.tensor([column for _, column in pairs], dtype=torch.int64),
         "may_end": torch.tensor([[False, *may_end]]).repeat(rows, 1),
         "num_eligible": torch.full((rows,), length),
         "likelihood_weight": torch.tensor(weights, dtype=torch.float64),

@@ -38,6 +38,8 @@ def batch_of(
         "attention_mask": attention_mask,
         "target_ids": target_ids,
         "masked": masked,
+        "masked_row": masked.nonzero()[:, 0],
+        "masked_column": masked.nonzero()[:, 1],
         "may_end": attention_mask & may_end,
         "num_eligible": attention_mask.sum(1),
         "num_tokens": attention_mask.sum(1),

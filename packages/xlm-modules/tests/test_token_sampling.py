@@ -15,6 +15,7 @@ from xlm.modules import (
     filter_top_p,
     row_seeds,
     sample_tokens,
+    suppress_tokens,
     uniform,
 )
 
@@ -144,6 +145,26 @@ class TestCategorical:
 
     def test_no_rows_are_allowed(self):
         assert categorical(torch.zeros(0, 4), uniforms_of(0)).shape == (0,)
+
+
+class TestSuppressedTokens:
+    def test_they_have_no_probability_and_the_others_keep_their_odds(self):
+        logits = random_logits(5, 7)
+        law = suppress_tokens(logits, [0, 6, 3]).softmax(-1).numpy()
+        left = [1, 2, 4, 5]
+        assert not law[:, [0, 3, 6]].any()
+        for row, found in zip(logits.double().numpy(), law, strict=True):
+            np.testing.assert_allclose(found[left], numpy_softmax(row[left]), rtol=1e-5)
+
+    def test_the_argument_is_not_changed_and_half_precision_is_widened(self):
+        logits = random_logits(2, 4).bfloat16()
+        before = logits.clone()
+        assert suppress_tokens(logits, [1]).dtype == suppress_tokens(logits, []).dtype == torch.float32
+        assert torch.equal(logits, before)
+
+    def test_an_id_outside_the_vocabulary_is_refused(self):
+        with pytest.raises(IndexError):
+            suppress_tokens(random_logits(2, 4), [4])
 
 
 class TestTopK:

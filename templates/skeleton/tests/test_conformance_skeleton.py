@@ -20,9 +20,7 @@ class TestConformance(ConformanceSuite[SkeletonBatch, SkeletonPromptBatch]):
     max_length = 7
     kinds = ("language_modelling", "prefix", "infilling")
     refused_by_predictor = ("prompt_only",)
-    loss_padding = MappingProxyType(
-        {"input_ids": PAD, "attention_mask": False, "target_ids": PAD, "masked": False}
-    )
+    loss_padding = MappingProxyType({"input_ids": PAD, "attention_mask": False, "target_ids": PAD})
     prompt_padding = MappingProxyType({"input_ids": PAD, "attention_mask": False, "masked": False})
 
     def build_model(self) -> Skeleton:

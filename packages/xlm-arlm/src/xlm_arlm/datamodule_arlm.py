@@ -64,15 +64,22 @@ class ARLMCollator:
                 for prompt, fixed in zip(num_prompt, num_fixed, strict=True)
             ]
         )
-        target_mask = (column >= num_given.unsqueeze(1)) & (column < size)
+        predictable = (column > 0) & (column < size)
         segment_ids = self._segment_ids(examples)
         if segment_ids is not None:
-            target_mask[:, 1:] &= segment_ids[:, 1:] == segment_ids[:, :-1]
+            predictable[:, 1:] &= segment_ids[:, 1:] == segment_ids[:, :-1]
+        is_target = column >= num_given.unsqueeze(1)
+        target_row, target_column = (predictable & is_target).nonzero(as_tuple=True)
+        given_row, given_column = (predictable & ~is_target).nonzero(as_tuple=True)
+        num_targets = torch.bincount(target_row, minlength=len(rows))
         batch: ARLMBatch = {
             "input_ids": input_ids,
-            "attention_mask": None if min(sizes) == max(sizes) else column < size,
-            "target_mask": target_mask,
-            "num_tokens": (target_mask.sum(1) - len(self._eos)).clamp(min=0),
+            "attention_mask": None,
+            "target_row": target_row,
+            "target_column": target_column,
+            "given_row": given_row,
+            "given_column": given_column,
+            "num_tokens": (num_targets - len(self._eos)).clamp(min=0),
             "models_length": torch.full((len(rows),), len(self._eos) > 0),
         }
         if segment_ids is not None:

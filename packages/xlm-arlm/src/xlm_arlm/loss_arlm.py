@@ -28,19 +28,21 @@ class ARLMLoss:
 
     def __call__(self, model: nn.Module, batch: ARLMBatch) -> ARLMLossOutput:
         """Evaluate the network on a batch."""
-        neighbours = _neighbours(batch)
-        in_target = neighbours & batch["target_mask"][:, 1:]
-        cells = _indices(neighbours if self._loss_on_prompt else in_target)
-        entropy = _next_token_entropy(model, batch, cells)
-        target_sum = entropy[in_target.flatten()[cells]].sum()
+        row, column = batch["target_row"], batch["target_column"]
+        num_target = len(row)
+        if self._loss_on_prompt:
+            row = torch.cat((row, batch["given_row"]))
+            column = torch.cat((column, batch["given_column"]))
+        entropy = _entropy(model, batch, row, column)
+        target_sum = entropy[:num_target].sum()
         terms = {"target": target_sum}
         if self._loss_on_prompt:
-            terms["prompt"] = entropy.sum() - target_sum
+            terms["prompt"] = entropy[num_target:].sum()
         return ARLMLossOutput(
             loss_sum=entropy.sum(),
-            loss_count=torch.tensor(len(cells), device=entropy.device),
+            loss_count=row.new_full((), len(row)),
             terms=terms,
-            num_target=in_target.sum(),
+            num_target=row.new_full((), num_target),
         )
 
     def likelihood(self, model: nn.Module, batch: ARLMBatch) -> ARLMLikelihood:
@@ -51,51 +53,30 @@ class ARLMLoss:
         its first token. The law is that of the whole vocabulary: a predictor that suppresses ids, as it
         should, draws from this law given that none of them comes.
         """
-        in_target = _neighbours(batch) & batch["target_mask"][:, 1:]
-        cells = _indices(in_target)
-        entropy = _next_token_entropy(model, batch, cells).to(torch.float64)
-        nll = entropy.new_zeros(len(in_target)).index_add(0, cells // in_target.shape[1], entropy)
+        row = batch["target_row"]
+        entropy = _entropy(model, batch, row, batch["target_column"]).to(torch.float64)
+        nll = entropy.new_zeros(len(batch["input_ids"])).index_add(0, row, entropy)
         return ARLMLikelihood(
             nll=nll, num_tokens=batch["num_tokens"], models_length=bool(batch["models_length"].all())
         )
 
 
-def _neighbours(batch: ARLMBatch) -> Tensor:
-    """(rows, length - 1) True where a token and the next one are real, and of the same text."""
-    if "segment_ids" in batch:
-        segments = batch["segment_ids"]
-        return (segments[:, :-1] == segments[:, 1:]) & (segments[:, 1:] >= 0)
-    mask = batch["attention_mask"]
-    if mask is None:
-        return torch.ones_like(batch["input_ids"][:, 1:], dtype=torch.bool)
-    return mask[:, :-1] & mask[:, 1:]
-
-
-def _indices(wanted: Tensor) -> Tensor:
-    """(cells,) where ``wanted`` is True, as indices into all of its entries."""
-    return wanted.flatten().nonzero().squeeze(1)
-
-
-def _next_token_entropy(model: nn.Module, batch: ARLMBatch, cells: Tensor) -> Tensor:
-    """(cells,) -log p of the token right of each cell; the last column has none and is left out."""
-    targets = batch["input_ids"][:, 1:].flatten()[cells]
+def _entropy(model: nn.Module, batch: ARLMBatch, row: Tensor, column: Tensor) -> Tensor:
+    """(tokens,) -log p of the tokens in some places, each given those on its left."""
+    # The last column has no token on its right and is left out.
+    width = batch["input_ids"].shape[1] - 1
     return call_model(
         model,
         batch["input_ids"][:, :-1],
         _mask_of_inputs(batch),
-        positions=cells,
-        targets=targets,
+        positions=row * width + column - 1,
+        targets=batch["input_ids"][row, column],
     )
 
 
 def _mask_of_inputs(batch: ARLMBatch) -> Tensor | None:
-    """The mask without the last column; None if padding stands on the right only.
-
-    A causal network does not see it there anyway, and without a mask it uses faster kernels.
-    """
+    """Who sees whom, without the last column; None for the network's own causal mask, which is faster."""
     if "segment_ids" in batch:
         return segment_mask(batch["segment_ids"][:, :-1])
     mask = batch["attention_mask"]
-    if mask is None or bool((mask[:, :-1] >= mask[:, 1:]).all()):
-        return None
-    return mask[:, :-1]
+    return None if mask is None else mask[:, :-1]

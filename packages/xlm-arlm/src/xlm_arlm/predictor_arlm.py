@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlm.modules import KeyValueCache, sample_tokens, uniform
+from xlm.modules import KeyValueCache, sample_tokens, suppress_tokens, uniform
 from xlm_arlm.types_arlm import ARLMPrediction, ARLMPromptBatch, ARLMTrace, call_model
 
 _STREAM_TOKEN = 0
@@ -149,8 +149,7 @@ def next_token_logits(
     num_rows, length = input_ids.shape
     last = torch.arange(1, num_rows + 1, device=input_ids.device) * length - 1
     logits = call_model(model, input_ids, attention_mask, positions=last, cache=cache)
-    suppressed = torch.tensor(suppressed_ids, dtype=torch.int64, device=logits.device)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).index_fill(1, suppressed, -math.inf)
+    return suppress_tokens(logits, suppressed_ids)
 
 
 def make_prediction(

@@ -42,12 +42,18 @@ class ARLMBatch(TypedDict):
     input_ids: Int[Tensor, "rows length"]
     """``prompt... [BOS] target... [EOS]``, padded on the right."""
     attention_mask: Bool[Tensor, "rows length"] | None
-    """True at real tokens; None if there is no padding."""
+    """True at real tokens; None if padding is on the right only, where a causal network does not see it."""
     segment_ids: NotRequired[Int[Tensor, "rows length"]]
     """Of packed blocks: the document of each token, which sees no other; -1 at padding."""
-    target_mask: Bool[Tensor, "rows length"]
-    """True at the tokens to predict: EOS, and target tokens that are not fixed and have a token of their text
-    on their left."""
+    target_row: Int[Tensor, " targets"]
+    """Row of each token to predict: EOS, and target tokens that are not fixed and have a token of their text
+    on their left. Listed beforehand, since the host waits for a device that has to find them."""
+    target_column: Int[Tensor, " targets"]
+    """Its column."""
+    given_row: Int[Tensor, " given"]
+    """Row of each other token with a token of its text on its left: of the prompt, BOS, fixed ones."""
+    given_column: Int[Tensor, " given"]
+    """Its column."""
     num_tokens: Int[Tensor, " rows"]
     """Tokens to predict, without the EOS that the collator adds."""
     models_length: Bool[Tensor, " rows"]

@@ -284,13 +284,19 @@ class _Noise:
         )
         missing = targets.missing
         rows = self.layout.pack(examples, targets, targets.fixed | (present & missing), masked & missing)
+        masked_row, masked_column = rows.masked.nonzero(as_tuple=True)
+        slot_row, slot_column = rows.open_slots.nonzero(as_tuple=True)
         return {
             "input_ids": rows.input_ids,
             "attention_mask": rows.attention_mask,
             "given": rows.given,
             "masked": rows.masked,
+            "masked_row": masked_row,
+            "masked_column": masked_column,
             "clean_ids": rows.clean_ids,
             "open_slots": rows.open_slots,
+            "slot_row": slot_row,
+            "slot_column": slot_column,
             "gaps": rows.gaps,
             "target_start": rows.target_start,
             "target_ids": targets.ids,

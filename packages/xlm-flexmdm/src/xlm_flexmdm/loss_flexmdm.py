@@ -18,7 +18,6 @@ gradient has the same expectation and less noise: which way was drawn no longer 
 Logits are computed at masked cells, gaps at open slots, and nowhere else.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,6 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from xlm.modules import suppress_tokens
 from xlm_flexmdm.posterior_flexmdm import embedding_posterior, expected_gaps
 from xlm_flexmdm.types_flexmdm import (
     FlexMDMBatch,
@@ -82,9 +82,10 @@ class FlexMDMLoss:
         """Evaluate the network on a batch.
 
         Raises:
-            ValueError: If a target token is among suppressed_ids, or a drawn gap is too long for the network.
+            ValueError: If a target token is among suppressed_ids, or a drawn gap is too long for the network
+                (on a device the first makes the loss infinite, the second is an error of the device).
         """
-        cells, slots = _Places.of(batch["masked"]), _Places.of(batch["open_slots"])
+        cells, slots = _places(batch)
         output = _evaluate(model, batch, cells, slots)
         clean_ids = cells.read(batch["clean_ids"])
         logits = self._allowed_logits(output.token_logits, batch)
@@ -149,7 +150,7 @@ class FlexMDMLoss:
 
     def _bounds(self, model: nn.Module, batch: FlexMDMBatch) -> tuple[Tensor, Tensor]:
         """The tight and the published form of each row (rows,), float64."""
-        cells, slots = _Places.of(batch["masked"]), _Places.of(batch["open_slots"])
+        cells, slots = _places(batch)
         output = _evaluate(model, batch, cells, slots)
         logits = self._allowed_logits(output.token_logits, batch)
         gaps = _at_least_float32(output.expected_gaps).double()
@@ -165,23 +166,23 @@ class FlexMDMLoss:
 
     def _allowed_logits(self, logits: Tensor, batch: FlexMDMBatch) -> Tensor:
         """(cells, vocab) logits with -inf at suppressed tokens, in float32 at least."""
-        logits = _at_least_float32(logits)
-        if not self._suppressed_ids:
-            return logits
-        suppressed = torch.tensor(self._suppressed_ids, device=logits.device)
         ids, fixed = batch["target_ids"], batch["target_fixed"]
-        real = torch.arange(ids.shape[1], device=ids.device) < batch["target_lengths"].unsqueeze(1)
-        clash = ids[real & ~fixed & torch.isin(ids, suppressed)]
-        if len(clash) > 0:
-            raise ValueError(
-                f"the targets hold token id {int(clash[0])}, which has probability 0 as one of suppressed_ids"
-            )
-        return logits.index_fill(1, suppressed, -math.inf)
+        # Looked up on the CPU only: a device would keep the host waiting.
+        if self._suppressed_ids and ids.device.type == "cpu":
+            suppressed = torch.tensor(self._suppressed_ids)
+            real = torch.arange(ids.shape[1]) < batch["target_lengths"].unsqueeze(1)
+            clash = ids[real & ~fixed & torch.isin(ids, suppressed)]
+            if len(clash) > 0:
+                raise ValueError(
+                    f"the targets hold token id {int(clash[0])}, which has probability 0 as one of "
+                    "suppressed_ids"
+                )
+        return suppress_tokens(logits, self._suppressed_ids)
 
 
 @dataclass(frozen=True)
 class _Places:
-    """The columns marked in a mask (rows, length), row by row."""
+    """Listed columns of the rows."""
 
     row: Tensor
     column: Tensor
@@ -190,9 +191,9 @@ class _Places:
     num_rows: int
 
     @staticmethod
-    def of(mask: Tensor) -> "_Places":
-        row, column = mask.nonzero(as_tuple=True)
-        return _Places(row, column, row * mask.shape[1] + column, mask.shape[0])
+    def of(row: Tensor, column: Tensor, table: Tensor) -> "_Places":
+        """The listed columns of a table (rows, length)."""
+        return _Places(row, column, row * table.shape[1] + column, len(table))
 
     def read(self, table: Tensor) -> Tensor:
         """Values of a table (rows, length) at the places."""
@@ -201,6 +202,15 @@ class _Places:
     def sum_by_row(self, values: Tensor) -> Tensor:
         """(rows,) sums of values of the places."""
         return values.new_zeros(self.num_rows).index_add(0, self.row, values)
+
+
+def _places(batch: FlexMDMBatch) -> tuple[_Places, _Places]:
+    """The masked cells and the open slots."""
+    table = batch["input_ids"]
+    return (
+        _Places.of(batch["masked_row"], batch["masked_column"], table),
+        _Places.of(batch["slot_row"], batch["slot_column"], table),
+    )
 
 
 def _evaluate(model: nn.Module, batch: FlexMDMBatch, cells: _Places, slots: _Places) -> FlexMDMOutput:
@@ -235,7 +245,7 @@ def _gap_terms(output: FlexMDMOutput, gaps: Tensor) -> Tensor:
         expected = _at_least_float32(output.expected_gaps)
         return gap_divergence(gaps.to(expected.dtype), expected)
     classes = output.gap_logits.shape[1]
-    if len(gaps) > 0 and int(gaps.max()) >= classes:
+    if gaps.device.type == "cpu" and len(gaps) > 0 and int(gaps.max()) >= classes:
         raise ValueError(
             f"a slot misses {int(gaps.max())} tokens, the network has lengths 0..{classes - 1}: "
             "give it a larger max_length"
@@ -247,7 +257,9 @@ def _posterior(batch: FlexMDMBatch) -> tuple[Tensor, Tensor]:
     """P(s_c = i | x_t, x_1) (rows, cells, target) and the mean gaps (rows, cells + 1) of the targets."""
     start = batch["target_start"]
     num_cells = batch["attention_mask"].sum(1) - start
-    cell = torch.arange(max(int(num_cells.max()), 0), device=start.device)
+    # Left of the cells stands BOS at least, and there are no more of them than target tokens.
+    most = min(batch["input_ids"].shape[1] - 1, batch["target_ids"].shape[1])
+    cell = torch.arange(most, device=start.device)
     exists = cell < num_cells.unsqueeze(1)
     column = (start.unsqueeze(1) + cell).clamp(max=batch["input_ids"].shape[1] - 1)
     ids, masked, given = (
@@ -277,13 +289,19 @@ def _divergences(posterior: Tensor, logits: Tensor, target_ids: Tensor, row: Ten
 
 def _take(batch: FlexMDMBatch, rows: slice) -> FlexMDMBatch:
     """Some rows of a batch."""
+    masked_row, masked_column = batch["masked"][rows].nonzero(as_tuple=True)
+    slot_row, slot_column = batch["open_slots"][rows].nonzero(as_tuple=True)
     return {
         "input_ids": batch["input_ids"][rows],
         "attention_mask": batch["attention_mask"][rows],
         "given": batch["given"][rows],
         "masked": batch["masked"][rows],
+        "masked_row": masked_row,
+        "masked_column": masked_column,
         "clean_ids": batch["clean_ids"][rows],
         "open_slots": batch["open_slots"][rows],
+        "slot_row": slot_row,
+        "slot_column": slot_column,
         "gaps": batch["gaps"][rows],
         "target_start": batch["target_start"][rows],
         "target_ids": batch["target_ids"][rows],

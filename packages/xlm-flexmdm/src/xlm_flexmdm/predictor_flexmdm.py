@@ -13,7 +13,6 @@ slot, gets no insertion. Other rows cannot be finished before the last step.
 The draws of a row depend on its seed, the step and the purpose only, so it comes out the same in any batch.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from xlm.modules import confidence, sample_tokens, take_top, uniform
+from xlm.modules import confidence, sample_tokens, suppress_tokens, take_top, uniform
 from xlm_flexmdm.interpolant_flexmdm import Interpolant
 from xlm_flexmdm.text_flexmdm import Text, fit_to_room, poisson, read_edits
 from xlm_flexmdm.types_flexmdm import FlexMDMOutput, FlexMDMPrediction, FlexMDMPromptBatch, call_model
@@ -143,9 +142,7 @@ class FlexMDMPredictor:
 
         candidates = self._candidates(masked, drawn)
         output = _evaluate(model, text, rows, candidates, slots, step)
-        logits = output.token_logits.index_fill(
-            1, torch.tensor(self._suppressed_ids, device=seeds.device), -math.inf
-        )
+        logits = suppress_tokens(output.token_logits, self._suppressed_ids)
         chosen = self._choose(candidates, drawn, logits)
         row, column = chosen.nonzero(as_tuple=True)
         numbers = uniform(seeds, masked.shape[1], step=step.number, stream=_STREAM_TOKEN)

@@ -49,10 +49,18 @@ class FlexMDMBatch(TypedDict):
     """True at prompt, BOS and fixed tokens."""
     masked: Bool[Tensor, "rows length"]
     """True at masked tokens."""
+    masked_row: Int[Tensor, " masked"]
+    """Row of each masked token. Listed beforehand: the host waits for a device that has to find them."""
+    masked_column: Int[Tensor, " masked"]
+    """Its column."""
     clean_ids: Int[Tensor, "rows length"]
     """The clean token of each column."""
     open_slots: Bool[Tensor, "rows length"]
     """True at columns whose slot may receive tokens."""
+    slot_row: Int[Tensor, " slots"]
+    """Row of each of these columns, listed for the same reason."""
+    slot_column: Int[Tensor, " slots"]
+    """Its number."""
     gaps: Int[Tensor, "rows length"]
     """Tokens of x_1 that are missing in the slot of each column."""
     target_start: Int[Tensor, " rows"]

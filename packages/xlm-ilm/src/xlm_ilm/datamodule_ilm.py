@@ -65,10 +65,14 @@ class ILMCollator:
         dropped = self._draw(repeated, targets.missing)
         rows = self._layout.pack(repeated, targets, targets.exists & ~dropped)
         row, index = dropped.nonzero(as_tuple=True)
+        scored = rows.open_slots & dropped.any(1, keepdim=True)
+        scored_row, scored_column = scored.nonzero(as_tuple=True)
         return {
             "input_ids": rows.input_ids,
             "attention_mask": rows.attention_mask,
             "open_slots": rows.open_slots,
+            "scored_row": scored_row,
+            "scored_column": scored_column,
             "target_row": row,
             # A dropped token would stand right of the last survivor on its left.
             "target_slot": rows.column[row, index] - 1,

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xlm.modules import suppress_tokens
 from xlm_ilm.types_ilm import ILMBatch, ILMLikelihood, ILMLossOutput, call_model
 
 RowWeight = Literal["one", "length_plus_one"]
@@ -80,7 +81,8 @@ class ILMLoss:
         """Evaluate the network on a batch.
 
         Raises:
-            ValueError: If a dropped token is among suppressed_ids, or N exceeds the length head.
+            ValueError: If a dropped token is among suppressed_ids, or N exceeds the length head (on a device
+                the first makes the loss infinite, the second is an error of the device).
         """
         token, stop_logits = self._token_terms(model, batch)
         num_dropped = batch["num_dropped"]
@@ -91,7 +93,7 @@ class ILMLoss:
         stop_probability = stop_logits.detach().softmax(-1)[:, 0]
         return ILMLossOutput(
             loss_sum=token_sum + stop_sum,
-            loss_count=torch.tensor(len(num_dropped), device=num_dropped.device),
+            loss_count=num_dropped.new_full((), len(num_dropped)),
             terms={"token": token_sum, "stop": stop_sum},
             num_dropped=num_dropped.sum(),
             num_complete=complete.sum(),
@@ -129,37 +131,38 @@ class ILMLoss:
     def _token_terms(self, model: nn.Module, batch: ILMBatch) -> tuple[Tensor, Tensor]:
         """The token term of each row (rows,), and the stop logits (rows, classes)."""
         num_dropped = batch["num_dropped"]
-        wanted = (batch["open_slots"] & (num_dropped > 0).unsqueeze(1)).flatten()
-        cells = wanted.nonzero().squeeze(1)
+        row, column = batch["scored_row"], batch["scored_column"]
+        cells = row * batch["input_ids"].shape[1] + column
         output = call_model(model, batch["input_ids"], batch["attention_mask"], positions=cells)
         logits = self._allowed_logits(output.token_logits, batch["target_token"])
 
-        length = batch["input_ids"].shape[1]
-        log_total = _log_sum_exp_by_row(logits.logsumexp(-1), cells // length, len(num_dropped))
-        cell_number = wanted.cumsum(0) - 1
-        target_cell = cell_number[batch["target_row"] * length + batch["target_slot"]]
+        log_total = _log_sum_exp_by_row(logits.logsumexp(-1), row, len(num_dropped))
+        cell_number = torch.empty_like(batch["input_ids"])
+        cell_number[row, column] = torch.arange(len(row), device=row.device)
+        target_cell = cell_number[batch["target_row"], batch["target_slot"]]
         log_joint = logits[target_cell, batch["target_token"]] - log_total[batch["target_row"]]
         summed = log_joint.new_zeros(len(num_dropped)).index_add(0, batch["target_row"], log_joint)
         return -summed / num_dropped.clamp(min=1), _at_least_float32(output.stop_logits)
 
     def _allowed_logits(self, logits: Tensor, target_token: Tensor) -> Tensor:
-        """(cells, vocab) logits with -inf at suppressed tokens."""
-        logits = _at_least_float32(logits)
-        if not self._suppressed_ids:
-            return logits
-        suppressed = torch.tensor(self._suppressed_ids, device=logits.device)
-        clash = target_token[torch.isin(target_token, suppressed)]
-        if len(clash) > 0:
-            raise ValueError(
-                f"the targets hold token id {int(clash[0])}, which has probability 0 as one of suppressed_ids"
-            )
-        return logits.index_fill(1, suppressed, -math.inf)
+        """(cells, vocab) logits with -inf at suppressed tokens.
+
+        Whether targets are among them is looked up on the CPU only: a device would keep the host waiting.
+        """
+        if self._suppressed_ids and target_token.device.type == "cpu":
+            clash = target_token[torch.isin(target_token, torch.tensor(self._suppressed_ids))]
+            if len(clash) > 0:
+                raise ValueError(
+                    f"the targets hold token id {int(clash[0])}, which has probability 0 as one of "
+                    "suppressed_ids"
+                )
+        return suppress_tokens(logits, self._suppressed_ids)
 
     def _stop_terms(self, stop_logits: Tensor, num_dropped: Tensor) -> Tensor:
         """(rows,) cross entropy of the stop head."""
         if self._head == "length":
-            most, classes = int(num_dropped.max()), stop_logits.shape[1]
-            if most >= classes:
+            classes = stop_logits.shape[1]
+            if num_dropped.device.type == "cpu" and (most := int(num_dropped.max())) >= classes:
                 raise ValueError(f"a row misses {most} tokens, the length head has classes 0..{classes - 1}")
             return F.cross_entropy(stop_logits, num_dropped, reduction="none")
         label = (num_dropped > 0).long()

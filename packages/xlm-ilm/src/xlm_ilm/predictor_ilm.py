@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from xlm.modules import sample_tokens, uniform
+from xlm.modules import sample_tokens, suppress_tokens, uniform
 from xlm_ilm.types_ilm import ILMPrediction, ILMPromptBatch, ILMTrace, call_model
 
 _STREAM_STOP = 0
@@ -160,10 +160,7 @@ class ILMPredictor:
         step: int,
     ) -> list[Tensor]:
         """Insert into each row that goes on, and return the edits."""
-        suppressed = torch.tensor(self._suppressed_ids, dtype=torch.int64, device=token_logits.device)
-        # Sums over the vocabulary need float32 where the network runs in less.
-        wide = token_logits.to(torch.promote_types(token_logits.dtype, torch.float32))
-        logits = wide.index_fill(1, suppressed, -math.inf)
+        logits = suppress_tokens(token_logits, self._suppressed_ids)
         scores = self._scores(logits, cells)
         free = cells.exists & goes_on.unsqueeze(1)
         edits: list[Tensor] = []

@@ -43,6 +43,11 @@ class ILMBatch(TypedDict):
     """True at real tokens."""
     open_slots: Bool[Tensor, "rows length"]
     """True at columns whose slot may receive a token."""
+    scored_row: Int[Tensor, " cells"]
+    """Row of each open slot, of the rows with dropped tokens. Listed beforehand, row by row: the host waits
+    for a device that has to find them."""
+    scored_column: Int[Tensor, " cells"]
+    """Column of each of these slots; ascending in a row."""
     target_row: Int[Tensor, " drops"]
     """Row of each dropped token; ascending."""
     target_slot: Int[Tensor, " drops"]

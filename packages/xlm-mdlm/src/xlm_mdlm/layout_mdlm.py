@@ -128,11 +128,14 @@ class Layout:
 
     def batch(self, rows: Rows, *, masked: Tensor, weight: Tensor) -> MDLMBatch:
         """The rows with MASK at the ``masked`` cells (rows, length), and the ``weight`` (rows,) of each."""
+        row, column = masked.nonzero(as_tuple=True)
         batch: MDLMBatch = {
             "input_ids": rows.ids.masked_fill(masked, self.mask_id),
             "attention_mask": None if bool(rows.attention_mask.all()) else rows.attention_mask,
             "target_ids": rows.ids,
             "masked": masked,
+            "masked_row": row,
+            "masked_column": column,
             "may_end": rows.may_end,
             "weight": weight,
             "num_eligible": rows.eligible.sum(1),

@@ -53,13 +53,13 @@ class MDLMLoss:
         """Evaluate the network on a batch.
 
         Raises:
-            ValueError: If a masked token is impossible in its cell.
+            ValueError: If a masked token is impossible in its cell (on a device, the loss is infinite).
         """
         cells = self._masked_cells(model, batch)
         loss_sum = (batch["weight"].to(cells.entropy.dtype)[cells.row] * cells.entropy).sum()
         num_masked, num_eligible = batch["masked"].sum(1), batch["num_eligible"]
-        # The interval of n / L in (0, 1] among NUM_LEVELS equal ones, closed on the right.
-        level = (num_masked * NUM_LEVELS - 1) // num_eligible.clamp(min=1)
+        # The interval of n / L in (0, 1] among NUM_LEVELS equal ones, closed on the right; 0 adds nothing.
+        level = ((num_masked * NUM_LEVELS - 1) // num_eligible.clamp(min=1)).clamp(min=0)
         level_of_cell, entropy = level[cells.row], cells.entropy.detach()
         return MDLMLossOutput(
             loss_sum=loss_sum,
@@ -67,7 +67,7 @@ class MDLMLoss:
             terms={"token": loss_sum},
             num_masked=num_masked.sum(),
             num_correct=cells.correct.sum(),
-            masked_by_level=torch.bincount(level_of_cell, minlength=NUM_LEVELS),
+            masked_by_level=level.new_zeros(NUM_LEVELS).index_add(0, level, num_masked),
             entropy_by_level=entropy.new_zeros(NUM_LEVELS).index_add(0, level_of_cell, entropy),
         )
 
@@ -106,21 +106,17 @@ class MDLMLoss:
         )
 
     def _masked_cells(self, model: nn.Module, batch: MDLMBatch) -> "_MaskedCells":
-        cells = batch["masked"].flatten().nonzero().squeeze(1)
+        row, column = batch["masked_row"], batch["masked_column"]
+        cells = row * batch["input_ids"].shape[1] + column
         mask = segment_mask(batch["segment_ids"]) if "segment_ids" in batch else batch["attention_mask"]
         logits = call_model(model, batch["input_ids"], mask, batch.get("noise"), positions=cells)
-        logits = self._vocabulary.restrict(logits, batch["may_end"].flatten()[cells])
-        targets = batch["target_ids"].flatten()[cells]
+        logits = self._vocabulary.restrict(logits, batch["may_end"][row, column])
+        targets = batch["target_ids"][row, column]
         of_target = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
-        impossible = targets[of_target == -math.inf]
-        if len(impossible) > 0:
-            raise ValueError(
-                f"a cell holds token id {int(impossible[0])}, which is impossible there: it is MASK, one of "
-                f"suppressed_ids, or EOS or PAD where the text cannot end"
-            )
+        _check_possible(targets, of_target)
         return _MaskedCells(
             entropy=logits.logsumexp(1) - of_target,
-            row=cells // batch["masked"].shape[1],
+            row=row,
             correct=logits.detach().argmax(1) == targets,
         )
 
@@ -134,3 +130,15 @@ class _MaskedCells:
     row: Tensor
     correct: Tensor
     """Whether the most probable token is the right one."""
+
+
+def _check_possible(targets: Tensor, log_weights: Tensor) -> None:
+    """Refuse masked tokens of probability 0; on a device, looking for them would wait for it."""
+    if targets.device.type != "cpu":
+        return
+    impossible = targets[log_weights == -math.inf]
+    if len(impossible) > 0:
+        raise ValueError(
+            f"a cell holds token id {int(impossible[0])}, which is impossible there: it is MASK, one of "
+            f"suppressed_ids, or EOS or PAD where the text cannot end"
+        )

@@ -53,6 +53,10 @@ class MDLMBatch(TypedDict):
     """x_0: the same rows without masks."""
     masked: Bool[Tensor, "rows length"]
     """True at masked cells."""
+    masked_row: Int[Tensor, " masked"]
+    """Row of each masked cell. Listed beforehand: the host waits for a device that has to find them."""
+    masked_column: Int[Tensor, " masked"]
+    """Column of each masked cell."""
     may_end: Bool[Tensor, "rows length"]
     """True at cells where EOS and PAD are possible tokens."""
     weight: Float64[Tensor, " rows"]

@@ -370,11 +370,14 @@ def _seeds(examples: Sequence[MLMExample]) -> Tensor:
 
 
 def _training_batch(rows: _Rows, masked: Tensor, layout: _Layout, *, num_draws: int) -> MLMBatch:
+    row, column = masked.nonzero(as_tuple=True)
     batch: MLMBatch = {
         "input_ids": rows.ids.masked_fill(masked, layout.mask_id),
         "attention_mask": None if bool(rows.attention_mask.all()) else rows.attention_mask,
         "target_ids": rows.ids,
         "masked": masked,
+        "masked_row": row,
+        "masked_column": column,
         "may_end": rows.may_end,
         "num_eligible": rows.eligible.sum(1),
         "num_tokens": rows.num_tokens,

@@ -66,7 +66,7 @@ class MLMLoss:
         """Evaluate the network on a batch.
 
         Raises:
-            ValueError: If a masked token is impossible in its cell.
+            ValueError: If a masked token is impossible in its cell (on a device, the loss is infinite).
         """
         entropy, row, correct = self._masked_cells(model, batch)
         num_masked = batch["masked"].sum(1)
@@ -125,17 +125,25 @@ class MLMLoss:
 
     def _masked_cells(self, model: nn.Module, batch: MLMBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Of each masked cell (cells,): cross-entropy, row, and whether the most probable token is right."""
-        cells = batch["masked"].flatten().nonzero().squeeze(1)
+        row, column = batch["masked_row"], batch["masked_column"]
+        cells = row * batch["input_ids"].shape[1] + column
         mask = segment_mask(batch["segment_ids"]) if "segment_ids" in batch else batch["attention_mask"]
         logits = call_model(model, batch["input_ids"], mask, positions=cells)
-        logits = self._vocabulary.restrict(logits, batch["may_end"].flatten()[cells])
-        targets = batch["target_ids"].flatten()[cells]
+        logits = self._vocabulary.restrict(logits, batch["may_end"][row, column])
+        targets = batch["target_ids"][row, column]
         of_target = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
-        impossible = targets[of_target == -math.inf]
-        if len(impossible) > 0:
-            raise ValueError(
-                f"a cell holds token id {int(impossible[0])}, which is impossible there: it is MASK, one of "
-                f"suppressed_ids, or EOS or PAD where the text cannot end"
-            )
+        _check_possible(targets, of_target)
         correct = logits.detach().argmax(1) == targets
-        return logits.logsumexp(1) - of_target, cells // batch["masked"].shape[1], correct
+        return logits.logsumexp(1) - of_target, row, correct
+
+
+def _check_possible(targets: Tensor, log_weights: Tensor) -> None:
+    """Refuse masked tokens of probability 0; on a device, looking for them would wait for it."""
+    if targets.device.type != "cpu":
+        return
+    impossible = targets[log_weights == -math.inf]
+    if len(impossible) > 0:
+        raise ValueError(
+            f"a cell holds token id {int(impossible[0])}, which is impossible there: it is MASK, one of "
+            f"suppressed_ids, or EOS or PAD where the text cannot end"
+        )

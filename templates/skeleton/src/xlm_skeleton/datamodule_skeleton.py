@@ -47,11 +47,13 @@ class SkeletonCollator:
         num_masked = (1 + (num_missing * number).long()).clamp(max=num_missing)
         keys = uniform(seeds, rows.ids.shape[1], step=0, stream=_STREAM_CELLS)
         masked = take_top(keys, num_masked, rows.missing)
+        masked_row, masked_column = masked.nonzero(as_tuple=True)
         return {
             "input_ids": rows.ids.masked_fill(masked, self._mask_id),
             "attention_mask": rows.attention_mask,
             "target_ids": rows.ids,
-            "masked": masked,
+            "masked_row": masked_row,
+            "masked_column": masked_column,
             "num_missing": num_missing,
         }
 

@@ -15,7 +15,7 @@ class SkeletonLoss:
         loss_sum = entropy.sum()
         return SkeletonLossOutput(
             loss_sum=loss_sum,
-            loss_count=batch["masked"].sum(),
+            loss_count=correct.new_full((), len(correct), dtype=torch.int64),
             terms={"token": loss_sum},
             num_correct=correct.sum(),
         )
@@ -29,20 +29,19 @@ class SkeletonLoss:
             -log p(x) <= E_n E_m (L / n) sum_{i in m} CE_i.
         """
         entropy, _ = _masked_cells(model, batch)
-        num_masked = batch["masked"].sum(1)
-        row = batch["masked"].nonzero()[:, 0]
-        summed = torch.zeros(len(num_masked), dtype=torch.float64, device=entropy.device)
+        row, num_missing = batch["masked_row"], batch["num_missing"]
+        num_masked = torch.zeros_like(num_missing).index_add(0, row, torch.ones_like(row))
+        summed = torch.zeros(len(num_missing), dtype=torch.float64, device=entropy.device)
         summed = summed.index_add(0, row, entropy.double())
-        return SkeletonLikelihood(
-            nll=summed * batch["num_missing"] / num_masked.clamp(min=1), num_tokens=batch["num_missing"]
-        )
+        return SkeletonLikelihood(nll=summed * num_missing / num_masked.clamp(min=1), num_tokens=num_missing)
 
 
 def _masked_cells(model: nn.Module, batch: SkeletonBatch) -> tuple[Tensor, Tensor]:
     """Of each masked cell (cells,): cross-entropy, and whether the most probable token is right."""
-    cells = batch["masked"].flatten().nonzero().squeeze(1)
+    row, column = batch["masked_row"], batch["masked_column"]
+    cells = row * batch["input_ids"].shape[1] + column
     logits = call_model(model, batch["input_ids"], batch["attention_mask"], positions=cells)
-    targets = batch["target_ids"].flatten()[cells]
+    targets = batch["target_ids"][row, column]
     if logits.dtype != torch.float64:
         logits = logits.float()  # half precision is for the network, not for sums
     entropy = nn.functional.cross_entropy(logits, targets, reduction="none")

@@ -35,8 +35,10 @@ class SkeletonBatch(TypedDict):
     """False at the padding on the right."""
     target_ids: Int[Tensor, "rows length"]
     """The same rows without masks."""
-    masked: Bool[Tensor, "rows length"]
-    """True at masked cells."""
+    masked_row: Int[Tensor, " cells"]
+    """Row of each masked cell. Listed beforehand: the host waits for a device that has to find them."""
+    masked_column: Int[Tensor, " cells"]
+    """Column of each masked cell."""
     num_missing: Int[Tensor, " rows"]
     """L, target tokens that are not given: those that can be masked."""
 

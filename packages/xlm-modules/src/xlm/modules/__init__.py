@@ -4,7 +4,14 @@ from xlm.modules.cache import KeyValueCache
 from xlm.modules.dit import DiT, DiTBlock, TimestepEmbedding
 from xlm.modules.random import row_seeds, uniform
 from xlm.modules.rotary import apply_rotary, rotary_angles
-from xlm.modules.sampling import apply_temperature, categorical, filter_top_k, filter_top_p, sample_tokens
+from xlm.modules.sampling import (
+    apply_temperature,
+    categorical,
+    filter_top_k,
+    filter_top_p,
+    sample_tokens,
+    suppress_tokens,
+)
 from xlm.modules.schedules import (
     Cosine,
     CosineSquared,
@@ -53,6 +60,7 @@ __all__ = [
     "sample_tokens",
     "segment_mask",
     "stratified_times",
+    "suppress_tokens",
     "take_top",
     "uniform",
     "unmask_counts",

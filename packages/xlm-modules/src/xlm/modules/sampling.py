@@ -5,9 +5,38 @@ Rows are drawn by inverting the cumulative distribution in float64 with one unif
 per token of the vocabulary, and does not truncate the tail as float32 noise does.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
+
+
+def suppress_tokens(
+    logits: Float[Tensor, "*rows vocab"], token_ids: Sequence[int]
+) -> Float[Tensor, "*rows vocab"]:
+    """Give some tokens the probability 0.
+
+    The ids are not copied to the device of the logits, which would wait for all that it still has to do.
+
+    Args:
+        logits: Unnormalised log-probabilities, shape (..., vocab).
+        token_ids: What to suppress; may be empty.
+
+    Returns:
+        Logits of the same shape, -inf at these tokens, in float32 at least: sums over the vocabulary need it.
+
+    Raises:
+        IndexError: If an id is outside the vocabulary.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if not token_ids:
+        return logits
+    suppressed = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    for token in token_ids:
+        suppressed.select(0, token).fill_(True)
+    return logits.masked_fill(suppressed, -math.inf)
 
 
 def apply_temperature(

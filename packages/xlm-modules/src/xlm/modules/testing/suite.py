@@ -144,6 +144,15 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
                 output = self.build_loss()(self._model(), self.build_loss_collator(kind)(rows))
                 assert output.loss_sum.isfinite(), f"{edge}: the loss is {output.loss_sum.item()}"
 
+    def test_loss_waits_for_no_device(self) -> None:
+        """Who looks at a value waits until the device has computed it. Meta tensors have none to look at."""
+        model, loss = self._model().to("meta"), self.build_loss()
+        for kind, batch in self._loss_batches():
+            try:
+                loss(model, _without_values(batch)).loss_sum.backward()
+            except RuntimeError as error:
+                raise AssertionError(f"{kind}: the loss looks at the values of a tensor") from error
+
     def test_gradients_reach_every_parameter(self) -> None:
         model, loss = self._model(), self.build_loss()
         names, parameters = zip(*model.named_parameters(), strict=True)
@@ -336,6 +345,11 @@ def _pad(batch: Batch, padding: Mapping[str, int], *, side: Literal["left", "rig
         columns = tensor.new_full((len(tensor), 3), value)
         padded[key] = torch.cat((columns, tensor) if side == "left" else (tensor, columns), dim=1)
     return cast("Batch", padded)
+
+
+def _without_values(batch: Batch) -> Batch:
+    moved = {key: value.to("meta") if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return cast("Batch", moved)
 
 
 def _seeds(rows: int) -> Tensor:

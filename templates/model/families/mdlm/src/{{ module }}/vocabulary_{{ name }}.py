@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from xlm.modules import suppress_tokens
+
 
 class CellVocabulary:
     """The token ids that are possible at a cell.
@@ -47,11 +49,10 @@ class CellVocabulary:
             logits: Logits of cells, shape (cells, vocab).
             may_end: True at cells where EOS and PAD are possible, shape (cells,).
         """
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        ends = torch.tensor(self.end_ids, device=logits.device)
-        impossible = torch.tensor(self._impossible_in_text, device=logits.device)
-        end_logits = logits[:, ends].masked_fill(~may_end.unsqueeze(1), -math.inf)
-        return logits.index_fill(1, impossible, -math.inf).index_copy(1, ends, end_logits)
+        possible = suppress_tokens(logits, self._impossible_in_text)
+        for token in self.end_ids:
+            possible[:, token] = logits[:, token].masked_fill(~may_end, -math.inf)
+        return possible
 
     def ends(self, ids: Tensor) -> Tensor:
         """True at ids that end a text, of any shape."""
