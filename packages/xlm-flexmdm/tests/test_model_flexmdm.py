@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,6 +76,15 @@ def test_mean_of_the_gap_distribution() -> None:
 def test_one_token_is_expected_in_each_slot_at_the_start() -> None:
     model = FlexMDM(vocab_size=12, d_model=32, num_layers=1, num_heads=2, max_length=40)
     assert _run(model, IDS, missing=1.0).expected_gaps.sub(1).abs().max() < 0.3
+
+
+def test_the_largest_gap_is_the_scale_of_the_expectation() -> None:
+    """g = a max_length softplus(z) with a = 0.7, max_length = 5 and z = log(e - 1), where softplus is 1."""
+    model = _model()
+    with torch.no_grad():
+        model.gap_head.outer.weight.zero_()
+        model.gap_head.outer.bias.fill_(math.log(math.e - 1))
+    torch.testing.assert_close(_run(model, IDS).expected_gaps, torch.full((8,), 3.5, dtype=torch.float64))
 
 
 def test_outputs_are_those_of_the_places_asked_for() -> None:

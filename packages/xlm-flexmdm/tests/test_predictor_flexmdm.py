@@ -260,6 +260,34 @@ def test_surest_masks_come_first() -> None:
         assert _sharp_share(prediction) > _sharp_share(random) + 0.15
 
 
+@pytest.mark.parametrize(
+    ("order", "surer", "other"),
+    [
+        ("top_prob", [0.50, 0.49, 0.01], [0.495, 0.2525, 0.2525]),
+        ("margin", [0.50, 0.30, 0.20], [0.59, 0.395, 0.015]),
+        ("entropy", [0.50, 0.49, 0.01], [0.68, 0.16, 0.16]),
+    ],
+)
+def test_confidence_is_that_of_the_law_of_the_token(
+    order: Order, surer: list[float], other: list[float]
+) -> None:
+    """Each pair would change places if another softmax were taken of the probabilities."""
+    examples: list[FlexMDMExample] = [{"seed": seed} for seed in range(30)]
+    for first, laws in enumerate(((surer, other), (other, surer))):
+        table = torch.full((3, VOCAB), -math.inf)
+        table[1:, FIRST : FIRST + 3] = torch.tensor(laws).log()
+        # Both masks come in the first step.
+        prediction = _predict(examples, _Fake(1e4, table.__getitem__), max_length=2, order=order)
+        trace = prediction.trace
+        assert trace is not None
+        written = trace.operation == 1
+        step = torch.zeros(30, 2, dtype=torch.int64)
+        step[trace.row[written], trace.position[written]] = trace.step[written]
+        apart = step[step[:, 0] != step[:, 1]]
+        assert len(apart) > 10
+        assert (apart.argmin(1) == first).all()
+
+
 def _sharp_share(prediction: FlexMDMPrediction) -> float:
     """Share of FIRST, the token of sharp cells, among what is written before the last step."""
     trace = prediction.trace

@@ -223,6 +223,12 @@ def test_a_row_that_stops_costs_one_evaluation() -> None:
     assert to_list(prediction.lengths) == [9, 9, 9]
 
 
+def test_a_row_stops_where_the_threshold_is_reached_exactly() -> None:
+    prompts = _prompts({"seed": 0}, 3, max_length=9)
+    predictor = ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, stop_threshold=0.5)
+    assert predictor(_constant(0.5), prompts, torch.arange(3)).ids.shape == (3, 0)
+
+
 @pytest.mark.parametrize(("insertions", "nfe"), [(1, 6), (2, 4), (3, 3), (8, 3)])
 def test_several_insertions_per_step_go_to_distinct_slots(insertions: int, nfe: int) -> None:
     """From one slot: 1, 2, 4, 8 slots at most, so that 6 tokens take ceil(log2) steps or more."""

@@ -9,6 +9,7 @@ import torch
 
 from xlm.modules import Linear, LogLinear
 from xlm.modules.testing import replay
+from xlm.modules.unmasking import Confidence
 from xlm_mdlm import (
     Ancestral,
     ConfidenceOrder,
@@ -64,6 +65,26 @@ def test_confidence_order_writes_equal_shares(num_steps: int, shares: list[int])
     assert torch.bincount(trace.step).tolist() == [15, *(3 * share for share in shares)]
 
 
+@pytest.mark.parametrize(
+    ("kind", "surer", "other"),
+    [
+        ("top_prob", [0.50, 0.49, 0.01], [0.495, 0.2525, 0.2525]),
+        ("margin", [0.50, 0.30, 0.20], [0.59, 0.395, 0.015]),
+        ("entropy", [0.50, 0.49, 0.01], [0.68, 0.16, 0.16]),
+    ],
+)
+def test_confidence_is_that_of_the_prediction(
+    kind: Confidence, surer: list[float], other: list[float]
+) -> None:
+    """Each pair would change places if another softmax were taken of the probabilities."""
+    for first, laws in enumerate(((surer, other), (other, surer))):
+        model = network(length=2, num_tokens=3)
+        model.table[:, 1:, FIRST:] = torch.tensor(laws, dtype=torch.float64).log()
+        trace = draw(predictor(ConfidenceOrder(kind=kind)), model, 5, start=(MASK,) * 2).trace
+        assert trace is not None
+        assert trace.position[trace.step == 1].tolist() == [first] * 5
+
+
 def test_remasking_evaluates_rows_in_the_steps_that_write_only() -> None:
     model = network()
     prediction = draw(predictor(Remasking(50, "cap", 0.1)), model, 500)
@@ -100,8 +121,9 @@ def test_filters_change_what_is_written_not_when() -> None:
     assert cells_in_order(1.0, None) == cells_in_order(0.3, None) == cells_in_order(1.0, 1)
 
 
-def test_filtered_draws_follow_the_filtered_prediction() -> None:
-    """Temperature 1/2 squares the probabilities, top_p = 1/2 keeps the tokens that reach one half."""
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, 0.5), (2, None)])
+def test_filtered_draws_follow_the_filtered_prediction(top_k: int | None, top_p: float | None) -> None:
+    """Temperature 1/2 squares the probabilities; the filters keep two tokens, or those up to one half."""
     model = network(num_tokens=3)
     plain = model.prediction(range(FIRST, FIRST + 3))
 
@@ -109,13 +131,13 @@ def test_filtered_draws_follow_the_filtered_prediction() -> None:
         squares = {token: value**2 for token, value in plain(cells, cell).items()}
         total, kept = sum(squares.values()), dict[int, float]()
         for token in sorted(squares, key=lambda token: -squares[token]):
-            if sum(kept.values()) < 0.5:
+            if len(kept) < (top_k or 3) and sum(kept.values()) < (top_p or 1.0):
                 kept[token] = squares[token] / total
         return {token: value / sum(kept.values()) for token, value in kept.items()}
 
     law = any_order_law(filtered, START)
     assert 1 < len(law) < 27
-    predict = predictor(FirstHitting(), temperature=0.5, top_p=0.5)
+    predict = predictor(FirstHitting(), temperature=0.5, top_k=top_k, top_p=top_p)
     assert_drawn_from(texts(draw(predict, model, 8000)), law)
 
 

@@ -144,26 +144,28 @@ def test_eos_is_a_token_where_none_ends_a_text() -> None:
     assert_drawn_from(draw(model, prompt_batch(start, 5000), eos_id=None), law)
 
 
-def test_temperature_and_filters_act_on_the_tokens() -> None:
+@pytest.mark.parametrize(("top_k", "top_p"), [(3, 0.8), (2, None), (None, 0.8)])
+def test_temperature_and_filters_act_on_the_tokens(top_k: int | None, top_p: float | None) -> None:
     model = network(2, 4)
     start = (MASK,) * 2
 
     def reshaped(cells: Cells, place: int) -> dict[int, float]:
-        """Temperature 0.7, the 3 most probable, of these the least set with 0.8 of the mass."""
+        """Temperature 0.7, the top_k most probable, of these the least set with top_p of the mass."""
         plain = text_prediction(model)(cells, place)
         sharp = {token: mass ** (1 / 0.7) for token, mass in plain.items()}
-        ranked = sorted(sharp, key=lambda token: -sharp[token])[:3]
+        ranked = sorted(sharp, key=lambda token: -sharp[token])[:top_k]
         total = sum(sharp[token] for token in ranked)
         kept: list[int] = []
         for token in ranked:
-            if sum(sharp[other] for other in kept) / total >= 0.8:
+            if top_p is not None and sum(sharp[other] for other in kept) / total >= top_p:
                 break
             kept.append(token)
         total = sum(sharp[token] for token in kept)
         return {token: sharp[token] / total for token in kept}
 
     law = filled_law(reshaped, start, [1, 1])
-    assert_drawn_from(draw(model, prompt_batch(start, 10000), temperature=0.7, top_k=3, top_p=0.8), law)
+    drawn = draw(model, prompt_batch(start, 10000), temperature=0.7, top_k=top_k, top_p=top_p)
+    assert_drawn_from(drawn, law)
 
 
 def score(prediction: dict[int, float], order: Order) -> float:
