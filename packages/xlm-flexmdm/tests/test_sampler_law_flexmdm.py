@@ -3,6 +3,7 @@
 A statistic of k degrees of freedom above k + 5 sqrt(2k) has a probability below 1e-4.
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from xlm_flexmdm.predictor_flexmdm import Order, Sampler
 
 from .exact_flexmdm import (
     BOS,
+    FIRST,
     MASK,
     PAD,
     Array,
@@ -63,6 +65,7 @@ def _draw(
     sampler: Sampler = "hazard_integrated",
     order: Order = "random",
     longest: int = 3,
+    temperature: float = 1.0,
 ) -> dict[Text, int]:
     predict = FlexMDMPredictor(
         interpolant=interpolant,
@@ -72,6 +75,7 @@ def _draw(
         suppressed_ids=SUPPRESSED,
         sampler=sampler,
         order=order,
+        temperature=temperature,
     )
     prediction = predict(network, _prompts(rows, longest), torch.arange(rows) + 17)
     return dict(Counter(read_texts(prediction.ids, prediction.lengths)))
@@ -139,6 +143,44 @@ def test_law_of_ordered_unmasking(order: Order) -> None:
     law = sampler_law(SMALL, tables, steps, longest=3, score=_SCORES[order])
     assert total_variation(law, sampler_law(SMALL, tables, steps, longest=3)) > 0.01
     _assert_same_law(_draw(TableNetwork(SMALL, tables), 5000, num_steps=4, order=order), law)
+
+
+def test_temperature_one_half_squares_the_law_of_a_token() -> None:
+    tables = _random_tables(seed=4)
+
+    def sharper(time: float) -> Tables:
+        squares = tables(time).laws ** 2
+        return Tables(tables(time).gaps, squares / squares.sum(-1, keepdims=True))
+
+    law = sampler_law(SMALL, sharper, steps_of(4, lambda t: t, lambda t: t), longest=3)
+    _assert_same_law(_draw(TableNetwork(SMALL, tables), 5000, num_steps=4, temperature=0.5), law)
+
+
+def test_slots_are_served_in_an_order_independent_of_their_numbers() -> None:
+    """A Poisson number with mean 2 on either side of a given token, and room for 2 in all."""
+    tables = Tables(np.full((SMALL.size, 4), 4.0), np.full((SMALL.size, 3, 2), [0.0, 1.0]))
+    rows = 4000
+    prompts = _prompts(rows, 2)
+    prompts["input_ids"] = torch.tensor([[BOS, FIRST]]).repeat(rows, 1)
+    prompts["attention_mask"] = prompts["open_slots"] = torch.ones(rows, 2, dtype=torch.bool)
+    predict = FlexMDMPredictor(
+        interpolant=LINEAR, mask_id=MASK, pad_id=PAD, num_steps=2, suppressed_ids=SUPPRESSED
+    )
+    prediction = predict(TableNetwork(SMALL, lambda _: tables), prompts, torch.arange(rows))
+    found = [
+        (text.index(FIRST), len(text) - 1 - text.index(FIRST))
+        for text in read_texts(prediction.ids, prediction.lengths)
+    ]
+    law: dict[Text, float] = {}
+    masses = [math.exp(-2) * 2**k / math.factorial(k) for k in range(30)]
+    for left, right in itertools.product(range(30), repeat=2):
+        mass = masses[left] * masses[right] / 2
+        for kept in (
+            (min(left, 2), min(right, 2 - min(left, 2))),
+            (min(left, 2 - min(right, 2)), min(right, 2)),
+        ):
+            law[kept] = law.get(kept, 0.0) + mass
+    _assert_same_law(dict(Counter(found)), law)
 
 
 def test_posterior_generates_the_law_of_the_data_up_to_one_over_steps() -> None:

@@ -201,6 +201,39 @@ def _constant(stop_probability: float) -> _FixedLogits:
     return _FixedLogits(torch.zeros(64, 64, 5), stop.repeat(64, 1))
 
 
+@pytest.mark.parametrize(
+    ("options", "pairs"),
+    [
+        ({"top_k": 2}, {(0, 3), (0, 4)}),
+        ({"top_p": 0.7}, {(0, 3), (0, 4), (1, 3)}),
+        ({"sampling": "two_stage", "top_k": 1}, {(0, 3), (1, 3)}),
+        ({"sampling": "two_stage", "top_p": 0.6}, {(0, 3), (0, 4), (1, 3), (1, 4)}),
+        ({"sampling": "two_stage", "slot_top_k": 1}, {(0, 3), (0, 4), (0, 5)}),
+        ({"sampling": "two_stage", "slot_top_p": 0.6}, {(0, 3), (0, 4), (0, 5)}),
+        ({"sampling": "two_stage", "slot_temperature": 0.0}, {(0, 3), (0, 4), (0, 5)}),
+    ],
+)
+def test_each_filter_acts_alone(options: dict[str, Any], pairs: set[Pair]) -> None:
+    """Slots have 0.7 and 0.3 of the mass, and each pair of slot and token what the table says."""
+    rows = 300
+    batch: ILMPromptBatch = {
+        "input_ids": torch.tensor([[CLS, BOS, 3]]).repeat(rows, 1),
+        "attention_mask": torch.ones(rows, 3, dtype=torch.bool),
+        "open_slots": torch.tensor([[False, True, True]]).repeat(rows, 1),
+        "target_start": torch.full((rows,), 2),
+        "room": torch.ones(rows, dtype=torch.int64),
+    }
+    masses = torch.tensor([[0.38, 0.21, 0.11], [0.16, 0.09, 0.05]])
+    logits = torch.zeros(rows, 3, 6)
+    logits[:, 1:, 3:] = masses.log()
+    model = _FixedLogits(logits, torch.tensor([[-9.0, 9.0]]).repeat(rows, 1))
+    predictor = ILMPredictor(pad_id=PAD, suppressed_ids=(0, 1, 2), **options)
+    trace = predictor(model, batch, torch.arange(rows), trace=True).trace
+    assert trace is not None
+    new = trace.step == 1
+    assert set(zip(to_list(trace.position[new]), to_list(trace.token[new]), strict=True)) == pairs
+
+
 def test_rows_leave_the_batch_when_they_are_full() -> None:
     model = CountingModel(_constant(0.1))
     prompts = _prompts({"seed": 0}, 4, max_length=9)
