@@ -120,6 +120,17 @@ def test_weights_and_rates_are_those_of_the_reference(name: str, reference: Refe
     torch.testing.assert_close(rate, reference[f"official.{name}.length_rate.f64"], rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize("with_law", [False, True])
+def test_half_precision_outputs_are_summed_in_float32(with_law: bool, reference: Reference) -> None:
+    batch = _reference_batch(reference, SCHEDULES["lin_lin"])
+    tokens, gaps, law = (
+        reference[f"in.{name}"].bfloat16() for name in ("token_logits", "expected_gaps", "length_logits")
+    )
+    output = FlexMDMLoss()(_GivenOutputs(tokens, gaps, law if with_law else None), batch)
+    wide = _GivenOutputs(tokens.float(), gaps.float(), law.float() if with_law else None)
+    assert output.terms == FlexMDMLoss()(wide, batch).terms
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_expectation_loss_is_that_of_the_reference(name: str, reference: Reference) -> None:
     """The reference keeps both arguments of D above 1e-6, here only the logarithm is bounded.
