@@ -141,6 +141,20 @@ def test_late_times_are_drawn_more_often_and_weigh_less() -> None:
     torch.testing.assert_close(late["insertion_weight"], 2 * v / v**2)
 
 
+def test_no_time_is_so_late_that_weights_are_infinite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 - v^2 rounds to 1 for the smallest v that can be drawn."""
+    smallest = torch.tensor([2.0**-53], dtype=torch.float64)
+
+    def drawn(*_: object, **__: object) -> Tensor:
+        return smallest
+
+    monkeypatch.setattr("xlm_flexmdm.datamodule_flexmdm.stratified_times", drawn)
+    batch = _collator(time_power=2.0)([_example([10])])
+    assert float(batch["time"]) < 1
+    assert batch["unmasking_weight"].isfinite().all()
+    assert batch["insertion_weight"].isfinite().all()
+
+
 def test_masks_may_weigh_the_same_at_all_times() -> None:
     examples = [_example([10], seed=seed) for seed in range(50)]
     hazard = _collator(time_power=2.0)(examples)

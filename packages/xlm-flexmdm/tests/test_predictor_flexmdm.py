@@ -271,14 +271,14 @@ def test_surest_masks_come_first() -> None:
 def test_confidence_is_that_of_the_law_of_the_token(
     order: Order, surer: list[float], other: list[float]
 ) -> None:
-    """Each pair would change places if another softmax were taken of the probabilities."""
+    """Another softmax would make each pair change places, the temperature of the tokens the first pair."""
     examples: list[FlexMDMExample] = [{"seed": seed} for seed in range(30)]
     for first, laws in enumerate(((surer, other), (other, surer))):
         table = torch.full((3, VOCAB), -math.inf)
         table[1:, FIRST : FIRST + 3] = torch.tensor(laws).log()
         # Both masks come in the first step.
-        prediction = _predict(examples, _Fake(1e4, table.__getitem__), max_length=2, order=order)
-        trace = prediction.trace
+        model = _Fake(1e4, table.__getitem__)
+        trace = _predict(examples, model, max_length=2, order=order, temperature=0.5).trace
         assert trace is not None
         written = trace.operation == 1
         step = torch.zeros(30, 2, dtype=torch.int64)

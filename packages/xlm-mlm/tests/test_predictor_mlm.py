@@ -230,8 +230,9 @@ def test_orders_by_confidence_agree_with_loops(order: Order, rule: dict[str, flo
     assert len(spent) > 1 or "num_steps" in rule, "the rule never adapts to the row"
 
 
-def test_orders_differ() -> None:
-    """Top probability, margin and entropy disagree on these two cells, pairwise."""
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_orders_differ(temperature: float) -> None:
+    """Top probability, margin and entropy disagree on these cells, whatever the temperature of the tokens."""
     probabilities = {
         "top_prob": [[0.50, 0.49, 0.01], [0.48, 0.26, 0.26]],
         "entropy": [[0.60, 0.40, 0.00], [0.61, 0.195, 0.195]],
@@ -242,7 +243,7 @@ def test_orders_differ() -> None:
             for place, masses in enumerate(cells, start=1):
                 model.table[:, place, FIRST:] = torch.tensor(masses, dtype=torch.float64).log()
         for other, first in ((order, 0), ("margin", 1)):
-            prediction = predictor(order=other)(
+            prediction = predictor(order=other, temperature=temperature)(
                 model, prompt_batch((MASK,) * 2, 1), torch.zeros(1).long(), trace=True
             )
             assert prediction.trace is not None
