@@ -3,11 +3,16 @@
 import csv
 import json
 import math
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
+
+from xlm.core.callbacks import TrainingProgress
 
 from . import toy_family
 from .conftest import Run
@@ -76,6 +81,55 @@ def test_norms_and_throughput_are_off_by_default(run_toy: Run, tmp_path: Path) -
     run_toy(*TRAIN, "trainer.max_steps=2")
     assert not logged(tmp_path, "train/gradient_norm")
     assert not logged(tmp_path, "throughput/steps_per_second")
+
+
+class _Readings(TorchDispatchMode):
+    """Notes which function of which file reads a number out of a tensor while a batch is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: set[str] = set()
+
+    @override
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            stack = [(Path(frame.filename), frame.name) for frame in traceback.extract_stack()]
+            # Batches are made on the CPU, usually by workers.
+            of_loader = any(file.name == "dataloader.py" for file, _ in stack)
+            if any(file.name == "training_epoch_loop.py" for file, _ in stack) and not of_loader:
+                # torch puts two functions of its own around this one.
+                file, name = [entry for entry in stack[:-1] if entry[1] not in ("inner", "_fn")][-1]
+                self.places.add(f"{file.name}: {name}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")  # nothing is logged, which is wanted
+def test_a_step_reads_no_number_from_the_device(run_toy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each would make the host wait; with the progress bar, which shows the loss."""
+    shown: list[Any] = []
+    get_metrics = TrainingProgress.get_metrics
+
+    def spy(self: TrainingProgress, *arguments: Any) -> Any:
+        shown.append(get_metrics(self, *arguments).get("train/loss"))
+        return get_metrics(self, *arguments)
+
+    monkeypatch.setattr(TrainingProgress, "get_metrics", spy)
+    with _Readings() as readings:
+        run_toy(
+            *("job_type=train", "test_after_training=false", "trainer.max_steps=4"),
+            *("trainer.val_check_interval=null", "trainer.log_every_n_steps=100"),
+            "callbacks.progress={_target_: xlm.core.callbacks.TrainingProgress}",
+        )
+    assert readings.places == {
+        "harness.py: on_train_batch_start",  # the seed, made on the CPU
+        "step.py: check",  # the numbers of the step before, sent to the host meanwhile
+        "optimizer.py: _get_value",  # torch's optimizers count steps on the CPU
+    }
+    # The untrained softmax gives 1/6 to each of 6 tokens.
+    assert shown[:2] == [None, pytest.approx(math.log(6))]
+    assert shown[1] > shown[2] > shown[3]
 
 
 def test_a_run_that_stopped_early_stays_finished(

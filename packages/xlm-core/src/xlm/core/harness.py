@@ -105,6 +105,11 @@ class Harness(lightning.LightningModule):
         """The network as it is called: compiled if asked for."""
         return cast("nn.Module", self._compiled[0]) if self._compiled else self.model
 
+    @property
+    def last_loss(self) -> float | None:
+        """Mean training loss of the step before, which is on the host; None before there is one."""
+        return self._watch.loss
+
     @override
     def configure_model(self) -> None:
         """Shard the network where the strategy is FSDP2; others wrap the module as a whole."""
@@ -161,7 +166,8 @@ class Harness(lightning.LightningModule):
             if self.logs_gradient_norm and (self.trainer.global_step + 1) % self._log_interval == 0:
                 self.log("train/gradient_norm", whole(torch.nn.utils.get_total_norm(gradients)))
         means = sums[2:] / count
-        self.log("train/loss", means[0], prog_bar=True)
+        # Not for the progress bar: Lightning would make the host wait in every step.
+        self.log("train/loss", means[0])
         self.log_dict({f"train/{name}": mean for name, mean in zip(names[1:], means[1:], strict=True)})
 
     @override

@@ -56,7 +56,8 @@ class _Pending:
     step: int
     window: Window
     numbers: Tensor
-    """(1 + sums,) on the host: processes that want to stop, then the sums over all processes."""
+    """(2 + sums,) on the host: processes that want to stop, then over all processes the count, the sum of the
+    loss and those of its terms."""
     arrived: torch.cuda.Event | None
 
 
@@ -66,6 +67,8 @@ class StepWatch:
     def __init__(self) -> None:
         self.stop_wanted = False
         """Whether any process wants to stop; the same on all of them."""
+        self.loss: float | None = None
+        """Mean loss of the last step that was looked at, over all processes."""
         self._pending: _Pending | None = None
 
     def watch(self, step: int, window: Window, numbers: Tensor) -> None:
@@ -74,7 +77,8 @@ class StepWatch:
         Args:
             step: The optimizer step, counted from 1.
             window: What they are sums of.
-            numbers: (1 + sums,) on the device.
+            numbers: (2 + sums,) on the device: how many processes want to stop, the count and the sums, the
+                loss first.
         """
         if numbers.is_cuda:
             on_host = torch.empty_like(numbers, device="cpu", pin_memory=True)
@@ -102,7 +106,9 @@ class StepWatch:
             pending.arrived.synchronize()
         if not bool(pending.numbers.isfinite().all()):
             raise NonFiniteLossError(_explain(pending, folder, rank))
-        self.stop_wanted = self.stop_wanted or float(pending.numbers[0]) > 0
+        wants_to_stop, count, loss_sum = pending.numbers[:3].tolist()
+        self.stop_wanted = self.stop_wanted or wants_to_stop > 0
+        self.loss = loss_sum / max(count, 1.0)
 
 
 def _explain(pending: _Pending, folder: Path, rank: int) -> str:

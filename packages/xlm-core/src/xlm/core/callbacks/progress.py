@@ -4,9 +4,11 @@ import lightning
 from lightning.pytorch.callbacks import RichProgressBar
 from typing_extensions import override
 
+from xlm.core.harness import Harness
+
 
 class TrainingProgress(RichProgressBar):
-    """Shows steps done, time left and the loss."""
+    """Shows steps done, time left and the loss of the step before, which is on the host already."""
 
     @override
     def _get_train_description(self, current_epoch: int) -> str:
@@ -16,6 +18,9 @@ class TrainingProgress(RichProgressBar):
     def get_metrics(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
+        assert isinstance(pl_module, Harness)
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
+        if pl_module.last_loss is not None:
+            metrics["train/loss"] = pl_module.last_loss
         return metrics
