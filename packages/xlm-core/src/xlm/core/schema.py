@@ -20,7 +20,7 @@ JOB_TYPES: tuple[str, ...] = get_args(JobType)
 Stage = Literal["train", "val", "test"]
 Use = Literal["loss", "likelihood", "generation"]
 Column = Literal["prompt_ids", "target_ids", "fixed"]
-Precision = Literal["32-true", "64-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true"]
 
 
 def _check_target(node: dict[str, Any]) -> dict[str, Any]:
