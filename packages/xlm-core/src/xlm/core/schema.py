@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 from xlm.core.errors import XLMError
+from xlm.core.names import Name
 
 FORMAT_VERSION = 1
 """Version of the config's layout; a config of another version is refused."""
@@ -63,8 +64,8 @@ class PackingSettings(Settings):
 class TaskSettings(Settings):
     """A data set with its tokenizer and its metrics of generated text."""
 
-    name: str
-    """Name of the data set, for people."""
+    name: Name
+    """Name of the data set; its prepared rows lie in cache_dir/name."""
     source: Slot
     """Where raw rows come from (`xlm.core.protocols.Source`)."""
     filter: Slot | None = None
@@ -84,7 +85,7 @@ class TaskSettings(Settings):
     prepared in any case)."""
     max_target_length: Annotated[int, Field(ge=1)] | None = None
     """Longest target in tokens; families with a fixed width take it as that width. null: not known."""
-    metrics: dict[str, Slot] = {}
+    metrics: dict[Name, Slot] = {}
     """Scores of generated texts, by name (`xlm.core.protocols.GenerationMetric`)."""
 
 
@@ -133,11 +134,11 @@ class DataSettings(Settings):
     """Rows among which a stream is shuffled (task.streaming); they are held in memory."""
     batch_size: Annotated[int, Field(ge=1)]
     """Batch size of every loader that has none of its own."""
-    train: dict[str, LoaderSettings]
+    train: dict[Name, LoaderSettings]
     """The one loader of training."""
-    val: dict[str, LoaderSettings]
+    val: dict[Name, LoaderSettings]
     """Loaders of validation, by name."""
-    test: dict[str, LoaderSettings]
+    test: dict[Name, LoaderSettings]
     """Loaders of the test after training, of eval and of generate, by name."""
 
     @property
@@ -221,7 +222,7 @@ class RunSettings(Settings):
     """Version of the config's layout."""
     job_type: JobType
     """What to do."""
-    job_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    job_name: Name
     """Name of the run: its folder is output_dir/job_name."""
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     """Seed of data order, noise, initial weights, dropout and sampling."""
@@ -260,7 +261,7 @@ class RunSettings(Settings):
     """The network."""
     loss: Slot
     """The training objective (`xlm.core.protocols.Loss`)."""
-    loss_metrics: dict[str, Slot]
+    loss_metrics: dict[Name, Slot]
     """Figures of the loss's own output, by name (`xlm.core.protocols.LossMetric`)."""
     predictor: Slot
     """Inference (`xlm.core.protocols.Predictor`)."""
@@ -272,9 +273,9 @@ class RunSettings(Settings):
     """Learning rate over the steps (`xlm.core.protocols.LRSchedulerFactory`)."""
     trainer: TrainerSettings
     """Arguments of Lightning's trainer."""
-    callbacks: dict[str, Slot | None]
+    callbacks: dict[Name, Slot | None]
     """Lightning callbacks by name; null switches one off."""
-    logger: dict[str, Slot | None]
+    logger: dict[Name, Slot | None]
     """Lightning loggers by name; null switches one off."""
 
     @model_validator(mode="after")
