@@ -9,7 +9,7 @@ from xlm.core.schema import validate
 
 from .conftest import Compose
 
-NO_NAMES = ("", ".", "..", "../../elsewhere", "/elsewhere", "a/b", "a\\b", "-a", ".a", "a b", "a\n", "é", 
+NO_NAMES = ("", ".", "..", "../../elsewhere", "/elsewhere", "a/b", "a\\b", "-a", ".a", "a b", "a\n", "é",
             "a\0", "~", "C:a", "a" * (LONGEST + 1))  # fmt: skip
 VALUES = ("job_name", "task.name")
 KEYS = ("datamodule.train", "datamodule.val", "datamodule.test", "task.metrics", "loss_metrics", "callbacks",

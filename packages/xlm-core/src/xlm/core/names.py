@@ -1,4 +1,4 @@
-"""The one pattern of names: of runs, data sets, loaders, metrics, callbacks. A name may become a folder or a file."""
+"""The one pattern of names: of runs, data sets, loaders, metrics, callbacks. A name may become a folder."""
 
 import re
 from typing import Annotated
