@@ -98,10 +98,15 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Strict types over sources and tests, and lines that must not check."""
+    """Strict types over sources, tests and the rendered skeleton, and lines that must not check."""
     sync(session, "--all-packages", "--group", "types", *test_extras(*PACKAGES))
     # Named, or the checker would take the environment that it finds in the root.
-    session.run("basedpyright", "--pythonpath", str(Path(session.bin) / "python"))
+    python = str(Path(session.bin) / "python")
+    session.run("basedpyright", "--pythonpath", python)
+    skeleton = outside_folder() / "skeleton"
+    session.run("xlm-scaffold", "skeleton", str(skeleton), "--xlm", "index")
+    with session.chdir(skeleton):
+        session.run("basedpyright", "--pythonpath", python)
 
 
 @nox.session
@@ -137,12 +142,6 @@ def docs(session: nox.Session) -> None:
     )
     if "--build" not in session.posargs:
         pytest(session, "tests/documentation", "-q")
-
-
-@nox.session
-def template(session: nox.Session) -> None:
-    """Make the copies of the families inside the model template anew; `-- --check` only compares."""
-    session.run("python", "templates/make_template.py", *session.posargs)
 
 
 @nox.session(name="template-all")

@@ -11,8 +11,8 @@ import pytest
 from .layout import ROOT, Package, packages
 
 MEMBERS = sorted(ROOT.glob("packages/*/pyproject.toml"))
-OURS = [path for path in MEMBERS if not (path.parent / ".copier-answers.yml").exists()]
-"""Without packages made from the template by a reader, whose licence, version and code are their own."""
+OURS = [path for path in MEMBERS if not (path.parent / "LICENSE").exists()]
+"""Without packages made by a reader with `xlm-scaffold`, whose licence, version and code are their own."""
 LONGEST_FILE = 400
 
 

@@ -45,11 +45,10 @@ class Block:
 
 
 def markdown_files() -> list[Path]:
-    """Every Markdown file of the repository but those of templates, which are not filled in yet."""
+    """Every Markdown file of the repository."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", "*.md"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    paths = [ROOT / name for name in names if not re.match(r"templates/[^/]+/", name)]
-    return sorted(path for path in paths if path.exists())
+    return sorted(path for name in names if (path := ROOT / name).exists())
 
 
 def blocks_of(path: Path) -> list[Block]:

@@ -1,32 +1,20 @@
-"""Packages rendered once, and the way to render another."""
+"""Packages made once, and what they hold."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from xlm.scaffold.cli import FAMILIES, main
 
-Render = Callable[..., Path]
+AUTHOR = 'A. "Quoted" O\'Name'
 
 
 @pytest.fixture(scope="session")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A package ``xlm-my-model`` from each start."""
-    folder = tmp_path_factory.mktemp("rendered")
+    folder = tmp_path_factory.mktemp("made")
     for family in FAMILIES:
-        main(
-            [
-                "my_model",
-                str(folder / family),
-                "--from",
-                family,
-                "--author",
-                'A. "Quoted" O\'Name',
-                "--xlm",
-                "index",
-            ]
-        )
+        main(["my_model", str(folder / family), "--from", family, "--author", AUTHOR, "--xlm", "index"])
     return {family: folder / family for family in FAMILIES}
 
 

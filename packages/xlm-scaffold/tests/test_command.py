@@ -3,6 +3,7 @@
 import keyword
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from xlm.scaffold import cli
+from xlm.scaffold.copies import files_of, other_classes
 
 from .conftest import files
 
@@ -22,7 +24,11 @@ ROOT = Path(__file__).parents[3]
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two packages are the same, but for where the template came from."""
+    """Whether two packages are the same, once formatted and but for where the template came from."""
+    for folder in (one, other):
+        subprocess.run(
+            [sys.executable, "-m", "ruff", "format", "-q", "--no-cache", "."], cwd=folder, check=True
+        )
     return files(one) == files(other) and all(
         (one / path).read_bytes() == (other / path).read_bytes()
         for path in files(one) - {".copier-answers.yml"}
@@ -54,7 +60,7 @@ def test_three_ways_make_the_same_package(outside: Path, tmp_path: Path) -> None
     assert {"_src_path", "_commit"} <= recorded.keys(), "what `copier update` needs"
 
     commit(outside / "by-git")
-    readme = clone / "templates/model/families/skeleton/README.md.jinja"
+    readme = clone / "templates/model/package/README.md.jinja"
     readme.write_text(readme.read_text() + "\nA later addition.\n")
     commit(clone)
     copier.run_update(outside / "by-git", defaults=True, overwrite=True, vcs_ref="HEAD")
@@ -68,15 +74,49 @@ def commit(folder: Path) -> None:
     subprocess.run(["git", *name, "commit", "-q", "-m", "x"], cwd=folder, check=True)
 
 
-def test_the_template_travels_in_the_wheel_also_by_way_of_the_sdist(tmp_path: Path) -> None:
+def test_template_and_families_travel_in_the_wheel_also_by_way_of_the_sdist(
+    tmp_path: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = ROOT / "packages" / "xlm-scaffold"
     command = ["uv", "build", "-q", "--no-build-isolation", "--out-dir", str(tmp_path), str(package)]
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
     subprocess.run([*command, "--python", sys.executable], check=True, env=environment)
     [wheel] = tmp_path.glob("*.whl")
-    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("xlm/scaffold/template/")}
-    expected = {f"xlm/scaffold/template/{path}" for path in files(ROOT / "templates" / "model")}
-    assert inside == expected
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "wheel")
+    inside = tmp_path / "wheel" / "xlm" / "scaffold"
+    assert files(inside / "template") == files(ROOT / "templates" / "model")
+    assert {path.name for path in (inside / "families").iterdir()} == {
+        f"xlm-{family}" for family in cli.FAMILIES if family != "skeleton"
+    }
+    for family in (inside / "families").iterdir():
+        original = ROOT / "packages" / family.name
+        assert files(family) == {path.as_posix() for path in files_of(original)}
+        assert all((family / path).read_bytes() == (original / path).read_bytes() for path in files(family))
+
+    cli.main(["from_clone", "copy", "--from", "mlm", "--xlm", "index"])
+    monkeypatch.setattr(cli, "HERE", inside)
+    cli.main(["from_clone", "copy-of-the-wheel", "--from", "mlm", "--xlm", "index"])
+    assert same(outside / "copy", outside / "copy-of-the-wheel")
+
+
+def test_a_copy_inside_a_clone_is_made_of_that_clone(outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clone = make_clone(outside / "clone")
+    shutil.copytree(ROOT / "packages/xlm-mlm", clone / "packages/xlm-mlm")
+    with (clone / "packages/xlm-mlm/README.md").open("a") as readme:
+        readme.write("\nAn own remark on xlm-mlm.\n")
+    monkeypatch.chdir(clone)
+    cli.main(["mine", "--from", "mlm"])
+    assert "An own remark on xlm-mine." in (clone / "packages/xlm-mine/README.md").read_text()
+    assert not (clone / "packages/xlm-mine/.copier-answers.yml").exists()
+
+
+def make_clone(folder: Path) -> Path:
+    """What marks a clone of XLM, and its settings of tools."""
+    (folder / "packages" / "xlm-modules").mkdir(parents=True)
+    (folder / "packages" / "xlm-modules" / "pyproject.toml").write_text("")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
 
 
 REFUSED = {
@@ -86,6 +126,8 @@ REFUSED = {
     "class": "means something in Python",
     "json": "means something in Python",
     "tensor": "a class of the code that is copied",
+    "tensor --from mlm": "a class of the code that is copied",
+    "gap_head --from flexmdm": "a class of the code that is copied",
     "core": "(XLM has a package xlm-core|is installed)",
     "scaffold": "xlm-scaffold 1.0.0 is installed",
 }
@@ -93,8 +135,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_name_is_refused_with_the_reason(name: str, outside: Path) -> None:
-    with pytest.raises(SystemExit, match=f"Error: .*{name}.*{REFUSED[name]}"):
-        cli.main([name])
+    with pytest.raises(SystemExit, match=f"Error: .*{name.split()[0]}.*{REFUSED[name]}"):
+        cli.main(name.split())
     assert not any(outside.iterdir())
 
 
@@ -113,13 +155,21 @@ def test_an_existing_folder_is_left_alone(outside: Path) -> None:
     assert files(outside) == {"mine/notes.txt"}
 
 
+def listed(question: str) -> set[str]:
+    """Words of the template's hidden question."""
+    questions = yaml.safe_load((ROOT / "templates/model/copier.yml").read_text())
+    return set(questions[question]["default"].split())
+
+
 def test_every_word_of_python_is_reserved() -> None:
-    text = (ROOT / "templates/model/copier.yml").read_text()
-    [listed] = re.findall(r"reserved_words:.*?>-\n(.*?)\n\w", text, re.DOTALL)
     words = {*keyword.kwlist, *keyword.softkwlist, *sys.stdlib_module_names}
-    assert {word for word in words if re.fullmatch("[a-z][a-z0-9]*(_[a-z0-9]+)*", word)} <= set(
-        listed.split()
+    assert {word for word in words if re.fullmatch("[a-z][a-z0-9]*(_[a-z0-9]+)*", word)} <= listed(
+        "reserved_words"
     )
+
+
+def test_every_class_of_the_skeleton_is_reserved(made: dict[str, Path]) -> None:
+    assert other_classes("my_model", made["skeleton"]) <= listed("class_names")
 
 
 def test_where_xlm_comes_from(outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,11 +185,11 @@ def test_where_xlm_comes_from(outside: Path, tmp_path: Path, monkeypatch: pytest
     assert str(ROOT) in url, "here it is installed from the clone"
     assert sources(outside / "from-clone")["xlm-modules"]["path"] == f"{ROOT}/packages/xlm-modules"
 
-    (tmp_path / "packages" / "xlm-modules").mkdir(parents=True)
-    (tmp_path / "packages" / "xlm-modules" / "pyproject.toml").write_text("")
-    monkeypatch.chdir(tmp_path / "packages")
+    clone = make_clone(tmp_path / "clone")
+    shutil.copytree(ROOT / "templates", clone / "templates")
+    monkeypatch.chdir(clone / "packages")
     cli.main(["member"])
-    member = tmp_path / "packages" / "xlm-member"
+    member = clone / "packages" / "xlm-member"
     assert sources(member) == {}
     assert (
         tomllib.loads((member / "pyproject.toml").read_text())["tool"]["ruff"]["extend"]

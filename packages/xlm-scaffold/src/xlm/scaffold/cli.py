@@ -1,4 +1,8 @@
-"""The command ``xlm-scaffold``: the template's questions as options, answered by what is found around it."""
+"""The command ``xlm-scaffold``: the template's questions as options, answered by what is found around it.
+
+The skeleton is rendered by copier. A copy of a family has the files of the family, renamed, and the licence
+and settings of tools that copier renders.
+"""
 
 import argparse
 import json
@@ -13,9 +17,13 @@ from urllib.parse import unquote, urlparse
 import copier
 from copier.errors import CopierError
 
+from xlm.scaffold.copies import other_classes, renamed
+
 HERE = Path(__file__).parent
 FAMILIES = ("skeleton", "arlm", "mlm", "ilm", "mdlm", "flexmdm")
 LICENCES = ("MIT", "BSD-3-Clause", "LicenseRef-Proprietary")
+SKELETON_ONLY = ("README.md", "src", "tests", ".copier-answers.yml")
+"""What a copy of a family has not: it is its own from the start, so copier cannot bring it up to date."""
 ORIGINS = ("workspace", "clone", "wheels", "index")
 
 
@@ -23,10 +31,22 @@ class Refused(Exception):  # noqa: N818  # read as a sentence: the request is re
     """The request cannot be met; the message says why."""
 
 
-def template() -> Path:
-    """The template: inside an installed wheel, else in the repository that this file belongs to."""
-    inside = HERE / "template"
-    return inside if inside.is_dir() else HERE.parents[4] / "templates" / "model"
+def template(workspace: Path | None) -> Path:
+    """The template of the skeleton."""
+    return _source("template", "templates/model", workspace)
+
+
+def package_of(family: str, workspace: Path | None) -> Path:
+    """The package of a family."""
+    return _source(f"families/xlm-{family}", f"packages/xlm-{family}", workspace)
+
+
+def _source(packed: str, path: str, workspace: Path | None) -> Path:
+    """What to copy: as it is in the clone around us, as the wheel has it, or as in the clone of this file."""
+    places = [HERE / packed, HERE.parents[4] / path]
+    if workspace is not None:
+        places.insert(0, workspace / path)
+    return next(place for place in places if place.is_dir())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,7 +65,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("name", help="of the model, such as my_model: makes xlm-my-model")
     parser.add_argument("folder", nargs="?", type=Path, help="where to make it (default: a new folder here)")
-    parser.add_argument("--from", dest="family", choices=FAMILIES, help="where to start from")
+    parser.add_argument("--from", dest="family", choices=FAMILIES, default="skeleton", help="what to copy")
     parser.add_argument("--description", help="one sentence about it")
     parser.add_argument("--author", help="for the licence and the package (default: git's user.name)")
     parser.add_argument("--licence", choices=LICENCES, help="of the package")
@@ -56,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make(options: argparse.Namespace) -> Path:
-    """Render the template.
+    """Render the template, or copy a family.
 
     Returns:
         The folder of the new package.
@@ -69,6 +89,11 @@ def make(options: argparse.Namespace) -> Path:
     workspace = find_workspace(here)
     folder = options.folder or default_folder(name, workspace, here)
     check_free(name, folder)
+    package = None if options.family == "skeleton" else package_of(options.family, workspace)
+    if package is not None and name in other_classes(options.family, package):
+        raise Refused(
+            f"{name} is taken: a class of the code that is copied has this name. Choose another name."
+        )
     found = {"author": author()} | origin(folder, workspace)
     given = {
         key: value
@@ -78,13 +103,28 @@ def make(options: argparse.Namespace) -> Path:
     if "xlm_path" in given:
         given["xlm_path"] = str(Path(given["xlm_path"]).resolve())
     copier.run_copy(
-        str(template()),
+        str(template(workspace)),
         folder,
         data=given,
         user_defaults={key: value for key, value in found.items() if value is not None},
+        exclude=() if package is None else SKELETON_ONLY,
         defaults=not options.ask,
     )
+    if package is not None:
+        skeleton = (folder / "pyproject.toml").read_text(encoding="utf-8")
+        for path, content in renamed(options.family, package, name, skeleton).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+    tidy(folder)
     return folder
+
+
+def tidy(folder: Path) -> None:
+    """Sort and break lines anew: both hang on the length and the letters of the new names."""
+    ruff = [sys.executable, "-m", "ruff"]
+    rules = ("--select", "I001,RUF022", "--fix")
+    subprocess.run([*ruff, "check", "--quiet", "--no-cache", *rules, "."], cwd=folder, check=True)
+    subprocess.run([*ruff, "format", "--quiet", "--no-cache", "."], cwd=folder, check=True)
 
 
 def find_workspace(here: Path) -> Path | None:
