@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import pytest
@@ -234,6 +235,31 @@ def test_draws_of_the_likelihood_differ() -> None:
     assert torch.equal(batch["target_lengths"], torch.tensor([30, 30, 30, 1, 1, 1]))
     assert len({float(time) for time in batch["time"]}) == 6
     assert not torch.equal(batch["input_ids"][0], batch["input_ids"][1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recording(Interpolant):
+    """Keeps the uniform numbers that it makes states of."""
+
+    seen: list[Tensor]
+
+    def states(
+        self, t: Tensor, insertion_uniforms: Tensor, unmasking_uniforms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        self.seen.extend((insertion_uniforms, unmasking_uniforms))
+        return super().states(t, insertion_uniforms, unmasking_uniforms)
+
+
+def test_draws_of_an_example_are_independent() -> None:
+    """No number is used twice: not for two draws, not for insertion and unmasking, nor for the time."""
+    noise = _Recording(insertion=LogLinear(eps=0), unmasking=LogLinear(eps=0), seen=[])
+    collate = FlexMDMLikelihoodCollator(interpolant=noise, pad_id=PAD, mask_id=MASK, bos_id=BOS, num_draws=3)
+    batch = collate([_example(list(range(10, 15)), seed=seed) for seed in range(20)])
+    # Times are 1 - v^2, with one v in each third.
+    levels = 3 * (1 - batch["time"]).sqrt() - torch.arange(3).repeat(20)
+    numbers = torch.cat([table.flatten() for table in (*noise.seen, levels)])
+    assert len(numbers) == 20 * 3 * (5 + 5 + 1)
+    assert (numbers.sort().values.diff() > 1e-9).all()
 
 
 def _bad(kind: str) -> FlexMDMExample:

@@ -40,7 +40,7 @@ class _FlexMDMConformance(ConformanceSuite[FlexMDMBatch, FlexMDMPromptBatch]):
         return FlexMDM(vocab_size=12, d_model=16, num_layers=2, num_heads=2, d_condition=8, max_length=7)
 
     def build_loss(self) -> FlexMDMLoss:
-        return FlexMDMLoss(suppressed_ids=SUPPRESSED)
+        return FlexMDMLoss(mask_id=2, suppressed_ids=SUPPRESSED)
 
     def build_predictor(self) -> FlexMDMPredictor:
         return FlexMDMPredictor(
@@ -57,7 +57,7 @@ class _FlexMDMConformance(ConformanceSuite[FlexMDMBatch, FlexMDMPromptBatch]):
         collator = FlexMDMLikelihoodCollator(
             interpolant=self.interpolant, pad_id=0, mask_id=2, bos_id=4, max_length=7, num_draws=3
         )
-        return FlexMDMLoss(suppressed_ids=SUPPRESSED), collator
+        return FlexMDMLoss(mask_id=2, suppressed_ids=SUPPRESSED), collator
 
 
 class TestExpectationHead(_FlexMDMConformance):
@@ -114,4 +114,4 @@ class TestPosteriorTargets(_FlexMDMConformance):
     """The tokens and gaps of all ways to a row as targets."""
 
     def build_loss(self) -> FlexMDMLoss:
-        return FlexMDMLoss(suppressed_ids=SUPPRESSED, targets="posterior")
+        return FlexMDMLoss(mask_id=2, suppressed_ids=SUPPRESSED, targets="posterior")

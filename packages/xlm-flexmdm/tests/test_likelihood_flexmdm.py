@@ -45,7 +45,7 @@ from .exact_flexmdm import (
 )
 
 LINEAR = Interpolant(LogLinear(eps=0), LogLinear(eps=0))
-SUPPRESSED = (PAD, MASK, BOS)
+SUPPRESSED = (PAD, BOS)
 SMALL = Index(states(2, 3), 2)
 
 
@@ -60,7 +60,7 @@ def _bounds(
     s, weight = late_time_nodes()
     absent, one = np.exp(-s), np.ones_like(s)
     batch = at_times(posterior.batch, absent, absent, one, one)
-    found = FlexMDMLoss(suppressed_ids=SUPPRESSED).likelihood(network, batch)
+    found = FlexMDMLoss(mask_id=MASK, suppressed_ids=SUPPRESSED).likelihood(network, batch)
     chances = zip(weight.tolist(), absent.tolist(), (s * absent).tolist(), strict=True)
     density = np.array([w * posterior.probabilities(a, m) for w, a, m in chances])
     bounds = torch.stack((found.nll, found.nll_published)).numpy().reshape(2, len(s), -1)
@@ -113,7 +113,9 @@ def test_a_fixed_token_is_its_own_in_the_clean_text() -> None:
     batch = batch_of([row])
     one = np.ones(1)
     ones = Tables(np.ones((SMALL.size, 4)), np.full((SMALL.size, 3, 2), 0.5))
-    found = FlexMDMLoss().likelihood(TableNetwork(SMALL, lambda _: ones), at_times(batch, one, one, one, one))
+    found = FlexMDMLoss(mask_id=MASK).likelihood(
+        TableNetwork(SMALL, lambda _: ones), at_times(batch, one, one, one, one)
+    )
     assert float(found.nll) == pytest.approx(0, abs=1e-12)
 
 
@@ -209,7 +211,7 @@ def test_training_loss_estimates_the_published_bound(time_power: float) -> None:
     _, exact = _bounds(Posterior({text: 1.0}, 2), tables)[text]
     collate = FlexMDMCollator(interpolant=LINEAR, pad_id=PAD, mask_id=MASK, bos_id=BOS, time_power=time_power)
     batch = collate([_example(text, seed) for seed in range(3000)])
-    network, loss = TableNetwork(SMALL, lambda time: tables(1 - time)), FlexMDMLoss()
+    network, loss = TableNetwork(SMALL, lambda time: tables(1 - time)), FlexMDMLoss(mask_id=MASK)
     rows = loss.likelihood(network, batch).nll_published
     output = loss(network, batch)
     torch.testing.assert_close(output.loss_sum, rows.sum())
@@ -237,7 +239,7 @@ def _estimate(
         interpolant=interpolant, pad_id=PAD, mask_id=MASK, bos_id=BOS, num_draws=num_draws
     )
     with torch.no_grad():
-        return FlexMDMLoss(suppressed_ids=SUPPRESSED).likelihood(model, collate(examples))
+        return FlexMDMLoss(mask_id=MASK, suppressed_ids=SUPPRESSED).likelihood(model, collate(examples))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +286,7 @@ def test_bound_of_the_network_stays_finite_towards_the_end() -> None:
             times, weights = np.array([late]), np.array([1 / late])
             batch = at_times(posterior.batch, 1 - times, times, weights, weights)
             with torch.no_grad():
-                costs.append(float(FlexMDMLoss().likelihood(model, batch).nll[whole]))
+                costs.append(float(FlexMDMLoss(mask_id=MASK).likelihood(model, batch).nll[whole]))
         assert costs[1] == pytest.approx(costs[0], rel=0.02)
 
 
@@ -303,10 +305,25 @@ def test_schedules_that_do_not_run_from_0_to_1_have_no_likelihood(
     collate = kind(interpolant=interpolant, pad_id=PAD, mask_id=MASK, bos_id=BOS)
     batch = collate([_example((FIRST, FIRST + 1), 0)])
     with pytest.raises(ValueError, match="from 0 at t = 0 to 1 at t = 1"):
-        FlexMDMLoss().likelihood(torch.nn.Identity(), batch)
+        FlexMDMLoss(mask_id=MASK).likelihood(torch.nn.Identity(), batch)
 
 
 def test_tokens_that_cannot_be_generated_are_refused() -> None:
     model = FlexMDM(vocab_size=6, d_model=8, num_layers=1, num_heads=2, d_condition=8, max_length=4)
     with pytest.raises(ValueError, match=r"token id 2, .*suppressed_ids"):
         _estimate(model, [_example((FIRST, BOS), 0)], num_draws=1)
+
+
+def test_loss_and_predictor_leave_out_the_same_tokens() -> None:
+    """The loss leaves MASK out of the softmax by itself, as the predictor does."""
+    model = FlexMDM(vocab_size=6, d_model=8, num_layers=1, num_heads=2, d_condition=8, max_length=4).double()
+    collate = FlexMDMLikelihoodCollator(interpolant=LINEAR, pad_id=PAD, mask_id=MASK, bos_id=BOS, num_draws=4)
+    batch = collate([_example((FIRST, FIRST + 1, FIRST), seed) for seed in range(4)])
+    with torch.no_grad():
+        found, expected = (
+            FlexMDMLoss(mask_id=MASK, suppressed_ids=ids).likelihood(model, batch).nll
+            for ids in ((PAD, BOS), (PAD, BOS, MASK))
+        )
+    assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match=r"token id 1, which has probability 0 as MASK"):
+        FlexMDMLoss(mask_id=MASK).likelihood(model, {**batch, "target_ids": batch["target_ids"] * 0 + MASK})

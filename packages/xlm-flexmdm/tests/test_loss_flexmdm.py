@@ -23,6 +23,8 @@ from .exact_flexmdm import FIRST, Noising, at_times, batch_of, noisings
 from .exact_flexmdm import MASK as HIDDEN
 
 PAD, MASK, BOS = 0, 2, 4
+UNUSED = 11
+"""An id that no row holds."""
 LINEAR = LogLinear(eps=0)
 SCHEDULES = {
     "lin_lin": Interpolant(LINEAR, LINEAR),
@@ -74,6 +76,9 @@ class _GivenOutputs(nn.Module):
 
     def __init__(self, token_logits: Tensor, gaps: Tensor, gap_logits: Tensor | None = None) -> None:
         super().__init__()
+        # A column for UNUSED: the published softmax goes over all ids, MASK among them.
+        unused = (0, UNUSED + 1 - token_logits.shape[2])
+        token_logits = nn.functional.pad(token_logits, unused, value=-torch.inf)
         no_logits = torch.zeros_like(token_logits[:, :1])
         self.token_logits = torch.cat((no_logits, token_logits), dim=1)
         self.gaps, self.gap_logits = gaps, gap_logits
@@ -126,9 +131,9 @@ def test_half_precision_outputs_are_summed_in_float32(with_law: bool, reference:
     tokens, gaps, law = (
         reference[f"in.{name}"].bfloat16() for name in ("token_logits", "expected_gaps", "length_logits")
     )
-    output = FlexMDMLoss()(_GivenOutputs(tokens, gaps, law if with_law else None), batch)
+    output = FlexMDMLoss(mask_id=UNUSED)(_GivenOutputs(tokens, gaps, law if with_law else None), batch)
     wide = _GivenOutputs(tokens.float(), gaps.float(), law.float() if with_law else None)
-    assert output.terms == FlexMDMLoss()(wide, batch).terms
+    assert output.terms == FlexMDMLoss(mask_id=UNUSED)(wide, batch).terms
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -140,7 +145,7 @@ def test_expectation_loss_is_that_of_the_reference(name: str, reference: Referen
     batch = _reference_batch(reference, SCHEDULES[name])
     gaps = reference["in.expected_gaps"].double()
     model = _GivenOutputs(reference["in.token_logits"].double(), gaps.clamp(min=1e-6))
-    output = FlexMDMLoss()(model, batch)
+    output = FlexMDMLoss(mask_id=UNUSED)(model, batch)
     published_count = reference["in.x1"].numel()
     unmasking = output.terms["unmasking"] / published_count
     expected = reference[f"official.{name}.expectation.unmask_loss.f64"]
@@ -167,7 +172,7 @@ def test_distribution_loss_weights_each_slot(name: str, reference: Reference) ->
     logits = reference["in.length_logits"].double()
     gaps = reference["official.expected_gaps_from_distribution.f64"]
     model = _GivenOutputs(reference["in.token_logits"].double(), gaps, logits)
-    output = FlexMDMLoss()(model, batch)
+    output = FlexMDMLoss(mask_id=UNUSED)(model, batch)
     count = reference["in.x1"].numel()
     slots = reference["official.gaps_mask"].bool()
     entropy = nn.functional.cross_entropy(logits[slots], reference["official.gaps"][slots], reduction="none")
@@ -238,11 +243,13 @@ def test_suppressed_tokens_stay_outside_the_softmax(reference: Reference) -> Non
     without = logits.clone()
     without[..., [0, 1, 2, 3, 4, 5, 6]] = -torch.inf
     gaps = reference["in.expected_gaps"].double()
-    expected = FlexMDMLoss()(_GivenOutputs(without, gaps), batch).loss_sum
-    found = FlexMDMLoss(suppressed_ids=range(7))(_GivenOutputs(logits, gaps), batch).loss_sum
+    expected = FlexMDMLoss(mask_id=UNUSED)(_GivenOutputs(without, gaps), batch).loss_sum
+    found = FlexMDMLoss(mask_id=MASK, suppressed_ids=[0, 1, 3, 4, 5, 6])(
+        _GivenOutputs(logits, gaps), batch
+    ).loss_sum
     torch.testing.assert_close(found, expected)
     with pytest.raises(ValueError, match=r"token id \d+, which has probability 0"):
-        FlexMDMLoss(suppressed_ids=range(11))(_GivenOutputs(logits, gaps), batch)
+        FlexMDMLoss(mask_id=MASK, suppressed_ids=range(11))(_GivenOutputs(logits, gaps), batch)
 
 
 def test_gaps_beyond_the_network_are_refused(reference: Reference) -> None:
@@ -250,7 +257,7 @@ def test_gaps_beyond_the_network_are_refused(reference: Reference) -> None:
     logits = reference["in.length_logits"][..., :2]
     model = _GivenOutputs(reference["in.token_logits"], reference["in.expected_gaps"], logits)
     with pytest.raises(ValueError, match=r"misses \d tokens, the network has lengths 0\.\.1"):
-        FlexMDMLoss()(model, batch)
+        FlexMDMLoss(mask_id=UNUSED)(model, batch)
 
 
 @pytest.mark.parametrize("state", [(HIDDEN,), (FIRST, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, FIRST + 1)])
@@ -270,8 +277,8 @@ def test_posterior_targets_give_the_mean_gradient_of_all_ways(state: tuple[int, 
         assert output.loss_count == 4
         return list(torch.autograd.grad(output.loss_sum, (logits, gaps)))
 
-    drawn = zip(*(slopes(way, FlexMDMLoss()) for way in ways), strict=True)
-    found = slopes(ways[0], FlexMDMLoss(targets="posterior"))
+    drawn = zip(*(slopes(way, FlexMDMLoss(mask_id=UNUSED)) for way in ways), strict=True)
+    found = slopes(ways[0], FlexMDMLoss(mask_id=UNUSED, targets="posterior"))
     for expected, slope in zip(drawn, found, strict=True):
         torch.testing.assert_close(slope, torch.stack(expected).mean(0), rtol=1e-12, atol=1e-12)
 
@@ -279,7 +286,7 @@ def test_posterior_targets_give_the_mean_gradient_of_all_ways(state: tuple[int, 
 def test_posterior_targets_see_the_mean_of_a_distribution(reference: Reference) -> None:
     batch = _reference_batch(reference, SCHEDULES["lin_lin"])
     tokens, gaps = reference["in.token_logits"].double(), reference["in.expected_gaps"].double()
-    loss = FlexMDMLoss(targets="posterior")
+    loss = FlexMDMLoss(mask_id=UNUSED, targets="posterior")
     with_law = _GivenOutputs(tokens, gaps, reference["in.length_logits"].double())
     assert torch.equal(loss(with_law, batch).loss_sum, loss(_GivenOutputs(tokens, gaps), batch).loss_sum)
 
@@ -302,4 +309,4 @@ def test_metrics_add_up_over_batches(reference: Reference) -> None:
 
 def _evaluate(batch: FlexMDMBatch, reference: Reference) -> FlexMDMLossOutput:
     gaps = reference["in.expected_gaps"].double().clamp(min=1e-6)
-    return FlexMDMLoss()(_GivenOutputs(reference["in.token_logits"].double(), gaps), batch)
+    return FlexMDMLoss(mask_id=UNUSED)(_GivenOutputs(reference["in.token_logits"].double(), gaps), batch)

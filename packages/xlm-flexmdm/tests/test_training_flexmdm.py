@@ -47,7 +47,7 @@ def _counting_examples(epoch: int, number: int = 64) -> list[FlexMDMExample]:
 def test_recorded_loss_curve(head: Head) -> None:
     interpolant = Interpolant(LogLinear(eps=0), LogLinear(eps=0))
     collate = FlexMDMCollator(interpolant=interpolant, pad_id=PAD, mask_id=MASK, bos_id=BOS, max_length=6)
-    loss = FlexMDMLoss(suppressed_ids=[PAD, MASK, BOS])
+    loss = FlexMDMLoss(mask_id=MASK, suppressed_ids=[PAD, BOS])
     state = torch.get_rng_state()
     torch.set_rng_state(torch.Generator().manual_seed(0).get_state())
     model = FlexMDM(

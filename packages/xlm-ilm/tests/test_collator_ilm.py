@@ -96,6 +96,21 @@ def test_stratified_draws_are_unbiased() -> None:
     assert to_list(drawn.view(rows, 3).amax(0)) == [1, 3, 4]
 
 
+def test_draws_of_an_example_drop_independent_subsets() -> None:
+    """Of 3 tokens, one is dropped in draw 0 and two in draw 1: it is among them with probability 2/3."""
+    rows = 6_000
+    examples: list[ILMExample] = [{"seed": seed, "target_ids": torch.arange(7, 10)} for seed in range(rows)]
+    batch = _collator(num_draws=2)(examples)
+    sets: dict[int, set[int]] = {row: set() for row in range(2 * rows)}
+    for row, token in zip(to_list(batch["target_row"]), to_list(batch["target_token"]), strict=True):
+        sets[row].add(token)
+    pairs = [(sets[2 * row], sets[2 * row + 1]) for row in range(rows)]
+    chosen = [one <= two for one, two in pairs if (len(one), len(two)) == (1, 2)]
+    assert len(chosen) > rows / 5
+    error = math.sqrt(2 / 9 / len(chosen))
+    assert sum(chosen) / len(chosen) == pytest.approx(2 / 3, abs=4 * error)
+
+
 def test_dropped_tokens_put_back_give_the_text() -> None:
     """Ascending targets, so that the order of the tokens of one slot is known."""
     examples: list[ILMExample] = [

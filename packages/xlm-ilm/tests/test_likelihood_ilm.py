@@ -88,6 +88,27 @@ def test_length_head_stops_with_the_probability_of_nothing_missing() -> None:
             assert bound == pytest.approx(exact, abs=1e-12)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("num_length_classes", [None, 4])
+def test_a_target_that_is_given_whole_costs_nothing(num_length_classes: int | None) -> None:
+    """It has no open slot, so the sampler never asks whether to stop."""
+    model = random_network(2, seed=4, num_length_classes=num_length_classes)
+    head = "stop" if num_length_classes is None else "length"
+    loss = ILMLoss(suppressed_ids=SPECIAL, head=head, row_weight="length_plus_one")
+    (whole,) = all_drops((3, 4, 3), [True, True, True])
+    assert _expected_nll(model, (3, 4, 3), [True, True, True]) == 0.0
+    output = loss(model, batch_of([whole], [0]))
+    assert (float(output.loss_sum), int(output.num_complete), float(output.stop_at_complete)) == (0.0, 0, 0.0)
+
+    # Beside other rows nothing of it is seen; an empty target that is not given is not one of this kind.
+    others = [*all_drops((3, 4), [True, False]), *all_drops(())]
+    alone = loss(model, batch_of(others, [1, 1, 0]))
+    beside = loss(model, batch_of([*others, whole], [1, 1, 0, 0]))
+    assert float(beside.loss_sum) == pytest.approx(float(alone.loss_sum), abs=1e-12)
+    assert (int(beside.num_complete), int(beside.num_incomplete)) == (2, 1)
+    assert _expected_nll(model, ()) > 0
+
+
 def _random_law(num_tokens: int, lengths: range, seed: int) -> dict[Text, float]:
     chosen = [text for text in texts(num_tokens, lengths[-1]) if len(text) in lengths]
     weights = torch.rand(len(chosen), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 2

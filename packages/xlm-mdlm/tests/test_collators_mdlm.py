@@ -283,3 +283,41 @@ def test_rows_for_generation_without_bos() -> None:
     fixed = torch.tensor([True, False])
     batch = collate([{"seed": 0, "target_ids": torch.tensor([9, 7]), "fixed": fixed}])
     assert batch["input_ids"].tolist() == [[9, MASK]]
+
+
+def test_masks_of_a_row_without_bos_do_not_depend_on_its_time_alone() -> None:
+    """Linear noise masks 0, 1, 2, ... of L cells equally often; the time and the first cell share no draw."""
+    rows = 8000
+    examples: list[MDLMExample] = [{"seed": seed, "target_ids": ids(A, B)} for seed in range(rows)]
+    train = MDLMCollator(
+        schedule=LogLinear(eps=0.0), min_time=0.0, mask_id=MASK, pad_id=PAD, bos_id=None, eos_id=None
+    )
+    likelihood = MDLMLikelihoodCollator(mask_id=MASK, pad_id=PAD, bos_id=None, eos_id=None)
+    timed = MDLMLikelihoodCollator(
+        time_conditioning=True,
+        schedule=LogLinear(eps=0.0),
+        mask_id=MASK,
+        pad_id=PAD,
+        bos_id=None,
+        eos_id=None,
+    )
+    # Both cells, neither, each alone: 1/3, 1/3, 1/6, 1/6; with at least one mask: 1/2, 0, 1/4, 1/4.
+    cases = ((train, [2, 1, 1, 2], 6), (timed, [2, 1, 1, 2], 6), (likelihood, [0, 1, 1, 2], 4))
+    for collate, shares, total in cases:
+        found = torch.bincount(collate(examples)["masked"].int() @ torch.tensor([1, 2]).int(), minlength=4)
+        expected = torch.tensor(shares) * rows / total
+        assert ((found - expected).abs() <= 4.5 * expected.sqrt()).all(), (collate, found, expected)
+
+
+def test_rows_without_any_token() -> None:
+    """An empty target between no special tokens, alone and beside a row with tokens."""
+    empty: MDLMExample = {"seed": 0, "target_ids": ids()}
+    generate = MDLMPromptCollator(default_length=0, mask_id=MASK, pad_id=PAD, bos_id=None, eos_id=None)
+    score = MDLMLikelihoodCollator(num_draws=2, mask_id=MASK, pad_id=PAD, bos_id=None, eos_id=None)
+    assert bare()([empty])["input_ids"].shape == (1, 0)
+    assert score([empty])["input_ids"].shape == (2, 0)
+    assert generate([{"seed": 0}])["input_ids"].shape == (1, 0)
+    beside = bare()([empty, {"seed": 1, "target_ids": ids(A, B)}])
+    assert beside["num_eligible"].tolist() == [0, 2]
+    assert beside["attention_mask"] is not None
+    assert beside["attention_mask"].tolist() == [[False, False], [True, True]]

@@ -1,6 +1,7 @@
 from types import MappingProxyType
 
 import pytest
+import torch
 from torch import nn
 
 from xlm.modules import Cosine, LogLinear, NoiseSchedule
@@ -143,3 +144,18 @@ class TestKnownLength(_MDLMConformance):
 
     def test_collators_refuse_too_long_targets(self) -> None:
         pytest.skip("a known length has no limit")
+
+
+def test_rows_without_any_token_are_scored_and_generated() -> None:
+    """No BOS, no EOS, an empty target: nothing to learn, nothing to pay, nothing to write."""
+    model = MDLMRotary(vocab_size=12, d_model=16, num_layers=1, num_heads=2)
+    score = MDLMLikelihoodCollator(bos_id=None, eos_id=None, num_draws=2, mask_id=MASK, pad_id=PAD)
+    batch = score([{"seed": 0, "target_ids": torch.empty(0, dtype=torch.int64)}])
+    loss = MDLMLoss(eos_id=None, mask_id=MASK, pad_id=PAD)
+    assert loss(model, batch).loss_sum.item() == 0
+    found = loss.likelihood(model, batch)
+    assert (found.nll.tolist(), found.num_tokens.tolist()) == ([0.0], [0])
+    prompts = MDLMPromptCollator(bos_id=None, eos_id=None, default_length=0, mask_id=MASK, pad_id=PAD)
+    predict = MDLMPredictor(schedule=LogLinear(), sampler=Ancestral(4), mask_id=MASK, pad_id=PAD, eos_id=None)
+    written = predict(model, prompts([{"seed": 0}]), torch.tensor([0]))
+    assert (written.lengths.tolist(), written.nfe.tolist()) == ([0], [0])

@@ -183,6 +183,17 @@ def test_first_hitting_tells_falling_noise() -> None:
     assert rates.mean(1).tolist() == pytest.approx([3 / 4, 2 / 4, 1 / 4], abs=4 * 0.22 / math.sqrt(rows))
 
 
+def test_first_hitting_starts_where_an_incomplete_schedule_ends() -> None:
+    """With alpha(1) = 0.2 the mask rates are those order statistics, scaled to [0, 0.8]."""
+    model, rows, schedule = network(), 4000, Linear(0.0, math.log(5))
+    assert float(schedule.alpha(torch.ones((), dtype=torch.float64))) == pytest.approx(0.2)
+    draw(predictor(FirstHitting(), schedule=schedule), model, rows)
+    rates = 1 - torch.tensor(model.noises, dtype=torch.float64).neg().exp()
+    assert rates.max() <= 0.8
+    error = 0.8 * 0.22 / math.sqrt(rows)
+    assert rates.mean(1).tolist() == pytest.approx([0.8 * k / 4 for k in (3, 2, 1)], abs=4 * error)
+
+
 def test_confidence_order_tells_the_masked_share() -> None:
     model = network()
     draw(predictor(ConfidenceOrder(), schedule=LogLinear(eps=0.0)), model, 2)

@@ -110,3 +110,18 @@ class TestKnownLength(_MLMConformance):
         target_ids = torch.full((100,), 7)
         for collate in (self.build_loss_collator("prefix"), self.build_prompt_collator("prefix")):
             assert collate([{"seed": 0, "target_ids": target_ids}])["input_ids"].shape == (1, 101)
+
+
+def test_rows_without_any_token_are_scored_and_generated() -> None:
+    """No BOS, no EOS, an empty target: nothing to learn, nothing to pay, nothing to write."""
+    model = MLM(vocab_size=12, d_model=16, num_layers=1, num_heads=2)
+    score = MLMLikelihoodCollator(bos_id=None, eos_id=None, num_draws=2, mask_id=MASK, pad_id=PAD)
+    batch = score([{"seed": 0, "target_ids": torch.empty(0, dtype=torch.int64)}])
+    loss = MLMLoss(eos_id=None, mask_id=MASK, pad_id=PAD)
+    assert loss(model, batch).loss_sum.item() == 0
+    found = loss.likelihood(model, batch)
+    assert (found.nll.tolist(), found.num_tokens.tolist()) == ([0.0], [0])
+    prompts = MLMPromptCollator(bos_id=None, eos_id=None, default_length=0, mask_id=MASK, pad_id=PAD)
+    predict = MLMPredictor(mask_id=MASK, pad_id=PAD, eos_id=None)
+    written = predict(model, prompts([{"seed": 0}]), torch.tensor([0]))
+    assert (written.lengths.tolist(), written.nfe.tolist()) == ([0], [0])

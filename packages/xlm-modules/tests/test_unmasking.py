@@ -128,3 +128,10 @@ def test_unmask_counts_spread_the_cells_over_the_steps(steps: int):
 def test_unmask_counts_need_a_step():
     with pytest.raises(ValueError, match="steps_left must be at least 1, got 0"):
         unmask_counts(torch.tensor([3]), 0)
+
+
+def test_margin_of_the_only_token_is_its_probability() -> None:
+    """The second token that there is not has probability 0."""
+    assert confidence(torch.tensor([[0.3], [-7.0]]), "margin").tolist() == [1.0, 1.0]
+    only_one_allowed = torch.tensor([[0.3, -torch.inf, -torch.inf]])
+    assert confidence(only_one_allowed, "margin").tolist() == [1.0]

@@ -61,8 +61,9 @@ class FlexMDMLoss:
     loss is in nats per token, does not depend on a limit, and compares with the other families'.
 
     Args:
-        suppressed_ids: Token ids that never stand in a target and stay outside the softmax: those of the
-            predictor, which adds MASK. Without any, the softmax is the published one.
+        mask_id: Id of MASK, which has probability 0. The published softmax does not leave it out.
+        suppressed_ids: Further token ids that never stand in a target and have probability 0: those of the
+            predictor.
         targets: "drawn": the clean tokens and gaps of the way that was drawn, as published. "posterior":
             their law and mean over all ways to x_t, so the terms are KL(q_j || f_j) and D(G_i, g_i) of
             :meth:`likelihood`, and a distribution over gap lengths is trained through its mean. It takes a
@@ -72,18 +73,20 @@ class FlexMDMLoss:
         ValueError: If targets is neither of the two.
     """
 
-    def __init__(self, *, suppressed_ids: Sequence[int] = (), targets: Targets = "drawn") -> None:
+    def __init__(
+        self, *, mask_id: int, suppressed_ids: Sequence[int] = (), targets: Targets = "drawn"
+    ) -> None:
         if targets not in ("drawn", "posterior"):
             raise ValueError(f"targets must be 'drawn' or 'posterior', got {targets!r}")
-        self._suppressed_ids = list(suppressed_ids)
+        self._suppressed_ids = sorted({mask_id, *suppressed_ids})
         self._targets = targets
 
     def __call__(self, model: nn.Module, batch: FlexMDMBatch) -> FlexMDMLossOutput:
         """Evaluate the network on a batch.
 
         Raises:
-            ValueError: If a target token is among suppressed_ids, or a drawn gap is too long for the network
-                (on a device the first makes the loss infinite, the second is an error of the device).
+            ValueError: If a target token is MASK or among suppressed_ids, or a drawn gap is too long for the
+                network (on a device the first makes the loss infinite, the second is an error of the device).
         """
         cells, slots = _places(batch)
         output = _evaluate(model, batch, cells, slots)
@@ -124,7 +127,8 @@ class FlexMDMLoss:
         finite only if g vanishes for t -> 1 like 1 - alpha, which :class:`xlm_flexmdm.FlexMDM` sees to.
 
         Raises:
-            ValueError: If a schedule does not run from 0 to 1, or a target token is among suppressed_ids.
+            ValueError: If a schedule does not run from 0 to 1, or a target token is MASK or among
+                suppressed_ids.
         """
         if not bool(batch["is_complete"]):
             raise ValueError(
@@ -168,14 +172,14 @@ class FlexMDMLoss:
         """(cells, vocab) logits with -inf at suppressed tokens, in float32 at least."""
         ids, fixed = batch["target_ids"], batch["target_fixed"]
         # Looked up on the CPU only: a device would keep the host waiting.
-        if self._suppressed_ids and ids.device.type == "cpu":
+        if ids.device.type == "cpu":
             suppressed = torch.tensor(self._suppressed_ids)
             real = torch.arange(ids.shape[1]) < batch["target_lengths"].unsqueeze(1)
             clash = ids[real & ~fixed & torch.isin(ids, suppressed)]
             if len(clash) > 0:
                 raise ValueError(
-                    f"the targets hold token id {int(clash[0])}, which has probability 0 as one of "
-                    "suppressed_ids"
+                    f"the targets hold token id {int(clash[0])}, which has probability 0 as MASK or "
+                    "one of suppressed_ids"
                 )
         return suppress_tokens(logits, self._suppressed_ids)
 

@@ -10,6 +10,9 @@ the terms of a row are (Patel et al. 2025, arXiv:2505.05755, section 3)
     token = -(1/N) sum_{k,v} c[k, v] J[k, v]      (0 if N = 0)
     stop  = -log P(stop | z) if N = 0, otherwise -log P(go on | z).
 
+A row without an open slot (a target that is given whole) has no terms: it is complete, and the sampler does
+not evaluate the network on it.
+
 Logits are computed only at the open slots of rows with N > 0, and sums run over the list of dropped tokens:
 there is no target tensor of shape (rows, length, vocab).
 """
@@ -88,8 +91,10 @@ class ILMLoss:
         num_dropped = batch["num_dropped"]
         weight = self._row_weights(batch)
         token_sum = (weight * token).sum()
-        stop_sum = (weight * self._stop_weight * self._stop_terms(stop_logits, num_dropped)).sum()
-        complete = num_dropped == 0
+        can_grow = batch["open_slots"].any(1)
+        stop = torch.where(can_grow, self._stop_terms(stop_logits, num_dropped), 0.0)
+        stop_sum = (weight * self._stop_weight * stop).sum()
+        complete = (num_dropped == 0) & can_grow
         stop_probability = stop_logits.detach().softmax(-1)[:, 0]
         return ILMLossOutput(
             loss_sum=token_sum + stop_sum,
@@ -97,8 +102,9 @@ class ILMLoss:
             terms={"token": token_sum, "stop": stop_sum},
             num_dropped=num_dropped.sum(),
             num_complete=complete.sum(),
+            num_incomplete=(num_dropped > 0).sum(),
             stop_at_complete=(stop_probability * complete).sum(),
-            stop_at_incomplete=(stop_probability * ~complete).sum(),
+            stop_at_incomplete=(stop_probability * (num_dropped > 0)).sum(),
         )
 
     def likelihood(self, model: nn.Module, batch: ILMBatch) -> ILMLikelihood:
@@ -117,6 +123,7 @@ class ILMLoss:
         log_class = stop_logits.to(torch.float64).log_softmax(-1)
         complete = batch["num_dropped"] == 0
         stop = -torch.where(complete, log_class[:, 0], log_class[:, 1:].logsumexp(-1))
+        stop = torch.where(batch["open_slots"].any(1), stop, 0.0)
         size = batch["num_missing"].to(torch.float64)
         bound = (size + 1) * (token + stop) - torch.lgamma(size + 1)
         num_draws = int(batch["num_draws"])

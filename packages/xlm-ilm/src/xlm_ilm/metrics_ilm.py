@@ -5,6 +5,8 @@ from torch import Tensor
 
 from xlm_ilm.types_ilm import ILMLossOutput
 
+_NUM_ROWS = ("num_complete", "num_incomplete")
+
 
 class ILMLossMetrics:
     """Means per row of the loss's terms, what the stop head says, how many tokens were dropped.
@@ -22,7 +24,7 @@ class ILMLossMetrics:
 
     def reset(self) -> None:
         """Forget everything."""
-        integers = {name: torch.tensor(0) for name in ("rows", "num_dropped", "num_complete")}
+        integers = {name: torch.tensor(0) for name in ("rows", "num_dropped", *_NUM_ROWS)}
         names = ("token", "stop", "stop_at_complete", "stop_at_incomplete")
         self.sums = integers | {name: torch.tensor(0.0, dtype=torch.float64) for name in names}
 
@@ -32,6 +34,7 @@ class ILMLossMetrics:
             "rows": output.loss_count,
             "num_dropped": output.num_dropped,
             "num_complete": output.num_complete,
+            "num_incomplete": output.num_incomplete,
             "stop_at_complete": output.stop_at_complete,
             "stop_at_incomplete": output.stop_at_incomplete,
             **output.terms,
@@ -44,14 +47,15 @@ class ILMLossMetrics:
         """The means by name; zeros if nothing was added.
 
         ``token_loss``, ``stop_loss`` and ``mean_dropped`` are over all rows; ``stop_at_complete`` is P(stop)
-        at rows in which nothing is missing, ``stop_at_incomplete`` at the others.
+        at rows in which nothing is missing, ``stop_at_incomplete`` at rows in which something is. Rows whose
+        target is given whole are in neither.
         """
         rows = max(int(self.sums["rows"]), 1)
-        num_complete = int(self.sums["num_complete"])
+        num_complete, num_incomplete = (max(int(self.sums[name]), 1) for name in _NUM_ROWS)
         return {
             "token_loss": float(self.sums["token"]) / rows,
             "stop_loss": float(self.sums["stop"]) / rows,
-            "stop_at_complete": float(self.sums["stop_at_complete"]) / max(num_complete, 1),
-            "stop_at_incomplete": float(self.sums["stop_at_incomplete"]) / max(rows - num_complete, 1),
+            "stop_at_complete": float(self.sums["stop_at_complete"]) / num_complete,
+            "stop_at_incomplete": float(self.sums["stop_at_incomplete"]) / num_incomplete,
             "mean_dropped": float(self.sums["num_dropped"]) / rows,
         }

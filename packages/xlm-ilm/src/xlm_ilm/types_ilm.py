@@ -99,11 +99,13 @@ class ILMLossOutput:
     num_dropped: Int[Tensor, ""]
     """Dropped tokens of all rows."""
     num_complete: Int[Tensor, ""]
-    """Rows in which nothing is missing."""
+    """Rows in which nothing is missing but something might be: those with an open slot."""
+    num_incomplete: Int[Tensor, ""]
+    """Rows in which tokens are missing."""
     stop_at_complete: Float[Tensor, ""]
-    """Sum of P(stop) over these rows."""
+    """Sum of P(stop) over the complete rows."""
     stop_at_incomplete: Float[Tensor, ""]
-    """Sum of P(stop) over the other rows."""
+    """Sum of P(stop) over the incomplete rows."""
 
 
 @dataclass(frozen=True)

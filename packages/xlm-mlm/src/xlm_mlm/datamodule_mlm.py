@@ -286,7 +286,7 @@ class _Layout:
         text = cells & (column < (target_start + text_length).unsqueeze(1))
         given = _given(examples, target_start, ids.shape[1])
         self._check_tokens(ids, given if only_given else text)
-        right_of_given = column >= (given * (column + 1)).amax(1, keepdim=True)
+        right_of_given = given.flip(1).cumsum(1).flip(1) == 0
         last_of_text = column == (target_start + text_length - 1).unsqueeze(1)
         end_is_given = (given & last_of_text).any(1, keepdim=True)
         fixed_width = self.target_length is not None

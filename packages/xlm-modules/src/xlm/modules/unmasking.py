@@ -33,7 +33,8 @@ def confidence(logits: Float[Tensor, "rows vocab"], kind: Confidence) -> Float64
     if kind == "top_prob":
         return probabilities.amax(-1)
     if kind == "margin":
-        largest = probabilities.topk(2).values
+        # Of a single token there is no second: its probability is 0.
+        largest = torch.nn.functional.pad(probabilities, (0, 1)).topk(2).values
         return largest[:, 0] - largest[:, 1]
     if kind == "entropy":
         return -torch.special.entr(probabilities).sum(-1)
