@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from xlm.core.console import make_console
 from xlm.core.discovery import ConfigPackage, config_packages
 from xlm.core.run_folder import package_versions
 
@@ -29,7 +29,7 @@ def main() -> int:
     Returns:
         The number of things that are wrong, at most 1: the exit code.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     for title, lines in (
         ("versions", [f"{name:<20}{version}" for name, version in package_versions().items()]),
         ("devices", devices()),
@@ -37,13 +37,13 @@ def main() -> int:
         ("caches", list(caches())),
         ("accounts", list(accounts())),
     ):
-        console.print(f"[bold]{title}[/bold]")
+        console.print(Text(title, style="bold"))
         for line in lines:
-            console.print(f"  {escape(line)}")
+            console.print(f"  {line}")
     wrong = list(problems())
-    console.print("[bold]what is wrong[/bold]" if wrong else "[bold]nothing is wrong[/bold]")
+    console.print(Text("what is wrong" if wrong else "nothing is wrong", style="bold"))
     for line in wrong:
-        console.print(f"  {escape(line)}")
+        console.print(f"  {line}")
     return min(len(wrong), 1)
 
 

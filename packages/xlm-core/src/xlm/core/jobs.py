@@ -152,9 +152,7 @@ def evaluate(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     own = settings.ckpt_path is None
     checkpoint = str(run_folder.best_checkpoint()) if settings.ckpt_path is None else settings.ckpt_path
     if settings.job_type == "generate":
-        loaders = {name: s for name, s in settings.datamodule.test.items() if s.uses == ["generation"]}
-        data = settings.datamodule.model_copy(update={"test": loaders})
-        settings = settings.model_copy(update={"datamodule": data})
+        settings = only_generation(settings)
     harness, datamodule = assemble(config, settings)
     source.load(harness.model, checkpoint, own=own, **chosen_weights(settings))
     folder = run_folder.start_job(settings.job_type, container(config))
@@ -167,6 +165,17 @@ def evaluate(config: DictConfig, settings: RunSettings) -> dict[str, float]:
         report.print_metrics(harness.results)
         report.print_files({"metrics": folder / "metrics.json", "predictions": folder / "predictions.jsonl"})
     return harness.results
+
+
+def only_generation(settings: RunSettings) -> RunSettings:
+    """The settings with nothing but generation to do: loaders without it are left out, other uses too."""
+    loaders = {
+        name: loader.model_copy(update={"uses": ["generation"]})
+        for name, loader in settings.datamodule.test.items()
+        if "generation" in loader.uses
+    }
+    data = settings.datamodule.model_copy(update={"test": loaders})
+    return settings.model_copy(update={"datamodule": data})
 
 
 JOBS: dict[JobType, Callable[[DictConfig, RunSettings], dict[str, float]]] = {

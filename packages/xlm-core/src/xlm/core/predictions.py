@@ -1,7 +1,7 @@
 """Generated texts as records: decoded, written as JSON lines, and replayed edit by edit."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -11,6 +11,8 @@ from torch import Tensor
 from xlm.core.protocols import Example, Generation, Prediction, Tokenizer, Trace
 
 INSERT = 0
+ESCAPED = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
+"""What some readers take for the end of a line, as JSON may write it."""
 
 
 def decode(prediction: Prediction, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Generation]:
@@ -92,7 +94,7 @@ class PredictionWriter:
 
     def open(self) -> None:
         """Begin this process's part in the folder of ``path``."""
-        self._file = self._part(self.rank).open("w", encoding="utf-8")
+        self._file = self._part(self.rank).open("w", encoding="utf-8", newline="\n")
 
     def wants_trace(self, loader: str) -> bool:
         """Whether more generations of ``loader`` are to be kept step by step."""
@@ -108,7 +110,7 @@ class PredictionWriter:
             place = self._next_row.get(loader, self.rank)
             self._next_row[loader] = place + self.world_size
             record = {"loader": loader, "row": place, "nfe": nfe[row], **generation}
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.write(_one_line(record) + "\n")
             if prediction.trace is not None and self.wants_trace(loader):
                 frames = [
                     Frame(step, [tokenizer.decode([token]) for token in ids], edited)
@@ -124,11 +126,20 @@ class PredictionWriter:
     def merge(self) -> None:
         """Join the closed parts of all processes (rank 0, once all are closed)."""
         parts = [self._part(rank) for rank in range(self.world_size)]
-        lines = [line for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
+        lines: list[str] = []
+        for part in parts:
+            with part.open(encoding="utf-8", newline="\n") as file:
+                lines.extend(file)
         lines.sort(key=lambda line: (lambda record: (record["loader"], record["row"]))(json.loads(line)))
-        self.path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        self.path.write_text("".join(lines), encoding="utf-8", newline="\n")
         for part in parts:
             part.unlink()
 
     def _part(self, rank: int) -> Path:
         return self.path.with_name(f".{self.path.name}.rank{rank}")
+
+
+def _one_line(record: Mapping[str, object]) -> str:
+    """JSON that any reader takes for one line, whatever the texts hold; half a surrogate pair is escaped."""
+    text = json.dumps(record, ensure_ascii=False).translate(ESCAPED)
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -4,17 +4,17 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from xlm.core.checkpoints import write_text_atomically
+from xlm.core.console import make_console
 from xlm.core.data import PreparedTask
 from xlm.core.data.encode import RowCounts
 from xlm.core.predictions import Frame
 from xlm.core.protocols import Generation
 
-console = Console(highlight=False)
+console = make_console()
 MOST_NOTES = 10
 """Notes of `task.preprocess` that are shown, the most frequent first; the card in the cache has all."""
 
@@ -23,25 +23,24 @@ def print_start(job_type: str, folder: Path, lines: Mapping[str, str]) -> None:
     """Say what is about to run."""
     console.print(Text.assemble((f"xlm {job_type}", "bold"), f"  {folder}"))
     for name, value in lines.items():
-        console.print(f"  {name:<12} {value}", soft_wrap=True)
+        console.print(f"  {name:<12} {value}")
 
 
 def say(line: str) -> None:
     """One line to the reader."""
-    console.print(Text(line), soft_wrap=True)
+    console.print(line)
 
 
 def print_prepared(prepared: PreparedTask) -> None:
     """Rows, tokens, lengths and size of each split, and where they lie."""
-    table = Table(
-        title=f"{'found' if prepared.was_cached else 'prepared'} in {prepared.folder}", title_justify="left"
-    )
+    say(f"{'found' if prepared.was_cached else 'prepared'} in {prepared.folder}")
+    table = Table()
     for column in ("split", "rows", "tokens", "length min / median / 95 % / max", "MB"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, card in prepared.cards.items():
         lengths = " / ".join(str(value) for value in card.length_quantiles.values())
         table.add_row(split, f"{card.rows:,}", f"{card.tokens:,}", lengths, f"{card.bytes / 1e6:.1f}")
-    console.print(table)
+    console.print(table, soft_wrap=False)
     for split, card in prepared.cards.items():
         if lost := list(_lost(card.counts)):
             say(f"  {split}: of {card.counts.read:,} rows read {', '.join(lost)}")
@@ -77,14 +76,14 @@ def print_traces(traces: Mapping[str, Sequence[tuple[Generation, Sequence[Frame]
         for number, (generation, frames) in enumerate(generations, start=1):
             console.print(Text(f"\n{loader}, generation {number}", style="bold"))
             if generation["prompt"]:
-                console.print(Text(f"  prompt     {generation['prompt']}"), soft_wrap=True)
+                say(f"  prompt     {generation['prompt']}")
             for frame in frames:
-                console.print(_frame(frame), soft_wrap=True)
+                console.print(_frame(frame))
             if not frames:
                 console.print("  (nothing was generated)")
             if generation["reference"]:
                 verdict = "as expected" if generation["ids"] == generation["reference_ids"] else "expected"
-                console.print(Text(f"  {verdict:<11}{generation['reference']}"), soft_wrap=True)
+                say(f"  {verdict:<11}{generation['reference']}")
 
 
 def _frame(frame: Frame) -> Text:
@@ -107,7 +106,7 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
         table = Table(title=loader, title_justify="left", show_header=False)
         for figure, value in figures:
             table.add_row(figure, f"{value:.6g}")
-        console.print(table)
+        console.print(table, soft_wrap=False)
 
 
 def print_files(files: Mapping[str, Path]) -> None:
@@ -116,14 +115,14 @@ def print_files(files: Mapping[str, Path]) -> None:
     width = max([12, *map(len, files)])
     for what, path in files.items():
         if path.exists():
-            console.print(f"  {what:<{width}} {path}", soft_wrap=True)
+            console.print(f"  {what:<{width}} {path}")
 
 
 def print_kept(checkpoints: Sequence[tuple[str, str]]) -> None:
     """Each checkpoint and why it is kept."""
     console.print(Text("\ncheckpoints", style="bold"))
     for name, reason in checkpoints:
-        console.print(f"  {name:<20} {reason}", soft_wrap=True)
+        console.print(f"  {name:<20} {reason}")
 
 
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:

@@ -292,6 +292,14 @@ class RunSettings(Settings):
             raise ValueError("datamodule.test: job_type=generate needs a loader with `uses: [generation]`")
         return self
 
+    @model_validator(mode="after")
+    def _a_test_needs_a_loader(self) -> "RunSettings":
+        tests = self.job_type == "eval" or (self.job_type == "train" and self.test_after_training)
+        if tests and not self.datamodule.test:
+            skip = ", or set test_after_training=false" if self.job_type == "train" else ""
+            raise ValueError(f"datamodule.test: has no loader, so there is nothing to score. Give one{skip}")
+        return self
+
 
 def validate(config: Mapping[str, Any]) -> RunSettings:
     """Check a composed config.

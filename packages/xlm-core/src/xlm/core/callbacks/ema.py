@@ -11,11 +11,11 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from rich.console import Console
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
+from xlm.core.console import make_console
 from xlm.core.errors import XLMError
 from xlm.core.sharding import (
     FSDP2,
@@ -153,7 +153,7 @@ class EMA(WeightAveraging):
                 self._average.load_state_dict(checkpoint["state_dict"])
             self._latest_update_step = checkpoint["global_step"]
             if trainer.is_global_zero:
-                Console().print(
+                make_console().print(
                     "The checkpoint has no averaged weights: the average begins with its weights."
                 )
             return

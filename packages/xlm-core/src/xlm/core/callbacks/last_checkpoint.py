@@ -6,9 +6,9 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from rich.console import Console
 from typing_extensions import override
 
+from xlm.core.console import make_console
 from xlm.core.errors import XLMError
 from xlm.core.harness import Harness
 from xlm.core.sharding import release
@@ -69,7 +69,7 @@ class LastCheckpoint(Checkpoint):
         else:
             message = f"no checkpoint of step {trainer.global_step}: {reason}"
         if trainer.is_global_zero:
-            Console(stderr=True).print(f"Training was stopped: {message}.", soft_wrap=True, highlight=False)
+            make_console(stderr=True).print(f"Training was stopped: {message}.")
 
     def _why_not(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException

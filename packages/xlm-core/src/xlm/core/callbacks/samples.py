@@ -2,10 +2,9 @@
 
 import lightning
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
-from rich.text import Text
 from typing_extensions import override
 
+from xlm.core.console import make_console
 from xlm.core.harness import NUM_SAMPLES, Harness
 
 
@@ -26,9 +25,9 @@ class Samples(Callback):
         assert isinstance(pl_module, Harness)
         if not trainer.is_global_zero:
             return
-        console = Console()
+        console = make_console()
         for loader, generations in pl_module.samples.items():
             for generation in generations[: self.num_samples]:
-                console.print(Text(f"  {loader}  {generation['prompt']}  ->  {generation['text']}"))
+                console.print(f"  {loader}  {generation['prompt']}  ->  {generation['text']}")
                 if generation["reference"]:
-                    console.print(Text(f"  {'expected':>{len(loader)}}  {generation['reference']}"))
+                    console.print(f"  {'expected':>{len(loader)}}  {generation['reference']}")

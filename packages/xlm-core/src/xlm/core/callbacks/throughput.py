@@ -11,9 +11,9 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops, measure_flops
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from rich.console import Console
 from typing_extensions import override
 
+from xlm.core.console import make_console
 from xlm.core.data import LoadedBatch
 from xlm.core.harness import Harness
 
@@ -47,10 +47,8 @@ class Throughput(Callback):
         )
         self._peak = get_available_flops(pl_module.device, dtype)
         if self._peak is None and trainer.is_global_zero:
-            Console().print(
-                f"throughput: no flops_utilisation, since the peak of {_name(pl_module.device)} is not known",
-                soft_wrap=True,
-                highlight=False,
+            make_console().print(
+                f"throughput: no flops_utilisation, since the peak of {_name(pl_module.device)} is not known"
             )
         self._begin(trainer)
 

@@ -4,8 +4,9 @@ import time
 
 import lightning
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
 from typing_extensions import override
+
+from xlm.core.console import make_console
 
 
 class ValidationReport(Callback):
@@ -36,4 +37,4 @@ class ValidationReport(Callback):
         ]
         seconds = time.monotonic() - self._start
         line = f"step {trainer.global_step}  {seconds:.0f} s  " + "  ".join(figures)
-        Console(stderr=False).print(line, highlight=False, soft_wrap=True)
+        make_console().print(line)

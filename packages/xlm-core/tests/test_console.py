@@ -1,0 +1,82 @@
+"""What is printed is data: no path, text or name is read as markup or as the name of an emoji."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from rich.text import Text
+
+import xlm.core
+from xlm.core import doctor, report
+from xlm.core.console import make_console
+from xlm.core.predictions import Frame
+from xlm.core.protocols import Generation
+
+from .conftest import Run
+
+HOSTILE = "a [red] b [/red] [/] :smile: [link=x]y[/link] \\[x]"
+
+
+def test_a_line_of_data_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    long = HOSTILE + " word" * 100
+    make_console().print(long)
+    make_console(stderr=True).print(Text(long, style="bold"))
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == (long + "\n", long + "\n")
+
+
+def test_texts_metrics_files_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "my [red] runs" / "x"
+    file.mkdir(parents=True)
+    generation = Generation(
+        prompt_ids=[1], ids=[1], reference_ids=[1], prompt=HOSTILE, text=HOSTILE, reference=HOSTILE
+    )
+    frames = [Frame(0, ["[/red]", ":smile:"], set())]
+    report.print_start("eval", file, {HOSTILE: HOSTILE})
+    report.print_traces({"[/red]": [(generation, frames)]})
+    report.print_metrics({"[/b]/[red]m": 1.0})
+    report.print_files({"[red]": file})
+    report.print_kept([("[/red]", HOSTILE)])
+    printed = capsys.readouterr().out
+    assert printed.count(HOSTILE) == 5
+    assert printed.count(str(file)) == 2
+    for text in ("[/red], generation 1", "  [/red]  :smile: ", "[/b]", "[red]m", "  [/red]               "):
+        assert text in printed
+
+
+def test_a_run_whose_folder_and_texts_look_like_markup(
+    run_toy: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_toy(
+        "job_type=train",
+        f"output_dir='{tmp_path}/my [/red] runs'",
+        f"datamodule.cache_dir='{tmp_path}/[bold]'",
+        "trainer.max_steps=5",
+        "trainer.val_check_interval=5",
+        "callbacks=[samples,throughput]",
+    )
+    printed = capsys.readouterr().out
+    for path in ("my [/red] runs/toy/metrics.json", "my [/red] runs/toy/predictions.jsonl"):
+        assert f"{tmp_path}/{path}\n" in printed
+    assert f"prepared in {tmp_path}/[bold]/toy/" in printed
+
+
+def test_doctor_prints_paths_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a [/red] :smile: b"
+    monkeypatch.setenv("XLM_CACHE", str(folder))
+    monkeypatch.setenv("HF_HOME", str(folder))
+    doctor.main()
+    assert capsys.readouterr().out.count(f"in {folder} (not there yet)\n") == 2
+
+
+def test_every_console_is_made_in_one_place() -> None:
+    [root] = xlm.core.__path__
+    makers = {
+        str(path.relative_to(root))
+        for path in Path(root).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module in {"rich.console", "rich.markup", "rich"}
+    }
+    assert makers == {"console.py"}

@@ -1,0 +1,79 @@
+"""``predictions.jsonl``: one record a line, whatever the texts hold."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from xlm.core.predictions import PredictionWriter, decode
+from xlm.core.protocols import Example
+
+from .conftest import Run
+from .toy_family import ToyPrediction, ToyTokenizer
+
+SIGNS = [
+    "\u2028",
+    "\u2029",
+    "\x85",
+    "\n",
+    "\r",
+    "\r\n",
+    "\x0b",
+    "\x0c",
+    "\x1c",
+    "\x1e",
+    "\x00",
+    "\ud800",
+    "\udcff",
+    '"',
+    "\\",
+]
+
+
+class SignTokenizer(ToyTokenizer):
+    vocab_size = len(SIGNS)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "a" + "b".join(SIGNS[token] for token in ids) + "c"
+
+
+def test_a_record_is_a_line_for_every_reader(tmp_path: Path) -> None:
+    tokenizer = SignTokenizer()
+    ids = torch.arange(len(SIGNS))[:, None]
+    ones = torch.ones(len(SIGNS), dtype=torch.int64)
+    prediction = ToyPrediction(ids, ones, ones, None)
+    examples: list[Example] = [{"seed": 0, "prompt_ids": row, "target_ids": row} for row in ids]
+    texts = [tokenizer.decode([token]) for token in range(len(SIGNS))]
+    for rank in (0, 1):
+        writer = PredictionWriter(tmp_path / "p.jsonl", num_traces=0, rank=rank, world_size=2)
+        writer.open()
+        writer.write("test/\u2028", prediction, decode(prediction, examples, tokenizer), tokenizer)
+        writer.close()
+    PredictionWriter(tmp_path / "p.jsonl", num_traces=0, world_size=2).merge()
+    content = (tmp_path / "p.jsonl").read_text(encoding="utf-8")
+    records = [json.loads(line) for line in content.splitlines()]
+    assert [record["row"] for record in records] == list(range(2 * len(SIGNS)))
+    for record, text in zip(records, [text for text in texts for _ in range(2)], strict=True):
+        assert record["loader"] == "test/\u2028"
+        assert record["text"] == record["prompt"] == record["reference"] == text
+
+
+def two_lines(tokenizer: ToyTokenizer, ids: Sequence[int]) -> str:
+    return "one\u2028two\x85" * len(ids)
+
+
+def test_a_run_keeps_its_results_whatever_its_texts_hold(
+    run_toy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import toy_family
+
+    monkeypatch.setattr(toy_family.ToyTokenizer, "decode", two_lines)
+    results = run_toy("job_type=train", "trainer.max_steps=1", "trainer.log_every_n_steps=1")
+    run = tmp_path / "runs" / "toy"
+    assert json.loads((run / "metrics.json").read_text()) == results
+    records = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [record["reference"] for record in records] == [
+        "one\u2028two\x85" * (i % 3 + 1) for i in range(20)
+    ]
