@@ -1,12 +1,16 @@
 """Comparison of made-up runs, with means and intervals worked out by hand."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from xlm.core import cli, compare
+from xlm.core.differences import differing, named
 from xlm.core.errors import XLMError
 
 
@@ -64,10 +68,138 @@ def test_each_task_has_its_own_table(capsys: pytest.CaptureFixture[str]) -> None
     assert "| | other |" in text
 
 
+def written() -> dict[str, Any]:
+    """The only comparison, of the only task that the tests below make runs of."""
+    [file] = Path("runs/compare").glob("*/comparison.json")
+    return json.loads(file.read_text())["star"]
+
+
+def evaluation(run: str, folder: str, accuracy: float, **config: Any) -> None:
+    make_run(f"{run}/eval/{folder}", 1, {"accuracy": accuracy, "bound": 1.0, "nll": 2.0}, **config)
+
+
+def test_settings_of_one_name_are_told_apart_by_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
+    for place, steps in (("a", 1), ("b", 4)):
+        evaluation("mdlm", place, steps / 10, predictor={"sampler": {"num_steps": steps, "kind": "p"}})
+    compare.main(["job_type=compare", "runs=[runs/mdlm/eval/*]"])
+    found = written()["prediction/exact_match"]
+    assert {name: value["mean"] for name, value in found.items()} == {
+        "mdlm num_steps=1": 0.1,
+        "mdlm num_steps=4": 0.4,
+    }
+    assert written()["settings"]["mdlm num_steps=4"] == {"predictor.sampler.num_steps": "4"}
+    text = capsys.readouterr().out
+    assert "| predictor.sampler.num_steps | 1 | 4 |" in text
+    assert "| prediction/exact_match | 0.1 | 0.4 |" in text
+
+
+def test_seeds_and_settings_of_one_sweep() -> None:
+    for seed in (1, 2):
+        for lr in (0.1, 0.2):
+            figures = {"accuracy": seed * lr, "bound": 1.0, "nll": 2.0}
+            make_run(f"t_s{seed}_{lr}", seed, figures, optimizer={"lr": lr})
+    compare.main(["job_type=compare", "runs=[runs/t_*]"])
+    found = written()["prediction/exact_match"]
+    assert {name: sorted(value["values"].values()) for name, value in found.items()} == {
+        "t_s* (2 seeds) lr=0.1": [0.1, 0.2],
+        "t_s* (2 seeds) lr=0.2": [0.2, 0.4],
+    }
+
+
+def test_families_and_settings_together() -> None:
+    """A key that only one family has tells the settings of this family apart."""
+    configs = [
+        {"model._target_": "a.A", "predictor._target_": "a.P", "predictor.steps": 1, "lr": 1},
+        {"model._target_": "a.A", "predictor._target_": "a.P", "predictor.steps": 4, "lr": 1},
+        {"model._target_": "b.B", "predictor._target_": "b.P", "predictor.other": 4, "lr": 2},
+    ]
+    rows = differing(configs)
+    assert rows == {"model": ["A", "A", "B"], "predictor.steps": ["1", "4", "–"], "lr": ["1", "1", "2"]}
+    assert named(["x", "x", "x"], rows) == [
+        "x model=A, steps=1, lr=1",
+        "x model=A, steps=4, lr=1",
+        "x model=B, steps=–, lr=2",
+    ]
+    assert named(["x", "x"], {"key": ["null", "null"]}) == ["x", "x #2"]
+
+
+def test_callbacks_that_change_the_weights_make_a_setting() -> None:
+    for seed, callback in ((4, "ema"), (5, "samples"), (6, "throughput")):
+        figures = {"accuracy": 0.5, "bound": 1.0, "nll": 2.0}
+        make_run(f"w{seed}", seed, figures, callbacks={callback: {"_target_": f"C.{callback}"}})
+    compare.main(["job_type=compare", "runs=[runs/w*]"])
+    assert set(written()["prediction/exact_match"]) == {"w4", "w* (2 seeds)"}
+
+
+def test_evaluations_of_several_checkpoints_of_one_run() -> None:
+    for step in (1, 2):
+        evaluation("a", str(step), step / 10, ckpt_path=f"step-{step}.ckpt")
+    compare.main(["job_type=compare", "runs=[runs/a/eval/*]"])
+    found = written()["prediction/exact_match"]
+    assert {name: value["mean"] for name, value in found.items()} == {
+        "a ckpt_path=step-1.ckpt": 0.1,
+        "a ckpt_path=step-2.ckpt": 0.2,
+    }
+
+
+def test_an_unfinished_run_in_a_pattern_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/ilm_s4").mkdir()
+    Path("runs/ilm_s4/config.yaml").write_text("seed: 4")
+    compare.main(["job_type=compare", "runs=[runs/ilm_*]"])
+    assert "runs/ilm_s4 is left out: no metrics.json" in capsys.readouterr().out
+    assert set(written()["prediction/exact_match"]) == {"ilm_s* (3 seeds)"}
+
+
+def test_losses_of_unlike_families_and_settings_stand_in_rows_of_their_own() -> None:
+    def run(name: str, **loss: object) -> None:
+        make_run(name, 1, {"accuracy": 0.5, "bound": 1.0, "nll": 2.0}, loss=loss, datamodule=LOADERS)
+        path = Path("runs", name, "metrics.json")
+        path.write_text(json.dumps({**json.loads(path.read_text()), "test/lm/loss": 1, "test/lm/term": 2}))
+
+    LOADERS = {"test": {"lm": {"uses": ["loss"]}, "prediction": {"uses": ["generation"]}}}
+    run("l1", _target_="a.Loss", weight="one")
+    run("l2", _target_="a.Loss", weight="two")
+    run("l3", _target_="b.Loss")
+    compare.main(["job_type=compare", "runs=[runs/l1,runs/l2,runs/l3]"])
+    kinds = ("a.Loss, weight=one", "a.Loss, weight=two", "b.Loss")
+    for figure in ("lm/loss", "lm/term"):
+        for kind, name in zip(kinds, ("l1", "l2", "l3"), strict=True):
+            assert set(written()[f"{figure} ({kind})"]) == {name}
+    assert set(written()["prediction/exact_match"]) == {"l1", "l2", "l3"}
+
+
+def test_unlike_likelihoods_come_with_advice(capsys: pytest.CaptureFixture[str]) -> None:
+    compare.main(["job_type=compare", "runs=[runs/ilm_s1,runs/arlm]"])
+    text = capsys.readouterr().out
+    assert compare.BOUNDS in text
+    assert compare.LENGTHS not in text
+    make_run("told", 1, {"accuracy": 0.5, "bound": 1.0, "nll": 2.0}, model={"d_model": 1})
+    path = Path("runs/told/metrics.json")
+    path.write_text(path.read_text().replace('models_length": 1.0', 'models_length": 0.0'))
+    compare.main(["job_type=compare", "runs=[runs/ilm_s1,runs/told]"])
+    text = capsys.readouterr().out
+    assert compare.LENGTHS in text
+    assert compare.BOUNDS not in text
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "xlm.core", "job_type=compare", "runs=[runs/ilm_s*]"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr as errors:
+        assert errors.read() == b""
+    process.wait()
+
+
 MISTAKES = {
     "runs: missing": [],
     "no folder is called runs/nope": ["runs=[runs/nope*]"],
-    "has no metrics.json": ["runs=[empty]"],
+    "empty has no config.yaml": ["runs=[empty]"],
+    "nothing in .* has results": ["runs=[empt*]"],
+    "damaged/metrics.json cannot be read": ["runs=[damaged]"],
+    "foreign/config.yaml is no record of a run": ["runs=[foreign]"],
     "have the same seed": ["runs=[runs/ilm_s1,runs/ilm_again]"],
     "seed: job_type=compare knows": ["runs=[runs/arlm]", "seed=1"],
 }
@@ -76,6 +208,12 @@ MISTAKES = {
 @pytest.mark.parametrize("message", MISTAKES)
 def test_a_mistake_is_told(message: str, here: Path) -> None:
     (here / "empty").mkdir()
+    for name, metrics in (("damaged", '{"test/'), ("foreign", "{}")):
+        (here / name).mkdir()
+        (here / name / "config.yaml").write_text(
+            "seed: 1\ntask: {name: x}\n" if name == "damaged" else "a: 1"
+        )
+        (here / name / "metrics.json").write_text(metrics)
     make_run("ilm_again", 1, {"accuracy": 0.5, "bound": 1.0, "nll": 2.0})
     with pytest.raises(XLMError, match=message):
         compare.main(["job_type=compare", *MISTAKES[message]])

@@ -1,22 +1,24 @@
 """The job ``compare``: one table over finished runs, seeds of a setting taken together.
 
-Runs whose configs differ only in ``seed`` and ``job_name`` are one setting: its figures are the mean over
-seeds with Student's 95 % interval. Nothing is ranked. A likelihood stands in a row of its own kind (exact or
-bound, length modelled or given), so unlike numbers never stand side by side.
+Runs whose configs differ only in ``seed`` and in what only watches a run are one setting: its metrics are
+the mean over seeds with Student's 95 % interval. Settings are told apart by the keys in which they differ.
+Nothing is ranked. A likelihood stands in a row of its own kind (exact or bound, length modelled or given) and
+a loss in one of its own class and arguments, so unlike numbers never stand side by side.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from xlm.core.cli import show
+from xlm.core.differences import Flat, differing, flatten, named
 from xlm.core.errors import XLMError
+from xlm.core.finished_runs import Run, read_runs
 
 LIKELIHOOD = ("nll", "nll_standard_error", "nll_per_token", "perplexity", "bits_per_token")
 KIND = ("is_bound", "models_length", "num_draws")
@@ -25,35 +27,31 @@ STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-HARMLESS = ("seed", "job_name", "job_type", "output_dir", "ckpt_path", "show_generations")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run."""
-
-    folder: Path
-    name: str
-    task: str
-    setting: str
-    """What of the config tells settings apart."""
-    seed: int
-    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A figure of a setting over its seeds."""
+    """A metric of a setting over its seeds."""
 
     mean: float
     half_width: float | None
     """Half of the 95 % interval; None for a single run."""
     values: dict[str, float]
-    """The figure of each run, by name."""
+    """The metric of each run, by name."""
 
     def __str__(self) -> str:
         interval = "" if self.half_width is None else f" ± {self.half_width:.2g}"
         return f"{self.mean:.4g}{interval}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The settings of one task side by side."""
+
+    differences: dict[str, dict[str, str]]
+    """By setting: the keys in which the settings differ, with the value there."""
+    figures: dict[str, dict[str, Summary]]
+    """By metric and setting."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -65,99 +63,124 @@ def main(arguments: Sequence[str]) -> None:
     given = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
     if unknown := sorted(given.keys() - {"job_type", "runs", "output_dir"}):
         raise XLMError(f"{unknown[0]}: job_type=compare knows runs=[FOLDER,...] and output_dir=FOLDER only")
-    runs = [read_run(folder) for folder in find(given.get("runs", ""))]
-    table = summarise(runs)
-    text = markdown(table, runs)
-    folder = Path(given.get("output_dir", "runs"), "compare", datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f"))
+    runs, left_out = read_runs(given.get("runs", ""))
+    tables = summarise(runs)
+    text = markdown(tables, runs, left_out)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    folder = Path(given.get("output_dir", "runs")).expanduser() / "compare" / stamp
     folder.mkdir(parents=True)
-    (folder / "comparison.md").write_text(text)
-    (folder / "comparison.json").write_text(json.dumps(as_json(table), indent=2) + "\n")
-    print(text)  # noqa: T201
-    print(f"files\n  {folder / 'comparison.md'}\n  {folder / 'comparison.json'}")  # noqa: T201
+    (folder / "comparison.md").write_text(text, encoding="utf-8")
+    (folder / "comparison.json").write_text(json.dumps(as_json(tables), indent=2) + "\n", encoding="utf-8")
+    show(f"{text}\nfiles\n  {folder / 'comparison.md'}\n  {folder / 'comparison.json'}")
 
 
-def find(pattern: str) -> list[Path]:
-    """Folders that ``[runs/a_*,runs/b]`` names, in this order.
-
-    Raises:
-        XLMError: When a pattern names nothing.
-    """
-    patterns = [part.strip().strip("'\"") for part in pattern.strip().strip("[]").split(",") if part.strip()]
-    if not patterns:
-        raise XLMError("runs: missing. Name the runs: 'runs=[runs/first_s*,runs/other]'")
-    found: list[Path] = []
-    for part in patterns:
-        here = Path(part)
-        folders = sorted(
-            path for path in Path(here.anchor).glob(str(here.relative_to(here.anchor))) if path.is_dir()
-        )
-        if not folders:
-            raise XLMError(f"runs: no folder is called {part}")
-        found += [folder for folder in folders if folder not in found]
-    return found
+# ---- settings and their metrics -------------------------------------------------------------------------
 
 
-def read_run(folder: Path) -> Run:
-    """Read the results of a run (or of one of its ``eval`` folders) and what made them.
+def settings_of(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of each setting: its seeds.
 
-    Raises:
-        XLMError: When the folder has no results.
-    """
-    if not (folder / "metrics.json").is_file() or not (folder / "config.yaml").is_file():
-        raise XLMError(
-            f"runs: {folder} has no metrics.json beside a config.yaml. Train it to the end, or evaluate it "
-            "(job_type=eval) and name the folder of the evaluation."
-        )
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    figures: dict[str, float] = json.loads((folder / "metrics.json").read_text())
-    kept = {key: value for key, value in config.items() if key not in (*HARMLESS, "callbacks", "logger")}
-    return Run(
-        folder=folder,
-        name=(folder.parents[1] if folder.parent.name == "eval" else folder).name,
-        task=str(config["task"]["name"]),
-        setting=json.dumps(kept, sort_keys=True, default=str),
-        seed=int(config["seed"]),
-        figures={name: value for name, value in figures.items() if name.startswith("test/")},
-    )
-
-
-Table = dict[str, dict[str, dict[str, Summary]]]
-"""Summaries by task, figure and setting."""
-
-
-def summarise(runs: Sequence[Run]) -> Table:
-    """Take the seeds of each setting together.
+    Evaluations of several checkpoints of one run have one seed, so they are settings by ``ckpt_path``; where
+    the seeds differ the checkpoints are those of the seeds.
 
     Raises:
         XLMError: When a setting was run twice with the same seed, which would count as two.
     """
-    settings: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        settings.setdefault((run.task, run.setting), []).append(run)
-    table: Table = {}
-    for (task, _), members in settings.items():
-        seeds = [run.seed for run in members]
-        if len(set(seeds)) < len(seeds):
+    settings = _grouped(runs, lambda run: run.setting)
+    parts = [
+        part
+        for members in settings
+        for part in (
+            [members]
+            if _have_own_seeds(members)
+            else _grouped(members, lambda run: {"ckpt_path": run.config.get("ckpt_path")})
+        )
+    ]
+    for members in parts:
+        if not _have_own_seeds(members):
             names = ", ".join(str(run.folder) for run in members)
             raise XLMError(
                 f"runs: two runs of one setting have the same seed, so they are no sample: {names}"
             )
-        for figure, values in by_figure(members).items():
-            table.setdefault(task, {}).setdefault(figure, {})[label(members)] = summary(values)
-    return table
+    return parts
 
 
-def by_figure(members: Sequence[Run]) -> dict[str, dict[str, float]]:
-    """Values of each figure by run; the name of a likelihood says of what kind it is."""
+def _have_own_seeds(members: Sequence[Run]) -> bool:
+    return len({run.seed for run in members}) == len(members)
+
+
+def _grouped(runs: Sequence[Run], key: Callable[[Run], Flat]) -> list[list[Run]]:
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(json.dumps(key(run), sort_keys=True, default=str), []).append(run)
+    return list(found.values())
+
+
+def summarise(runs: Sequence[Run]) -> dict[str, Table]:
+    """Take the seeds of each setting together, for each task.
+
+    Raises:
+        XLMError: When a setting was run twice with the same seed, which would count as two.
+    """
+    tables: dict[str, Table] = {}
+    for task in dict.fromkeys(run.task for run in runs):
+        settings = settings_of([run for run in runs if run.task == task])
+        flat = [{**members[0].setting, **_checkpoint(members)} for members in settings]
+        rows = differing(flat)
+        labels = named([label(members) for members in settings], rows)
+        losses = loss_names([members[0] for members in settings])
+        figures: dict[str, dict[str, Summary]] = {}
+        for name, loss, members in zip(labels, losses, settings, strict=True):
+            for figure, values in by_figure(members, loss).items():
+                figures.setdefault(figure, {})[name] = summary(values)
+        differences = {
+            name: {key: values[number] for key, values in rows.items()} for number, name in enumerate(labels)
+        }
+        tables[task] = Table(differences, figures)
+    return tables
+
+
+def _checkpoint(members: Sequence[Run]) -> Flat:
+    """The checkpoint of a setting that is one evaluation; seeds have one each."""
+    return {"ckpt_path": members[0].config.get("ckpt_path")} if len(members) == 1 else {}
+
+
+def loss_names(runs: Sequence[Run]) -> list[str]:
+    """What the loss of each run is: its class, with the arguments in which losses of this class differ."""
+    nodes = [dict(flatten(run.config.get("loss", {}))) for run in runs]
+    classes = [str(node.get("_target_", "")) for node in nodes]
+    names = list(classes)
+    for target in set(classes):
+        places = [place for place, found in enumerate(classes) if found == target]
+        for key, values in differing([nodes[place] for place in places]).items():
+            for place, value in zip(places, values, strict=True):
+                names[place] += f", {key}={value}"
+    return names
+
+
+def by_figure(members: Sequence[Run], loss: str) -> dict[str, dict[str, float]]:
+    """Values of each metric by run; the name of a likelihood or of a loss says of what kind it is."""
     found: dict[str, dict[str, float]] = {}
     for run in members:
         for name, value in run.figures.items():
             loader, _, figure = name.rpartition("/")
             if figure in KIND:
                 continue
-            kind = f" ({likelihood_kind(run.figures, loader)})" if figure in LIKELIHOOD else ""
-            found.setdefault(f"{name.removeprefix('test/')}{kind}", {})[str(run.folder)] = value
+            if figure in LIKELIHOOD:
+                kind = likelihood_kind(run.figures, loader)
+            else:
+                kind = loss if _is_of_the_loss(run, loader, figure) else ""
+            found.setdefault(f"{name.removeprefix('test/')}{f' ({kind})' if kind else ''}", {})[
+                str(run.folder)
+            ] = value
     return found
+
+
+def _is_of_the_loss(run: Run, loader: str, figure: str) -> bool:
+    """Whether a metric has the unit of the family's own loss: the loss, and all of a loader without texts."""
+    loaders = run.config.get("datamodule", {}).get("test", {})
+    uses = loaders.get(loader.removeprefix("test/"), {}).get("uses", ["generation"])
+    return figure == "loss" or "generation" not in uses
 
 
 def likelihood_kind(figures: Mapping[str, float], loader: str) -> str:
@@ -189,31 +212,64 @@ def summary(values: dict[str, float]) -> Summary:
     return Summary(mean, quantile * deviation / math.sqrt(count), values)
 
 
-def markdown(table: Table, runs: Sequence[Run]) -> str:
-    """The tables, one for each task, figures below one another and settings side by side."""
+# ---- writing --------------------------------------------------------------------------------------------
+
+BOUNDS = "An upper bound below an exact value is better for certain; one above it may be better nevertheless."
+LENGTHS = (
+    "To compare likelihoods with length and with the length given, model the length in all of them: rows "
+    "that are not packed, and for masked families a fixed width (collator.target_length)."
+)
+
+
+def markdown(tables: Mapping[str, Table], runs: Sequence[Run], left_out: Sequence[str]) -> str:
+    """The tables, one for each task: what differs, then the metrics; settings side by side."""
     lines: list[str] = []
-    for task, figures in table.items():
-        settings = list(dict.fromkeys(name for by_setting in figures.values() for name in by_setting))
-        lines += [f"## {task}", "", f"| | {' | '.join(settings)} |", "|---" * (len(settings) + 1) + "|"]
-        for figure, by_setting in sorted(figures.items()):
+    for task, table in tables.items():
+        settings = list(table.differences)
+        lines += [
+            f"## {task}",
+            "",
+            f"| | {' | '.join(map(_cell, settings))} |",
+            "|---" * (len(settings) + 1) + "|",
+        ]
+        for key in table.differences[settings[0]]:
+            lines.append(
+                f"| {key} | {' | '.join(_cell(table.differences[name][key]) for name in settings)} |"
+            )
+        for figure, by_setting in sorted(table.figures.items()):
             cells = [str(by_setting[name]) if name in by_setting else "–" for name in settings]
-            lines.append(f"| {figure} | {' | '.join(cells)} |")
-        lines.append("")
+            lines.append(f"| {_cell(figure)} | {' | '.join(cells)} |")
+        lines += ["", *advice(table)]
     lines.append("Mean ± half of Student's 95 % interval over seeds; a number alone is a single run.")
-    lines.append("Likelihoods of different kinds stand in different rows and cannot be compared.")
-    lines += ["", "Runs: " + ", ".join(f"`{run.folder}` (seed {run.seed})" for run in runs), ""]
+    lines.append("Likelihoods of different kinds, and different losses, stand in rows of their own.")
+    lines += ["", "Runs: " + ", ".join(f"`{run.folder}` (seed {run.seed})" for run in runs), *left_out, ""]
     return "\n".join(lines)
 
 
-def as_json(table: Table) -> Mapping[str, Any]:
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def advice(table: Table) -> list[str]:
+    """What to do where the likelihoods of a table are of different kinds."""
+    kinds = {figure for figure in table.figures if figure.partition(" (")[0].rpartition("/")[2] == "nll"}
+    lines = [BOUNDS] if len({"(exact" in kind for kind in kinds}) > 1 else []
+    lines += [LENGTHS] if len({"length given" in kind for kind in kinds}) > 1 else []
+    return [*lines, ""] if lines else []
+
+
+def as_json(tables: Mapping[str, Table]) -> Mapping[str, Any]:
     """The same for programs, with the value of each run."""
     return {
         task: {
-            figure: {
-                name: {"mean": found.mean, "half_width_95": found.half_width, "values": found.values}
-                for name, found in by_setting.items()
-            }
-            for figure, by_setting in figures.items()
+            "settings": table.differences,
+            **{
+                figure: {
+                    name: {"mean": found.mean, "half_width_95": found.half_width, "values": found.values}
+                    for name, found in by_setting.items()
+                }
+                for figure, by_setting in table.figures.items()
+            },
         }
-        for task, figures in table.items()
+        for task, table in tables.items()
     }
