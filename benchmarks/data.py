@@ -29,10 +29,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from xlm.core.config.schema import LoaderSettings, TaskSettings
 from xlm.core.data import DataModule, PreparedTask, Stream, TaskParts, open_stream, prepare
 from xlm.core.data.packing import PackedDocuments
 from xlm.core.protocols import Source
-from xlm.core.schema import LoaderSettings, TaskSettings
 
 console = Console()
 BLOCK, BATCH, END = 1024, 32, 50256

@@ -29,9 +29,9 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from typing_extensions import override
 
-from xlm.core.harness import Harness
-from xlm.core.jobs import HARMLESS_WARNINGS, assemble, make_trainer
-from xlm.core.run import CORE_CONFIGS, check, register_search_path
+from xlm.core.command.compose import CORE_CONFIGS, check, register_search_path
+from xlm.core.command.jobs import HARMLESS_WARNINGS, assemble, make_trainer
+from xlm.core.training.harness import Harness
 
 WINDOW = 20
 """Steps that one of the two makes before it is the other's turn."""

@@ -1,8 +1,8 @@
 """The page of every configuration key, made from what the program itself reads: schema and YAML files.
 
 Nothing is written twice. The meaning of a key that the harness reads is the docstring beside its field in
-`xlm.core.schema`; that of an argument of a slot is the comment in the YAML file, or else what the docstring
-of the class says. No torch is imported: classes are read, not loaded.
+`xlm.core.config.schema`; that of an argument of a slot is the comment in the YAML file, or else what the
+docstring of the class says. No torch is imported: classes are read, not loaded.
 """
 
 import re
@@ -16,8 +16,8 @@ import griffe
 import yaml
 from pydantic import BaseModel
 
-from xlm.core.discovery import ConfigPackage, config_packages
-from xlm.core.schema import RunSettings
+from xlm.core.command.discovery import ConfigPackage, config_packages
+from xlm.core.config.schema import RunSettings
 
 ROOT = Path(__file__).parents[2]
 COMPOSITIONS = ("experiment", "recipe", "family", "task", "datamodule", "debug")
@@ -74,7 +74,7 @@ def options() -> list[Option]:
 
 def field_meanings() -> dict[str, dict[str, str]]:
     """The docstring of each field of each class of the schema."""
-    module = _loader().load("xlm.core.schema")
+    module = _loader().load("xlm.core.config.schema")
     return {
         name: {
             field: " ".join(attribute.docstring.value.split())
@@ -86,7 +86,7 @@ def field_meanings() -> dict[str, dict[str, str]]:
 
 
 def schema_rows() -> Iterator[tuple[str, str, str, str]]:
-    """Key, allowed values, default, meaning of everything that `xlm.core.schema` describes."""
+    """Key, allowed values, default, meaning of everything that `xlm.core.config.schema` describes."""
     meanings = field_meanings()
     yield from _class_rows(RunSettings, "", meanings, defaults())
 
@@ -281,7 +281,7 @@ def _loader() -> griffe.GriffeLoader:
 
 def unexplained() -> list[str]:
     """Keys of shipped configs that neither a comment nor a docstring explains."""
-    missing = [f"xlm.core.schema: {key}" for key, _, _, meaning in schema_rows() if not meaning]
+    missing = [f"xlm.core.config.schema: {key}" for key, _, _, meaning in schema_rows() if not meaning]
     for option in options():
         if option.is_composition:
             if not option.purpose:
@@ -353,9 +353,10 @@ def _yaml(value: object) -> str:
 
 INTRODUCTION = """# Every configuration key
 
-This page is made from `xlm.core.schema` and from the YAML files of the installed packages when the site is
-built. Any key can be set on the command line (`KEY=VALUE`), a group's option is chosen by `GROUP=OPTION`, a
-key that is not there yet is added with `+KEY=VALUE`. `--cfg job` shows what a command comes to.
+This page is made from `xlm.core.config.schema` and from the YAML files of the installed packages when the
+site is built. Any key can be set on the command line (`KEY=VALUE`), a group's option is chosen by
+`GROUP=OPTION`, a key that is not there yet is added with `+KEY=VALUE`. `--cfg job` shows what a command
+comes to.
 
 *Slot* stands for a node with a `_target_`: any importable class or function. *Required* means that an
 experiment or the command line must say it. `NAME` stands for a name of your choice."""

@@ -19,7 +19,7 @@ from torch import nn
 import xlm_arlm
 import xlm_ilm
 import xlm_mdlm
-from xlm.core.predictions import INSERT
+from xlm.core.evaluation.predictions import INSERT
 from xlm.core.protocols import Prediction, Trace
 from xlm.modules import LogLinear, row_seeds
 

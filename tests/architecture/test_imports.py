@@ -60,6 +60,35 @@ def _owner(module: str) -> str:
 
 
 def test_the_check_sees_imports(graph: grimp.ImportGraph) -> None:
-    imported = graph.find_modules_directly_imported_by("xlm.core.harness")
+    imported = graph.find_modules_directly_imported_by("xlm.core.training.harness")
     assert "lightning" in imported
     assert "xlm.core.protocols" in imported
+
+
+ROOMS = ["command", "hub", "training", "evaluation", "saving", "data", "config"]
+"""The folders of xlm-core as layers, the highest first."""
+
+
+def test_the_rooms_of_the_core_are_layers(graph: grimp.ImportGraph) -> None:
+    """A module imports from its own folder and from lower ones only; the Protocols import none of them."""
+    folders = graph.find_children("xlm.core") - {
+        "xlm.core.protocols",
+        "xlm.core.__main__",
+        "xlm.core.optimizers",
+    }
+    assert folders == {f"xlm.core.{room}" for room in ROOMS}
+    upwards = [
+        f"{importer} imports {imported}"
+        for importer in sorted(graph.find_descendants("xlm.core"))
+        for imported in sorted(graph.find_modules_directly_imported_by(importer))
+        if imported.startswith("xlm.core.") and _height(imported) > _height(importer)
+    ]
+    assert not upwards, upwards
+
+
+def _height(module: str) -> int:
+    """Of the layer that a module of the core belongs to; the Protocols lie below all."""
+    room = module.split(".")[2]
+    if room in ("__main__", "optimizers"):
+        return len(ROOMS)
+    return -1 if room == "protocols" else len(ROOMS) - 1 - ROOMS.index(room)

@@ -6,7 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from xlm.core.run import CORE_CONFIGS, check, register_search_path
+from xlm.core.command.compose import CORE_CONFIGS, check, register_search_path
 
 
 def composed_for(arguments: list[str]) -> DictConfig:

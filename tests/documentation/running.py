@@ -19,7 +19,7 @@ from unittest.mock import patch
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from xlm.core import cli
+from xlm.core.command import cli
 
 from .blocks import ROOT, Block, blocks_of, shell_commands, xlm_arguments
 from .composing import composed_for

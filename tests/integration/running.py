@@ -6,9 +6,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from xlm.core.discovery import providers
-from xlm.core.run import CORE_CONFIGS, check, register_search_path
-from xlm.core.schema import RunSettings
+from xlm.core.command.compose import CORE_CONFIGS, check, register_search_path
+from xlm.core.command.discovery import providers
+from xlm.core.config.schema import RunSettings
 
 EXPERIMENTS = list(providers("experiment"))
 
@@ -28,7 +28,7 @@ def run_fast(
     folder: Path, cache: Path, job_type: str, experiment: str | None, *overrides: str
 ) -> dict[str, float]:
     """Run a job with ``debug=fast`` on a few rows."""
-    from xlm.core import jobs
+    from xlm.core.command import jobs
 
     config, settings = composed(
         experiment,

@@ -11,7 +11,7 @@ import torch
 import torch._inductor.config as inductor
 
 from xlm.core.data import DataModule
-from xlm.core.harness import Harness
+from xlm.core.training.harness import Harness
 
 from .running import composed
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow  # a C++ compiler is at work
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, DataModule]:
-    from xlm.core.jobs import assemble
+    from xlm.core.command.jobs import assemble
 
     config, settings = composed(
         "star_tiny_mdlm",

@@ -29,8 +29,9 @@ def test_an_experiment_is_instantiated(
     experiment: str, published: Published, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """The network is made on the meta device: its shapes, not its memory."""
-    from xlm.core.build import make, make_slots, make_tokenizer
-    from xlm.core.checks import check_call
+    from xlm.core.config.build import make
+    from xlm.core.config.checks import check_call
+    from xlm.core.training.assembly import make_slots, make_tokenizer
 
     # One cache for all, where a tokenizer that is trained finds itself again.
     cache = f"datamodule.cache_dir={tmp_path_factory.getbasetemp() / 'instantiated'}"

@@ -14,7 +14,7 @@ FLOORS = {"ilm": math.log(math.factorial(4)) / 5}
 
 @pytest.mark.parametrize("family", STEPS)
 def test_a_family_gives_back_what_it_learnt_by_heart(family: str, tmp_path: Path) -> None:
-    from xlm.core import jobs
+    from xlm.core.command import jobs
 
     config, settings = composed(
         f"star_tiny_{family}",

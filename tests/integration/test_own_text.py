@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from xlm.core.errors import XLMError
+from xlm.core.config.errors import XLMError
 from xlm.tasks.text import play_rows
 
 from .published import Published

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from xlm.core.precision import HalfWeights
+from xlm.core.training.precision import HalfWeights
 
 from .running import EXPERIMENTS, composed
 
@@ -22,7 +22,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def parts(experiment: str, cache: Path) -> tuple[Any, Any, Any]:
     """The slots, a batch that trains and one that generates."""
-    from xlm.core.jobs import assemble
+    from xlm.core.command.jobs import assemble
 
     config, settings = composed(
         experiment, "job_type=train", "job_name=x", f"datamodule.cache_dir={cache}", FEW_ROWS, *SMALL

@@ -63,7 +63,7 @@ def test_given_fragments_stay_in_the_generations(family: str, tmp_path: Path, ca
 
 def test_a_local_copy_goes_the_way_of_the_published_set(tmp_path: Path) -> None:
     """The published layout in a folder; a puzzle with two solutions is refused and counted."""
-    from xlm.core.build import make_parts, make_prepared, make_tokenizer
+    from xlm.core.training.assembly import make_parts, make_prepared, make_tokenizer
 
     copy = tmp_path / "copy"
     copy.mkdir()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xlm.core.discovery import config_packages
+from xlm.core.command.discovery import config_packages
 from xlm.scaffold import cli
 
 from .running import run_fast

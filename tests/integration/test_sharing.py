@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from torch import nn
 
-from xlm.core.discovery import config_packages
+from xlm.core.command.discovery import config_packages
 from xlm.core.hub.allow_list import allowed_names, check_objects, targets
 from xlm.core.hub.pushed_config import as_experiment
 from xlm.core.hub.source import load
@@ -26,7 +26,8 @@ FAMILIES = {
 
 def random_run(folder: Path, experiment: str, overrides: tuple[str, ...]) -> nn.Module:
     """A run's folder with random weights; returns its network."""
-    from xlm.core.build import make, make_tokenizer
+    from xlm.core.config.build import make
+    from xlm.core.training.assembly import make_tokenizer
 
     config, _ = composed(
         experiment, "job_type=train", "job_name=run", f"output_dir={folder}", *SMALL_NETWORK, *overrides
@@ -48,8 +49,9 @@ def random_run(folder: Path, experiment: str, overrides: tuple[str, ...]) -> nn.
 def test_a_family_is_shared(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoTokenizer
 
-    from xlm.core import jobs
-    from xlm.core.build import make, make_tokenizer
+    from xlm.core.command import jobs
+    from xlm.core.config.build import make
+    from xlm.core.training.assembly import make_tokenizer
 
     model = random_run(tmp_path, experiment, FAMILIES[experiment])
     config, settings = composed(experiment, "job_type=export", "job_name=run", f"output_dir={tmp_path}")
@@ -104,7 +106,8 @@ def test_configs_name_declared_classes() -> None:
         if package.folder is not None
         for file in package.folder.rglob("*.yaml")
         for _, target in targets(yaml.safe_load(file.read_text()))
-        if target.startswith("xlm") and not target.startswith(("xlm.core.callbacks.", "xlm.core.loggers."))
+        if target.startswith("xlm")
+        and not target.startswith(("xlm.core.training.callbacks.", "xlm.core.loggers."))
     }
     assert "xlm_ilm.ILM" in named
     assert not named - allowed_names().keys()

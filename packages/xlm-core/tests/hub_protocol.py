@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from xlm.core.errors import XLMError
+from xlm.core.config.errors import XLMError
 
 from .conftest import Compose, Run
 from .hub_server import READ_ONLY_TOKEN, TOKEN, Hub, serve

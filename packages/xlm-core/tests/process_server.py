@@ -15,8 +15,9 @@ import lightning  # noqa: F401  # pyright: ignore[reportUnusedImport]  # the imp
 import toy_family  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import toy_jobs
 
-from xlm.core import callbacks, jobs  # noqa: F401  # pyright: ignore[reportUnusedImport]
-from xlm.core.errors import XLMError
+from xlm.core.command import jobs  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from xlm.core.config.errors import XLMError
+from xlm.core.training import callbacks  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
 def serve() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from xlm.core.errors import XLMError
+from xlm.core.config.errors import XLMError
 from xlm.core.hub import allow_list
 from xlm.core.hub.allow_list import LIBRARY_CLASSES, check_names, check_objects, targets
 from xlm.core.hub.pushed_config import as_experiment, portable, read
@@ -70,8 +70,8 @@ def test_a_class_that_nobody_declared_is_refused_wherever_it_stands(place: str) 
         "hydra.utils.instantiate",
         "torch.load",
         "torch.optim.adamw.os.system",
-        "xlm.core.lr_schedules.math.exp",
-        "xlm.core.run.main",
+        "xlm.core.training.lr_schedules.math.exp",
+        "xlm.core.command.compose.main",
         "torch.optim.AdamW.__init__.__globals__",
         "torch.optim.LBFGS",
         " torch.optim.AdamW",
@@ -214,10 +214,10 @@ def test_keys_are_texts(key: object) -> None:
 def test_objects_have_to_be_the_declared_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     check_objects({"a": [{"_target_": name} for name in LIBRARY_CLASSES]}, "the libraries")
-    names = {"xlm.core.run.sys.exit": "xlm.core.run.exit"}
+    names = {"xlm.core.command.compose.sys.exit": "xlm.core.command.compose.exit"}
     monkeypatch.setattr(allow_list, "allowed_names", lambda: names)
     with pytest.raises(XLMError, match=r"which is sys\.exit: refused"):
-        check_objects({"a": {"_target_": "xlm.core.run.sys.exit"}}, "x")
+        check_objects({"a": {"_target_": "xlm.core.command.compose.sys.exit"}}, "x")
 
 
 def test_declared_objects_call_themselves_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
-from xlm.core.callbacks import TrainingProgress
+from xlm.core.training.callbacks import TrainingProgress
 
 from . import toy_family
 from .conftest import Run
@@ -64,7 +64,7 @@ def test_the_share_of_a_known_peak(run_toy: Run, tmp_path: Path, monkeypatch: py
         return 1000
 
     monkeypatch.setattr(imported, "MixingToy", _MixingToy, raising=False)
-    monkeypatch.setattr("xlm.core.callbacks.throughput.get_available_flops", peak)
+    monkeypatch.setattr("xlm.core.training.callbacks.throughput.get_available_flops", peak)
     # Every batch is all rows: 3 + 3 + 3 of one, two, three tokens, padded to three.
     rows = ("task.source.num_rows=9", "datamodule.train.lm.batch_size=9")
     run_toy(
@@ -120,7 +120,7 @@ def test_a_step_reads_no_number_from_the_device(run_toy: Run, monkeypatch: pytes
         run_toy(
             *("job_type=train", "test_after_training=false", "trainer.max_steps=4"),
             *("trainer.val_check_interval=null", "trainer.log_every_n_steps=100"),
-            "callbacks.progress={_target_: xlm.core.callbacks.TrainingProgress}",
+            "callbacks.progress={_target_: xlm.core.training.callbacks.TrainingProgress}",
         )
     assert readings.places == {
         "harness.py: on_train_batch_start",  # the seed, made on the CPU

@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 from typing_extensions import override
 
-from xlm.core.checkpoints import (
+from xlm.core.config.errors import XLMError
+from xlm.core.hub import source
+from xlm.core.saving.checkpoints import (
     FORMAT_KEY,
     AtomicCheckpointIO,
     damage,
@@ -19,9 +21,7 @@ from xlm.core.checkpoints import (
     replace_folder,
     write_atomically,
 )
-from xlm.core.errors import XLMError
-from xlm.core.hub import source
-from xlm.core.weights import read_weights
+from xlm.core.saving.weights import read_weights
 
 
 def write(path: Path, step: int, **more: object) -> Path:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from xlm.core import jobs
-from xlm.core.checks import check_slots
-from xlm.core.errors import XLMError
-from xlm.core.run import check
+from xlm.core.command import jobs
+from xlm.core.command.compose import check
+from xlm.core.config.errors import XLMError
+from xlm.core.training.slot_checks import check_slots
 
 from .conftest import Compose, Run
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from xlm.core import cli
-from xlm.core.errors import XLMError
-from xlm.core.run import CORE_CONFIGS, register_search_path
+from xlm.core.command import cli
+from xlm.core.command.compose import CORE_CONFIGS, register_search_path
+from xlm.core.config.errors import XLMError
 
 HEAVY = {"torch", "lightning", "transformers", "datasets", "torchmetrics"}
 PROBE = """
@@ -19,7 +19,7 @@ def tell():
     sys.stderr.write("\\nLOADED " + " ".join(sorted(name for name in sys.modules if "." not in name)))
 atexit.register(tell)
 sys.argv = ["xlm", *sys.argv[1:]]
-from xlm.core.cli import main
+from xlm.core.command.cli import main
 main()
 """
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from xlm.core import cli, compare
-from xlm.core.differences import differing, named
-from xlm.core.errors import XLMError
+from xlm.core.command import cli, compare
+from xlm.core.config.differences import differing, named
+from xlm.core.config.errors import XLMError
 
 
 @pytest.fixture(autouse=True)

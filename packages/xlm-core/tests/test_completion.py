@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from xlm.core import cli
-from xlm.core.discovery import ConfigPackage
-from xlm.core.errors import XLMError
+from xlm.core.command import cli
+from xlm.core.command.discovery import ConfigPackage
+from xlm.core.config.errors import XLMError
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def two_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("star_tiny", "star_hard", "other"):
         (folder / f"{name}.yaml").write_text("")
     package = ConfigPackage("a", "xlm-a", tmp_path / "configs")
-    monkeypatch.setattr("xlm.core.discovery.config_packages", lambda: (package,))
+    monkeypatch.setattr("xlm.core.command.discovery.config_packages", lambda: (package,))
 
 
 WORDS = {

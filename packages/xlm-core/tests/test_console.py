@@ -7,9 +7,10 @@ import pytest
 from rich.text import Text
 
 import xlm.core
-from xlm.core import doctor, report
-from xlm.core.console import make_console
-from xlm.core.predictions import Frame
+from xlm.core.command import doctor
+from xlm.core.config.console import make_console
+from xlm.core.evaluation import report
+from xlm.core.evaluation.predictions import Frame
 from xlm.core.protocols import Generation
 
 from .conftest import Run

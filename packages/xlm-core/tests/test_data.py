@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import LoaderSettings, TaskSettings
 from xlm.core.data import DataModule, PreparedTask, TaskParts, prepare
 from xlm.core.data.order import Bucketing, EvaluationOrder, RowKey, TrainOrder
-from xlm.core.errors import XLMError
-from xlm.core.schema import LoaderSettings, TaskSettings
 
 
 def train_order(**changes: Any) -> TrainOrder:

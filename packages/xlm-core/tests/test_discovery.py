@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from xlm.core import discovery, run
-from xlm.core.discovery import ConfigPackage, config_packages, find_folder
-from xlm.core.errors import XLMError
+from xlm.core.command import compose as run
+from xlm.core.command import discovery
+from xlm.core.command.discovery import ConfigPackage, config_packages, find_folder
+from xlm.core.config.errors import XLMError
 
 from .conftest import Compose
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from xlm.core import doctor
+from xlm.core.command import doctor
 
 
 def test_a_whole_installation(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from xlm.core import cli, doctor
-from xlm.core.discovery import config_packages, providers
-from xlm.core.errors import XLMError
+from xlm.core.command import cli, doctor
+from xlm.core.command.discovery import config_packages, providers
+from xlm.core.config.errors import XLMError
 
 from .conftest import Compose
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from xlm.core.errors import XLMError
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import validate
 from xlm.core.hub import source
-from xlm.core.hub.folder import put_weights, read_folder
 from xlm.core.hub.repository import HubModel, explained
-from xlm.core.schema import validate
+from xlm.core.saving.folder import put_weights, read_folder
 
 from .conftest import Compose, Run
 from .runs import make_run, weights

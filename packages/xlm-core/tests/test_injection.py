@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from xlm.core.errors import XLMError
+from xlm.core.config.errors import XLMError
 
 from .conftest import Run
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from xlm.core.metrics import SummedMetric
+from xlm.core.evaluation.metrics import SummedMetric
 
 
 class Distinct:

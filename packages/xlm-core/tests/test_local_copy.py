@@ -8,8 +8,8 @@ from typing import Any
 import datasets
 import pytest
 
+from xlm.core.config.errors import XLMError
 from xlm.core.data import LocalCopy
-from xlm.core.errors import XLMError
 
 from .conftest import Run
 

@@ -3,9 +3,9 @@
 import pytest
 from omegaconf import OmegaConf
 
-from xlm.core.errors import XLMError
-from xlm.core.names import ALLOWED, LONGEST
-from xlm.core.schema import validate
+from xlm.core.config.errors import XLMError
+from xlm.core.config.names import ALLOWED, LONGEST
+from xlm.core.config.schema import validate
 
 from .conftest import Compose
 

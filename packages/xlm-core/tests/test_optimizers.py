@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon
 
-from xlm.core.lr_schedules import WarmupSchedule
 from xlm.core.optimizers import MuonWithAdamW
+from xlm.core.training.lr_schedules import WarmupSchedule
 
 
 class Network(nn.Module):

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import PackingSettings, RunSettings, validate
 from xlm.core.data import DataModule
 from xlm.core.data.arrow import make_lists
 from xlm.core.data.packing import Packer
-from xlm.core.errors import XLMError
-from xlm.core.schema import PackingSettings, RunSettings, validate
 
 from . import text_task
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from xlm.core.errors import XLMError
-from xlm.core.lr_schedules import WarmupSchedule
-from xlm.core.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric
-from xlm.core.predictions import PredictionWriter, decode, replay
-from xlm.core.run_folder import RunFolder
+from xlm.core.config.errors import XLMError
+from xlm.core.evaluation.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric
+from xlm.core.evaluation.predictions import PredictionWriter, decode, replay
+from xlm.core.saving.run_folder import RunFolder
+from xlm.core.training.lr_schedules import WarmupSchedule
 
 
 def test_replay_inserts_and_writes() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xlm.core.predictions import PredictionWriter, decode
+from xlm.core.evaluation.predictions import PredictionWriter, decode
 from xlm.core.protocols import Example
 
 from .conftest import Run

@@ -16,11 +16,11 @@ import datasets
 import huggingface_hub.constants
 import pytest
 
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import LengthLimitSettings
 from xlm.core.data import PreparedTask, encode, prepare
 from xlm.core.data.cache_key import tokenizer_fingerprint
 from xlm.core.data.encode import RowCounts, RowEncoder
-from xlm.core.errors import XLMError
-from xlm.core.schema import LengthLimitSettings
 
 from . import text_task
 

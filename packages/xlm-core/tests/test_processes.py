@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from xlm.core.sharding import CAN_SHARD_ON_CPUS
+from xlm.core.training.sharding import CAN_SHARD_ON_CPUS
 
 HERE = Path(__file__).parent
 CODE_OF_KILL = 137

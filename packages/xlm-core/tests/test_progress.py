@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from xlm.core.callbacks import TrainingProgress
+from xlm.core.training.callbacks import TrainingProgress
 
 from .conftest import Run
 
-BAR = "callbacks.progress={_target_: xlm.core.callbacks.TrainingProgress}"
+BAR = "callbacks.progress={_target_: xlm.core.training.callbacks.TrainingProgress}"
 
 
 @pytest.fixture

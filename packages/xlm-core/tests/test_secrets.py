@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from xlm.core.secrets import MASK, hide
+from xlm.core.config.secrets import MASK, hide
 
 from .conftest import Run
 

@@ -10,11 +10,11 @@ import datasets
 import pytest
 import torch
 
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import TaskSettings
 from xlm.core.data import Stream, open_stream
 from xlm.core.data.encode import RowCounts
 from xlm.core.data.stream import EpochStart
-from xlm.core.errors import XLMError
-from xlm.core.schema import TaskSettings
 
 from . import text_task
 

@@ -10,13 +10,13 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
-from xlm.core.build import make
-from xlm.core.callbacks import EMA
-from xlm.core.errors import XLMError
-from xlm.core.harness import Harness
-from xlm.core.jobs import make_trainer
-from xlm.core.run import check
-from xlm.core.sharding import FSDP2
+from xlm.core.command.compose import check
+from xlm.core.command.jobs import make_trainer
+from xlm.core.config.build import make
+from xlm.core.config.errors import XLMError
+from xlm.core.training.callbacks import EMA
+from xlm.core.training.harness import Harness
+from xlm.core.training.sharding import FSDP2
 
 from .conftest import Compose, Run
 

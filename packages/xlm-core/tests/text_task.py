@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xlm.core.config.schema import LoaderSettings, TaskSettings
 from xlm.core.data import PreparedTask, TaskParts, prepare
-from xlm.core.schema import LoaderSettings, TaskSettings
 
 from .toy_family import ToyTokenizer
 

@@ -5,7 +5,7 @@ from importlib.metadata import requires
 
 import pytest
 
-from xlm.core.discovery import config_packages, providers
+from xlm.core.command.discovery import config_packages, providers
 
 
 def test_every_config_package_is_found() -> None:

@@ -11,8 +11,8 @@ from typing import cast
 
 from datasets.fingerprint import Hasher
 
+from xlm.core.config.schema import TaskSettings
 from xlm.core.protocols import Tokenizer
-from xlm.core.schema import TaskSettings
 
 LAYOUT = 2
 """Version of the files of a prepared task."""

@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import LoaderSettings, PackingSettings, Stage
 from xlm.core.data.encode import RowCounts
 from xlm.core.data.order import Bucketing, EvaluationOrder, RowKey, TrainOrder
 from xlm.core.data.packing import PackedDocuments
 from xlm.core.data.prepare import PreparedTask
 from xlm.core.data.rows import Examples, PackedRows, PreparedRows, SeedRows
 from xlm.core.data.stream import EpochStart, Stream
-from xlm.core.errors import XLMError
 from xlm.core.protocols import Collator, Example
-from xlm.core.schema import LoaderSettings, PackingSettings, Stage
 
 BatchT = TypeVar("BatchT")
 T = TypeVar("T")

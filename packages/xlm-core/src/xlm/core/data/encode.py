@@ -23,10 +23,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import LengthLimitSettings
 from xlm.core.data.arrow import Lists, Table, join_tables, make_lists, make_table
-from xlm.core.errors import XLMError
 from xlm.core.protocols import Preprocess, Row, RowFilter, Tokenizer
-from xlm.core.schema import LengthLimitSettings
 
 COLUMNS = ("prompt_ids", "target_ids", "fixed")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

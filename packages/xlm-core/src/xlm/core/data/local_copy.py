@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import datasets
 
-from xlm.core.errors import XLMError
+from xlm.core.config.errors import XLMError
 from xlm.core.protocols import Row
 
 FORMATS = {

@@ -11,8 +11,8 @@ from typing import NamedTuple, cast
 import datasets
 import numpy as np
 
+from xlm.core.config.schema import PackingSettings
 from xlm.core.data.arrow import Lists, Table, lengths_of, values_of
-from xlm.core.schema import PackingSettings
 
 
 class Block(NamedTuple):

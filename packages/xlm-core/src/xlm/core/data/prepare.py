@@ -21,12 +21,12 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.utils.tqdm import tqdm
 from filelock import FileLock
 
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import Stage, TaskSettings
 from xlm.core.data.arrow import Table, lengths_of
 from xlm.core.data.cache_key import cache_key
 from xlm.core.data.encode import CountingEncoder, RowCounts, RowEncoder, batches_of_rows, check_columns
-from xlm.core.errors import XLMError
 from xlm.core.protocols import Preprocess, Row, RowFilter, Source, Tokenizer
-from xlm.core.schema import Stage, TaskSettings
 
 ID_COLUMNS = ("prompt_ids", "target_ids")
 BATCH_ROWS = 512

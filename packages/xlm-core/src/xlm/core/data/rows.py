@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from xlm.core.config.errors import XLMError
 from xlm.core.data.arrow import Table, lengths_of, values_of
 from xlm.core.data.encode import COLUMNS
 from xlm.core.data.order import RowKey
 from xlm.core.data.packing import Block, PackedDocuments
-from xlm.core.errors import XLMError
 from xlm.core.protocols import Example
 
 

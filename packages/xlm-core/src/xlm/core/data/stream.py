@@ -24,14 +24,14 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import LoaderSettings, TaskSettings
 from xlm.core.data.encode import Columns, EncodedRows, RowCounts, RowEncoder
 from xlm.core.data.order import RowKey, bucket
 from xlm.core.data.packing import Block, Packer
 from xlm.core.data.prepare import TaskParts, open_source
 from xlm.core.data.rows import example_of_block, examples_of_table
-from xlm.core.errors import XLMError
 from xlm.core.protocols import Example, Row
-from xlm.core.schema import LoaderSettings, TaskSettings
 from xlm.modules import row_seeds
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from xlm.core.errors import XLMError
+from xlm.core.config.errors import XLMError
 
 ENTRY_POINT_GROUP = "xlm.classes"
 

@@ -11,18 +11,20 @@ from huggingface_hub import save_torch_model
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from xlm.core import report
-from xlm.core.build import make, make_tokenizer
-from xlm.core.errors import XLMError
+from xlm.core.config.build import make
+from xlm.core.config.console import say
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import FORMAT_VERSION, RunSettings
+from xlm.core.config.secrets import hide
+from xlm.core.evaluation import report
 from xlm.core.hub import source
 from xlm.core.hub.allow_list import declaration
 from xlm.core.hub.card import CardFacts, make_card
-from xlm.core.hub.folder import CONFIG, OWN, read_config
 from xlm.core.hub.pushed_config import FILE, portable
 from xlm.core.protocols import Tokenizer
-from xlm.core.run_folder import RunFolder
-from xlm.core.schema import FORMAT_VERSION, RunSettings
-from xlm.core.secrets import hide
+from xlm.core.saving.folder import CONFIG, OWN, read_config
+from xlm.core.saving.run_folder import RunFolder
+from xlm.core.training.assembly import make_tokenizer
 
 SHARD_SIZE = "5GB"
 """Size of a file of weights from which on they are split for the Hub."""
@@ -108,7 +110,7 @@ def _metrics(run: RunFolder) -> dict[str, float]:
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> bool:
     if not hasattr(tokenizer, "save_pretrained"):
-        report.say(
+        say(
             f"{type(tokenizer).__qualname__} has no save_pretrained: no tokenizer files are written, and "
             "AutoTokenizer will not find one."
         )

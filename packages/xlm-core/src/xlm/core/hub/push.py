@@ -10,12 +10,13 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.hf_api import RepoFile
 from omegaconf import DictConfig
 
-from xlm.core import report
-from xlm.core.errors import XLMError
+from xlm.core.config.console import say
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import HubSettings, RunSettings
+from xlm.core.evaluation import report
 from xlm.core.hub.export import write_folder
-from xlm.core.hub.folder import INDEX, PART, SINGLE_FILE
 from xlm.core.hub.repository import check_repo_id, explained
-from xlm.core.schema import HubSettings, RunSettings
+from xlm.core.saving.folder import INDEX, PART, SINGLE_FILE
 
 MAIN = "main"
 
@@ -44,7 +45,7 @@ def push_to_hub(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     folder = write_folder(config, settings)
     files = {path.name: path for path in sorted(folder.iterdir())}
     if hub.dry_run or hub.repo_id is None:
-        report.say("Dry run: nothing was pushed.")
+        say("Dry run: nothing was pushed.")
         report.print_files(files)
         return {}
     try:
@@ -52,7 +53,7 @@ def push_to_hub(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     except XLMError as error:
         raise XLMError(f"{error}\nThe files are in {folder}. Run the same command again to push.") from error
     report.print_files(files)
-    report.say(f"Pushed: {url}")
+    say(f"Pushed: {url}")
     return {}
 
 
@@ -147,4 +148,4 @@ def _tell(difference: Difference, where: str) -> None:
         if difference.unchanged:
             yield f"unchanged {', '.join(difference.unchanged)}"
 
-    report.say(f"{where}: {'; '.join(parts())}.")
+    say(f"{where}: {'; '.join(parts())}.")

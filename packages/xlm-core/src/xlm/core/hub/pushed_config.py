@@ -14,7 +14,7 @@ from typing import Any, cast
 import yaml
 from omegaconf import MISSING
 
-from xlm.core.errors import XLMError
+from xlm.core.config.errors import XLMError
 from xlm.core.hub.allow_list import check_names, check_objects
 from xlm.core.hub.repository import HubModel
 

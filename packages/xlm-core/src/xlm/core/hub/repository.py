@@ -9,7 +9,7 @@ from typing import Self
 from huggingface_hub import errors, snapshot_download
 from huggingface_hub.utils import validate_repo_id
 
-from xlm.core.errors import XLMError
+from xlm.core.config.errors import XLMError
 
 PREFIX = "hf://"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")

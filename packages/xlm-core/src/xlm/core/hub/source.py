@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from xlm.core import checkpoints
-from xlm.core.errors import XLMError
-from xlm.core.hub.folder import put_weights, read_folder, read_own
+from xlm.core.config.errors import XLMError
 from xlm.core.hub.repository import local_folder
-from xlm.core.weights import Which, read_weights
+from xlm.core.saving import checkpoints
+from xlm.core.saving.folder import put_weights, read_folder, read_own
+from xlm.core.saving.weights import Which, read_weights
 
 
 def load(
@@ -26,7 +26,8 @@ def load(
         ckpt_path: File, folder, or ``hf://USER/REPO[@REVISION]``.
         which: The moving average, the weights as trained, or the average if there is one.
         own: Whether it is a checkpoint of the run itself, whose author is the user.
-        allow_pickle: See ``xlm.core.checkpoints.read``; never for what comes as a folder or from the Hub.
+        allow_pickle: See ``xlm.core.saving.checkpoints.read``; never for what comes as a folder or from
+            the Hub.
 
     Raises:
         XLMError: When they are not there, damaged, or do not fit.

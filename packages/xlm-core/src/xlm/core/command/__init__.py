@@ -1,0 +1,1 @@
+"""The command ``xlm``: its arguments, the composition of a config, the jobs."""

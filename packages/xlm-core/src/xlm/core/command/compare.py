@@ -1,0 +1,275 @@
+"""The job ``compare``: one table over finished runs, seeds of a setting taken together.
+
+Runs whose configs differ only in ``seed`` and in what only watches a run are one setting: its metrics are
+the mean over seeds with Student's 95 % interval. Settings are told apart by the keys in which they differ.
+Nothing is ranked. A likelihood stands in a row of its own kind (exact or bound, length modelled or given) and
+a loss in one of its own class and arguments, so unlike numbers never stand side by side.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from xlm.core.command.cli import show
+from xlm.core.command.finished_runs import Run, read_runs
+from xlm.core.config.differences import Flat, differing, flatten, named
+from xlm.core.config.errors import XLMError
+
+LIKELIHOOD = ("nll", "nll_standard_error", "nll_per_token", "perplexity", "bits_per_token")
+KIND = ("is_bound", "models_length", "num_draws")
+# Two-sided 95 % quantiles of Student's distribution for 1 to 30 degrees of freedom.
+STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric of a setting over its seeds."""
+
+    mean: float
+    half_width: float | None
+    """Half of the 95 % interval; None for a single run."""
+    values: dict[str, float]
+    """The metric of each run, by name."""
+
+    def __str__(self) -> str:
+        interval = "" if self.half_width is None else f" ± {self.half_width:.2g}"
+        return f"{self.mean:.4g}{interval}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The settings of one task side by side."""
+
+    differences: dict[str, dict[str, str]]
+    """By setting: the keys in which the settings differ, with the value there."""
+    figures: dict[str, dict[str, Summary]]
+    """By metric and setting."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Compare the runs of ``runs=[...]`` and write ``comparison.md`` and ``comparison.json``.
+
+    Raises:
+        XLMError: When there is nothing to compare, or a run has no results.
+    """
+    given = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
+    if unknown := sorted(given.keys() - {"job_type", "runs", "output_dir"}):
+        raise XLMError(f"{unknown[0]}: job_type=compare knows runs=[FOLDER,...] and output_dir=FOLDER only")
+    runs, left_out = read_runs(given.get("runs", ""))
+    tables = summarise(runs)
+    text = markdown(tables, runs, left_out)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    folder = Path(given.get("output_dir", "runs")).expanduser() / "compare" / stamp
+    folder.mkdir(parents=True)
+    (folder / "comparison.md").write_text(text, encoding="utf-8")
+    (folder / "comparison.json").write_text(json.dumps(as_json(tables), indent=2) + "\n", encoding="utf-8")
+    show(f"{text}\nfiles\n  {folder / 'comparison.md'}\n  {folder / 'comparison.json'}")
+
+
+# ---- settings and their metrics -------------------------------------------------------------------------
+
+
+def settings_of(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of each setting: its seeds.
+
+    Evaluations of several checkpoints of one run have one seed, so they are settings by ``ckpt_path``; where
+    the seeds differ the checkpoints are those of the seeds.
+
+    Raises:
+        XLMError: When a setting was run twice with the same seed, which would count as two.
+    """
+    settings = _grouped(runs, lambda run: run.setting)
+    parts = [
+        part
+        for members in settings
+        for part in (
+            [members]
+            if _have_own_seeds(members)
+            else _grouped(members, lambda run: {"ckpt_path": run.config.get("ckpt_path")})
+        )
+    ]
+    for members in parts:
+        if not _have_own_seeds(members):
+            names = ", ".join(str(run.folder) for run in members)
+            raise XLMError(
+                f"runs: two runs of one setting have the same seed, so they are no sample: {names}"
+            )
+    return parts
+
+
+def _have_own_seeds(members: Sequence[Run]) -> bool:
+    return len({run.seed for run in members}) == len(members)
+
+
+def _grouped(runs: Sequence[Run], key: Callable[[Run], Flat]) -> list[list[Run]]:
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(json.dumps(key(run), sort_keys=True, default=str), []).append(run)
+    return list(found.values())
+
+
+def summarise(runs: Sequence[Run]) -> dict[str, Table]:
+    """Take the seeds of each setting together, for each task.
+
+    Raises:
+        XLMError: When a setting was run twice with the same seed, which would count as two.
+    """
+    tables: dict[str, Table] = {}
+    for task in dict.fromkeys(run.task for run in runs):
+        settings = settings_of([run for run in runs if run.task == task])
+        flat = [{**members[0].setting, **_checkpoint(members)} for members in settings]
+        rows = differing(flat)
+        labels = named([label(members) for members in settings], rows)
+        losses = loss_names([members[0] for members in settings])
+        figures: dict[str, dict[str, Summary]] = {}
+        for name, loss, members in zip(labels, losses, settings, strict=True):
+            for figure, values in by_figure(members, loss).items():
+                figures.setdefault(figure, {})[name] = summary(values)
+        differences = {
+            name: {key: values[number] for key, values in rows.items()} for number, name in enumerate(labels)
+        }
+        tables[task] = Table(differences, figures)
+    return tables
+
+
+def _checkpoint(members: Sequence[Run]) -> Flat:
+    """The checkpoint of a setting that is one evaluation; seeds have one each."""
+    return {"ckpt_path": members[0].config.get("ckpt_path")} if len(members) == 1 else {}
+
+
+def loss_names(runs: Sequence[Run]) -> list[str]:
+    """What the loss of each run is: its class, with the arguments in which losses of this class differ."""
+    nodes = [dict(flatten(run.config.get("loss", {}))) for run in runs]
+    classes = [str(node.get("_target_", "")) for node in nodes]
+    names = list(classes)
+    for target in set(classes):
+        places = [place for place, found in enumerate(classes) if found == target]
+        for key, values in differing([nodes[place] for place in places]).items():
+            for place, value in zip(places, values, strict=True):
+                names[place] += f", {key}={value}"
+    return names
+
+
+def by_figure(members: Sequence[Run], loss: str) -> dict[str, dict[str, float]]:
+    """Values of each metric by run; the name of a likelihood or of a loss says of what kind it is."""
+    found: dict[str, dict[str, float]] = {}
+    for run in members:
+        for name, value in run.figures.items():
+            loader, _, figure = name.rpartition("/")
+            if figure in KIND:
+                continue
+            if figure in LIKELIHOOD:
+                kind = likelihood_kind(run.figures, loader)
+            else:
+                kind = loss if _is_of_the_loss(run, loader, figure) else ""
+            found.setdefault(f"{name.removeprefix('test/')}{f' ({kind})' if kind else ''}", {})[
+                str(run.folder)
+            ] = value
+    return found
+
+
+def _is_of_the_loss(run: Run, loader: str, figure: str) -> bool:
+    """Whether a metric has the unit of the family's own loss: the loss, and all of a loader without texts."""
+    loaders = run.config.get("datamodule", {}).get("test", {})
+    uses = loaders.get(loader.removeprefix("test/"), {}).get("uses", ["generation"])
+    return figure == "loss" or "generation" not in uses
+
+
+def likelihood_kind(figures: Mapping[str, float], loader: str) -> str:
+    """What a loader's likelihood is: exact or an upper bound, of the length too or given the length."""
+    bound = figures.get(f"{loader}/is_bound", 0.0)
+    kind = "exact" if bound == 0 else "upper bound" if bound == 1 else "partly bound"
+    return kind + (", with length" if figures.get(f"{loader}/models_length") == 1 else ", length given")
+
+
+def label(members: Sequence[Run]) -> str:
+    """Name of a setting: that of its runs, ``*`` where they differ."""
+    names = [run.name for run in members]
+    common = "".join(letters[0] for letters in _while_equal(names))
+    return names[0] if len(names) == 1 else f"{common}* ({len(names)} seeds)"
+
+
+def _while_equal(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    return takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+
+
+def summary(values: dict[str, float]) -> Summary:
+    """Mean and half of Student's 95 % interval."""
+    numbers = list(values.values())
+    count, mean = len(numbers), sum(numbers) / len(numbers)
+    if count == 1:
+        return Summary(mean, None, values)
+    deviation = math.sqrt(sum((number - mean) ** 2 for number in numbers) / (count - 1))
+    quantile = STUDENT[count - 2] if count - 2 < len(STUDENT) else 1.96
+    return Summary(mean, quantile * deviation / math.sqrt(count), values)
+
+
+# ---- writing --------------------------------------------------------------------------------------------
+
+BOUNDS = "An upper bound below an exact value is better for certain; one above it may be better nevertheless."
+LENGTHS = (
+    "To compare likelihoods with length and with the length given, model the length in all of them: rows "
+    "that are not packed, and for masked families a fixed width (collator.target_length)."
+)
+
+
+def markdown(tables: Mapping[str, Table], runs: Sequence[Run], left_out: Sequence[str]) -> str:
+    """The tables, one for each task: what differs, then the metrics; settings side by side."""
+    lines: list[str] = []
+    for task, table in tables.items():
+        settings = list(table.differences)
+        lines += [
+            f"## {task}",
+            "",
+            f"| | {' | '.join(map(_cell, settings))} |",
+            "|---" * (len(settings) + 1) + "|",
+        ]
+        for key in table.differences[settings[0]]:
+            lines.append(
+                f"| {key} | {' | '.join(_cell(table.differences[name][key]) for name in settings)} |"
+            )
+        for figure, by_setting in sorted(table.figures.items()):
+            cells = [str(by_setting[name]) if name in by_setting else "–" for name in settings]
+            lines.append(f"| {_cell(figure)} | {' | '.join(cells)} |")
+        lines += ["", *advice(table)]
+    lines.append("Mean ± half of Student's 95 % interval over seeds; a number alone is a single run.")
+    lines.append("Likelihoods of different kinds, and different losses, stand in rows of their own.")
+    lines += ["", "Runs: " + ", ".join(f"`{run.folder}` (seed {run.seed})" for run in runs), *left_out, ""]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def advice(table: Table) -> list[str]:
+    """What to do where the likelihoods of a table are of different kinds."""
+    kinds = {figure for figure in table.figures if figure.partition(" (")[0].rpartition("/")[2] == "nll"}
+    lines = [BOUNDS] if len({"(exact" in kind for kind in kinds}) > 1 else []
+    lines += [LENGTHS] if len({"length given" in kind for kind in kinds}) > 1 else []
+    return [*lines, ""] if lines else []
+
+
+def as_json(tables: Mapping[str, Table]) -> Mapping[str, Any]:
+    """The same for programs, with the value of each run."""
+    return {
+        task: {
+            "settings": table.differences,
+            **{
+                figure: {
+                    name: {"mean": found.mean, "half_width_95": found.half_width, "values": found.values}
+                    for name, found in by_setting.items()
+                }
+                for figure, by_setting in table.figures.items()
+            },
+        }
+        for task, table in tables.items()
+    }

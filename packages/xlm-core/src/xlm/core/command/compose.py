@@ -1,0 +1,123 @@
+"""Hydra composes, pydantic checks, a job runs. Torch is imported only once the config is known to be good."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from xlm.core.command.discovery import config_packages, providers
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import RunSettings, describe_missing, validate
+
+CORE_CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+class PackageConfigs(SearchPathPlugin):
+    """Adds the config folder of every installed package to Hydra's search path, as a file path."""
+
+    pushed: Path | None = None
+    """Folder with the config of a model in ``ckpt_path``, see :mod:`xlm.core.hub.pushed_config`."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the folders; the core's own is Hydra's primary source."""
+        if self.pushed is not None:
+            search_path.append(provider="hub", path=f"file://{self.pushed}")
+        for package in config_packages():
+            if package.folder is not None and package.folder != CORE_CONFIGS:
+                search_path.append(provider=package.distribution, path=f"file://{package.folder}")
+
+
+def register_search_path() -> None:
+    """Make the packages' configs known to Hydra (for ``hydra.compose`` in notebooks and tests too)."""
+    plugins = Plugins.instance()
+    if PackageConfigs not in plugins.discover(SearchPathPlugin):
+        plugins.register(PackageConfigs)
+
+
+def check(config: DictConfig, choices: dict[str, Any]) -> RunSettings:
+    """Check a composed config and the origin of its parts.
+
+    Args:
+        config: What Hydra composed.
+        choices: The option chosen in each group.
+
+    Raises:
+        XLMError: With every mistake that was found.
+    """
+    for group_and_package, option in choices.items():
+        group = group_and_package.split("@")[0]
+        found = providers(group).get(str(option), [])
+        if len(found) > 1:
+            names = " and ".join(package.distribution for package in found)
+            raise XLMError(
+                f"{group}={option} is offered by {names}. Hydra would silently take the first; "
+                "rename the file in one of them, or uninstall one."
+            )
+    if missing := list(missing_keys(OmegaConf.to_container(config, resolve=False))):
+        raise XLMError("\n".join(["The configuration is not complete:", *map(describe_missing, missing)]))
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise XLMError(f"The configuration refers to something that is not there: {error}") from error
+    return validate(cast("dict[str, Any]", plain))
+
+
+def missing_keys(node: object, prefix: str = "") -> Iterator[str]:
+    """Mandatory keys without a value, dotted (OmegaConf's own search stops at references to them)."""
+    if node == "???":
+        yield prefix
+    elif isinstance(node, Mapping):
+        for key, value in cast("Mapping[str, object]", node).items():
+            yield from missing_keys(value, f"{prefix}.{key}" if prefix else key)
+
+
+def run_job(config: DictConfig) -> None:
+    """Check the config, then import and run the job."""
+    settings = check(config, dict(HydraConfig.get().runtime.choices))
+    from xlm.core.command import jobs  # the first import of torch and lightning
+
+    jobs.run(config, settings)
+
+
+def task(config: DictConfig) -> None:
+    """What Hydra calls: a mistake of the user ends in its message, not in a stack trace."""
+    try:
+        run_job(config)
+    except XLMError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        if error.exit_code == 1:
+            sys.exit(f"Error: {error}")
+        print(error, file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+
+
+def main() -> None:
+    """Entry of the command line once its arguments look sensible."""
+    register_search_path()
+    if not any(argument.lstrip("+").startswith("ckpt_path=") for argument in sys.argv):
+        compose_and_run()
+        return
+    from xlm.core.hub.pushed_config import as_experiment  # imports the client of the Hub
+
+    try:
+        with as_experiment(sys.argv[1:]) as (arguments, folder):
+            PackageConfigs.pushed = folder
+            sys.argv[1:] = arguments
+            compose_and_run()
+    except XLMError as error:
+        sys.exit(f"Error: {error}")
+
+
+def compose_and_run() -> None:
+    """Hand the command line to Hydra."""
+    hydra.main(config_path=str(CORE_CONFIGS), config_name="config", version_base="1.3")(task)()

@@ -1,0 +1,143 @@
+"""Finished runs as the job ``compare`` reads them: their config and their metrics."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from xlm.core.config.differences import Flat, flatten
+from xlm.core.config.errors import XLMError
+
+HARMLESS = (
+    "seed", "job_name", "job_type", "output_dir", "ckpt_path", "show_generations", "logger", "hub", "vocab",
+    "callbacks.progress", "callbacks.validation_report", "callbacks.learning_rate",
+    "callbacks.last_checkpoint", "callbacks.samples", "callbacks.throughput", "callbacks.gradient_norm",
+    "callbacks.memory", "callbacks.thinning",
+)  # fmt: skip
+"""Keys that tell no settings apart: names, what only watches a run, and what follows from other keys.
+
+What ``ckpt_path`` does is said in `xlm.core.command.compare.settings_of`.
+"""
+PARTS = ("eval", "generate")
+"""Folders inside a run's, with a folder for each evaluation."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    name: str
+    config: Mapping[str, Any]
+    figures: Mapping[str, float]
+
+    @property
+    def task(self) -> str:
+        """Name of the data set."""
+        return str(self.config["task"]["name"])
+
+    @property
+    def seed(self) -> int:
+        """Seed of the training."""
+        return int(self.config["seed"])
+
+    @property
+    def setting(self) -> Flat:
+        """What of the config tells settings apart, by dotted key."""
+        return {key: value for key, value in flatten(self.config) if not _is_harmless(key)}
+
+
+def _is_harmless(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in HARMLESS)
+
+
+def read_runs(pattern: str) -> tuple[list[Run], list[str]]:
+    """Read the runs that ``[runs/a_*,runs/b]`` names, in this order.
+
+    Returns:
+        The runs, and a line for each folder of a pattern that holds no results.
+
+    Raises:
+        XLMError: When a pattern names nothing that has results, or a run named in full has none.
+    """
+    patterns = [part.strip().strip("'\"") for part in _without_brackets(pattern).split(",") if part.strip()]
+    if not patterns:
+        raise XLMError("runs: missing. Name the runs: 'runs=[runs/first_s*,runs/other]'")
+    runs: dict[Path, Run] = {}
+    left_out: list[str] = []
+    for part in patterns:
+        folders, is_pattern = find(part)
+        for folder in folders:
+            lack = what_is_missing(folder)
+            if lack and not is_pattern:
+                raise XLMError(
+                    f"runs: {folder} has no {lack}. Train it to the end, or evaluate it (job_type=eval) and "
+                    "name the folder of the evaluation."
+                )
+            if lack:
+                left_out.append(f"{folder} is left out: no {lack}")
+            else:
+                runs[folder] = read_run(folder)
+    if not runs:
+        raise XLMError(f"runs: nothing in {pattern} has results. " + "; ".join(left_out))
+    return list(runs.values()), left_out
+
+
+def _without_brackets(pattern: str) -> str:
+    pattern = pattern.strip()
+    return pattern[1:-1] if pattern.startswith("[") and pattern.endswith("]") else pattern
+
+
+def find(part: str) -> tuple[list[Path], bool]:
+    """Folders of one name or pattern, and whether it is a pattern.
+
+    Raises:
+        XLMError: When it names nothing.
+    """
+    here = Path(part).expanduser()
+    if here.is_dir():
+        return [here], False
+    found = Path(here.anchor).glob(str(here.relative_to(here.anchor)))
+    folders = sorted(path for path in found if path.is_dir())
+    if not folders:
+        raise XLMError(f"runs: no folder is called {part}")
+    return folders, True
+
+
+def what_is_missing(folder: Path) -> str:
+    """The file that a folder lacks to be a finished run; nothing when it is one."""
+    return next((name for name in ("config.yaml", "metrics.json") if not (folder / name).is_file()), "")
+
+
+def read_run(folder: Path) -> Run:
+    """Read the results of a run (or of one of its ``eval`` folders) and what made them.
+
+    Raises:
+        XLMError: When a file is damaged, or not that of a run.
+    """
+    config = _mapping(folder / "config.yaml", ("seed", "task"))
+    figures = _mapping(folder / "metrics.json", ())
+    return Run(
+        folder=folder,
+        name=(folder.parents[1] if folder.parent.name in PARTS else folder).name,
+        config=config,
+        figures={name: float(value) for name, value in figures.items() if name.startswith("test/")},
+    )
+
+
+def _mapping(path: Path, needs: Sequence[str]) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        found: object = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise XLMError(
+            f"runs: {path} cannot be read ({reason}). Leave this run out, or run it again"
+        ) from error
+    if not isinstance(found, dict) or any(key not in found for key in needs):
+        what = f"without {' or '.join(needs)}" if isinstance(found, dict) else "no mapping"
+        raise XLMError(f"runs: {path} is no record of a run ({what})")
+    return cast("dict[str, Any]", found)

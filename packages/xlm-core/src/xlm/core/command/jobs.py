@@ -1,0 +1,275 @@
+"""The jobs. Each gets a validated config, makes what it needs, runs it, and leaves its results as files."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from omegaconf import DictConfig, OmegaConf
+
+from xlm.core.config.build import make, make_all
+from xlm.core.config.console import console, say
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import JobType, RunSettings
+from xlm.core.config.secrets import hide
+from xlm.core.data import DataModule
+from xlm.core.evaluation import report
+from xlm.core.evaluation.predictions import PredictionWriter
+from xlm.core.hub import source
+from xlm.core.hub.export import export
+from xlm.core.hub.push import push_to_hub
+from xlm.core.saving.checkpoints import AtomicCheckpointIO, Header
+from xlm.core.saving.processes import is_first
+from xlm.core.saving.run_folder import RunFolder
+from xlm.core.saving.weights import WeightOptions
+from xlm.core.training.assembly import (
+    make_datamodule,
+    make_parts,
+    make_prepared,
+    make_slots,
+    make_tokenizer,
+)
+from xlm.core.training.compiling import explain_compiler
+from xlm.core.training.harness import Harness
+from xlm.core.training.interruption import InterruptedTrainingError, requeue
+from xlm.core.training.precision import HalfWeights
+from xlm.core.training.slot_checks import check_slots
+
+HARMLESS_WARNINGS = (
+    ".*does not have many workers.*",  # the default of the small tasks, on purpose
+    ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run; its config was compared before
+    ".*your dataloader is not resumable.*",  # the data module is, see DataModule.state_dict
+    ".*callbacks used to create the checkpoint need to be provided.*",  # EMA may be switched off, see Harness
+    ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning against a newer torch
+)
+
+
+def run(config: DictConfig, settings: RunSettings) -> dict[str, float]:
+    """Run the job that the config asks for.
+
+    Returns:
+        Its figures.
+    """
+    for pattern in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=pattern)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    console.quiet = not is_first()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    lightning.seed_everything(settings.seed, workers=True, verbose=False)
+    with explain_compiler(settings.model["_target_"]) if settings.compile else nullcontext():
+        return JOBS[settings.job_type](config, settings)
+
+
+def prepare_data(config: DictConfig, settings: RunSettings) -> dict[str, float]:
+    """Prepare the task's rows and say what they are."""
+    parts = make_parts(config, settings, make_tokenizer(config))
+    report.print_prepared(make_prepared(settings, parts))
+    return {}
+
+
+def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
+    """Train, resume if the run exists, and test the best checkpoint."""
+    folder = RunFolder(Path(settings.output_dir, settings.job_name))
+    record = container(config)
+    resume = folder.start_training(record)
+    harness, datamodule = assemble(config, settings)
+    report.print_start(
+        "train",
+        folder.path,
+        {
+            "task": settings.task.name,
+            "parameters": f"{sum(p.numel() for p in harness.model.parameters()):,}",
+            "steps": f"{settings.trainer.max_steps:,}",
+            **describe_start(resume),
+        },
+    )
+    check_slots(harness.slots, datamodule)
+    trainer = make_trainer(config, settings, folder.path)
+    if resume is None and settings.ckpt_path is not None:
+        source.load(harness.model, settings.ckpt_path, **chosen_weights(settings))
+    if resume is None or not resume.stopped_early:
+        fit(trainer, harness, datamodule, resume)
+        if counts := datamodule.stream_counts():
+            report.print_streamed(counts)
+    results = dict(harness.results)
+    traces: Mapping[str, Any] = {}
+    if settings.test_after_training:
+        source.load(harness.model, str(folder.best_checkpoint()), own=True)
+        writer = evaluate_test_split(trainer, harness, datamodule, folder.path, settings)
+        results, traces = harness.results, writer.traces
+    if trainer.is_global_zero:
+        report.write_metrics(folder.path / "metrics.json", results)
+        report.print_traces(traces)
+        report.print_metrics(
+            {name: value for name, value in results.items() if name.startswith("test/")} or results
+        )
+        report.print_files(
+            {
+                "config": folder.path / "config.yaml",
+                "checkpoints": folder.checkpoints,
+                "metrics": folder.path / "metrics.json",
+                "predictions": folder.path / "predictions.jsonl",
+                "curves": folder.path / "tensorboard",
+                "curves (csv)": folder.path / "csv",
+            }
+        )
+        report.print_kept(folder.kept_checkpoints())
+    return results
+
+
+def describe_start(resume: Header | None) -> dict[str, str]:
+    """What a training begins with, for its first lines."""
+    if resume is None:
+        return {"starting": "from new weights"}
+    if resume.stopped_early:
+        return {"finished": f"stopped early at step {resume.step}: {resume.path}"}
+    return {"resuming": f"at step {resume.step}: {resume.path}"}
+
+
+def fit(trainer: lightning.Trainer, harness: Harness, datamodule: DataModule, resume: Header | None) -> None:
+    """Train to the end, or until a signal stops it; SLURM's notice of the time limit requeues the job."""
+    try:
+        trainer.fit(harness, datamodule, ckpt_path=resume.path if resume else None, weights_only=True)
+    except InterruptedTrainingError as interrupted:
+        if trainer.is_global_zero and (told := requeue(interrupted.signum)):
+            say(told)
+        raise
+
+
+def evaluate(config: DictConfig, settings: RunSettings) -> dict[str, float]:
+    """Score a checkpoint on the test split, or write its generations."""
+    run_folder = RunFolder(Path(settings.output_dir, settings.job_name))
+    own = settings.ckpt_path is None
+    checkpoint = str(run_folder.best_checkpoint()) if settings.ckpt_path is None else settings.ckpt_path
+    if settings.job_type == "generate":
+        settings = only_generation(settings)
+    harness, datamodule = assemble(config, settings)
+    source.load(harness.model, checkpoint, own=own, **chosen_weights(settings))
+    folder = run_folder.start_job(settings.job_type, container(config))
+    report.print_start(settings.job_type, folder, {"task": settings.task.name, "checkpoint": checkpoint})
+    trainer = make_trainer(config, settings, folder, with_loggers=False)
+    writer = evaluate_test_split(trainer, harness, datamodule, folder, settings)
+    if trainer.is_global_zero:
+        report.write_metrics(folder / "metrics.json", harness.results)
+        report.print_traces(writer.traces)
+        report.print_metrics(harness.results)
+        report.print_files({"metrics": folder / "metrics.json", "predictions": folder / "predictions.jsonl"})
+    return harness.results
+
+
+def only_generation(settings: RunSettings) -> RunSettings:
+    """The settings with nothing but generation to do: loaders without it are left out, other uses too."""
+    loaders = {
+        name: loader.model_copy(update={"uses": ["generation"]})
+        for name, loader in settings.datamodule.test.items()
+        if "generation" in loader.uses
+    }
+    data = settings.datamodule.model_copy(update={"test": loaders})
+    return settings.model_copy(update={"datamodule": data})
+
+
+JOBS: dict[JobType, Callable[[DictConfig, RunSettings], dict[str, float]]] = {
+    "prepare_data": prepare_data,
+    "train": train,
+    "eval": evaluate,
+    "generate": evaluate,
+    "export": export,
+    "push_to_hub": push_to_hub,
+}
+
+
+def assemble(config: DictConfig, settings: RunSettings) -> tuple[Harness, DataModule]:
+    """Make tokenizer, data and slots, in this order."""
+    tokenizer = make_tokenizer(config)
+    parts = make_parts(config, settings, tokenizer)
+    prepared = make_prepared(settings, parts)
+    if not prepared.was_cached:
+        report.print_prepared(prepared)
+    slots = make_slots(config, tokenizer)
+    datamodule = make_datamodule(config, settings, parts, prepared)
+    harness = Harness(slots, loaders=datamodule.loaders, seed=settings.seed, compile_network=settings.compile)
+    return harness, datamodule
+
+
+def make_trainer(
+    config: DictConfig, settings: RunSettings, folder: Path, *, with_loggers: bool = True
+) -> lightning.Trainer:
+    """Make Lightning's trainer from the node ``trainer`` and what the harness decides itself."""
+    node = settings.trainer
+    arguments = cast("dict[str, Any]", OmegaConf.to_container(config.trainer, resolve=True))
+    accumulated = node.accumulate_grad_batches
+    interval = min(node.val_check_interval or node.max_steps, node.max_steps)
+    if node.val_check_interval is None:
+        arguments["limit_val_batches"] = 0
+    # The training stream is one long epoch (see xlm.core.data.order); Lightning counts batches, we steps.
+    arguments["val_check_interval"] = interval * accumulated
+    for key, value in arguments.items():
+        if isinstance(value, dict) and "_target_" in value:  # a strategy, a profiler
+            arguments[key] = make(config, f"trainer.{key}")
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if node.precision in ("bf16-true", "16-true"):
+        plugins.append(HalfWeights(arguments.pop("precision")))
+    callbacks = cast("list[Callback]", list(make_all(config, "callbacks").values()))
+    loggers = cast("list[Logger]", list(make_all(config, "logger").values())) if with_loggers else []
+    try:
+        trainer = lightning.Trainer(
+            **arguments,
+            max_epochs=-1,
+            check_val_every_n_epoch=None,
+            callbacks=callbacks,
+            logger=loggers or False,
+            default_root_dir=folder,
+            plugins=plugins,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise XLMError(f"trainer: Lightning refuses these settings. {error}") from error
+    if isinstance(trainer.strategy, DeepSpeedStrategy) and accumulated > 1:
+        raise XLMError(
+            f"trainer.accumulate_grad_batches: got {accumulated}. DeepSpeed adds up inside its engine, where "
+            "micro-batches cannot be weighed by their tokens: set it to 1"
+        )
+    return trainer
+
+
+def evaluate_test_split(
+    trainer: lightning.Trainer,
+    harness: Harness,
+    datamodule: DataModule,
+    folder: Path,
+    settings: RunSettings,
+) -> PredictionWriter:
+    """Run every test loader; generated texts go to ``predictions.jsonl`` in ``folder``."""
+    writer = PredictionWriter(
+        folder / "predictions.jsonl",
+        num_traces=settings.show_generations,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+    )
+    harness.results = {}
+    with harness.writing(writer):
+        trainer.test(harness, datamodule, verbose=False)
+    trainer.strategy.barrier()
+    if trainer.is_global_zero:
+        writer.merge()
+    return writer
+
+
+def chosen_weights(settings: RunSettings) -> WeightOptions:
+    """Which weights of ``ckpt_path`` the config asks for."""
+    return {"which": settings.weights, "allow_pickle": settings.allow_pickle}
+
+
+def container(config: DictConfig) -> dict[str, Any]:
+    """The composed config as plain values without secrets; references stay what they are."""
+    return hide(OmegaConf.to_container(config, resolve=False))

@@ -1,0 +1,352 @@
+"""What a composed config must look like, checked before anything heavy is imported.
+
+Everything that the harness itself reads is described here. Nodes with a ``_target_`` are opaque: their
+keys are the constructor arguments of the class they name.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from xlm.core.config.errors import XLMError
+from xlm.core.config.names import Name
+
+FORMAT_VERSION = 1
+"""Version of the config's layout; a config of another version is refused."""
+
+JobType = Literal["prepare_data", "train", "eval", "generate", "push_to_hub", "export"]
+JOB_TYPES: tuple[str, ...] = get_args(JobType)
+Stage = Literal["train", "val", "test"]
+Use = Literal["loss", "likelihood", "generation"]
+Column = Literal["prompt_ids", "target_ids", "fixed"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true"]
+
+
+def _check_target(node: dict[str, Any]) -> dict[str, Any]:
+    target = node.get("_target_")
+    if not isinstance(target, str) or "." not in target:
+        raise ValueError("needs a `_target_`: the dotted path of a class or function")
+    return node
+
+
+Slot = Annotated[dict[str, Any], AfterValidator(_check_target)]
+"""A node that Hydra instantiates; any importable class or function fills it."""
+
+
+class Settings(BaseModel):
+    """Base of all checked nodes: unknown keys are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LengthLimitSettings(Settings):
+    """What happens to rows with a long target; the summary of the preparation counts them."""
+
+    max_length: Annotated[int, Field(ge=1)]
+    """Most tokens of a target."""
+    longer: Literal["cut", "drop"]
+    """Longer targets lose their end (cut), or the whole row is left out (drop)."""
+
+
+class PackingSettings(Settings):
+    """Documents joined into blocks of one length; only the last block of a split may be shorter."""
+
+    block_length: Annotated[int, Field(ge=2)]
+    """Target tokens in a block, separators included; the family's own special tokens come on top."""
+    separator_id: int | None
+    """Token after each document, as a reference: ${vocab.eos_id}. It is placed here and nowhere else."""
+    keep_apart: bool = False
+    """Whether examples tell the documents apart (`segment_ids`), for attention inside a document only."""
+
+
+class TaskSettings(Settings):
+    """A data set with its tokenizer and its metrics of generated text."""
+
+    name: Name
+    """Name of the data set; its prepared rows lie in cache_dir/name."""
+    source: Slot
+    """Where raw rows come from (`xlm.core.protocols.Source`)."""
+    filter: Slot | None = None
+    """Which raw rows to keep (`xlm.core.protocols.RowFilter`); null: all."""
+    preprocess: Slot
+    """Turns a raw row into ids (`xlm.core.protocols.Preprocess`)."""
+    tokenizer: Slot
+    """Text to ids and back (`xlm.core.protocols.Tokenizer`)."""
+    splits: dict[Stage, str]
+    """Which split of the source serves as train, val and test, in the syntax of `datasets`: train[:-1000]."""
+    length_limit: LengthLimitSettings | None = None
+    """Limit of the target's length; null: none, no token is cut."""
+    packing: PackingSettings | None = None
+    """How language-modelling loaders pack the documents, unless a loader says otherwise; null: not at all."""
+    streaming: bool = False
+    """Whether training reads from the source as it goes instead of preparing the split (val and test are
+    prepared in any case)."""
+    max_target_length: Annotated[int, Field(ge=1)] | None = None
+    """Longest target in tokens; families with a fixed width take it as that width. null: not known."""
+    metrics: dict[Name, Slot] = {}
+    """Scores of generated texts, by name (`xlm.core.protocols.GenerationMetric`)."""
+
+
+class LoaderSettings(Settings):
+    """One named data loader of a stage."""
+
+    split: Stage
+    """Split of the data that is read."""
+    uses: Annotated[list[Use], Field(min_length=1)]
+    """What is done with a batch: loss, likelihood, generation, or several of them."""
+    collator: Slot
+    """Makes a batch of examples (`xlm.core.protocols.Collator`)."""
+    batch_size: Annotated[int, Field(ge=1)]
+    """Rows of a batch, for each process and micro-batch."""
+    num_workers: Annotated[int, Field(ge=0)]
+    """Processes that read and collate ahead; 0: none. Results do not depend on it."""
+    max_rows: Annotated[int, Field(ge=1)] | None
+    """Only the first examples of the split (rows, or blocks where packed); null: all. In a stream: rows."""
+    columns: list[Column] | None = None
+    """What an example carries of prompt_ids, target_ids, fixed; null: all that the task has. []: nothing but
+    a seed (unconditional generation of `max_rows` texts)."""
+    packing: PackingSettings | None = None
+    """How documents are packed into blocks; null: each row is an example."""
+    bucketing: Annotated[int, Field(ge=2)] | None = None
+    """Batches whose rows are sorted by length among one another, so that less is padded; null: none."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "LoaderSettings":
+        if self.columns == [] and self.max_rows is None:
+            raise ValueError("columns is [] (nothing given): max_rows must say how many texts to generate")
+        if self.packing is not None and self.bucketing is not None:
+            raise ValueError("packing and bucketing exclude one another: packed blocks have one length")
+        if self.packing is not None and self.columns not in (None, ["target_ids"]):
+            raise ValueError("packing needs the column target_ids alone: set columns or packing to null")
+        return self
+
+
+class DataSettings(Settings):
+    """The data loaders of each stage, by name."""
+
+    cache_dir: str
+    """Folder of prepared data; the environment variable XLM_CACHE changes the default."""
+    num_proc: Annotated[int, Field(ge=1)]
+    """Processes that prepare the data; the result does not depend on it."""
+    shuffle_buffer: Annotated[int, Field(ge=1)]
+    """Rows among which a stream is shuffled (task.streaming); they are held in memory."""
+    batch_size: Annotated[int, Field(ge=1)]
+    """Batch size of every loader that has none of its own."""
+    train: dict[Name, LoaderSettings]
+    """The one loader of training."""
+    val: dict[Name, LoaderSettings]
+    """Loaders of validation, by name."""
+    test: dict[Name, LoaderSettings]
+    """Loaders of the test after training, of eval and of generate, by name."""
+
+    @property
+    def loaders(self) -> dict[Stage, dict[str, LoaderSettings]]:
+        """All loaders by stage and name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    @model_validator(mode="after")
+    def _training_has_one_loader(self) -> "DataSettings":
+        if [loader.uses for loader in self.train.values()] != [["loss"]]:
+            raise ValueError("train: needs exactly one loader, with `uses: [loss]`")
+        for stage, loaders in self.loaders.items():
+            if stage != "train" and any(loader.bucketing for loader in loaders.values()):
+                raise ValueError(f"{stage}: bucketing is for the training loader only")
+        return self
+
+
+class TrainerSettings(BaseModel):
+    """Arguments of ``lightning.Trainer``; those not named here are passed on as they are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    max_steps: Annotated[int, Field(ge=1)]
+    """Optimizer steps."""
+    precision: Precision
+    """Number format of the computation and, with -true, of the weights. 16-mixed needs CUDA."""
+    accelerator: str
+    """cpu, gpu, mps, or auto."""
+    devices: int | list[int] | str
+    """Number of devices (processes) on each machine, a list of them, or auto."""
+    num_nodes: Annotated[int, Field(ge=1)]
+    """Machines."""
+    strategy: str | Slot
+    """How processes share the work: a name known to Lightning such as ddp, or a node with a `_target_`."""
+    accumulate_grad_batches: Annotated[int, Field(ge=1)]
+    """Micro-batches for each optimizer step."""
+    gradient_clip_val: Annotated[float, Field(gt=0)] | None
+    """Largest norm of the gradient; null: no clipping."""
+    val_check_interval: Annotated[int, Field(ge=1)] | None
+    """Optimizer steps between validations; null: no validation."""
+    log_every_n_steps: Annotated[int, Field(ge=1)]
+    """Optimizer steps between logged figures."""
+
+    @model_validator(mode="after")
+    def _owned_by_the_harness(self) -> "TrainerSettings":
+        owned = {"max_epochs", "callbacks", "logger", "default_root_dir", "check_val_every_n_epoch"}
+        if found := sorted(owned & set(self.model_extra or {})):
+            raise ValueError(
+                f"{', '.join(found)}: set by the harness (see trainer.max_steps, callbacks, logger)"
+            )
+        return self
+
+
+class HubSettings(Settings):
+    """Where `job_type=push_to_hub` pushes to, and how."""
+
+    repo_id: str | None
+    """USER/NAME of the repository; it is made if it is not there."""
+    private: bool | None
+    """Whether a new repository is private; null: the default of its owner."""
+    revision: str | None
+    """Branch to push to, made if it is not there; null: main."""
+    commit_message: str | None
+    """Message of the commit; null: one that names the run."""
+    create_pr: bool
+    """Whether to open a pull request instead of changing the branch."""
+    dry_run: bool
+    """Whether to write the files only; needs no network and no token."""
+
+    @model_validator(mode="after")
+    def _a_pull_request_goes_to_main(self) -> "HubSettings":
+        if self.create_pr and self.revision not in (None, "main"):
+            raise ValueError("a pull request goes to main: set hub.create_pr or hub.revision, not both")
+        return self
+
+
+class RunSettings(Settings):
+    """The whole config of a job."""
+
+    format_version: Literal[1]
+    """Version of the config's layout."""
+    job_type: JobType
+    """What to do."""
+    job_name: Name
+    """Name of the run: its folder is output_dir/job_name."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    """Seed of data order, noise, initial weights, dropout and sampling."""
+    output_dir: str
+    """Folder of all runs."""
+    ckpt_path: str | None
+    """Weights to start from: a checkpoint, a folder of safetensors, or `hf://USER/REPO[@REVISION]`; null: in
+    train new ones, else those of the run's best checkpoint."""
+    weights: Literal["auto", "ema", "raw"]
+    """Weights of a checkpoint: the moving average, as trained, or the average where there is one."""
+    allow_pickle: bool
+    """Whether a `ckpt_path` may hold more than tensors and plain values."""
+    checkpoint_interval: Annotated[int, Field(ge=1)]
+    """Optimizer steps between two writings of the last checkpoint."""
+    trust_remote_code: bool
+    """Whether a config from the Hub may name any importable class."""
+    hub: HubSettings
+    """Pushing to the Hugging Face Hub."""
+    compile: bool
+    """Whether to run the network through `torch.compile`."""
+    test_after_training: bool
+    """Whether training ends with the test split on the best checkpoint."""
+    show_generations: Annotated[int, Field(ge=0)]
+    """Generated texts that are printed step by step at the end."""
+    monitor: str
+    """Figure of validation that decides which checkpoint is the best."""
+    monitor_mode: Literal["min", "max"]
+    """Whether the largest or the smallest is the best."""
+    vocab: dict[str, int | list[int] | None]
+    """Size and special ids of the tokenizer, filled in before slots are made; slots refer to it."""
+    task: TaskSettings
+    """The data set."""
+    source: str | None = None
+    """Local copy of the data set that is used instead of task.source: a folder or files."""
+    model: Slot
+    """The network."""
+    loss: Slot
+    """The training objective (`xlm.core.protocols.Loss`)."""
+    loss_metrics: dict[Name, Slot]
+    """Figures of the loss's own output, by name (`xlm.core.protocols.LossMetric`)."""
+    predictor: Slot
+    """Inference (`xlm.core.protocols.Predictor`)."""
+    datamodule: DataSettings
+    """The data loaders."""
+    optimizer: Slot
+    """Optimizer of the network's parameters, a node with `_partial_: true`."""
+    lr_scheduler: Slot
+    """Learning rate over the steps (`xlm.core.protocols.LRSchedulerFactory`)."""
+    trainer: TrainerSettings
+    """Arguments of Lightning's trainer."""
+    callbacks: dict[Name, Slot | None]
+    """Lightning callbacks by name; null switches one off."""
+    logger: dict[Name, Slot | None]
+    """Lightning loggers by name; null switches one off."""
+
+    @model_validator(mode="after")
+    def _a_push_needs_a_place(self) -> "RunSettings":
+        if self.job_type == "push_to_hub" and self.hub.repo_id is None and not self.hub.dry_run:
+            raise ValueError("hub.repo_id: missing. Set it: +hub.repo_id=USER/NAME (or hub.dry_run=true)")
+        return self
+
+    @model_validator(mode="after")
+    def _one_generation_needs_a_metric_or_a_reader(self) -> "RunSettings":
+        if self.job_type == "generate" and not any(
+            "generation" in loader.uses for loader in self.datamodule.test.values()
+        ):
+            raise ValueError("datamodule.test: job_type=generate needs a loader with `uses: [generation]`")
+        return self
+
+    @model_validator(mode="after")
+    def _a_test_needs_a_loader(self) -> "RunSettings":
+        tests = self.job_type == "eval" or (self.job_type == "train" and self.test_after_training)
+        if tests and not self.datamodule.test:
+            skip = ", or set test_after_training=false" if self.job_type == "train" else ""
+            raise ValueError(f"datamodule.test: has no loader, so there is nothing to score. Give one{skip}")
+        return self
+
+
+def validate(config: Mapping[str, Any]) -> RunSettings:
+    """Check a composed config.
+
+    Raises:
+        XLMError: Naming every key that is wrong, what was found there and what is allowed.
+    """
+    try:
+        return RunSettings.model_validate(config)
+    except ValidationError as error:
+        lines = list(_describe(error.errors(), config))
+        raise XLMError("\n".join(["The configuration is not valid:", *lines])) from None
+
+
+def _describe(errors: list[ErrorDetails], config: Mapping[str, Any]) -> Iterator[str]:
+    for error in errors:
+        key = ".".join(str(part) for part in error["loc"] if _is_key(part, config)) or "(whole config)"
+        found = error["input"]
+        message = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "missing":
+            yield describe_missing(key)
+        elif error["type"] == "extra_forbidden":
+            yield f"  {key}: unknown key."
+        elif isinstance(found, Mapping):
+            yield f"  {key}: {message}"
+        elif found is None:
+            yield describe_missing(key)
+        else:
+            yield f"  {key}: got {found!r}. {message}."
+
+
+def _is_key(part: int | str, config: Mapping[str, Any]) -> bool:
+    """Whether a part of an error's location is a key, not pydantic's name for a branch of a union."""
+    return not (isinstance(part, str) and ("[" in part or part in {"str", "int", "float", "dict"}))
+
+
+HINTS = {
+    "job_name": "Name the run: job_name=my_run (it becomes the folder of the run).",
+    "job_type": f"Choose one of {', '.join(JOB_TYPES)}.",
+    "task": "Choose an experiment (experiment=NAME) or a data set (task=NAME).",
+    "model": "Choose an experiment (experiment=NAME) or a network (model=NAME).",
+    "loss": "Choose an experiment (experiment=NAME) or a family (model_type=NAME).",
+    "predictor": "Choose an experiment (experiment=NAME) or a family (model_type=NAME).",
+    "datamodule": "Choose an experiment (experiment=NAME) or loaders (datamodule=NAME).",
+}
+
+
+def describe_missing(key: str) -> str:
+    """One line for a key without a value, with the way to give it one."""
+    return f"  {key}: missing. {HINTS.get(key, f'Set it: {key}=VALUE.')}"

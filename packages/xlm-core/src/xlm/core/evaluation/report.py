@@ -1,0 +1,124 @@
+"""What a person sees at the end of a job: figures, files, and how a text came to be."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from xlm.core.config.console import console, say
+from xlm.core.data import PreparedTask
+from xlm.core.data.encode import RowCounts
+from xlm.core.evaluation.predictions import Frame
+from xlm.core.protocols import Generation
+from xlm.core.saving.checkpoints import write_text_atomically
+
+MOST_NOTES = 10
+"""Notes of `task.preprocess` that are shown, the most frequent first; the card in the cache has all."""
+
+
+def print_start(job_type: str, folder: Path, lines: Mapping[str, str]) -> None:
+    """Say what is about to run."""
+    console.print(Text.assemble((f"xlm {job_type}", "bold"), f"  {folder}"))
+    for name, value in lines.items():
+        console.print(f"  {name:<12} {value}")
+
+
+def print_prepared(prepared: PreparedTask) -> None:
+    """Rows, tokens, lengths and size of each split, and where they lie."""
+    say(f"{'found' if prepared.was_cached else 'prepared'} in {prepared.folder}")
+    table = Table()
+    for column in ("split", "rows", "tokens", "length min / median / 95 % / max", "MB"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, card in prepared.cards.items():
+        lengths = " / ".join(str(value) for value in card.length_quantiles.values())
+        table.add_row(split, f"{card.rows:,}", f"{card.tokens:,}", lengths, f"{card.bytes / 1e6:.1f}")
+    console.print(table, soft_wrap=False)
+    for split, card in prepared.cards.items():
+        if lost := list(_lost(card.counts)):
+            say(f"  {split}: of {card.counts.read:,} rows read {', '.join(lost)}")
+
+
+def print_streamed(total: RowCounts) -> None:
+    """What became of the rows that a training read from a stream, all its processes and epochs together."""
+    lost = ", ".join(_lost(total)) or "none lost or cut"
+    say(f"\nstream: of {total.read:,} rows read {lost}")
+
+
+def _lost(counts: RowCounts) -> Iterator[str]:
+    """What did not pass the preparation as it was, in words."""
+    for number, what in (
+        (counts.filtered, "filtered out"),
+        (counts.refused, "refused by task.preprocess"),
+        (counts.empty, "without a token, left out"),
+        (counts.dropped, "too long (task.length_limit), left out"),
+        (counts.cut, f"too long, cut by {counts.cut_tokens:,} tokens in all (task.length_limit)"),
+        (counts.repaired, "with text that is no valid Unicode, kept with U+FFFD in its place"),
+    ):
+        if number:
+            yield f"{number:,} {what}"
+    for note, number in sorted(counts.notes.items(), key=lambda item: -item[1])[:MOST_NOTES]:
+        yield f"{number:,} {note}"
+    if len(counts.notes) > MOST_NOTES:
+        yield f"and {len(counts.notes) - MOST_NOTES:,} more notes"
+
+
+def print_traces(traces: Mapping[str, Sequence[tuple[Generation, Sequence[Frame]]]]) -> None:
+    """Generations step by step; what a step changed is marked."""
+    for loader, generations in traces.items():
+        for number, (generation, frames) in enumerate(generations, start=1):
+            console.print(Text(f"\n{loader}, generation {number}", style="bold"))
+            if generation["prompt"]:
+                say(f"  prompt     {generation['prompt']}")
+            for frame in frames:
+                console.print(_frame(frame))
+            if not frames:
+                console.print("  (nothing was generated)")
+            if generation["reference"]:
+                verdict = "as expected" if generation["ids"] == generation["reference_ids"] else "expected"
+                say(f"  {verdict:<11}{generation['reference']}")
+
+
+def _frame(frame: Frame) -> Text:
+    text = Text(f"  step {frame.step:>4}  ")
+    for place, token in enumerate(frame.tokens):
+        if place in frame.edited:
+            text.append(f"[{token}]", style="bold green")
+        else:
+            text.append(f" {token} ")
+    return text
+
+
+def print_metrics(metrics: Mapping[str, float]) -> None:
+    """All figures of a job, one table for each loader."""
+    by_loader: dict[str, list[tuple[str, float]]] = {}
+    for name, value in metrics.items():
+        loader, _, figure = name.rpartition("/")
+        by_loader.setdefault(loader, []).append((figure, value))
+    for loader, figures in by_loader.items():
+        table = Table(title=loader, title_justify="left", show_header=False)
+        for figure, value in figures:
+            table.add_row(figure, f"{value:.6g}")
+        console.print(table, soft_wrap=False)
+
+
+def print_files(files: Mapping[str, Path]) -> None:
+    """Where the results lie."""
+    console.print(Text("\nfiles", style="bold"))
+    width = max([12, *map(len, files)])
+    for what, path in files.items():
+        if path.exists():
+            console.print(f"  {what:<{width}} {path}")
+
+
+def print_kept(checkpoints: Sequence[tuple[str, str]]) -> None:
+    """Each checkpoint and why it is kept."""
+    console.print(Text("\ncheckpoints", style="bold"))
+    for name, reason in checkpoints:
+        console.print(f"  {name:<20} {reason}")
+
+
+def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
+    """Write figures as JSON."""
+    write_text_atomically(path, json.dumps(dict(metrics), indent=2) + "\n")

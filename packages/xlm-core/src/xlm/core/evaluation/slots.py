@@ -1,0 +1,31 @@
+"""The objects that a config puts into the slots of the harness."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from xlm.core.protocols import (
+    GenerationMetric,
+    Loss,
+    LossMetric,
+    LRSchedulerFactory,
+    OptimizerFactory,
+    Predictor,
+    Tokenizer,
+)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Everything that a config puts in, as made objects."""
+
+    tokenizer: Tokenizer
+    model: nn.Module
+    loss: Loss[Any]
+    predictor: Predictor[Any]
+    optimizer: OptimizerFactory
+    lr_scheduler: LRSchedulerFactory
+    loss_metrics: Mapping[str, LossMetric[Any]] = field(default_factory=dict[str, LossMetric[Any]])
+    generation_metrics: Mapping[str, GenerationMetric] = field(default_factory=dict[str, GenerationMetric])

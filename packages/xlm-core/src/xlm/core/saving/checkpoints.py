@@ -1,0 +1,246 @@
+"""Files of checkpoints: written whole or not at all, checked before use, refused when too new.
+
+A checkpoint is the zip archive of ``torch.save``. Its records carry checksums and its table of contents
+stands at the end, so a half-written file has none and a damaged one does not add up: no file beside it is
+needed to tell.
+"""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from typing_extensions import override
+
+from xlm.core.config.errors import XLMError
+
+FORMAT_VERSION = 1
+"""Version of what a checkpoint of training holds; one of a later version is refused."""
+FORMAT_KEY = "xlm_format_version"
+LAST = "last.ckpt"
+"""The checkpoint that training normally resumes from."""
+PREVIOUS = "previous.ckpt"
+"""What ``last.ckpt`` was before it was replaced."""
+SHARDED_REST = "meta.pt"
+"""In a checkpoint that is a folder, what Lightning keeps beside the shards."""
+SIZES = "sizes.json"
+"""In a checkpoint that is a folder, how many bytes each of its files has."""
+UNREADABLE = (OSError, EOFError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's reading and writing of checkpoints, with writing that survives a kill or a power cut.
+
+    Lightning writes to the system's temporary folder and moves the file, which is a copy when that folder
+    is another file system, and does not wait for the disk.
+    """
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        if "://" in str(path):  # an object store, which writes whole objects
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        write_atomically(Path(path), lambda part: torch.save(checkpoint, part))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file, and put it at ``path`` only once it is whole and on the disk.
+
+    Args:
+        path: Where it goes. ``last.ckpt`` is kept as ``previous.ckpt`` when it is replaced.
+        write: Gets the path of a temporary file in the same folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")  # a half-written one is overwritten the next time
+    try:
+        write(part)
+        _wait_for_disk(part)
+        if path.name == LAST and path.exists():
+            if path.with_name(PREVIOUS).is_dir():  # a strategy that wrote folders was used before
+                remove(path.with_name(PREVIOUS))
+            path.replace(path.with_name(PREVIOUS))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    _wait_for_disk(path.parent)
+
+
+def replace_folder(part: Path, path: Path) -> None:
+    """Put a folder that is whole at ``path``. ``last.ckpt`` is kept as ``previous.ckpt``.
+
+    A kill between the steps leaves the old one beside ``path`` or the new one as ``part``.
+    """
+    sizes = {file.name: file.stat().st_size for file in part.iterdir()}
+    write_text_atomically(part / SIZES, json.dumps(sizes))
+    for file in part.iterdir():
+        _wait_for_disk(file)
+    old = path.with_name(PREVIOUS if path.name == LAST else f".{path.name}.old")
+    if path.exists():
+        remove(old)
+        path.replace(old)
+    part.replace(path)
+    if path.name != LAST:
+        remove(old)
+    _wait_for_disk(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _wait_for_disk(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is read of a checkpoint before it is used."""
+
+    path: Path
+    step: int
+    stopped_early: bool
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the file, None when it is whole. Reads all of it once."""
+    if path.is_dir():
+        return _damage_of_folder(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        return f"it is cut off or no checkpoint ({error})"
+    return None if broken is None else f"the checksum of its record {broken} is wrong"
+
+
+def _damage_of_folder(path: Path) -> str | None:
+    """Of a strategy that writes shards: their table of contents comes last, the list of sizes still later."""
+    lacking = [name for name in (".metadata", SHARDED_REST) if not (path / name).is_file()]
+    if lacking:
+        return f"it is not whole: it lacks {' and '.join(lacking)}"
+    if not (path / SIZES).is_file():  # Lightning wrote it, without XLM's strategy
+        return None
+    try:
+        sizes = json.loads((path / SIZES).read_text(encoding="utf-8"))
+    except ValueError as error:
+        return f"its {SIZES} is damaged ({error})"
+    wrong = [name for name, size in sizes.items() if not _has_size(path / name, size)]
+    return f"it is not whole: {', '.join(wrong)} is not as it was written" if wrong else None
+
+
+def _has_size(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
+
+
+def read(path: Path, *, allow_pickle: bool = False, lazily: bool = False) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, tensors and plain values only.
+
+    Args:
+        path: The file.
+        allow_pickle: Allow any Python object in it: a foreign file can then run any code.
+        lazily: Map tensors from the file instead of reading them.
+
+    Raises:
+        XLMError: When the file is not there, is damaged, too new, or holds objects of unknown classes.
+    """
+    if not path.is_file():
+        raise XLMError(f"ckpt_path: there is no file {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=lazily or None)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path):
+            raise XLMError(
+                f"ckpt_path: {path} holds more than tensors and plain values. Loading it would run code of "
+                "its author. If you trust it: allow_pickle=true"
+            ) from error
+        raise XLMError(f"ckpt_path: {path} is not a readable checkpoint: {_first_line(error)}") from error
+    except UNREADABLE as error:
+        raise XLMError(f"ckpt_path: {path} is not a readable checkpoint: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise XLMError(f"ckpt_path: {path} is not a checkpoint: it holds a {type(content).__name__}")
+    version = cast("dict[str, Any]", content).get(FORMAT_KEY, FORMAT_VERSION)
+    if version > FORMAT_VERSION:
+        raise XLMError(
+            f"ckpt_path: {path} has format version {version}, this xlm-core reads up to {FORMAT_VERSION}. "
+            "Update xlm-core."
+        )
+    return cast("dict[str, Any]", content)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@dataclass(frozen=True)
+class Found:
+    """The checkpoint to resume from, and those that were passed over."""
+
+    header: Header | None
+    refused: dict[Path, str]
+    """Files that cannot be used, and why. They are left where they are."""
+
+
+def newest_valid(folder: Path) -> Found:
+    """The checkpoint of the latest step in ``folder`` that is whole.
+
+    Raises:
+        XLMError: When one is of a later format version.
+    """
+    refused: dict[Path, str] = {}
+    headers = list(_headers(folder, refused))
+    # At the same step the regular file comes first: it is the one that is replaced next.
+    headers.sort(key=lambda header: (header.step, header.path.name == LAST), reverse=True)
+    for header in headers:
+        reason = damage(header.path)
+        if reason is None:
+            return Found(header, refused)
+        refused[header.path] = reason
+    return Found(None, refused)
+
+
+def _headers(folder: Path, refused: dict[Path, str]) -> Iterator[Header]:
+    for path in sorted(folder.glob("*.ckpt")):
+        if (reason := _unreadable(path)) is not None:
+            refused[path] = reason
+            continue
+        # Of a folder with a part of each process, the file with everything but the tensors.
+        content = read(path / SHARDED_REST if path.is_dir() else path, lazily=True)
+        # Weights without a training state cannot be resumed, nor can an end whose validation was cut off.
+        if "loops" in content and not content.get("xlm_lacks_last_validation", False):
+            yield Header(path, content["global_step"], content.get("xlm_stopped_early", False))
+
+
+def _unreadable(path: Path) -> str | None:
+    if path.is_dir():
+        return damage(path)
+    if not zipfile.is_zipfile(path):
+        return "it is cut off or no checkpoint"
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UNREADABLE as error:
+        return _first_line(error)
+    return None

@@ -1,0 +1,137 @@
+"""A folder of safetensors: reading its weights, putting them into a network or saying why not."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from xlm.core.config.errors import XLMError
+from xlm.core.saving.sharded_state import own_part, put_whole_state
+
+SINGLE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+CONFIG = "config.json"
+OWN = "xlm"
+"""Key of ``config.json`` under which XLM keeps what the constructor's arguments do not say."""
+
+
+def read_folder(folder: Path, origin: str) -> dict[str, Tensor]:
+    """The weights of a folder, from one file or from the parts that an index names.
+
+    Args:
+        folder: The folder.
+        origin: What the user called it, for messages.
+
+    Raises:
+        XLMError: When there are none, or a file is damaged, or is no safetensors.
+    """
+    if (folder / SINGLE_FILE).is_file():
+        files = [folder / SINGLE_FILE]
+    elif (folder / INDEX).is_file():
+        files = [folder / name for name in _parts(folder / INDEX, origin)]
+    else:
+        raise XLMError(
+            f"ckpt_path: {origin} holds neither {SINGLE_FILE} nor {INDEX}. Other formats are not "
+            "loaded from a folder or from the Hub: pickles can run code"
+        )
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state |= read_file(file, origin)
+    return state
+
+
+def read_file(file: Path, origin: str) -> dict[str, Tensor]:
+    """The tensors of one file.
+
+    Raises:
+        XLMError: When it is not there, damaged or no safetensors.
+    """
+    if not file.is_file():
+        raise XLMError(f"ckpt_path: {origin} lacks the file {file.name}")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise XLMError(
+            f"ckpt_path: {file.name} of {origin} is damaged or is no file of safetensors: {error}"
+        ) from error
+
+
+def _parts(index: Path, origin: str) -> list[str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({str(name) for name in weight_map.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise XLMError(f"ckpt_path: {index.name} of {origin} is no index of weights: {error}") from error
+    if strange := [name for name in names if not PART.fullmatch(name)]:
+        raise XLMError(
+            f"ckpt_path: {index.name} of {origin} names {', '.join(map(repr, strange))}; "
+            "the parts of a model are files model-NNNNN-of-NNNNN.safetensors beside it"
+        )
+    return names
+
+
+def put_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Load a state dict, all of it or nothing.
+
+    Raises:
+        XLMError: Naming every weight that is missing, left over or of another shape.
+    """
+    own = model.state_dict()
+    whole = {**state, **dict(_tied(own, state))}
+    problems = [
+        *(f"  missing: {name}" for name in own if name not in whole),
+        *(f"  not known to the network: {name}" for name in whole if name not in own),
+        *(
+            f"  {name}: shape {tuple(whole[name].shape)}, the network has {tuple(own[name].shape)}"
+            for name in own
+            if name in whole and whole[name].shape != own[name].shape
+        ),
+    ]
+    if problems:
+        raise XLMError(
+            "\n".join([f"ckpt_path: the weights of {origin} do not fit the network in `model`:", *problems])
+        )
+    put_whole_state(model, whole)
+
+
+def _tied(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Weights that were saved under another of their names."""
+
+    def place(weight: Tensor) -> tuple[int, torch.Size]:
+        return own_part(weight).data_ptr(), weight.shape
+
+    names = {place(own[name]): name for name in own if name in state}
+    for name in own:
+        if name not in state and (other := names.get(place(own[name]))) is not None:
+            yield name, state[other]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a folder, empty if there is none.
+
+    Raises:
+        XLMError: When it is not JSON, or no mapping.
+    """
+    file = folder / CONFIG
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise XLMError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise XLMError(f"{file} holds a {type(content).__name__}, not the arguments of a network by name")
+    return cast("dict[str, Any]", content)
+
+
+def read_own(folder: Path) -> dict[str, Any]:
+    """What XLM has written into ``config.json`` of a folder beside the network's arguments."""
+    own = read_config(folder).get(OWN)
+    return cast("dict[str, Any]", own) if isinstance(own, dict) else {}

@@ -1,0 +1,56 @@
+"""The network's weights of a checkpoint, averaged or as trained."""
+
+from pathlib import Path
+from typing import Literal, TypedDict, cast
+
+from torch import Tensor
+
+from xlm.core.config.errors import XLMError
+from xlm.core.saving import checkpoints
+from xlm.core.saving.folder import read_file
+
+Which = Literal["auto", "ema", "raw"]
+"""``ema``: the moving average; ``raw``: as trained; ``auto``: the average where the checkpoint has one."""
+PREFIX = "model."
+
+
+class WeightOptions(TypedDict):
+    """Keyword arguments of ``read_weights`` and :func:`xlm.core.hub.source.load`."""
+
+    which: Which
+    allow_pickle: bool
+
+
+def read_weights(checkpoint: Path, *, which: Which = "auto", allow_pickle: bool = False) -> dict[str, Tensor]:
+    """The state dict of the plain network, from a checkpoint of training or a file of safetensors.
+
+    Args:
+        checkpoint: The file.
+        which: Which weights. A training with EMA keeps both kinds in every checkpoint.
+        allow_pickle: See ``xlm.core.saving.checkpoints.read``.
+
+    Raises:
+        XLMError: When the file is not there, is damaged, or has no averaged weights and these are asked for.
+    """
+    if checkpoint.suffix == ".safetensors":
+        return _read_safetensors(checkpoint, which)
+    content = checkpoints.read(checkpoint, allow_pickle=allow_pickle)
+    has_average = "averaging_state" in content
+    if which == "ema" and not has_average:
+        raise XLMError(
+            f"ckpt_path: {checkpoint} has no averaged weights; it was trained without callbacks=ema"
+        )
+    key = "current_model_state" if which == "raw" and has_average else "state_dict"
+    if key not in content:
+        raise XLMError(f"ckpt_path: {checkpoint} is not a checkpoint of training: it has no {key}")
+    state = cast("dict[str, Tensor]", content[key])
+    return {name.removeprefix(PREFIX): value for name, value in state.items()}
+
+
+def _read_safetensors(file: Path, which: Which) -> dict[str, Tensor]:
+    if which == "ema":
+        raise XLMError(
+            f"ckpt_path: {file} holds one set of weights; weights=ema needs a checkpoint of training"
+        )
+    state = read_file(file, str(file.parent))
+    return {name.removeprefix(PREFIX): value for name, value in state.items()}

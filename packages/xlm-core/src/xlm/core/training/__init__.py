@@ -1,0 +1,1 @@
+"""The training loop: the harness on Lightning and what surrounds its steps."""

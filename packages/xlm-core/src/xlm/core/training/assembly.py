@@ -1,0 +1,148 @@
+"""From a composed config to made objects, in one fixed order: tokenizer, vocabulary, then every slot."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from xlm.core.config.build import make, make_all
+from xlm.core.config.checks import check_methods
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import LoaderSettings, RunSettings, Stage
+from xlm.core.data import DataModule, LocalCopy, PreparedTask, Stream, TaskParts, open_stream, prepare
+from xlm.core.evaluation.slots import Slots
+from xlm.core.protocols import Tokenizer
+
+LOCAL_SOURCE = "xlm.core.data.read_local_copy"
+SPECIAL_IDS = ("pad_id", "cls_id", "mask_id", "eos_id", "bos_id", "sep_id", "unk_id")
+
+
+def use_local_copy(config: DictConfig) -> None:
+    """Let everything that reads ``task.source`` read the files of ``source`` instead, if it is given.
+
+    A source of the task's own that has a ``path`` keeps its way of reading (a held-out split, say) and
+    gets another path; everything else is replaced by a reader of files.
+
+    Raises:
+        XLMError: When there are no such files.
+    """
+    if config.source is None or config.task.source._target_ == LOCAL_SOURCE:
+        return
+    node = cast("dict[str, Any]", OmegaConf.to_container(config.task.source, resolve=True))
+    path = Path(config.source).expanduser().absolute()
+    arguments = {name: value for name, value in node.items() if name not in {"_target_", "_partial_"}}
+    if node["_target_"] != "datasets.load_dataset":
+        arguments = {}
+    LocalCopy(path, arguments)  # says at once what is wrong with the files
+    if node["_target_"] != "datasets.load_dataset" and "path" in node:
+        config.task.source.path = str(path)
+        return
+    config.task.source = {
+        "_target_": LOCAL_SOURCE,
+        "_partial_": True,
+        "path": str(path),
+        "arguments": arguments,
+    }
+
+
+def make_tokenizer(config: DictConfig) -> Tokenizer:
+    """Make the tokenizer and fill the node ``vocab`` from it, so that slots can refer to its ids."""
+    use_local_copy(config)
+    tokenizer = make(config, "task.tokenizer")
+    check_methods(
+        tokenizer,
+        "task.tokenizer",
+        "Tokenizer",
+        ("encode", "encode_batch", "decode", "vocab_size", *SPECIAL_IDS),
+    )
+    ids: dict[str, int | None] = {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
+    # The vocabulary is set first, as the separator of packed documents may refer to it.
+    config.vocab = {"size": tokenizer.vocab_size, **ids, "special_ids": None}
+    separator = OmegaConf.select(config, "task.packing.separator_id")
+    never_in_text = {index for name, index in ids.items() if index is not None and name != "unk_id"}
+    OmegaConf.update(config, "vocab.special_ids", sorted(never_in_text - {separator}))
+    return tokenizer
+
+
+def make_slots(config: DictConfig, tokenizer: Tokenizer) -> Slots:
+    """Make every slot of the harness."""
+    slots = Slots(
+        tokenizer=tokenizer,
+        model=make(config, "model"),
+        loss=make(config, "loss"),
+        predictor=make(config, "predictor"),
+        optimizer=make(config, "optimizer"),
+        lr_scheduler=make(config, "lr_scheduler"),
+        loss_metrics=make_all(config, "loss_metrics"),
+        generation_metrics=make_all(config, "task.metrics"),
+    )
+    for key, metrics in {
+        "loss_metrics": slots.loss_metrics,
+        "task.metrics": slots.generation_metrics,
+    }.items():
+        for name, metric in metrics.items():
+            check_methods(metric, f"{key}.{name}", "Metric", ("sums", "reset", "update", "compute"))
+    return slots
+
+
+def make_parts(config: DictConfig, settings: RunSettings, tokenizer: Tokenizer) -> TaskParts:
+    """Make the slots of the task that give rows."""
+    return TaskParts(
+        source=make(config, "task.source"),
+        row_filter=make(config, "task.filter") if settings.task.filter is not None else None,
+        preprocess=make(config, "task.preprocess"),
+        tokenizer=tokenizer,
+        local_copy=Path(settings.source).expanduser() if settings.source is not None else None,
+    )
+
+
+def make_prepared(settings: RunSettings, parts: TaskParts) -> PreparedTask:
+    """Prepare the task's rows, or find them in the cache."""
+    cache_dir = Path(settings.datamodule.cache_dir).expanduser()
+    return prepare(settings.task, parts, cache_dir=cache_dir, num_proc=settings.datamodule.num_proc)
+
+
+def make_datamodule(
+    config: DictConfig, settings: RunSettings, parts: TaskParts, prepared: PreparedTask
+) -> DataModule:
+    """Make the data module with the collator of each loader."""
+    loaders: dict[Stage, dict[str, LoaderSettings]] = {
+        stage: {name: _with_separator(config, f"datamodule.{stage}.{name}", s) for name, s in named.items()}
+        for stage, named in settings.datamodule.loaders.items()
+    }
+
+    def stream(**arguments: Any) -> Stream:
+        rows = open_stream(
+            settings.task,
+            parts,
+            max_rows=arguments["settings"].max_rows,
+            buffer_size=settings.datamodule.shuffle_buffer,
+            seed=settings.seed,
+            rank=arguments["rank"],
+            world_size=arguments["world_size"],
+        )
+        return Stream(rows=rows, encoder=parts.encoder(settings.task), seed=settings.seed, **arguments)
+
+    return DataModule(
+        prepared=prepared,
+        loaders=loaders,
+        collators={
+            stage: {name: make(config, f"datamodule.{stage}.{name}.collator") for name in loaders[stage]}
+            for stage in loaders
+        },
+        seed=settings.seed,
+        num_batches=settings.trainer.max_steps * settings.trainer.accumulate_grad_batches,
+        open_stream=stream if settings.task.streaming else None,
+    )
+
+
+def _with_separator(config: DictConfig, key: str, settings: LoaderSettings) -> LoaderSettings:
+    """Settings with the id of the separator, which is known once the tokenizer is made."""
+    if settings.packing is None:
+        return settings
+    separator_id = OmegaConf.select(config, f"{key}.packing.separator_id")
+    if separator_id is None:
+        node = OmegaConf.to_container(OmegaConf.select(config, f"{key}.packing"), resolve=False)
+        raise XLMError(f"{key}.packing: the tokenizer has no such token to stand between documents: {node}")
+    packing = settings.packing.model_copy(update={"separator_id": separator_id})
+    return settings.model_copy(update={"packing": packing})

@@ -1,0 +1,16 @@
+"""The norm of all gradients, for who asks for it."""
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
+
+from xlm.core.training.harness import Harness
+
+
+class GradientNorm(Callback):
+    """Logs ``train/gradient_norm``, before clipping, whenever figures are logged."""
+
+    @override
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, Harness)
+        pl_module.logs_gradient_norm = True

@@ -1,0 +1,91 @@
+"""The checkpoint that a run resumes from: every few steps, at the end, and when something stops the run."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from typing_extensions import override
+
+from xlm.core.config.console import make_console
+from xlm.core.config.errors import XLMError
+from xlm.core.training.harness import Harness
+from xlm.core.training.sharding import release
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes ``last.ckpt``; the one before stays as ``previous.ckpt``.
+
+    Args:
+        path: The file.
+        every_n_steps: Optimizer steps between two writings.
+        on_exception: Also write when an error or a signal stops the training.
+    """
+
+    def __init__(self, path: str, *, every_n_steps: int, on_exception: bool = True) -> None:
+        super().__init__()
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps is {every_n_steps}; it must be at least 1")
+        self.path = Path(path)
+        self.every_n_steps = every_n_steps
+        self.saves_on_exception = on_exception
+        self._saved_step = 0
+
+    @override
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._saved_step = trainer.global_step
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        step = trainer.global_step
+        # The very last step is saved after its validation, or a run killed in between would never have it.
+        if step != self._saved_step and step % self.every_n_steps == 0 and step < trainer.max_steps:
+            self._save(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # The stream ends here, before averaged weights are put in place of the trained ones.
+        self._save(trainer)
+
+    @override
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        if not self.saves_on_exception or (not trainer.training and not trainer.validating):
+            return
+        reason = self._why_not(trainer, pl_module, exception)
+        if reason is None:
+            release(pl_module)
+            self._save(trainer)
+            message = f"step {self._saved_step} is in {self.path}; the same command goes on from there"
+        else:
+            message = f"no checkpoint of step {trainer.global_step}: {reason}"
+        if trainer.is_global_zero:
+            make_console(stderr=True).print(f"Training was stopped: {message}.")
+
+    def _why_not(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> str | None:
+        assert isinstance(pl_module, Harness)
+        if trainer.global_step == 0:
+            return "nothing was learnt yet"
+        if not pl_module.between_steps:
+            return "the weights were being changed; the checkpoint before stands"
+        if getattr(exception, "poisons_weights", False):
+            return "its weights are spoilt; the checkpoint before stands"
+        if trainer.world_size > 1 and not isinstance(exception, XLMError):
+            # The other processes do not know and would wait for ever, or be waited for.
+            return "one of several processes failed; the checkpoint before stands"
+        return None
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved_step = trainer.global_step

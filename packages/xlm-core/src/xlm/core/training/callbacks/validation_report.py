@@ -1,0 +1,40 @@
+"""One line for each validation, so that a log without a progress bar tells how the run goes."""
+
+import time
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
+
+from xlm.core.config.console import make_console
+
+
+class ValidationReport(Callback):
+    """Prints the step, the time since training began, and the main figures of each validation.
+
+    Args:
+        figures: Ends of the names of the figures that are printed.
+    """
+
+    def __init__(
+        self, figures: tuple[str, ...] = ("loss", "nll_per_token", "exact_match", "token_accuracy")
+    ) -> None:
+        self.figures = tuple(figures)
+        self._start = time.monotonic()
+
+    @override
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._start = time.monotonic()
+
+    @override
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        figures = [
+            f"{name.removeprefix('val/')} {float(value):.4g}"
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/") and name.rsplit("/", 1)[-1] in self.figures
+        ]
+        seconds = time.monotonic() - self._start
+        line = f"step {trainer.global_step}  {seconds:.0f} s  " + "  ".join(figures)
+        make_console().print(line)

@@ -1,0 +1,304 @@
+"""The LightningModule that holds the slots and delegates to them.
+
+It knows batches, sums, counts and ids; it knows nothing of any model family.
+"""
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
+from torch import Tensor, nn
+from typing_extensions import override
+
+from xlm.core.config.schema import LoaderSettings, Stage
+from xlm.core.data import LoadedBatch
+from xlm.core.evaluation.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric
+from xlm.core.evaluation.predictions import PredictionWriter, decode
+from xlm.core.evaluation.slots import Slots
+from xlm.core.protocols import Generation, LikelihoodLoss
+from xlm.core.saving.checkpoints import FORMAT_KEY, FORMAT_VERSION
+from xlm.core.saving.sharded_state import is_sharded, put_whole_state, whole
+from xlm.core.training.interruption import InterruptedTrainingError, Interruption
+from xlm.core.training.loop_state import to_step_boundary
+from xlm.core.training.sharding import gather, release, shard
+from xlm.core.training.step import StepWatch, Window
+from xlm.modules import row_seeds
+
+NUM_SAMPLES = 8
+"""Generations of a validation that are kept to be looked at."""
+
+
+class Harness(lightning.LightningModule):
+    """Trains and evaluates whatever fits the slots.
+
+    Args:
+        slots: The objects.
+        loaders: Settings of the evaluation loaders, by stage and name, in the data module's order.
+        seed: Seed of the run; dropout of micro-step k on rank r is drawn from (seed, k, r).
+        compile_network: Whether to run the network through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        *,
+        loaders: Mapping[Stage, Mapping[str, LoaderSettings]],
+        seed: int,
+        compile_network: bool = False,
+    ) -> None:
+        super().__init__()
+        self.slots = slots
+        self.model = slots.model
+        self.loaders = loaders
+        self.seed = seed
+        self.writer: PredictionWriter | None = None
+        self.results: dict[str, float] = {}
+        # In a tuple, hence outside the module tree: the keys of a checkpoint are those of the plain network.
+        self._compiled = (torch.compile(self.model),) if compile_network else ()
+        self.interruption = Interruption()
+        self.between_steps = True
+        """Whether the weights, their average and the optimizer belong to the same step."""
+        self.logs_gradient_norm = False
+        """Whether the norm of all gradients, before clipping, is logged (it costs a pass over them)."""
+        self.samples: dict[str, list[Generation]] = {}
+        """The first generations of each loader in the last validation."""
+        self._window = Window()
+        self._watch = StepWatch()
+        self._validated_step = 0
+        self.metrics: dict[str, dict[str, SummedMetric[Any]]] = {
+            f"{stage}/{name}": self._loader_metrics(settings)
+            for stage in ("val", "test")
+            for name, settings in loaders[stage].items()
+        }
+
+    @property
+    def network(self) -> nn.Module:
+        """The network as it is called: compiled if asked for."""
+        return cast("nn.Module", self._compiled[0]) if self._compiled else self.model
+
+    @property
+    def last_loss(self) -> float | None:
+        """Mean training loss of the step before, which is on the host; None before there is one."""
+        return self._watch.loss
+
+    @override
+    def configure_model(self) -> None:
+        """Shard the network where the strategy is FSDP2; others wrap the module as a whole."""
+        if self.device_mesh is not None and not is_sharded(self.model):
+            self.trainer.precision_plugin.convert_module(self.model)
+            shard(self.model, self.device_mesh)
+
+    # ---- training -----------------------------------------------------------------------------------
+
+    @override
+    def on_train_start(self) -> None:
+        self.interruption.install()
+
+    @override
+    def on_train_batch_start(self, batch: LoadedBatch[Any], batch_idx: int) -> None:
+        accumulated = self.trainer.accumulate_grad_batches
+        micro_batch = self.trainer.global_step * accumulated + batch_idx % accumulated
+        place = torch.tensor([micro_batch * self.trainer.world_size + self.global_rank])
+        torch.manual_seed(int(row_seeds(self.seed, 0, place)))
+
+    @override
+    def training_step(self, batch: LoadedBatch[Any], batch_idx: int) -> Tensor:
+        output = self.slots.loss(self.network, batch.batch)
+        self._window.add(output, batch, batch_idx)
+        if self._divides_early:
+            count = cast("Tensor", self.trainer.strategy.reduce(output.loss_count.float(), reduce_op="sum"))
+            return output.loss_sum * self.trainer.world_size / count.clamp(min=1)
+        # Lightning divides by this number; what is to be accumulated is the plain sum.
+        return output.loss_sum * self.trainer.accumulate_grad_batches
+
+    @override
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turn gradients of the sum into gradients of the mean over all ranks and micro-batches."""
+        self._look_at_last_step()
+        self._stop_if_asked()
+        self.between_steps = False
+        window, self._window = self._window, Window()
+        assert window.count is not None
+        world_size = self.trainer.world_size
+        names = list(window.sums)
+        wants_to_stop = window.count.new_full((), bool(self.interruption.signum), dtype=torch.float32)
+        numbers = [wants_to_stop, window.count.float(), *(window.sums[name].float() for name in names)]
+        sums = torch.stack(numbers)
+        if world_size > 1:
+            sums = cast("Tensor", self.trainer.strategy.reduce(sums, reduce_op="sum"))
+        self._watch.watch(self.trainer.global_step + 1, window, sums)
+        count = sums[1].clamp(min=1)
+        if not self._divides_early:
+            gradients = [
+                p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+            ]
+            # DDP has averaged the gradients over ranks, hence the number of ranks.
+            torch._foreach_mul_(gradients, world_size / count)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  # torch's own optimizers use it; it has no public name
+            if self.logs_gradient_norm and (self.trainer.global_step + 1) % self._log_interval == 0:
+                self.log("train/gradient_norm", whole(torch.nn.utils.get_total_norm(gradients)))
+        means = sums[2:] / count
+        # Not for the progress bar: Lightning would make the host wait in every step.
+        self.log("train/loss", means[0])
+        self.log_dict({f"train/{name}": mean for name, mean in zip(names[1:], means[1:], strict=True)})
+
+    @override
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: LoadedBatch[Any], batch_idx: int) -> None:
+        if self._window.count is None:  # an optimizer step was made, and every callback has seen it
+            self.between_steps = True
+            self._stop_if_asked()
+
+    def _look_at_last_step(self) -> None:
+        self._watch.check(Path(self.trainer.default_root_dir), self.global_rank)
+
+    def _stop_if_asked(self) -> None:
+        """Stop between two steps; several processes stop at the same one."""
+        alone = self.trainer.world_size == 1
+        if self.interruption.signum if alone else self._watch.stop_wanted:
+            raise InterruptedTrainingError(self.interruption.signum, self.trainer.global_step)
+
+    @property
+    def _divides_early(self) -> bool:
+        """Whether the gradients are out of reach, inside DeepSpeed's engine."""
+        return isinstance(self.trainer.strategy, DeepSpeedStrategy)
+
+    @property
+    def _log_interval(self) -> int:
+        return cast("int", self.trainer.log_every_n_steps)  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
+
+    # ---- checkpoints --------------------------------------------------------------------------------
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[FORMAT_KEY] = FORMAT_VERSION
+        if not self.trainer.training and not self.trainer.validating:
+            return
+        self._look_at_last_step()
+        checkpoint["xlm_stopped_early"] = self.trainer.should_stop
+        validated = self._validated_step == self.trainer.global_step
+        to_step_boundary(checkpoint, self.trainer, validated=validated)
+        for logger in self.trainer.loggers:
+            logger.save()  # a kill would take the figures that wait in memory
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        callbacks = cast("list[Callback]", self.trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
+        averages = any(isinstance(callback, WeightAveraging) for callback in callbacks)
+        if "current_model_state" in checkpoint and not averages:
+            # Its state_dict is the average, with which the optimizer's state has nothing to do.
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
+            if is_sharded(self):  # Lightning has loaded the average by now
+                put_whole_state(self, checkpoint["current_model_state"])
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.slots.optimizer(self.model.named_parameters())
+        scheduler = self.slots.lr_scheduler(optimizer, num_steps=self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---- evaluation ---------------------------------------------------------------------------------
+
+    @override
+    def validation_step(self, batch: LoadedBatch[Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._stop_if_asked()
+        self._evaluate("val", batch, dataloader_idx)
+
+    @override
+    def on_test_start(self) -> None:
+        if self.writer is not None:
+            # Each process named the folder after its own clock.
+            self.writer.path = self.trainer.strategy.broadcast(self.writer.path)
+            self.writer.open()
+
+    @override
+    def test_step(self, batch: LoadedBatch[Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate("test", batch, dataloader_idx)
+
+    @override
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn == "fit":
+            self._look_at_last_step()
+        self.samples = {}
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        gather(self.model)  # after the average was put in
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+        release(self.model)
+        self._validated_step = self.trainer.global_step
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        gather(self.model)
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+        release(self.model)
+
+    def _evaluate(self, stage: Stage, batch: LoadedBatch[Any], dataloader_idx: int) -> None:
+        name, settings = list(self.loaders[stage].items())[dataloader_idx]
+        metrics = self.metrics[f"{stage}/{name}"]
+        if "loss" in settings.uses:
+            output = self.slots.loss(self.network, batch.batch)
+            for metric in ("loss", *self.slots.loss_metrics):
+                metrics[metric].update(output)
+        if "likelihood" in settings.uses:
+            loss = cast("LikelihoodLoss[Any]", self.slots.loss)
+            metrics["likelihood"].update(loss.likelihood(self.network, batch.batch))
+        if "generation" in settings.uses:
+            self._generate(f"{stage}/{name}", batch)
+
+    def _generate(self, loader: str, batch: LoadedBatch[Any]) -> None:
+        assert batch.examples is not None
+        metrics = self.metrics[loader]
+        wants_trace = self.writer is not None and self.writer.wants_trace(loader)
+        prediction = self.slots.predictor(self.network, batch.batch, batch.seeds, trace=wants_trace)
+        generations = decode(prediction, batch.examples, self.slots.tokenizer)
+        self.samples.setdefault(loader, generations[:NUM_SAMPLES])
+        metrics["cost"].update(prediction)
+        for name in self.slots.generation_metrics:
+            metrics[name].update(generations)
+        if self.writer is not None:
+            self.writer.write(loader, prediction, generations, self.slots.tokenizer)
+
+    def _report(self, stage: Stage) -> None:
+        for name in self.loaders[stage]:
+            prefix = f"{stage}/{name}"
+            for metric in self.metrics[prefix].values():
+                metric.to(self.device if self.trainer.world_size > 1 else "cpu")
+                figures = {f"{prefix}/{key}": value for key, value in metric.compute().items()}
+                self.results.update(figures)
+                self.log_dict(
+                    {key: torch.tensor(value, dtype=torch.float32) for key, value in figures.items()}
+                )
+                metric.reset()
+                metric.cpu()
+
+    def _loader_metrics(self, settings: LoaderSettings) -> dict[str, SummedMetric[Any]]:
+        accumulators: dict[str, Any] = {}
+        if "loss" in settings.uses:
+            accumulators |= {"loss": LossMean(), **self.slots.loss_metrics}
+        if "likelihood" in settings.uses:
+            accumulators["likelihood"] = LikelihoodMean()
+        if "generation" in settings.uses:
+            accumulators |= {"cost": GenerationCost(), **self.slots.generation_metrics}
+        return {name: SummedMetric(accumulator) for name, accumulator in accumulators.items()}
+
+    @contextmanager
+    def writing(self, writer: PredictionWriter) -> Generator[None]:
+        """Write everything generated meanwhile to files."""
+        self.writer = writer
+        try:
+            yield
+        finally:
+            self.writer = None
+            writer.close()

@@ -1,0 +1,128 @@
+"""What the harness knows of the current optimizer step, kept on the device and read one step late.
+
+Reading a number of the step that runs would make the host wait for the device; the number of the step
+before is there already. So a loss that is not finite is found one step after it came, with the batches
+that it came from still at hand.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlm.core.config.errors import XLMError
+from xlm.core.data import LoadedBatch
+from xlm.core.protocols import LossOutput
+
+
+class NonFiniteLossError(XLMError):
+    """A loss that is NaN or infinite. The weights of its step are spoilt."""
+
+    poisons_weights = True
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One batch and the sums of its loss, on the device."""
+
+    index: int
+    batch: LoadedBatch[Any]
+    sums: Mapping[str, Tensor]
+
+
+@dataclass
+class Window:
+    """Sums of the micro-batches since the last optimizer step, on the device, never read there."""
+
+    count: Tensor | None = None
+    sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    micro_batches: list[MicroBatch] = field(default_factory=list[MicroBatch])
+
+    def add(self, output: LossOutput, batch: LoadedBatch[Any], batch_index: int) -> None:
+        """Add what the loss returned for one micro-batch."""
+        count = output.loss_count.detach()
+        self.count = count if self.count is None else self.count + count
+        sums = {name: value.detach() for name, value in {"loss": output.loss_sum, **output.terms}.items()}
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.micro_batches.append(MicroBatch(batch_index, batch, sums))
+
+
+@dataclass(frozen=True)
+class _Pending:
+    step: int
+    window: Window
+    numbers: Tensor
+    """(2 + sums,) on the host: processes that want to stop, then over all processes the count, the sum of the
+    loss and those of its terms."""
+    arrived: torch.cuda.Event | None
+
+
+class StepWatch:
+    """Looks at each step's numbers once the next step is about to change the weights."""
+
+    def __init__(self) -> None:
+        self.stop_wanted = False
+        """Whether any process wants to stop; the same on all of them."""
+        self.loss: float | None = None
+        """Mean loss of the last step that was looked at, over all processes."""
+        self._pending: _Pending | None = None
+
+    def watch(self, step: int, window: Window, numbers: Tensor) -> None:
+        """Send numbers on their way to the host, without waiting for them.
+
+        Args:
+            step: The optimizer step, counted from 1.
+            window: What they are sums of.
+            numbers: (2 + sums,) on the device: how many processes want to stop, the count and the sums, the
+                loss first.
+        """
+        if numbers.is_cuda:
+            on_host = torch.empty_like(numbers, device="cpu", pin_memory=True)
+            on_host.copy_(numbers, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+            self._pending = _Pending(step, window, on_host, arrived)
+        else:
+            self._pending = _Pending(step, window, numbers, None)
+
+    def check(self, folder: Path, rank: int) -> None:
+        """Look at the last watched step.
+
+        Args:
+            folder: Where a batch with a bad loss is saved.
+            rank: This process.
+
+        Raises:
+            NonFiniteLossError: When the loss of that step is not finite.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        if pending.arrived is not None:
+            pending.arrived.synchronize()
+        if not bool(pending.numbers.isfinite().all()):
+            raise NonFiniteLossError(_explain(pending, folder, rank))
+        wants_to_stop, count, loss_sum = pending.numbers[:3].tolist()
+        self.stop_wanted = self.stop_wanted or wants_to_stop > 0
+        self.loss = loss_sum / max(count, 1.0)
+
+
+def _explain(pending: _Pending, folder: Path, rank: int) -> str:
+    for micro_batch in pending.window.micro_batches:
+        values = {name: float(value) for name, value in micro_batch.sums.items()}
+        bad = {name: value for name, value in values.items() if value - value != 0}  # NaN or infinite
+        if bad:
+            path = folder / f"non-finite-step-{pending.step}-rank-{rank}.pt"
+            loaded = micro_batch.batch
+            torch.save({"batch": loaded.batch, "seeds": loaded.seeds, "terms": values}, path)
+            found = ", ".join(f"{name} = {value}" for name, value in bad.items())
+            return (
+                f"The loss is not finite in optimizer step {pending.step}, batch {micro_batch.index}: "
+                f"{found}. "
+                f"The batch is in {path}. debug=anomaly names the operation."
+            )
+    return f"The loss is not finite in optimizer step {pending.step}, on another process than {rank}."
