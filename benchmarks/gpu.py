@@ -1,0 +1,212 @@
+"""What the families do on a GPU, in one command of at most 8 minutes.
+
+    python benchmarks/gpu.py --out FOLDER            # needs torch and the families, for its jobs xlm-core
+    python benchmarks/gpu.py --out FOLDER --small    # the same on a CPU, with tiny networks: does it run?
+
+Width 768, 12 blocks, rows of 1024 tokens, a vocabulary of 50,257. Written as soon as it is known: every
+result as a line of FOLDER/gpu.jsonl, all of them as tables in FOLDER/gpu.md. A part that fails or runs out of
+its time is a row that says so.
+
+The parts, each a process of its own: the device's rates; each family's training steps and generation; the
+same steps compiled; and jobs of `xlm` (resumed, with FSDP2, in 16-mixed). Processes get ready side by side,
+and then measure one after the other.
+"""
+
+import argparse
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpu_report import report
+
+HERE = Path(__file__).parent
+NAMES = ("mdlm", "ilm", "mlm", "flexmdm", "arlm")
+READY_SECONDS = {"device": 120.0, "plain": 120.0, "compiled": 170.0}
+"""From the start of a part until it is ready to measure."""
+TURN_SECONDS = {"device": 30.0, "plain": 60.0, "compiled": 75.0}
+JOBS_SECONDS = 150.0
+SMALL_PATIENCE = 10.0
+"""How much longer the limits are for --small: a CPU may have other work."""
+
+
+@dataclass
+class Results:
+    """What is known so far, also in files."""
+
+    folder: Path
+    found: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def tell(self, result: dict[str, Any]) -> None:
+        """Add a result."""
+        self.found.append(result)
+        line = json.dumps(result)
+        print(line, flush=True)
+        with (self.folder / "gpu.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        (self.folder / "gpu.md").write_text(report(self.found), encoding="utf-8")
+
+
+class Part:
+    """A process that runs one part of gpu_parts.py."""
+
+    def __init__(self, part: str, family: str, arguments: Sequence[str], folder: Path) -> None:
+        self.part = part
+        self.name = f"{part} {family}".strip()
+        self.log = folder / f"{part}-{family or 'all'}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, HERE / "gpu_parts.py", part, family, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self.lines: queue.Queue[str | None] = queue.Queue()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.put(line.strip())
+        self.lines.put(None)
+
+    def follow(self, seconds: float, tell: Callable[[dict[str, Any]], None]) -> bool:
+        """Pass on results until the part is ready (True) or at its end (False); stop it when time is up."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                line = self.lines.get(timeout=max(deadline - time.monotonic(), 0.01))
+            except queue.Empty:
+                self.process.kill()
+                self.process.wait()
+                tell({"what": self.name, "error": f"not done after {seconds:.0f} s"})
+                return False
+            if line is None:
+                if self.process.wait() != 0:
+                    tell({"what": self.name, "error": self._last_words()})
+                return False
+            if line == "ready":
+                return True
+            if line.startswith("{"):
+                tell(json.loads(line))
+
+    def measure(self, seconds: float, tell: Callable[[dict[str, Any]], None]) -> None:
+        """Let a part that is ready measure."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended meanwhile, which follow() finds
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+        self.follow(seconds, tell)
+
+    def close(self) -> None:
+        """End the process, if it has not ended."""
+        self.process.kill()
+        self.process.wait()
+        self.reader.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+    def _last_words(self) -> str:
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return f"exit code {self.process.returncode}: {lines[-1] if lines else 'no output'}"[:400]
+
+
+def together(
+    part: str,
+    families: Sequence[str],
+    arguments: Sequence[str],
+    results: Results,
+    deadline: float,
+    patience: float,
+) -> None:
+    """Run a part for several families: all get ready at once, then one measures after the other."""
+    started = time.monotonic()
+    parts = [Part(part, family, arguments, results.folder) for family in families]
+    ready: list[Part] = []
+    try:
+        for one in parts:
+            left = min(started + patience * READY_SECONDS[part], deadline) - time.monotonic()
+            if one.follow(max(left, 1.0), results.tell):
+                ready.append(one)
+        for one in ready:
+            left = min(patience * TURN_SECONDS[part], deadline - time.monotonic())
+            one.measure(max(left, 1.0), results.tell)
+    finally:
+        for one in parts:
+            one.close()
+    results.tell({"what": "time", "part": part, "seconds": time.monotonic() - started})
+
+
+def jobs(small: bool, results: Results, deadline: float, patience: float) -> None:
+    """Run the jobs of the harness, in a process of its own like the other parts."""
+    started = time.monotonic()
+    seconds = max(min(patience * JOBS_SECONDS, deadline - started), 1.0)
+    log = results.folder / "jobs.log"
+    command = [sys.executable, HERE / "gpu_jobs.py", "--seconds", str(seconds - 2), *(["--small"] * small)]
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        )
+    timer = threading.Timer(
+        seconds, os.killpg, (process.pid, signal.SIGKILL)
+    )  # with the jobs that it started
+    timer.start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("{"):
+            results.tell(json.loads(line))
+    timer.cancel()
+    process.stdout.close()
+    if code := process.wait():
+        lines = log.read_text(errors="replace").splitlines()
+        results.tell({"what": "jobs", "error": f"exit code {code}: {lines[-1] if lines else ''}"[:400]})
+    results.tell({"what": "time", "part": "jobs", "seconds": time.monotonic() - started})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure everything and write it down."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.jsonl and gpu.md")
+    parser.add_argument("--small", action="store_true", help="tiny networks on the CPU")
+    parser.add_argument("--minutes", type=float, default=8.0, help="when to stop, whatever is missing")
+    parser.add_argument("--families", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=("device", "plain", "compiled", "jobs"),
+        default=("device", "plain", "compiled", "jobs"),
+    )
+    options = parser.parse_args(arguments)
+    deadline = time.monotonic() + 60 * options.minutes - 5
+    patience = SMALL_PATIENCE if options.small else 1.0
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # of each of the processes that compile
+    results = Results(options.out)
+    device = ["--device", "cpu", "--small"] if options.small else ["--device", "cuda"]
+    for part in options.parts:
+        if part == "jobs":
+            jobs(options.small, results, deadline, patience)
+        else:
+            families = [""] if part == "device" else options.families
+            together(part, families, device, results, deadline, patience)
+    print((options.out / "gpu.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
