@@ -5,8 +5,8 @@
 
 One training runs; after every few of its steps a plain loop makes the same steps with a copy of the network,
 so both see the same state of the machine. Time is that of the process's CPU. At the end both copies must have
-the same weights, or they did not do the same work (with AdamW: Muon makes steps orthogonal in bfloat16, where
-the last bit of a gradient matters). With --profile: where the harness's own time goes.
+the same weights, or they did not do the same work (with AdamW: in Muon's
+steps a small singular value's last bit matters). With --profile: where the harness's own time goes.
 """
 
 import argparse
