@@ -31,9 +31,8 @@ def targets(node: object) -> Iterator[str]:
 
 
 def may_name(package: Package) -> set[str]:
-    if package.is_family:
-        return HARNESS | {package.module, "xlm.modules"}
-    return HARNESS | ({"xlm.core"} if package.module == "xlm.core" else {package.module})
+    blocks = {"xlm.modules"} if package.is_family or package.module == "xlm.core" else set[str]()
+    return HARNESS | blocks | {package.module}
 
 
 @pytest.mark.parametrize(("package", "path"), config_files(), ids=lambda value: getattr(value, "name", ""))

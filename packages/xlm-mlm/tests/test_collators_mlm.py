@@ -218,14 +218,6 @@ def test_likelihood_masks_at_least_one_cell() -> None:
     torch.testing.assert_close(batch.get("likelihood_weight"), 3 / batch["masked"].sum(1).double())
 
 
-def test_masks_of_a_row_without_bos_do_not_depend_on_its_rate_alone() -> None:
-    """The cells begin at column 0: the rate and the first cell must not share a draw."""
-    batch = bare()(many(8000, 3))
-    assert_uniform_given_count(subsets(batch, first=0), (0, 1, 2), least=0)
-    collate = MLMLikelihoodCollator(pad_id=PAD, mask_id=MASK, bos_id=None, eos_id=None)
-    assert_uniform_given_count(subsets(collate(many(8000, 3)), first=0), (0, 1, 2), least=1)
-
-
 def test_given_tokens_are_never_masked() -> None:
     fixed = [True, False, False, True, False]
     assert_uniform_given_count(subsets(training()(many(8000, 5, fixed))), (1, 2, 4), least=0)
@@ -376,21 +368,3 @@ def test_rows_for_generation_without_bos() -> None:
     fixed = torch.tensor([True, False])
     batch = collate([{"seed": 0, "target_ids": torch.tensor([9, 7]), "fixed": fixed}])
     assert batch["input_ids"].tolist() == [[9, MASK]]
-
-
-def test_rows_without_any_token() -> None:
-    """An empty target between no special tokens, alone and beside a row with tokens."""
-    empty: MLMExample = {"seed": 0, "target_ids": torch.empty(0, dtype=torch.int64)}
-    generate = MLMPromptCollator(pad_id=PAD, mask_id=MASK, bos_id=None, eos_id=None, default_length=0)
-    score = MLMLikelihoodCollator(pad_id=PAD, mask_id=MASK, bos_id=None, eos_id=None, num_draws=2)
-    alone: list[tuple[MLMBatch | MLMPromptBatch, int]] = [
-        (bare()([empty]), 1),
-        (score([empty]), 2),
-        (generate([{"seed": 0}]), 1),
-    ]
-    for batch, rows in alone:
-        assert batch["input_ids"].shape == batch["masked"].shape == (rows, 0)
-    beside = bare()([empty, {"seed": 1, "target_ids": torch.tensor([7, 8])}])
-    assert beside["num_eligible"].tolist() == [0, 2]
-    assert beside["attention_mask"] is not None
-    assert beside["attention_mask"].tolist() == [[False, False], [True, True]]

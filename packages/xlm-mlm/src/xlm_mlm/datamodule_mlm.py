@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from xlm.modules import stratified_times, take_top, uniform
+from xlm.modules import NoiseSchedule, stratified_times, take_top, uniform
 from xlm_mlm.types_mlm import MLMBatch, MLMExample, MLMPromptBatch
 
 _STREAM_RATE = 0
@@ -43,9 +43,10 @@ class MLMCollator:
     """Masks cells at random, for the training loss and the likelihood.
 
     The mask rate of a row is t ~ U(0, 1) (Ghazvininejad et al. 2019, arXiv:1904.09324, draw the number of
-    masks uniformly, which is the same law but for 0 masks) or fixed; each cell that is not given is masked
-    independently with this probability, always by MASK. Rates are stratified over the training stream where
-    the examples tell their places in it; each rate has the same law either way.
+    masks uniformly, which is the same distribution but for 0 masks), or 1 - alpha(t) of a noise schedule, or
+    fixed; each cell that is not given is masked independently with this probability, always by MASK. Times
+    are stratified over the training stream where the examples tell their places in it; each rate has the
+    same distribution either way.
 
     Args:
         pad_id: Id of PAD.
@@ -54,10 +55,12 @@ class MLMCollator:
         eos_id: Id of EOS; None for no EOS: then PAD alone fills a fixed width, and a token that separates
             texts inside a target is like any other.
         target_length: W, cells of every row; None for as many as the target has tokens.
-        mask_rate: Probability of masking a cell, in (0, 1]; None for a uniform draw per row.
+        schedule: alpha; None for uniform rates. The bound on the likelihood is the same for all: it is
+            estimated with :class:`MLMLikelihoodCollator`.
+        mask_rate: One probability of masking a cell for all rows, in (0, 1], in place of a schedule.
 
     Raises:
-        ValueError: If target_length or mask_rate is outside its range.
+        ValueError: If target_length or mask_rate is outside its range, or schedule and mask_rate are given.
     """
 
     def __init__(
@@ -68,13 +71,17 @@ class MLMCollator:
         bos_id: int | None,
         eos_id: int | None,
         target_length: int | None = None,
+        schedule: NoiseSchedule | None = None,
         mask_rate: float | None = None,
     ) -> None:
+        if schedule is not None and mask_rate is not None:
+            raise ValueError(f"mask_rate and schedule exclude one another, got {mask_rate} and {schedule}")
         if mask_rate is not None and not 0 < mask_rate <= 1:
             raise ValueError(f"mask_rate must be None or in (0, 1], got {mask_rate}")
         self._layout = _Layout(
             pad_id=pad_id, mask_id=mask_id, bos_id=bos_id, eos_id=eos_id, target_length=target_length
         )
+        self._schedule = schedule
         self._mask_rate = mask_rate
 
     def __call__(self, examples: Sequence[MLMExample]) -> MLMBatch:
@@ -89,7 +96,7 @@ class MLMCollator:
         keys = uniform(seeds, rows.ids.shape[1], step=0, stream=_STREAM_CELLS)
         masked = rows.eligible & (keys < self._rates(examples, seeds).unsqueeze(1))
         batch = _training_batch(rows, masked, self._layout, num_draws=1)
-        if self._mask_rate is None:
+        if self._mask_rate is None and self._schedule is None:
             size, num_masked = rows.eligible.sum(1), masked.sum(1)
             weight = (size + 1).to(torch.float64) / num_masked.clamp(min=1)
             batch["likelihood_weight"] = weight.masked_fill(num_masked == 0, 0.0)
@@ -101,7 +108,8 @@ class MLMCollator:
             return torch.full(seeds.shape, self._mask_rate, dtype=torch.float64)
         places = [example["place"] for example in examples if "place" in example]
         known = torch.tensor(places) if len(places) == len(examples) else None
-        return stratified_times(seeds, known, stream=_STREAM_RATE)
+        times = stratified_times(seeds, known, stream=_STREAM_RATE)
+        return times if self._schedule is None else 1 - self._schedule.alpha(times)
 
 
 class MLMLikelihoodCollator:

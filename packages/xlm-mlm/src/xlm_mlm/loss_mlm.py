@@ -109,7 +109,7 @@ class MLMLoss:
         if "likelihood_weight" not in batch:
             raise ValueError(
                 "rows with a fixed mask rate have no likelihood: the bound is a mean over all numbers of "
-                "masks. Use MLMLikelihoodCollator, or MLMCollator with mask_rate=None"
+                "masks. Use MLMLikelihoodCollator, or MLMCollator without mask_rate and schedule"
             )
         entropy, row, _ = self._masked_cells(model, batch)
         weight = batch["likelihood_weight"]

@@ -182,6 +182,11 @@ class Predictor(Protocol[BatchIn]):
 class NoiseSchedule(Protocol):
     """Noise level over time: t = 0 is clean, t = 1 is noise."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether alpha(0) = 1 and alpha(1) = 0, without which there is no likelihood bound."""
+        ...
+
     def alpha(self, t: Tensor, /) -> Tensor:
         """Probability that a token is still clean at time ``t``."""
         ...

@@ -28,6 +28,7 @@ GROUPS = {
     "family": "a family with a network; recipe=RECIPE family=FAMILY is an experiment of your own",
     "task": "a data set with its tokenizer and metrics",
     "model_type": "a family: loss, predictor, metrics of the loss",
+    "noise": "the noise schedule of a masked family",
     "model": "a network",
     "datamodule": "data loaders and their collators",
     "collator": "how a family noises and pads a batch",
@@ -59,6 +60,7 @@ COLUMN, WIDTH = 16, 100
 """Of the help: where lists of names begin, and where they are broken."""
 SINGLE = {
     **{name: name for name in ("experiment", "recipe", "family", "task")},
+    "noise": "noise schedule",
     "model_type": "model type", "model": "model", "datamodule": "data module",
 }  # fmt: skip
 """Groups of which one option is chosen, which is checked before Hydra is imported, and what an option is."""

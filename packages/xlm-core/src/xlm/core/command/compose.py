@@ -62,8 +62,14 @@ def check(config: DictConfig, choices: dict[str, Any]) -> RunSettings:
                 f"{group}={option} is offered by {names}. Hydra would silently take the first; "
                 "rename the file in one of them, or uninstall one."
             )
-    if missing := list(missing_keys(OmegaConf.to_container(config, resolve=False))):
+    raw = OmegaConf.to_container(config, resolve=False)
+    if missing := list(missing_keys(raw)):
         raise XLMError("\n".join(["The configuration is not complete:", *map(describe_missing, missing)]))
+    if config.get("noise") is not None and not refers_to("noise", raw):
+        raise XLMError(
+            f"noise: {config.noise.get('_target_')} is used by nothing here: no slot refers to ${{noise}}. "
+            "Leave it out; only families of masked diffusion have a noise schedule"
+        )
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
@@ -78,6 +84,15 @@ def missing_keys(node: object, prefix: str = "") -> Iterator[str]:
     elif isinstance(node, Mapping):
         for key, value in cast("Mapping[str, object]", node).items():
             yield from missing_keys(value, f"{prefix}.{key}" if prefix else key)
+
+
+def refers_to(key: str, node: object) -> bool:
+    """Whether a value below ``node`` refers to ``key`` or to something below it."""
+    if isinstance(node, Mapping):
+        return any(refers_to(key, value) for value in cast("Mapping[str, object]", node).values())
+    if isinstance(node, list):
+        return any(refers_to(key, value) for value in cast("list[object]", node))
+    return isinstance(node, str) and f"${{{key}" in node
 
 
 def run_job(config: DictConfig) -> None:

@@ -261,6 +261,9 @@ class RunSettings(Settings):
     """The network."""
     loss: Slot
     """The training objective (`xlm.core.protocols.Loss`)."""
+    noise: Slot | None = None
+    """Noise schedule of a masked family, which its collators and its predictor refer to
+    (`xlm.core.protocols.NoiseSchedule`)."""
     loss_metrics: dict[Name, Slot]
     """Figures of the loss's own output, by name (`xlm.core.protocols.LossMetric`)."""
     predictor: Slot
