@@ -16,8 +16,7 @@ from gpu_families import FIRST, NAMES, Parts, Size, mean_loss, on_device, path_p
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from xlm.core.optimizers import MuonWithAdamW
-from xlm.modules import row_seeds
+from xlm.modules import MuonWithAdamW, row_seeds
 from xlm.tasks.star import LEVELS, StarLevel, star_rows
 from xlm.tasks.star.graphs import StarGraphs, draw_graphs, graph_digests, split_of_digest
 

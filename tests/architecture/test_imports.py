@@ -74,7 +74,6 @@ def test_the_rooms_of_the_core_are_layers(graph: grimp.ImportGraph) -> None:
     folders = graph.find_children("xlm.core") - {
         "xlm.core.protocols",
         "xlm.core.__main__",
-        "xlm.core.optimizers",
     }
     assert folders == {f"xlm.core.{room}" for room in ROOMS}
     upwards = [
@@ -89,6 +88,6 @@ def test_the_rooms_of_the_core_are_layers(graph: grimp.ImportGraph) -> None:
 def _height(module: str) -> int:
     """Of the layer that a module of the core belongs to; the Protocols lie below all."""
     room = module.split(".")[2]
-    if room in ("__main__", "optimizers"):
+    if room == "__main__":
         return len(ROOMS)
     return -1 if room == "protocols" else len(ROOMS) - 1 - ROOMS.index(room)

@@ -2,6 +2,7 @@
 
 from xlm.modules.cache import KeyValueCache
 from xlm.modules.dit import DiT, DiTBlock, TimestepEmbedding
+from xlm.modules.optimizers import FusedAdamW, MuonWithAdamW
 from xlm.modules.random import row_seeds, uniform
 from xlm.modules.rotary import apply_rotary, rotary_angles
 from xlm.modules.sampling import (
@@ -38,10 +39,12 @@ __all__ = [
     "DiT",
     "DiTBlock",
     "FeedForward",
+    "FusedAdamW",
     "Geometric",
     "KeyValueCache",
     "Linear",
     "LogLinear",
+    "MuonWithAdamW",
     "NoiseSchedule",
     "Polynomial",
     "RotaryAttention",
