@@ -19,6 +19,9 @@ ALLOWED = {
     },
 }  # fmt: skip
 
+EXTRAS = {"xlm.modules.hub": {"huggingface_hub", "safetensors"}}
+"""Modules that need an extra of their package: imported by other packages only."""
+
 
 @pytest.fixture(scope="module")
 def graph() -> grimp.ImportGraph:
@@ -34,7 +37,8 @@ def test_a_package_imports_only_what_it_may(graph: grimp.ImportGraph, package: P
         _owner(imported)
         for module in own
         for imported in graph.find_modules_directly_imported_by(module)
-        if imported not in own and not (imported == "transformers" and is_for_transformers(module))
+        if imported not in own and imported not in EXTRAS.get(module, ())
+        if not (imported == "transformers" and is_for_transformers(module))
     }
     unexpected = {name for name in foreign if name not in allowed and name not in sys.stdlib_module_names}
     assert not unexpected, f"{package.module} imports {sorted(unexpected)}; it may import {sorted(allowed)}"
@@ -51,6 +55,12 @@ def test_nobody_imports_the_classes_for_transformers(graph: grimp.ImportGraph, p
     for module in graph.find_descendants(package.module):
         if is_for_transformers(module):
             assert not graph.find_modules_that_directly_import(module)
+
+
+@pytest.mark.parametrize("module", EXTRAS)
+def test_a_package_does_without_its_extras(graph: grimp.ImportGraph, module: str) -> None:
+    package = _owner(module)
+    assert not {name for name in graph.find_modules_that_directly_import(module) if _owner(name) == package}
 
 
 def _owner(module: str) -> str:

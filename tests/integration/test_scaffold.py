@@ -1,57 +1,84 @@
 """A package from the template passes its own tests and rules, and trains, with nothing changed in it."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
-from xlm.core.command.discovery import config_packages
-from xlm.scaffold import cli
+from xlm.scaffold.cli import FAMILIES
 
-from .running import run_fast
+from .new_packages import forget, make_package
+from .running import composed
 
-FEW_ROWS = "task.source.num_rows={train: 64, val: 16, test: 16}"
+HERE = Path(__file__).parent
+HUB_SERVER = HERE.parents[1] / "packages" / "xlm-core" / "tests"
+
 # Of the copy only what can depend on names; its other tests are the family's own.
 OWN_TESTS = {
     "skeleton": ["tests"],
     "mlm": ["tests/test_conformance_my_model.py", "tests/test_readme_my_model.py"],
 }
-Make = Callable[[str], Path]
 
 
 @pytest.fixture
-def make_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Renders a package and puts it on the path, with the metadata that installing it would write."""
-
-    def make(family: str) -> Path:
-        folder = tmp_path / "xlm-my-model"
-        cli.main(["my_model", str(folder), "--from", family, "--xlm", "index"])
-        metadata = folder / "src" / "xlm_my_model-1.0.0.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: xlm-my-model\nVersion: 1.0.0\n")
-        (metadata / "entry_points.txt").write_text("[xlm.configs]\nmy_model = xlm_my_model.configs\n")
-        monkeypatch.syspath_prepend(str(folder / "src"))
-        config_packages.cache_clear()
-        return folder
-
-    yield make
-    config_packages.cache_clear()
-    for name in [name for name in sys.modules if name.split(".")[0] == "xlm_my_model"]:
-        del sys.modules[name]
+def my_model(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A package ``xlm-my-model`` from the family that the test names."""
+    folder = make_package("my_model", tmp_path / "xlm-my-model", request.param)
+    monkeypatch.syspath_prepend(str(folder / "src"))
+    yield folder
+    forget("my_model")
 
 
-@pytest.mark.parametrize("family", OWN_TESTS)
-def test_a_new_package_passes_its_checks_and_trains(family: str, make_package: Make, tmp_path: Path) -> None:
-    folder = make_package(family)
+@pytest.mark.parametrize(("my_model", "tests"), OWN_TESTS.items(), indirect=["my_model"])
+def test_a_new_package_passes_its_checks(my_model: Path, tests: list[str]) -> None:
     for command in ("check", "format --check"):
-        run(folder, "ruff", *command.split(), "--no-cache", ".")
-    run(folder, "pytest", "-q", "-p", "no:cacheprovider", *OWN_TESTS[family])
-    small = ("model.d_model=32", "model.num_layers=2", "model.num_heads=2")
-    results = run_fast(tmp_path / "runs", tmp_path / "cache", "train", "star_tiny_my_model", FEW_ROWS, *small)
-    assert results["test/lm/nll"] > 0
-    assert results["test/prediction/nfe_per_sequence"] > 0
+        run(my_model, "ruff", *command.split(), "--no-cache", ".")
+    run(my_model, "pytest", "-q", "-p", "no:cacheprovider", *tests)
+
+
+@pytest.mark.parametrize("my_model", ["skeleton"], indirect=True)
+@pytest.mark.usefixtures("my_model")
+def test_the_skeleton_trains_under_the_conditions_of_the_families() -> None:
+    def conditions(name: str) -> tuple[int, dict[str, object]]:
+        config, _ = composed(f"star_tiny_{name}", "job_type=train", "job_name=x")
+        vocab = {"vocab.size": 14, "vocab.pad_id": 0, "vocab.mask_id": 1, "vocab.special_ids": [0, 1]}
+        for key, value in vocab.items():
+            OmegaConf.update(config, key, value)
+        with torch.device("meta"):
+            model = instantiate(config.model)
+        loop = {key: config[key] for key in ("trainer", "optimizer", "lr_scheduler", "seed")}
+        size = sum(parameter.numel() for parameter in model.parameters())
+        return size, {**loop, "batch_size": config.datamodule.batch_size}
+
+    assert conditions("my_model") == conditions("mlm")
+
+
+def test_a_new_model_trains_is_pushed_and_used_as_its_card_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tests of sharing_new_models.py, in a process whose client talks to a Hub of their own."""
+    monkeypatch.syspath_prepend(HUB_SERVER)
+    from hub_server import TOKEN, Hub, serve
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_ENDPOINT": serve(Hub()).url, "HF_TOKEN": TOKEN}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
+         "-W", "ignore:Use 'content=:DeprecationWarning",  # of the client's own code
+         str(HERE / "sharing_new_models.py")],
+        check=False, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(FAMILIES)} passed" in done.stdout
 
 
 def run(folder: Path, module: str, *arguments: str) -> None:

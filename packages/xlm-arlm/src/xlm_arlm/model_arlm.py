@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from xlm.modules import KeyValueCache, RotaryTransformer
-from xlm_arlm.hub_arlm import HubModel
+from xlm.modules.hub import HubModel
 
 _LOGITS_AT_ONCE = 2**25
 """Logits that the cross entropy holds at a time: 128 MiB in float32."""

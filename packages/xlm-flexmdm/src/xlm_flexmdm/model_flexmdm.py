@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlm.modules import DiT, TimestepEmbedding
-from xlm_flexmdm.hub_flexmdm import HubModel
+from xlm.modules.hub import HubModel
 from xlm_flexmdm.types_flexmdm import FlexMDMOutput
 
 Head = Literal["expectation", "distribution"]

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlm.modules import RotaryTransformer
-from xlm_ilm.hub_ilm import HubModel
+from xlm.modules.hub import HubModel
 from xlm_ilm.types_ilm import ILMOutput
 
 Head = Literal["stop", "length"]

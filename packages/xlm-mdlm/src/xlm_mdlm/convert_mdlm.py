@@ -20,7 +20,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import Tensor
 
-from xlm_mdlm.hub_mdlm import weight_files
+from xlm.modules.hub import find, weight_files
 from xlm_mdlm.model_mdlm import MDLMDiT
 
 NAMES = {
@@ -122,10 +122,10 @@ def load_published(source: str | Path, *, revision: str | None = None) -> MDLMDi
         revision: Branch, tag or commit of the repository.
 
     Raises:
-        ValueError: If it does not have the published layout.
+        ValueError: If there is no such folder, or it does not have the published layout.
         FileNotFoundError: If there are no safetensors.
     """
-    folder = Path(source)
+    folder = Path(find(source))
     if not folder.is_dir():
         patterns = ["*.safetensors", "config.json"]
         folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlm.modules import DiT, RotaryTransformer, TimestepEmbedding
-from xlm_mdlm.hub_mdlm import HubModel
+from xlm.modules.hub import HubModel
 
 
 class MDLMRotary(

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlm.modules import RotaryTransformer
-from xlm_mlm.hub_mlm import HubModel
+from xlm.modules.hub import HubModel
 
 
 class MLM(

@@ -126,8 +126,9 @@ def _standalone(facts: CardFacts) -> Iterator[str]:
     yield f"predict = {_call(nodes[0])}"
     if collator is not None:
         yield f"collate = {_call(collator)}"
-        yield '# with "prompt_ids": torch.tensor([...]) a row continues a prompt'
-        yield 'rows = [{"seed": 0}, {"seed": 1}]'
+        yield '# With "prompt_ids": torch.tensor([...]) a row continues a prompt. Of "target_ids" only the'
+        yield "# length is read, by models that do not choose it themselves."
+        yield 'rows = [{"seed": seed, "target_ids": torch.zeros(4, dtype=torch.int64)} for seed in (0, 1)]'
         yield "prediction = predict(model, collate(rows), torch.tensor([0, 1]))"
         yield "print([ids[:length].tolist() for ids, length in zip(prediction.ids, prediction.lengths)])"
     yield "```"

@@ -25,7 +25,7 @@ class SavedModel(Protocol):
         ...
 
     @classmethod
-    def from_pretrained(cls, folder: Path, /) -> Self:
+    def from_pretrained(cls, folder: str | Path, /) -> Self:
         """Make the network that a folder holds."""
         ...
 
@@ -65,6 +65,28 @@ class SavingSuite:
         self._saved(tmp_path / "other", seed=1)
         (tmp_path / "other" / "model.safetensors").rename(tmp_path / "outside.safetensors")
         self._assert_same(self._load(tmp_path / "model"), model)
+
+    def test_a_folder_that_is_not_there_is_called_so(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        network = type(self.build_model(16))
+        nowhere: list[str | Path] = [
+            "./nothing_here",
+            "runs/none/model",
+            "~/nothing_here",
+            tmp_path / "nothing",
+        ]
+        for place in [*nowhere, Path("nothing_here")]:
+            with pytest.raises(ValueError, match="there is no such folder") as error:
+                network.from_pretrained(place)
+            assert str(error.value).startswith(f"{place}: ")
+        self._saved(tmp_path / "saved")
+        with pytest.raises(ValueError, match=r"model\.safetensors is a file; the folder"):
+            network.from_pretrained("saved/model.safetensors")
+        (tmp_path / "saved" / "config.json").unlink()
+        with pytest.raises(ValueError, match=r"saved has no config\.json with the arguments of"):
+            network.from_pretrained("saved")
 
     def test_missing_and_extra_weights_are_named(self, tmp_path: Path) -> None:
         self._saved(tmp_path)
