@@ -1,7 +1,7 @@
 """Make a package, train, push, and follow the model card, with huggingface_hub's client as it is.
 
-Run by ``test_scaffold.py``, which serves the Hub, in a process of its own: the client reads the address of the
-Hub when it is imported.
+Run by ``test_scaffold.py``, which serves the Hub, in a process of its own: the client reads its address when
+it is imported.
 """
 
 import re
