@@ -68,13 +68,3 @@ def test_our_packages_come_from_this_repository(name: str) -> None:
     found = distribution(name)
     assert found.version == "1.0.0"
     assert (ROOT / "packages" / name).as_uri() in (found.read_text("direct_url.json") or "")
-
-
-def test_families_save_and_load_alike() -> None:
-    """Each family has its own copy of ``hub_<family>.py``; a change in one belongs into all."""
-    copies = {
-        path: path.read_text() for member in OURS for path in sorted(member.parent.glob("src/xlm_*/hub_*.py"))
-    }
-    assert len(copies) >= 5
-    different = [path.name for path, text in copies.items() if text != next(iter(copies.values()))]
-    assert not different, f"{different} differ from {next(iter(copies)).name}"
