@@ -109,7 +109,7 @@ class Stream(Iterable[Any]):
     """The training batches of one process.
 
     Args:
-        rows: This process's part of the source (`shuffled_stream`).
+        rows: This process's part of the source (`open_stream`).
         encoder: Turns raw rows into ids.
         settings: Of the training loader.
         collate: Makes what the loader yields of the examples of a batch.
