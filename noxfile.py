@@ -180,7 +180,7 @@ def template_all(session: nox.Session) -> None:
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Build all wheels, install them outside the repository, run a job from there."""
+    """Build all wheels, run a job with all of them, and each family's README with its own alone."""
     outside = outside_folder()
     dist = outside / "dist"
     uv(session, "build", "--quiet", "--all-packages", "--wheel", "--out-dir", str(dist))
@@ -193,12 +193,23 @@ def wheels(session: nox.Session) -> None:
         session.run(xlm, *job, env=environment, external=True)
         session.run(python, "-c", CHECK_ORIGIN, str(outside), env=ENVIRONMENT, external=True)
 
-    for family in sorted(
-        path for path in PACKAGES if (ROOT / "packages" / path / "src" / path.replace("-", "_")).is_dir()
-    ):
-        python = make_environment(session, outside / family)
-        uv(session, "pip", "install", "--quiet", "--python", python, f"./packages/{family}")
-        session.run(python, "-c", CHECK_STANDALONE, family, env=ENVIRONMENT, external=True)
+    modules = "xlm-modules"
+    families = [name for name in PACKAGES if (ROOT / "packages" / name / "src" / module_of(name)).is_dir()]
+    for name in [modules, *families]:
+        python = make_environment(session, outside / name)
+        alone = [str(next(dist.glob(f"{module_of(part)}-*.whl"))) for part in {name, modules}]
+        uv(session, "pip", "install", "--quiet", "--python", python, *alone)
+        readme = str(ROOT / "packages" / name / "README.md")
+        with session.chdir(outside):
+            session.run(
+                *(python, "-W", "error", "-c", CHECK_STANDALONE, name, readme),
+                env=ENVIRONMENT,
+                external=True,
+            )
+
+
+def module_of(package: str) -> str:
+    return package.replace("-", "_")
 
 
 @nox.session
@@ -244,13 +255,19 @@ print(len(ours), "distributions, all built from this repository")
 """
 
 CHECK_STANDALONE = """
-import sys, importlib, importlib.metadata as metadata
+import sys, re, pathlib, importlib.metadata as metadata
 names = {d.name.lower() for d in metadata.distributions()}
 harness = "lightning pytorch-lightning hydra-core omegaconf datasets transformers xlm-core xlm-tasks"
 unwanted = names & set(harness.split())
 assert not unwanted, f"{sys.argv[1]} brings {sorted(unwanted)}"
-importlib.import_module(sys.argv[1].replace("-", "_"))
-print(sys.argv[1], "alone:", len(names), "distributions, none of the harness")
+readme = pathlib.Path(sys.argv[2]).read_text(encoding="utf-8")
+blocks = re.findall(r"```python\\n(.*?)```", readme, re.DOTALL)
+assert blocks, "no example in the README"
+for block in blocks:
+    # What its training learns is tested elsewhere.
+    short = re.sub(r"(?<= in )range\\(\\d{3}\\)", "range(3)", block)
+    exec(compile(short, "README.md", "exec"), {})
+print(sys.argv[1], "alone:", len(names), "distributions, none of the harness; its README runs")
 """
 
 
