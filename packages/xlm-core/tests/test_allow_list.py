@@ -13,13 +13,13 @@ import yaml
 from xlm.core.config.errors import XLMError
 from xlm.core.hub import allow_list
 from xlm.core.hub.allow_list import LIBRARY_CLASSES, check_names, check_objects, targets
-from xlm.core.hub.pushed_config import as_experiment, portable, read
+from xlm.core.hub.pushed_config import as_experiment, read
 
 HARMLESS: dict[str, Any] = {
     "task": {"name": "x", "source": {"_target_": "datasets.load_dataset", "path": "user/name"}},
     "model": {"_target_": "torch.optim.AdamW", "width": "${vocab.size}", "sizes": [1, 2.5, None, True]},
     "loss": {"time": "${oc.select:model.time_conditioning,false}"},
-    "optimizer": {"_target_": "torch.optim.SGD", "_partial_": True, "_args_": [[]]},
+    "optimizer": {"_target_": "torch.optim.SGD", "_partial_": True},
 }
 EVIL = {"_target_": "os.system", "command": "true"}
 Change = Callable[[dict[str, Any]], object]
@@ -30,11 +30,11 @@ PLACES: dict[str, Change] = {
     "deep": lambda config: config["model"].update(a={"b": {"c": EVIL}}),
     "list": lambda config: config["model"]["sizes"].append(EVIL),
     "list of lists": lambda config: config["model"].update(sizes=[[[EVIL]]]),
-    "positional": lambda config: config["optimizer"].update(_args_=[EVIL]),
+    "inside a source": lambda config: config["task"]["source"].update(data_files=EVIL, name=EVIL),
     "not a slot": lambda config: config["task"].update(anything=EVIL),
     "data": lambda config: config.update(datamodule={"train": {"lm": {"collator": EVIL}}}),
-    "partial": lambda config: config.update(loss={**EVIL, "_partial_": True}),
-    "not recursive": lambda config: config.update(loss={"_recursive_": False, "inner": EVIL}),
+    "partial": lambda config: config["task"].update(filter={**EVIL, "_partial_": True}),
+    "referred to": lambda config: config.update(loss="${predictor}", predictor=EVIL),
 }
 
 
@@ -102,11 +102,61 @@ def test_names_are_compared_whole(name: object) -> None:
         "\\${oc.env:HOME}",
         "${ oc.env:HOME }",
         "${oc.env:HOME",
+        "${vocab.size}{oc.env:HOME}",
+        "${vocab.size}${vocab.size}",
+        "${oc.select:vocab.size,${oc.env:HOME}}",
+        "${oc.select:vocab.size,'a'}",
+        "${.size}",
+        "${..loss}",
+        "${}",
+        "${vocab[size]}",
+        "${oc.deprecated:vocab.size}",
+        "${vocab.size}\n",
+        "${datamodule.cache_dir}/../x",
+        "${datamodule.cache_dir}x",
+        "x${datamodule.cache_dir}/x",
     ],
 )
 def test_texts_may_refer_to_keys_only(text: str) -> None:
     for config in ({"model": {"name": text}}, {"model": {"names": ["a", text]}}):
         with pytest.raises(XLMError, match="more than a reference to another key"):
+            check_names(config, "x")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model": {"a": "${model.b}", "b": "${model.a}"}}, "in a circle"),
+        ({"model": "${loss}", "loss": {"model": "${model}"}}, "in a circle"),
+        ({"model": {"a": "${model}"}}, "in a circle"),
+        ({"a": {str(n): [f"${{a.{n + 1}}}"] * 10 if n < 9 else 1 for n in range(10)}}, "without end"),
+        ({"model": "${loss.a}", "loss": "${model.b}"}, "in a circle"),
+        ({"model": {"a": "${loss.b}"}}, r"refers to loss\.b, which it does not have"),
+        ({"model": {"a": "${output_dir}"}}, r"refers to output_dir, which it does not have"),
+        ({"model": {"a": [1], "b": "${model.a.1}"}}, r"refers to model\.a\.1, which"),
+        ({"loss": {"_target_": "${model.a}"}, "model": {"a": "torch.optim.SGD"}}, "is not allowed"),
+    ],
+)
+def test_references_lead_to_something_and_end(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(XLMError, match=message) as error:
+        check_names(config, "x")
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["_args_", "_recursive_", "_convert_"])
+def test_what_only_hydra_reads_is_refused(key: str) -> None:
+    for node in ({}, {"_target_": "torch.optim.SGD"}):
+        with pytest.raises(XLMError, match=f"model.a: {key} is not allowed"):
+            check_names({"model": {"a": {**node, key: []}}}, "x")
+
+
+def test_functions_are_made_for_slots_that_take_them() -> None:
+    node = {"_target_": "torch.optim.SGD", "_partial_": True}
+    for slot in ("source", "filter", "preprocess"):
+        check_names({"task": {slot: node, "tokenizer": {"source": f"${{task.{slot}}}"}}}, "x")
+    check_names({"model": {**node, "_partial_": False}}, "x")
+    for config in ({"model": node}, {"optimizer": [node]}, {"optimizer": {**node, "_partial_": "true"}}):
+        with pytest.raises(XLMError, match="is only for slots that take a function"):
             check_names(config, "x")
 
 
@@ -120,89 +170,6 @@ def test_every_problem_is_named_with_its_place() -> None:
         "task.name: '${oc.env:HOME}'",
     ):
         assert line in str(error.value)
-
-
-@pytest.mark.parametrize("path", ["csv", "json", "parquet", "text", "user/name"])
-@pytest.mark.parametrize(
-    "data_files",
-    [None, "???", "my texts/**/*.txt", ["a.csv", "b.csv"], {"train": "train-*.parquet", "test": ["a", "b"]}],
-)
-def test_formats_of_datasets_and_files_below_the_working_directory_pass(
-    path: str, data_files: object
-) -> None:
-    node = {
-        "_target_": "datasets.load_dataset",
-        "_partial_": True,
-        "path": path,
-        "data_files": data_files,
-        "sample_by": "document",
-        "encoding_errors": "strict",
-    }
-    check_names({"source": node}, "x")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"path": "pandas", "data_files": "x.pkl"}, "'pandas' is no repository of the Hub"),
-        ({"path": "pandas"}, "'pandas' is no repository of the Hub"),
-        ({"path": "webdataset", "data_files": "x.tar"}, "'webdataset' is no repository of the Hub"),
-        ({"path": "csv ", "data_files": "x.csv"}, "'csv ' is no repository of the Hub"),
-        ({"path": "./csv", "data_files": "x.csv"}, "'./csv' is no repository of the Hub"),
-        ({"path": "${task.name}", "data_files": "x.csv"}, "is no repository of the Hub"),
-        ({"path": "../../secret/data"}, "is no repository of the Hub"),
-        ({"path": "/etc/x"}, "is no repository of the Hub"),
-        ({}, "None is no repository of the Hub"),
-        ({"path": "a/b", "_args_": ["pandas"]}, "with _args_ is not allowed"),
-        ({"path": "csv", "data_dir": "/etc"}, "with data_dir is not allowed"),
-        ({"path": "csv", "storage_options": {}}, "with storage_options is not allowed"),
-        ({"path": "a/b", "trust_remote_code": True}, "with trust_remote_code is not allowed"),
-    ],
-)
-def test_data_sets_come_from_the_hub_or_from_plain_files(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(XLMError, match=message):
-        check_names({"source": {"_target_": "datasets.load_dataset", **arguments}}, "x")
-
-
-@pytest.mark.parametrize(
-    "file",
-    [
-        "/etc/passwd",
-        "~/.ssh/id_rsa",
-        "../secret.txt",
-        "a/../../secret.txt",
-        "..\\secret.txt",
-        "C:/secret.txt",
-        "https://evil.example/x.csv",
-        "reference://::https://evil.example/x.json",
-        "simplecache::x.csv",
-        "${model.name}",
-        1,
-    ],
-)
-@pytest.mark.parametrize("node", [{}, {"_target_": "datasets.load_dataset", "path": "text"}])
-def test_files_are_below_the_working_directory(file: object, node: dict[str, object]) -> None:
-    for files in (file, ["a.txt", file], {"train": "a.txt", "test": [file]}):
-        with pytest.raises(XLMError, match=r"data_files\S*: .* is no pattern of files below"):
-            check_names({"source": {**node, "data_files": files}}, "x")
-
-
-def test_places_of_a_machine_are_not_pushed() -> None:
-    def pushed(data_files: object) -> object:
-        return portable({"task": {"source": {"data_files": data_files}}})["task"]["source"]["data_files"]
-
-    assert pushed("/home/me/*.txt") == pushed("~/texts/*.txt") == "???"
-    assert pushed({"train": "/data/a", "test": ["b", "/data/c"]}) == {"train": "???", "test": ["b", "???"]}
-    node = {"source": {"data_files": None}, "tokenizer": {"saved": "/home/me/tokenizer"}}
-    assert portable({"task": node})["task"]["tokenizer"]["saved"] == "???"
-    for data_files in (None, "texts/*.txt", {"train": "a"}, "hf://datasets/a/b/c.csv"):
-        assert pushed(data_files) == data_files
-
-
-@pytest.mark.parametrize("path", ["csv", "pandas", "/etc", "../data", "~/data", "${output_dir}", 1])
-def test_paths_name_repositories_whatever_takes_them(path: object) -> None:
-    with pytest.raises(XLMError, match=r"source\.path: .* is no repository of the Hub"):
-        check_names({"source": {"_target_": "torch.optim.AdamW", "path": path}}, "x")
 
 
 @pytest.mark.parametrize("key", [1, True, None])
@@ -250,19 +217,20 @@ def test_only_what_describes_the_model_is_taken(tmp_path: Path, monkeypatch: pyt
         "ckpt_path": "hf://their/other",
     }
     taken = read(write(tmp_path, config), "x")
-    assert taken == {**HARMLESS, "datamodule": {"batch_size": 3}, "trainer": {"max_steps": 7}}
+    expected = {**HARMLESS, "loss": {"time": False}, "datamodule": {"batch_size": 3}}
+    assert taken == {**expected, "trainer": {"max_steps": 7}}
     assert not {"os.system"} & {target for _, target in targets(taken)}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: !!python/object/apply:os.system [true]", "is not YAML"),
+        ("model: !!python/object/apply:os.system [true]", "without tags"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nmodel: [*b, *b]", "without aliases"),
         ("- a", "is no config"),
         ("model: {", "is not YAML"),
         ("", "is no config"),
-        ("a: " + "x" * 2**20, "up to 1 MiB"),
+        ("a: " + "x" * 2**20, "up to 0.25 MiB"),
         ("model: {x: 2020-01-01}", "a date is no plain value"),
     ],
 )

@@ -105,9 +105,7 @@ def test_a_sharded_checkpoint_is_consolidated(trained: Path, run_toy: Run, tmp_p
     state = {"state_dict": {"model.bias": weights(trained)}, "optimizer_0": {"step": torch.ones(1)}}
     save(state, checkpoint_id=shards, no_dist=True)
     torch.save({"global_step": 1}, shards / "meta.pt")
-    with pytest.raises(XLMError, match=r"is a sharded checkpoint.*allow_pickle=true"):
-        run_toy("job_type=export", f"ckpt_path={shards}")
-    run_toy("job_type=export", f"ckpt_path={shards}", "allow_pickle=true")
+    run_toy("job_type=export", f"ckpt_path={shards}")
     bias = load_file(exported(trained, "export") / "model.safetensors")["bias"]
     assert torch.equal(bias, weights(trained))
     assert "1, 20 planned" in (exported(trained, "export") / "README.md").read_text()
@@ -197,18 +195,55 @@ def test_an_index_names_parts_in_its_folder_only(tmp_path: Path, name: str) -> N
     assert repr(name) in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]"])
+DEEP = '{"weight_map": ' + "[" * 100_000 + "]" * 100_000 + "}"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", DEEP])
 def test_a_config_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(XLMError, match=r"config\.json (is not JSON|holds a list)"):
+    with pytest.raises(XLMError, match=r"config\.json (is not JSON|holds a list)") as error:
         source.read(str(tmp_path))
+    assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', DEEP, '{"weight_map": 1e999}'])
 def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(XLMError, match="is no index of weights"):
+    with pytest.raises(XLMError, match=r"is no index of weights|is not JSON") as error:
         read_folder(tmp_path, "x")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_recorded_config_of_a_foreign_run_is_refused(trained: Path, run_toy: Run, tmp_path: Path) -> None:
+    file = trained / "config.yaml"
+    recorded = yaml.safe_load(file.read_text())
+    trace = tmp_path / "trace"
+    touch = {
+        "_target_": "pathlib.Path.touch",
+        "_args_": [{"_target_": "pathlib.Path", "_args_": [str(trace)]}],
+    }
+    create = "${oc.create:" + json.dumps(touch).replace('"', "") + "}"
+    hostile: tuple[dict[str, Any], ...] = (
+        {"model": {**recorded["model"], "dropout": touch}},
+        {"model": {**recorded["model"], "dropout": create}},
+        {"model": {**recorded["model"], "dropout": "${x}"}, "x": touch},
+        {"model": {**recorded["model"], "dropout": "${oc.select:x,0}"}, "x": touch},
+        {"task": {**recorded["task"], "tokenizer": touch}},
+        {"task": {**recorded["task"], "tokenizer": {**recorded["task"]["tokenizer"], "x": "${task.source}"},
+                  "source": {"_target_": "datasets.load_dataset", "path": "pandas", "data_files": "x.pkl"}}},
+        {"model": {**recorded["model"], "dropout": "${x}"}, "x": "${model.dropout}"},
+    )  # fmt: skip
+    for change in hostile:
+        file.write_text(yaml.safe_dump({**recorded, **change}))
+        with pytest.raises(XLMError, match=r"config\.yaml is refused: .*trust_remote_code=true|refused:\n"):
+            run_toy("job_type=export")
+    assert not trace.exists()
+    file.write_text(yaml.safe_dump({**recorded, **hostile[0]}))
+    with pytest.raises(XLMError, match="could not make"):  # dropout is no number then
+        run_toy("job_type=export", "trust_remote_code=true")
+    assert trace.exists()
+    file.write_text(yaml.safe_dump({**recorded, "callbacks": {"x": touch}, "output_dir": "/elsewhere"}))
+    run_toy("job_type=export")
 
 
 class Touches:

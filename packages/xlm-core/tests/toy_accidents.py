@@ -84,11 +84,11 @@ class KillInSave(Callback):
 
 
 class FailAt(Callback):
-    """Raises at the given micro-batch."""
+    """Raises at the given micro-batch. Takes notes, which stand in the config."""
 
-    def __init__(self, *, batch: int, token: str = "") -> None:
+    def __init__(self, *, batch: int, **notes: object) -> None:
         self.batch = batch
-        self.token = token
+        self.notes = notes
 
     @override
     def on_train_batch_start(

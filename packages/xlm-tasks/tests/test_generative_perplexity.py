@@ -1,6 +1,9 @@
 """Against a computation of its own, under a small GPT-2 with random weights."""
 
+import json
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,3 +112,29 @@ def test_settings_that_cannot_be_are_refused(scorer: Path) -> None:
         GenerativePerplexity("x", max_length=1)
     with pytest.raises(ValueError, match=r"max_length=65, but .* takes 64 tokens"):
         GenerativePerplexity(str(scorer), max_length=65).update(generations(["a text"]))
+
+
+class Touches:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.trace,)
+
+
+def test_nothing_of_the_judge_runs(scorer: Path, tmp_path: Path) -> None:
+    folder, trace = tmp_path / "judge", tmp_path / "trace"
+    shutil.copytree(scorer, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"transformer.wte.weight": Touches(trace)}, folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        GenerativePerplexity(str(folder), max_length=LONGEST).update(generations(TEXTS))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "theirs", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"import pathlib\npathlib.Path({str(trace)!r}).touch()\n")
+    with pytest.raises(ValueError, match=r"trust_remote_code|custom code"):
+        GenerativePerplexity(str(folder), max_length=LONGEST).update(generations(TEXTS))
+    assert not trace.exists()

@@ -64,6 +64,7 @@ def test_number_tokenizer_refuses_ids_out_of_range(token_id: int) -> None:
         NumberTokenizer(20).decode([3, token_id])
 
 
-def test_number_tokenizer_needs_a_number() -> None:
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        NumberTokenizer(0)
+@pytest.mark.parametrize("num_numbers", [0, -1, 10_000_001, 10**12, 10**100])
+def test_number_tokenizer_needs_a_number_of_names_that_it_can_hold(num_numbers: int) -> None:
+    with pytest.raises(ValueError, match=f"between 1 and 10,000,000, got {num_numbers}"):
+        NumberTokenizer(num_numbers)

@@ -9,6 +9,7 @@ from importlib.metadata import distributions
 from xlm.core.command.completion import candidates, script
 from xlm.core.command.discovery import config_packages, providers
 from xlm.core.config.errors import XLMError
+from xlm.core.config.secrets import hide_from_console
 
 JOBS = {
     "prepare_data": "download or generate the data set, tokenise it, cache it",
@@ -229,6 +230,7 @@ def show(text: str) -> None:
 
 def main() -> None:
     """Answer, or hand over to Hydra."""
+    hide_from_console()
     arguments = sys.argv[1:]
     try:
         if (text := answer(arguments)) is not None:

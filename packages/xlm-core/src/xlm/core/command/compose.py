@@ -17,8 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 from xlm.core.command.discovery import config_packages, providers
 from xlm.core.config.errors import XLMError
 from xlm.core.config.schema import RunSettings, describe_missing, validate
+from xlm.core.config.secrets import hide_file
 
 CORE_CONFIGS = Path(__file__).parents[1] / "configs"
+SWEEP = "multirun.yaml"
+"""What Hydra writes of a sweep, its overrides included."""
 
 
 class PackageConfigs(SearchPathPlugin):
@@ -106,6 +109,7 @@ def run_job(config: DictConfig) -> None:
 def task(config: DictConfig) -> None:
     """What Hydra calls: a mistake of the user ends in its message, not in a stack trace."""
     try:
+        hide_from_files()
         run_job(config)
     except XLMError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -114,6 +118,15 @@ def task(config: DictConfig) -> None:
             sys.exit(f"Error: {error}")
         print(error, file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
+
+
+def hide_from_files() -> None:
+    """Keep secrets out of what Hydra writes by itself: the overrides of a sweep, its folder of configs."""
+    hydra_config = HydraConfig.get()
+    hide_file(Path(hydra_config.sweep.dir, SWEEP))
+    if hydra_config.output_subdir is not None:
+        for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):
+            hide_file(Path(hydra_config.runtime.output_dir, hydra_config.output_subdir, name))
 
 
 def main() -> None:
@@ -135,4 +148,8 @@ def main() -> None:
 
 def compose_and_run() -> None:
     """Hand the command line to Hydra."""
-    hydra.main(config_path=str(CORE_CONFIGS), config_name="config", version_base="1.3")(task)()
+    try:
+        hydra.main(config_path=str(CORE_CONFIGS), config_name="config", version_base="1.3")(task)()
+    finally:
+        if {"-m", "--multirun"} & set(sys.argv):  # of a sweep whose first job did not compose
+            hide_file(Path(SWEEP))

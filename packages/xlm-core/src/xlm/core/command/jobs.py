@@ -104,7 +104,7 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     results = dict(harness.results)
     traces: Mapping[str, Any] = {}
     if settings.test_after_training:
-        source.load(harness.model, str(folder.best_checkpoint()), own=True)
+        source.load(harness.model, str(folder.best_checkpoint()))
         writer = evaluate_test_split(trainer, harness, datamodule, folder.path, settings)
         results, traces = harness.results, writer.traces
     if trainer.is_global_zero:
@@ -149,12 +149,11 @@ def fit(trainer: lightning.Trainer, harness: Harness, datamodule: DataModule, re
 def evaluate(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     """Score a checkpoint on the test split, or write its generations."""
     run_folder = RunFolder(Path(settings.output_dir, settings.job_name))
-    own = settings.ckpt_path is None
     checkpoint = str(run_folder.best_checkpoint()) if settings.ckpt_path is None else settings.ckpt_path
     if settings.job_type == "generate":
         settings = only_generation(settings)
     harness, datamodule = assemble(config, settings)
-    source.load(harness.model, checkpoint, own=own, **chosen_weights(settings))
+    source.load(harness.model, checkpoint, **chosen_weights(settings))
     folder = run_folder.start_job(settings.job_type, container(config))
     report.print_start(settings.job_type, folder, {"task": settings.task.name, "checkpoint": checkpoint})
     trainer = make_trainer(config, settings, folder, with_loggers=False)

@@ -1,7 +1,7 @@
 """A node of the config made into the object that it describes."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import hydra.errors
 import hydra.utils
@@ -17,7 +17,7 @@ def make(config: DictConfig, key: str) -> Any:
     Raises:
         XLMError: When the class cannot be imported or does not take these arguments; names key and class.
     """
-    node = OmegaConf.select(config, key)
+    node = plain_node(config, key)
     if node.get("_partial_") and (mistake := explain(key, node)) is not None:
         raise XLMError(f"{key}: could not make {node['_target_']}.\n  {mistake}")  # called only later
     try:
@@ -35,6 +35,32 @@ def make(config: DictConfig, key: str) -> Any:
         # Hydra's own partial asks its target policy again at each call: 0.6 ms for each row of a data set.
         return functools.partial(made.func, *made.args, **made.keywords)
     return made
+
+
+def plain_node(config: DictConfig, key: str) -> dict[str, Any]:
+    """The node at ``key`` as plain values, resolved once.
+
+    Hydra resolves what it instantiates, so a text in which a reference appears only now would be resolved a
+    second time, and could call what the first look at the config did not show.
+
+    Raises:
+        XLMError: When there is such a text.
+    """
+    node = OmegaConf.to_container(OmegaConf.select(config, key), resolve=True)
+    if (found := _reference(node, key)) is not None:
+        raise XLMError(f"{found}: a text that turns into a reference (${{...}}) is not resolved again")
+    return cast("dict[str, Any]", node)
+
+
+def _reference(node: object, key: str) -> str | None:
+    """The first key below ``key`` whose text holds a reference."""
+    if isinstance(node, dict):
+        parts = cast("dict[str, object]", node).items()
+        return next(filter(None, (_reference(value, f"{key}.{name}") for name, value in parts)), None)
+    if isinstance(node, list):
+        parts = enumerate(cast("list[object]", node))
+        return next(filter(None, (_reference(value, f"{key}[{index}]") for index, value in parts)), None)
+    return key if isinstance(node, str) and "${" in node else None
 
 
 def make_all(config: DictConfig, key: str) -> dict[str, Any]:

@@ -10,12 +10,14 @@ Names are compared as strings before anything is imported, so a name that walks 
 by the name that was declared.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, cast
 
 from xlm.core.config.errors import XLMError
+from xlm.core.hub.places import place_problems
+from xlm.core.hub.references import DanglingError, resolved, text_problems, without_defaults
 
 ENTRY_POINT_GROUP = "xlm.classes"
 
@@ -46,13 +48,19 @@ LOAD_DATASET_ARGUMENTS = {
     "encoding_errors",
 }  # fmt: skip
 """Of ``datasets.load_dataset``; none of them is an object or reaches a reader's own loader."""
-FORMATS = {"csv", "json", "parquet", "text"}
+FORMATS = frozenset({"csv", "json", "parquet", "text"})
 """Readers that come with ``datasets`` and run nothing. Another one, ``pandas``, reads pickles."""
 
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-REFERENCE = re.compile(r"\$\{(?:oc\.select:)?[\w.]+(?:,\s*[\w.-]+)?\}")
-"""What may stand in a text of the config: a reference to another key, with a default. Other resolvers read
-the environment or run functions."""
+SPECIAL = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+"""Keys that Hydra reads itself. Nothing that is declared needs the last three."""
+PLACES = ("path", "data_files", "folder")
+"""Keys whose values are places, whatever they are; other texts are looked at one by one."""
+HINT = (
+    "A config from elsewhere may only name what installed packages declare (entry points xlm.classes), and "
+    "places below the working directory. If you have read it and trust it: trust_remote_code=true"
+)
+FUNCTIONS = ("optimizer", "lr_scheduler", "source", "filter", "preprocess")
+"""Slots that take a function, which is what ``_partial_: true`` makes of a node."""
 
 
 def allowed_names() -> dict[str, str]:
@@ -81,13 +89,49 @@ def check_names(config: Mapping[str, Any], origin: str) -> None:
     Raises:
         XLMError: With every name and reference that is refused, and where it stands.
     """
-    if problems := list(_problems(config, "", allowed_names())):
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        raise XLMError(
-            f"The config of {origin} is refused:\n{lines}\n"
-            "A config from the Hub may only name what installed packages declare (entry points xlm.classes). "
-            "If you have read it and trust it: trust_remote_code=true"
-        )
+    try:
+        unresolved = any(text_problems(config))
+        problems = _all_problems(config if unresolved else resolved(without_defaults(config)))
+    except DanglingError as error:
+        problems = [str(error)]
+    _refuse(problems, f"The config of {origin}", HINT)
+
+
+def check_recorded(recorded: Mapping[str, Any], composed: Mapping[str, Any], file: Path) -> None:
+    """Refuse the config of a run's folder if what is made of it is neither allowed nor on the command line.
+
+    The folder may come from somebody else; what the user has composed is trusted.
+
+    Args:
+        recorded: The config that the folder holds.
+        composed: That of the command line.
+        file: Where the first stands, for the message.
+
+    Raises:
+        XLMError: With every name and reference that is refused, and where it stands.
+    """
+
+    def problems(config: Mapping[str, Any]) -> list[str]:
+        task = config.get("task", {})
+        used = {"model": config.get("model"), "task": {key: task.get(key) for key in ("tokenizer", "source")}}
+        return _all_problems(resolved(without_defaults(used, config), config))
+
+    try:
+        known = set(problems(composed))
+        new = [problem for problem in problems(recorded) if problem not in known]
+    except DanglingError as error:
+        new = [str(error)]
+    hint = "Repeat the overrides of the training, or, if you trust the run's author: trust_remote_code=true"
+    _refuse(new, str(file), hint)
+
+
+def _all_problems(config: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys([*text_problems(config), *_problems(config, "", "", allowed_names())]))
+
+
+def _refuse(problems: list[str], what: str, hint: str) -> None:
+    if problems:
+        raise XLMError(f"{what} is refused: {'; '.join(problems)}. {hint}")
 
 
 def check_objects(config: Mapping[str, Any], origin: str) -> None:
@@ -121,60 +165,49 @@ def targets(node: object, key: str = "") -> Iterator[tuple[str, str]]:
             yield from targets(value, f"{key}[{index}]")
 
 
-def _problems(node: object, key: str, allowed: Mapping[str, str]) -> Iterator[str]:
+def _problems(node: object, key: str, name: str, allowed: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong below ``key``, whose last part is ``name``; everything is resolved."""
     if isinstance(node, Mapping):
         content = cast("Mapping[object, object]", node)
+        formats: frozenset[str] = frozenset()
         if "_target_" in content:
             yield from _target_problems(content, key, allowed)
-        yield from _file_problems(content.get("data_files"), f"{key}.data_files".lstrip("."))
-        for name, value in content.items():
-            if not isinstance(name, str):
-                yield f"{key}: the key {name!r} is no text"
-            elif name != "_target_":
-                yield from _problems(value, f"{key}.{name}".lstrip("."), allowed)
+            if content["_target_"] == "datasets.load_dataset":
+                formats = FORMATS
+        for part, value in content.items():
+            inner = f"{key}.{part}".lstrip(".")
+            if not isinstance(part, str):
+                yield f"{key}: the key {part!r} is no text"
+            elif part in SPECIAL:
+                yield from _special_problems(part, value, key, name)
+            elif part in PLACES:
+                yield from place_problems(part, value, inner, formats)
+            else:
+                yield from _problems(value, inner, part, allowed)
     elif isinstance(node, list):
         for index, value in enumerate(cast("list[object]", node)):
-            yield from _problems(value, f"{key}[{index}]", allowed)
+            yield from _problems(value, f"{key}[{index}]", "", allowed)
     elif isinstance(node, str):
-        if "${" in REFERENCE.sub("", node):
-            yield f"{key}: {node!r} is more than a reference to another key"
+        yield from place_problems(name, node, key, frozenset())
     elif node is not None and not isinstance(node, bool | int | float):
         yield f"{key}: a {type(node).__name__} is no plain value"
+
+
+def _special_problems(part: str, value: object, key: str, name: str) -> Iterator[str]:
+    """What is wrong with a key that Hydra reads itself; ``_target_`` is looked at elsewhere."""
+    if part == "_partial_":
+        if not isinstance(value, bool) or (value and name not in FUNCTIONS):
+            yield f"{key}._partial_: {value!r} is only for slots that take a function: {', '.join(FUNCTIONS)}"
+    elif part != "_target_":
+        yield f"{key}: {part} is not allowed"
 
 
 def _target_problems(node: Mapping[object, object], key: str, allowed: Mapping[str, str]) -> Iterator[str]:
     target = node["_target_"]
     if not isinstance(target, str) or target not in allowed:
         yield f"{key}._target_: {target!r} is not allowed"
-        return
-    formats: set[str] = set()
-    if target == "datasets.load_dataset":
+    elif target == "datasets.load_dataset":
         if extra := sorted(str(name) for name in node if name not in LOAD_DATASET_ARGUMENTS):
             yield f"{key}: datasets.load_dataset with {', '.join(extra)} is not allowed"
-        formats = FORMATS
-    elif "path" not in node:
-        return
-    # Functions of tasks hand it on to datasets.load_dataset, which takes folders and builders as well.
-    path = node.get("path")
-    if not isinstance(path, str) or not (path in formats or REPOSITORY.fullmatch(path)):
-        allowed_formats = "".join(f" or {name}" for name in sorted(formats))
-        yield f"{key}.path: {path!r} is no repository of the Hub (USER/NAME){allowed_formats}"
-
-
-def _file_problems(node: object, key: str) -> Iterator[str]:
-    """Patterns of data files: below the working directory, or in the repository that ``path`` names."""
-    if isinstance(node, Mapping):
-        for name, value in cast("Mapping[object, object]", node).items():
-            yield from _file_problems(value, f"{key}.{name}")
-    elif isinstance(node, list):
-        for index, value in enumerate(cast("list[object]", node)):
-            yield from _file_problems(value, f"{key}[{index}]")
-    elif node is not None and not (isinstance(node, str) and is_relative(node)):
-        yield f"{key}: {node!r} is no pattern of files below the working directory"
-
-
-def is_relative(pattern: str) -> bool:
-    """Whether a pattern names files below where it starts, by itself: no address, no reference, no way up."""
-    return not (
-        {":", "\\", "$"} & set(pattern) or pattern.startswith(("/", "~")) or ".." in pattern.split("/")
-    )
+        if "path" not in node:
+            yield f"{key}: datasets.load_dataset without a path is not allowed"

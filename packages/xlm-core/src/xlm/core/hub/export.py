@@ -16,9 +16,10 @@ from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
 from xlm.core.config.schema import FORMAT_VERSION, RunSettings
 from xlm.core.config.secrets import hide
+from xlm.core.config.texts import read_yaml
 from xlm.core.evaluation import report
 from xlm.core.hub import source
-from xlm.core.hub.allow_list import declaration
+from xlm.core.hub.allow_list import check_recorded, declaration
 from xlm.core.hub.card import CardFacts, make_card
 from xlm.core.hub.pushed_config import FILE, portable
 from xlm.core.protocols import Tokenizer
@@ -53,10 +54,10 @@ def write_folder(config: DictConfig, settings: RunSettings, *, max_shard_size: s
     run = RunFolder(Path(settings.output_dir, settings.job_name))
     own = settings.ckpt_path is None
     checkpoint = str(run.best_checkpoint()) if settings.ckpt_path is None else settings.ckpt_path
-    config = _training_config(config, run)
+    config = _training_config(config, run, trusted=settings.trust_remote_code)
     tokenizer = make_tokenizer(config)
     model = cast("nn.Module", make(config, "model"))
-    source.load(model, checkpoint, which=settings.weights, allow_pickle=settings.allow_pickle, own=own)
+    source.load(model, checkpoint, which=settings.weights, allow_pickle=settings.allow_pickle)
     about = source.about(checkpoint, which=settings.weights, allow_pickle=settings.allow_pickle)
 
     job_folder = run.start_job(settings.job_type, plain(config))
@@ -78,16 +79,24 @@ def write_folder(config: DictConfig, settings: RunSettings, *, max_shard_size: s
     make_card(facts).save(folder / "README.md")  # first: the network would write a card of its own
     _save_model(model, facts.config["model"], folder, max_shard_size)
     _describe(model, about, folder)
-    (folder / FILE).write_text(yaml.safe_dump(portable(plain(config)), sort_keys=False), "utf-8")
+    (folder / FILE).write_text(
+        yaml.safe_dump(portable(plain(config), facts.config), sort_keys=False), "utf-8"
+    )
     return folder
 
 
-def _training_config(config: DictConfig, run: RunFolder) -> DictConfig:
+def _training_config(config: DictConfig, run: RunFolder, *, trusted: bool) -> DictConfig:
     """The config that the run was trained with, else the composed one."""
-    recorded = run.path / "config.yaml"
-    if not recorded.is_file():
+    file = run.path / "config.yaml"
+    if not file.is_file():
         return config
-    return OmegaConf.create(cast("dict[str, Any]", yaml.safe_load(recorded.read_text("utf-8"))))
+    recorded = read_yaml(file, str(file))
+    if not isinstance(recorded, dict):
+        raise XLMError(f"{file} is no config: it holds no mapping of keys to values")
+    content = cast("dict[str, Any]", recorded)
+    if not trusted:
+        check_recorded(content, cast("dict[str, Any]", OmegaConf.to_container(config)), file)
+    return OmegaConf.create(content)
 
 
 def plain(config: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
@@ -156,4 +165,5 @@ def _describe(model: nn.Module, about: source.About, folder: Path) -> None:
         "step": about.step,
         "training_config": FILE,
     }
-    (folder / CONFIG).write_text(json.dumps({**read_config(folder), OWN: told}, indent=2) + "\n", "utf-8")
+    content = {**hide(read_config(folder)), OWN: told}
+    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -15,7 +15,10 @@ import yaml
 from omegaconf import MISSING
 
 from xlm.core.config.errors import XLMError
+from xlm.core.config.texts import read_yaml
 from xlm.core.hub.allow_list import check_names, check_objects
+from xlm.core.hub.places import is_elsewhere
+from xlm.core.hub.references import is_plain, without_defaults
 from xlm.core.hub.repository import HubModel
 
 FILE = "xlm_config.yaml"
@@ -40,16 +43,36 @@ folder of the files that were pushed with the model."""
 PLACES = ("data_files", SAVED)
 """Keys that may name files of this machine."""
 LOCAL_OF_DATA = ("cache_dir", "num_proc")
-LARGEST = 2**20
-"""Bytes of a config above which it is not read."""
 
 
-def portable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A composed config as it is pushed: without this machine's settings and places."""
-    kept = {key: _without_places(value, key) for key, value in config.items() if key not in LOCAL}
+def portable(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """A composed config as it is pushed: without this machine's settings, places and resolvers.
+
+    Args:
+        config: The config with its references.
+        resolved: The same with each reference resolved, for texts that are more than one.
+    """
+    simple = cast("dict[str, Any]", _without_resolvers(config, resolved))
+    kept = {key: _without_places(value, key) for key, value in simple.items() if key not in LOCAL}
     data = cast("dict[str, Any]", kept.get("datamodule", {}))
     kept["datamodule"] = {key: value for key, value in data.items() if key not in LOCAL_OF_DATA}
     return kept
+
+
+def _without_resolvers(node: object, resolved: object) -> Any:
+    """``node`` with what it resolves to here, where a text is more than a reference to another key."""
+    if isinstance(node, Mapping) and isinstance(resolved, Mapping):
+        values = cast("Mapping[str, object]", resolved)
+        return {
+            name: _without_resolvers(value, values[name])
+            for name, value in cast("Mapping[str, object]", node).items()
+        }
+    if isinstance(node, list) and isinstance(resolved, list):
+        pairs = zip(cast("list[object]", node), cast("list[object]", resolved), strict=True)
+        return [_without_resolvers(value, other) for value, other in pairs]
+    if not isinstance(node, str) or is_plain(node):
+        return node
+    return MISSING if isinstance(resolved, str) and is_elsewhere(resolved) else resolved
 
 
 def _without_places(node: object, key: str) -> Any:
@@ -134,15 +157,9 @@ def read(file: Path, origin: str, *, trusted: bool = False) -> dict[str, Any]:
     Raises:
         XLMError: When it is no config, or names what is not allowed.
     """
-    text = file.read_text(encoding="utf-8") if file.stat().st_size <= LARGEST else ""
-    try:
-        # An alias repeats a part of the file; a few of them, nested, can fill the memory.
-        has_alias = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
-        content = None if has_alias else yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise XLMError(f"The config of {origin} is not YAML: {error}") from error
+    content = read_yaml(file, f"The config of {origin}")
     if not isinstance(content, dict):
-        raise XLMError(f"The config of {origin} is no config: a mapping without aliases, up to 1 MiB")
+        raise XLMError(f"The config of {origin} is no config: it holds no mapping of keys to values")
     config = cast("dict[str, Any]", content)
     taken = {key: config[key] for key in TAKEN if key in config}
     if isinstance(data := taken.get("datamodule"), dict):
@@ -153,4 +170,5 @@ def read(file: Path, origin: str, *, trusted: bool = False) -> dict[str, Any]:
     if not trusted:
         check_names(taken, origin)
         check_objects(taken, origin)
+        taken = without_defaults(taken)
     return taken

@@ -11,33 +11,28 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from xlm.core.config.errors import XLMError
 from xlm.core.hub.repository import local_folder
-from xlm.core.saving import checkpoints
+from xlm.core.saving import checkpoints, sharded_files
 from xlm.core.saving.folder import put_weights, read_folder, read_own
 from xlm.core.saving.weights import Which, read_weights
 
 
-def load(
-    model: nn.Module, ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False, own: bool = False
-) -> None:
+def load(model: nn.Module, ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False) -> None:
     """Put the weights that ``ckpt_path`` names into the network, all of them or none.
 
     Args:
         model: The network.
         ckpt_path: File, folder, or ``hf://USER/REPO[@REVISION]``.
         which: The moving average, the weights as trained, or the average if there is one.
-        own: Whether it is a checkpoint of the run itself, whose author is the user.
-        allow_pickle: See ``xlm.core.saving.checkpoints.read``; never for what comes as a folder or from
-            the Hub.
+        allow_pickle: See ``xlm.core.saving.checkpoints.read``; never for folders of safetensors or from the
+            Hub.
 
     Raises:
         XLMError: When they are not there, damaged, or do not fit.
     """
-    put_weights(model, read(ckpt_path, which=which, allow_pickle=allow_pickle, own=own), ckpt_path)
+    put_weights(model, read(ckpt_path, which=which, allow_pickle=allow_pickle), ckpt_path)
 
 
-def read(
-    ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False, own: bool = False
-) -> dict[str, Tensor]:
+def read(ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False) -> dict[str, Tensor]:
     """The state dict of the plain network; arguments and errors as for :func:`load`."""
     folder = local_folder(ckpt_path)
     if folder is not None:
@@ -48,10 +43,10 @@ def read(
     path = Path(ckpt_path).expanduser()
     if not path.is_dir():
         return read_weights(path, which=which, allow_pickle=allow_pickle)
-    if not (own or allow_pickle):
+    if not allow_pickle and (reason := sharded_files.mistake(path)) is not None:
         raise XLMError(
-            f"ckpt_path: {ckpt_path} is a sharded checkpoint. Its table of contents is a pickle, which can "
-            "run code of its author. If it is yours or you trust it: allow_pickle=true"
+            f"ckpt_path: {ckpt_path} is refused: {reason}. If you trust its author with running code here: "
+            "allow_pickle=true"
         )
     with TemporaryDirectory(prefix="xlm-") as temporary:
         whole = Path(temporary, "whole.ckpt")
@@ -69,9 +64,8 @@ def _consolidate(folder: Path, file: Path) -> None:
 
 def _rest(folder: Path) -> dict[str, Any]:
     """What Lightning keeps beside the shards."""
-    file = folder / "meta.pt"
-    content = torch.load(file, weights_only=True, map_location="cpu") if file.is_file() else {}
-    return cast("dict[str, Any]", content)
+    file = folder / checkpoints.SHARDED_REST
+    return checkpoints.read(file) if file.is_file() else {}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from typing_extensions import override
 
 from xlm.core.config.errors import XLMError
+from xlm.core.saving import sharded_files
 
 FORMAT_VERSION = 1
 """Version of what a checkpoint of training holds; one of a later version is refused."""
@@ -142,6 +143,8 @@ def _damage_of_folder(path: Path) -> str | None:
     lacking = [name for name in (".metadata", SHARDED_REST) if not (path / name).is_file()]
     if lacking:
         return f"it is not whole: it lacks {' and '.join(lacking)}"
+    if (reason := sharded_files.mistake(path)) is not None:
+        return reason
     if not (path / SIZES).is_file():  # Lightning wrote it, without XLM's strategy
         return None
     try:

@@ -1,6 +1,5 @@
 """A folder of safetensors: reading its weights, putting them into a network or saying why not."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,10 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from xlm.core.config.errors import XLMError
+from xlm.core.config.texts import read_json
 from xlm.core.saving.sharded_state import own_part, put_whole_state
 
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+LARGEST_INDEX = 2**26
+"""Bytes of an index that is read: a line for each weight."""
 PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 CONFIG = "config.json"
 OWN = "xlm"
@@ -64,8 +66,9 @@ def read_file(file: Path, origin: str) -> dict[str, Tensor]:
 
 
 def _parts(index: Path, origin: str) -> list[str]:
+    content = read_json(index, f"ckpt_path: {index.name} of {origin}", largest=LARGEST_INDEX)
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = content["weight_map"]
         names = sorted({str(name) for name in weight_map.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise XLMError(f"ckpt_path: {index.name} of {origin} is no index of weights: {error}") from error
@@ -122,10 +125,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     if not file.is_file():
         return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise XLMError(f"{file} is not JSON: {error}") from error
+    content = read_json(file, str(file))
     if not isinstance(content, dict):
         raise XLMError(f"{file} holds a {type(content).__name__}, not the arguments of a network by name")
     return cast("dict[str, Any]", content)

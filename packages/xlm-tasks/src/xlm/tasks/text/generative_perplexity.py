@@ -107,9 +107,11 @@ class GenerativePerplexity:
         if self._scorer is None:
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(self._path, revision=self._revision or "main")
+            # What the repository holds is data: no code of its own, no pickles.
+            safely = {"revision": self._revision or "main", "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(self._path, **safely)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                self._path, revision=self._revision or "main", dtype=self._dtype
+                self._path, dtype=self._dtype, use_safetensors=True, **safely
             )
             longest = getattr(model.config, "max_position_embeddings", self._max_length)
             if self._max_length > longest:

@@ -9,6 +9,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[MASK]", "[EOS]", "[BOS]", "[SEP]", "[UNK]")
 
+MOST = 10_000_000
+"""Numbers that are named one by one; more would fill the memory before anything says so."""
+
 
 class NumberTokenizer:
     """Whole numbers and special tokens, written with single spaces between: `12 7 [SEP]`.
@@ -21,7 +24,7 @@ class NumberTokenizer:
         num_numbers: how many numbers there are: 0, 1, ..., num_numbers - 1.
 
     Raises:
-        ValueError: if `num_numbers` is less than 1.
+        ValueError: if `num_numbers` is not in 1, ..., 10 000 000.
     """
 
     pad_id: int = 0
@@ -33,8 +36,8 @@ class NumberTokenizer:
     unk_id: int = 6
 
     def __init__(self, num_numbers: int) -> None:
-        if num_numbers < 1:
-            raise ValueError(f"num_numbers must be at least 1, got {num_numbers}")
+        if not 1 <= num_numbers <= MOST:
+            raise ValueError(f"num_numbers must be between 1 and {MOST:,}, got {num_numbers}")
         self._names = (*SPECIAL_TOKENS, *map(str, range(num_numbers)))
         self._ids = {name: token_id for token_id, name in enumerate(self._names)}
 

@@ -56,7 +56,9 @@ class PretrainedTokenizer:
         )  # seconds, and not needed by tasks with a tokenizer of their own
 
         keywords = {} if revision is None else {"revision": revision}
-        loaded = AutoTokenizer.from_pretrained(_existing(path), use_fast=True, **keywords)
+        loaded = AutoTokenizer.from_pretrained(
+            _existing(path), use_fast=True, trust_remote_code=False, **keywords
+        )
         self._set_up(cast("PreTrainedTokenizerFast", loaded), path, special_tokens or {})
 
     def _set_up(

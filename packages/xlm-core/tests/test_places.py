@@ -1,0 +1,154 @@
+"""Files, folders and data sets that a config from elsewhere may name."""
+
+from pathlib import Path
+
+import pytest
+
+from xlm.core.config.errors import XLMError
+from xlm.core.hub.allow_list import check_names
+from xlm.core.hub.pushed_config import portable
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["/", "/etc/passwd", "~", "~/x", "..", "a/../..", "a\\..\\b", "\\\\host\\x", "C:\\x", "c:/x", "file:///etc/passwd",
+     "https://evil.example", "s3://x", "simplecache::x"],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["vocabulary", "saved", "anything"])
+def test_no_text_names_a_place_elsewhere(key: str, value: str) -> None:
+    for config in ({"model": {key: value}}, {"model": {"x": [value]}}, {"model": {key: "${x}"}, "x": value}):
+        with pytest.raises(XLMError, match="names a place that is not below the working directory"):
+            check_names(config, "x")
+
+
+def test_usual_texts_name_no_place() -> None:
+    texts = [
+        "</s>",
+        "<|endoftext|>",
+        "[SEP]",
+        "train[:90%]",
+        "refs/convert/parquet",
+        "a..b",
+        "val/lm/nll",
+        "$",
+        "",
+    ]
+    check_names({"model": {"texts": texts}}, "x")
+
+
+@pytest.mark.parametrize("folder", ["/x", "x", "", "..", "${datamodule.cache_dir}/.git", None, 1, "???"])
+def test_folders_that_are_written_are_below_the_cache(folder: object) -> None:
+    with pytest.raises(XLMError, match=r"folder: .* is no folder below|more than a reference"):
+        check_names({"task": {"tokenizer": {"folder": folder}}}, "x")
+    for inside in ("${datamodule.cache_dir}", "${datamodule.cache_dir}/tokenizers/a-1"):
+        check_names({"task": {"tokenizer": {"folder": inside}}}, "x")
+
+
+@pytest.mark.parametrize("key", ["path", "data_files", "vocabulary"])
+def test_no_link_leads_out_of_the_working_directory(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "b").touch()
+    (tmp_path / "work" / "inside").mkdir(parents=True)
+    (tmp_path / "work" / "inside" / "b").touch()
+    (tmp_path / "work" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "work" / "same").symlink_to(tmp_path / "work" / "inside")
+    (tmp_path / "work" / "circle").symlink_to(tmp_path / "work" / "circle")
+    (tmp_path / "work" / "inside" / "file").symlink_to(tmp_path / "outside" / "b")
+    monkeypatch.chdir(tmp_path / "work")
+    for value in ("inside/b", "same/b", "nothing/b"):
+        check_names({"model": {key: value}}, "x")
+    for value in (
+        "link/b",
+        "circle/b",
+        "inside/file",
+        *(["*/b", "inside/f*"] if key == "data_files" else []),
+    ):
+        with pytest.raises(XLMError, match="link out of the working directory"):
+            check_names({"model": {key: value}}, "x")
+
+
+@pytest.mark.parametrize("path", ["csv", "json", "parquet", "text", "user/name"])
+@pytest.mark.parametrize(
+    "data_files",
+    [None, "???", "my texts/**/*.txt", ["a.csv", "b.csv"], {"train": "train-*.parquet", "test": ["a", "b"]}],
+)
+def test_formats_of_datasets_and_files_below_the_working_directory_pass(
+    path: str, data_files: object
+) -> None:
+    node = {
+        "_target_": "datasets.load_dataset",
+        "_partial_": True,
+        "path": path,
+        "data_files": data_files,
+        "sample_by": "document",
+        "encoding_errors": "strict",
+    }
+    check_names({"source": node}, "x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": "pandas", "data_files": "x.pkl"}, "'pandas' is no repository of the Hub"),
+        ({"path": "pandas"}, "'pandas' is no repository of the Hub"),
+        ({"path": "webdataset", "data_files": "x.tar"}, "'webdataset' is no repository of the Hub"),
+        ({"path": "csv ", "data_files": "x.csv"}, "'csv ' is no repository of the Hub"),
+        ({"path": "./csv", "data_files": "x.csv"}, "'./csv' is no repository of the Hub"),
+        ({"path": "${source.name}", "name": "/x", "data_files": "x.csv"}, "'/x' is no repository of the Hub"),
+        ({"path": "../../secret/data"}, "is no repository of the Hub"),
+        ({"path": "/etc/x"}, "is no repository of the Hub"),
+        ({}, "without a path is not allowed"),
+        ({"path": None}, "None is no repository of the Hub"),
+        ({"path": "a/b", "_args_": ["pandas"]}, "_args_ is not allowed"),
+        ({"path": "csv", "data_dir": "/etc"}, "with data_dir is not allowed"),
+        ({"path": "csv", "storage_options": {}}, "with storage_options is not allowed"),
+        ({"path": "a/b", "trust_remote_code": True}, "with trust_remote_code is not allowed"),
+    ],
+)
+def test_data_sets_come_from_the_hub_or_from_plain_files(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(XLMError, match=message):
+        check_names({"source": {"_target_": "datasets.load_dataset", **arguments}}, "x")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "/etc/passwd",
+        "~/.ssh/id_rsa",
+        "../secret.txt",
+        "a/../../secret.txt",
+        "..\\secret.txt",
+        "C:/secret.txt",
+        "https://evil.example/x.csv",
+        "reference://::https://evil.example/x.json",
+        "simplecache::x.csv",
+        "${text}",
+        1,
+    ],
+)
+@pytest.mark.parametrize("node", [{}, {"_target_": "datasets.load_dataset", "path": "text"}])
+def test_files_are_below_the_working_directory(file: object, node: dict[str, object]) -> None:
+    for files in (file, ["a.txt", file], {"train": "a.txt", "test": [file]}):
+        with pytest.raises(XLMError, match=r"data_files\S*: .* is no pattern of files below"):
+            check_names({"source": {**node, "data_files": files}, "text": "$"}, "x")
+
+
+def test_places_of_a_machine_are_not_pushed() -> None:
+    def pushed(data_files: object) -> object:
+        config = {"task": {"source": {"data_files": data_files}}}
+        return portable(config, config)["task"]["source"]["data_files"]
+
+    assert pushed("/home/me/*.txt") == pushed("~/texts/*.txt") == "???"
+    assert pushed({"train": "/data/a", "test": ["b", "/data/c"]}) == {"train": "???", "test": ["b", "???"]}
+    node = {"source": {"data_files": None}, "tokenizer": {"saved": "/home/me/tokenizer"}}
+    assert portable({"task": node}, {"task": node})["task"]["tokenizer"]["saved"] == "???"
+    for data_files in (None, "texts/*.txt", {"train": "a"}, "hf://datasets/a/b/c.csv"):
+        assert pushed(data_files) == data_files
+
+
+@pytest.mark.parametrize("path", ["csv", "pandas", "/etc", "../data", "~/data", "${vocab.size}", 1])
+def test_paths_name_repositories_whatever_takes_them(path: object) -> None:
+    with pytest.raises(XLMError, match=r"source\.path: .* is no repository of the Hub"):
+        check_names({"source": {"_target_": "torch.optim.AdamW", "path": path}}, "x")
