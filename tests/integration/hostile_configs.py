@@ -6,12 +6,13 @@ watches.
 """
 
 import copy
+import functools
 import os
 import random
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ Place = tuple[Any, Any]
 """A mapping or list, and a key or index of it."""
 
 
+@functools.cache
 def composed(experiment: str) -> Config:
     """A shipped experiment with its references."""
     register_search_path()
@@ -169,7 +171,9 @@ def attack_place(draw: random.Random, config: Config, folder: Path) -> None:
          "https://evil.example/x", "s3://x/y", "simplecache::https://evil.example", "\\\\host\\x", "link/x"]
     )  # fmt: skip
     node, key = pick(draw, config, leaves=draw.random() < 0.3)
-    node[draw.choice([key, "path", "data_files", "folder", "vocabulary", "saved"])] = place
+    others = [] if isinstance(node, list) else ["path", "data_files", "folder", "vocabulary", "saved"]
+    chosen = draw.choice([key, *others])
+    node[chosen if chosen != "monitor" else "saved"] = place  # the name of a metric is no place
 
 
 def attack_reader(draw: random.Random, config: Config, folder: Path) -> None:
@@ -311,7 +315,7 @@ def refusal(content: bytes, folder: Path) -> str:
 
 
 @contextmanager
-def scene(root: Path) -> Iterator[tuple[Path, Path]]:
+def scene(root: Path) -> Generator[tuple[Path, Path]]:
     """A working directory with a link out of it, a secret in the environment, a module that writes a file.
 
     Yields:

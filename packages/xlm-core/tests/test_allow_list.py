@@ -228,7 +228,7 @@ def test_only_what_describes_the_model_is_taken(tmp_path: Path, monkeypatch: pyt
         ("model: !!python/object/apply:os.system [true]", "without tags"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nmodel: [*b, *b]", "without aliases"),
         ("- a", "is no config"),
-        ("model: {", "is not YAML"),
+        ("model: {", "cannot be read as YAML"),
         ("", "is no config"),
         ("a: " + "x" * 2**20, "up to 0.25 MiB"),
         ("model: {x: 2020-01-01}", "a date is no plain value"),

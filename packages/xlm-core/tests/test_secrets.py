@@ -152,7 +152,6 @@ def test_no_file_of_a_run_holds_a_secret(
     overrides = (
         "job_type=train",
         "debug=fast",
-        "+optimizer.foreach=false",
         "+callbacks.note={_target_: toy_accidents.FailAt, batch: 999}",
         "+callbacks.note.token=${oc.env:HF_TOKEN}",
         "+callbacks.note.access_key=literal-of-a-secret",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from xlm.core.config import texts
 from xlm.core.config.errors import XLMError
@@ -47,10 +48,10 @@ SAME: dict[str, tuple[str | bytes, str]] = {
     "too large": ("1" * (LARGEST + 1), r"files up to 0\.25 MiB"),
     "no UTF-8": (b'{"a": "\xff\xfe"}', "byte 7 is 0xff"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "byte 0 is 0xff"),
-    "UTF-32": ('{"a": 1}'.encode("utf-32-le") + b"\xff", "byte|NUL|not JSON|not YAML"),
+    "UTF-32": ('{"a": 1}'.encode("utf-32-le") + b"\xff", "byte|NUL|cannot be read as"),
     "half a surrogate pair": ('{"a": "\\ud800"}', "surrogates not allowed|invalid Unicode"),
     "5,000 digits": ('{"a": ' + "9" * 5000 + "}", "5,000 characters|4300"),
-    "nothing closed": ('{"a": [', "The file is not"),
+    "nothing closed": ('{"a": [', "The file cannot be read as"),
 }
 YAML: dict[str, tuple[str, str]] = {
     "alias": ("a: &a [x, x]\nb: [*a, *a]", r"without aliases, and has \*a"),
@@ -60,9 +61,9 @@ YAML: dict[str, tuple[str, str]] = {
     "hexadecimal": ("a: 0x" + "f" * 5000, "a number of 5,002 characters"),
     "many": ("[" + "1," * MOST + "1]", "more than 20,000 keys and values"),
     "NUL": ('a: "\\0"', "the character NUL"),
-    "unhashable": ("{[a]: 1}", "The file is not YAML"),
-    "two documents": ("a: 1\n---\nb: 1", "The file is not YAML"),
-    "no such day": ("a: 2020-13-99", "The file is not YAML"),
+    "unhashable": ("{[a]: 1}", "The file cannot be read as YAML"),
+    "two documents": ("a: 1\n---\nb: 1", "The file cannot be read as YAML"),
+    "no such day": ("a: 2020-13-99", "The file cannot be read as YAML"),
     "blocks": ("\n".join(" " * level + "a:" for level in range(400)), "levels deep"),
 }
 
@@ -70,7 +71,7 @@ YAML: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("loader", ["CSafeLoader", "SafeLoader"])
 @pytest.mark.parametrize("case", SAME | YAML)
 def test_what_is_no_yaml(case: str, loader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts, "LOADER", getattr(texts.yaml, loader))
+    monkeypatch.setattr(texts, "LOADER", getattr(yaml, loader))
     content, message = (SAME | YAML)[case]
     with pytest.raises(XLMError, match=message) as error:
         read(read_yaml, tmp_path, content)

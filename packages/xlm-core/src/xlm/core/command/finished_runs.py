@@ -1,15 +1,13 @@
 """Finished runs as the job ``compare`` reads them: their config and their metrics."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 from xlm.core.config.differences import Flat, flatten
 from xlm.core.config.errors import XLMError
+from xlm.core.config.texts import read_json, read_yaml
 
 HARMLESS = (
     "seed", "job_name", "job_type", "output_dir", "ckpt_path", "show_generations", "logger", "hub", "vocab",
@@ -130,13 +128,9 @@ def read_run(folder: Path) -> Run:
 
 def _mapping(path: Path, needs: Sequence[str]) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        found: object = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise XLMError(
-            f"runs: {path} cannot be read ({reason}). Leave this run out, or run it again"
-        ) from error
+        found: object = (read_json if path.suffix == ".json" else read_yaml)(path, str(path))
+    except XLMError as error:
+        raise XLMError(f"runs: {error}. Leave this run out, or run it again") from error
     if not isinstance(found, dict) or any(key not in found for key in needs):
         what = f"without {' or '.join(needs)}" if isinstance(found, dict) else "no mapping"
         raise XLMError(f"runs: {path} is no record of a run ({what})")

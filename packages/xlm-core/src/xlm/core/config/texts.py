@@ -51,7 +51,7 @@ def read_yaml(file: Path, what: str) -> Any:
         _check_events(text)
         return yaml.load(text, LOADER)
     except PARSING as error:
-        raise XLMError(f"{what} is not YAML that is read here: {_one_line(error)}") from error
+        raise XLMError(f"{what} cannot be read as YAML: {_one_line(error)}") from error
 
 
 def read_json(file: Path, what: str, *, largest: int = LARGEST) -> Any:
@@ -74,7 +74,7 @@ def read_json(file: Path, what: str, *, largest: int = LARGEST) -> Any:
         content = json.loads(text)
         json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair cannot be written
     except (ValueError, RecursionError) as error:
-        raise XLMError(f"{what} is not JSON that is read here: {_one_line(error)}") from error
+        raise XLMError(f"{what} cannot be read as JSON: {_one_line(error)}") from error
     return content
 
 

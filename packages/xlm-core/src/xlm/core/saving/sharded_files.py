@@ -78,7 +78,8 @@ def _read_table(file: Path) -> Metadata:
 
 
 def _check_table(table: Metadata) -> None:
-    for name, entry in table.state_dict_metadata.items():
+    entries = cast("Mapping[str, object]", table.state_dict_metadata)
+    for name, entry in entries.items():
         if not isinstance(entry, TensorStorageMetadata | BytesStorageMetadata):
             raise _ForeignError(f"its {CONTENTS} describes {name} as a {type(entry).__name__}")
     for path in (table.planner_data or {}).values():
