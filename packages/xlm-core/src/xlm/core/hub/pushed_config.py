@@ -27,7 +27,7 @@ EXPERIMENT = "pushed_with_the_model"
 CHOICES = ("experiment", "recipe", "family", "task", "model", "model_type", "datamodule")
 """Groups; with one of them the user has said what to compose."""
 TAKEN = (
-    "task", "model", "loss", "loss_metrics", "predictor", "datamodule", "optimizer", "lr_scheduler",
+    "task", "model", "noise", "loss", "loss_metrics", "predictor", "datamodule", "optimizer", "lr_scheduler",
     "monitor", "monitor_mode", "seed",
 )  # fmt: skip
 """Keys of a pushed config that are used; the others belong to the machine and the run of its author."""
