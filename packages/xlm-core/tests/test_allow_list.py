@@ -30,7 +30,9 @@ PLACES: dict[str, Change] = {
     "deep": lambda config: config["model"].update(a={"b": {"c": EVIL}}),
     "list": lambda config: config["model"]["sizes"].append(EVIL),
     "list of lists": lambda config: config["model"].update(sizes=[[[EVIL]]]),
-    "inside a source": lambda config: config["task"]["source"].update(data_files=EVIL, name=EVIL),
+    "inside a source": lambda config: config["task"]["source"].update(name=EVIL),
+    "among files": lambda config: config["task"]["source"].update(data_files=EVIL),
+    "a list of files": lambda config: config["task"]["source"].update(data_files={"train": [EVIL]}),
     "not a slot": lambda config: config["task"].update(anything=EVIL),
     "data": lambda config: config.update(datamodule={"train": {"lm": {"collator": EVIL}}}),
     "partial": lambda config: config["task"].update(filter={**EVIL, "_partial_": True}),
@@ -145,9 +147,10 @@ def test_references_lead_to_something_and_end(config: dict[str, Any], message: s
 
 @pytest.mark.parametrize("key", ["_args_", "_recursive_", "_convert_"])
 def test_what_only_hydra_reads_is_refused(key: str) -> None:
-    for node in ({}, {"_target_": "torch.optim.SGD"}):
-        with pytest.raises(XLMError, match=f"model.a: {key} is not allowed"):
-            check_names({"model": {"a": {**node, key: []}}}, "x")
+    for place in ("a", "data_files"):
+        for node in ({}, {"_target_": "torch.optim.SGD"}):
+            with pytest.raises(XLMError, match=f"model.{place}: {key} is not allowed"):
+                check_names({"model": {place: {**node, key: []}}}, "x")
 
 
 def test_functions_are_made_for_slots_that_take_them() -> None:

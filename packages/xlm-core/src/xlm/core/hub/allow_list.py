@@ -168,22 +168,7 @@ def targets(node: object, key: str = "") -> Iterator[tuple[str, str]]:
 def _problems(node: object, key: str, name: str, allowed: Mapping[str, str]) -> Iterator[str]:
     """What is wrong below ``key``, whose last part is ``name``; everything is resolved."""
     if isinstance(node, Mapping):
-        content = cast("Mapping[object, object]", node)
-        formats: frozenset[str] = frozenset()
-        if "_target_" in content:
-            yield from _target_problems(content, key, allowed)
-            if content["_target_"] == "datasets.load_dataset":
-                formats = FORMATS
-        for part, value in content.items():
-            inner = f"{key}.{part}".lstrip(".")
-            if not isinstance(part, str):
-                yield f"{key}: the key {part!r} is no text"
-            elif part in SPECIAL:
-                yield from _special_problems(part, value, key, name)
-            elif part in PLACES:
-                yield from place_problems(part, value, inner, formats)
-            else:
-                yield from _problems(value, inner, part, allowed)
+        yield from _mapping_problems(cast("Mapping[object, object]", node), key, name, allowed)
     elif isinstance(node, list):
         for index, value in enumerate(cast("list[object]", node)):
             yield from _problems(value, f"{key}[{index}]", "", allowed)
@@ -191,6 +176,25 @@ def _problems(node: object, key: str, name: str, allowed: Mapping[str, str]) -> 
         yield from place_problems(name, node, key, frozenset())
     elif node is not None and not isinstance(node, bool | int | float):
         yield f"{key}: a {type(node).__name__} is no plain value"
+
+
+def _mapping_problems(
+    node: Mapping[object, object], key: str, name: str, allowed: Mapping[str, str]
+) -> Iterator[str]:
+    if "_target_" in node:
+        yield from _target_problems(node, key, allowed)
+    formats = FORMATS if node.get("_target_") == "datasets.load_dataset" else frozenset[str]()
+    for part, value in node.items():
+        inner = f"{key}.{part}".lstrip(".")
+        if not isinstance(part, str):
+            yield f"{key}: the key {part!r} is no text"
+        elif part in SPECIAL:
+            yield from _special_problems(part, value, key, name)
+        else:
+            if part in PLACES:
+                yield from place_problems(part, value, inner, formats)
+            if part not in PLACES or not isinstance(value, str):  # files by split may be nodes as well
+                yield from _problems(value, inner, part, allowed)
 
 
 def _special_problems(part: str, value: object, key: str, name: str) -> Iterator[str]:
