@@ -62,7 +62,7 @@ def test_files_are_prepared_and_trained_on(texts: Path, tmp_path: Path) -> None:
 def test_bytes_that_are_no_utf8_are_refused_or_replaced_and_counted(texts: Path, tmp_path: Path) -> None:
     (texts / "07.txt").write_bytes(b"na\xefve caf\xe9 in another encoding")
     files = f"task.source.data_files={texts}/*.txt"
-    with pytest.raises(XLMError, match=r"(?s)task\.tokenizer.*UnicodeDecodeError.*'utf-8'.*=replace"):
+    with pytest.raises(XLMError, match=r"^task\.tokenizer: .*07\.txt, line 1: .*0xef.*=replace"):
         run_fast(tmp_path, tmp_path / "cache", "prepare_data", None, *SMALL, files)
     replaced = "task.source.encoding_errors=replace"
     run_fast(tmp_path, tmp_path / "cache", "prepare_data", None, *SMALL, files, replaced)
@@ -74,7 +74,9 @@ def test_a_pattern_without_text_is_one_error(tmp_path: Path) -> None:
         files = f"task.source.data_files={tmp_path}/*.txt"
         run_fast(tmp_path, tmp_path / "cache", "prepare_data", None, *SMALL, files)
 
-    with pytest.raises(XLMError, match=r"(?s)task\.tokenizer.*no file matches the source's data_files"):
+    with pytest.raises(
+        XLMError, match=r"task\.tokenizer: task\.source\.data_files: no file matches .*\*\.txt"
+    ):
         prepare()
     (tmp_path / "empty.txt").touch()
     with pytest.raises(XLMError, match=r"(?s)task\.tokenizer.*the rows of its split are empty"):

@@ -21,6 +21,7 @@ from xlm.core.config.schema import LengthLimitSettings
 from xlm.core.data import PreparedTask, encode, prepare
 from xlm.core.data.cache_key import tokenizer_fingerprint
 from xlm.core.data.encode import RowCounts, RowEncoder
+from xlm.core.evaluation import report
 
 from . import text_task
 
@@ -61,8 +62,32 @@ def test_every_row_that_is_lost_or_changed_is_counted() -> None:
     assert ids == [[1, 2, 3], [4] * 10, [98, 98], [98, 98]]
     assert asdict(counts) == {
         "read": 8, "filtered": 1, "refused": 1, "empty": 2, "dropped": 0, "cut": 1, "cut_tokens": 2,
-        "repaired": 2, "notes": {},
+        "repaired": 2, "unknown": 0, "unknown_tokens": 0, "notes": {},
     }  # fmt: skip
+
+
+class UnknowingTokenizer(LetterTokenizer):
+    unk_id = 98
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_what_the_tokenizer_does_not_know_is_counted(
+    as_text: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = UnknowingTokenizer()
+
+    def preprocess(row: Any, tokenizer: Any) -> dict[str, Any]:
+        prompt, target = row["text"].split("|")
+        encode = str if as_text else tokenizer.encode
+        return {"prompt_ids": encode(prompt), "target_ids": encode(target)}
+
+    limit = LengthLimitSettings(max_length=3, longer="cut")
+    counting = RowEncoder(preprocess=preprocess, tokenizer=tokenizer, length_limit=limit)
+    # Of the four rows one is known, one is unknown in both columns, one only behind the cut, one is empty.
+    _, counts = counting.encode({"text": ["1|2 3", "x y|4 z", "1|2 3 4 x", "|"]})
+    assert (counts.unknown, counts.unknown_tokens, counts.left) == (1, 3, 3)
+    report.print_streamed(counts)
+    assert "1 with what the tokenizer does not know, kept as 3 unknown tokens" in capsys.readouterr().out
 
 
 def test_notes_are_counted_and_are_no_columns() -> None:

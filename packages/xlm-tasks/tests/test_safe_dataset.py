@@ -45,6 +45,27 @@ def test_molecules_survive_the_way_through_ids(tokenizer: SafeTokenizer) -> None
     assert kept > 118
 
 
+@pytest.mark.parametrize("smiles", ["*C1CCN(Cc2ccccc2)CC1", "[*:1]CC", "*", "C.C.*"])
+def test_a_molecule_that_its_safe_string_would_not_give_back_is_refused(
+    smiles: str, tokenizer: SafeTokenizer
+) -> None:
+    assert Chem.MolFromSmiles(smiles) is not None
+    assert encode_smiles({"input": smiles}, tokenizer) is None
+    assert encode_fragments({"input": smiles}, tokenizer, task="motif", from_smiles=True) is None
+
+
+@pytest.mark.parametrize("smiles", ["C[2H]", "[13CH4]", "F/C=C/F", "C[C@H](N)C(=O)O", "[Na+].[Cl-]"])
+def test_isotopes_stereo_bonds_centres_and_salts_come_back(smiles: str, tokenizer: SafeTokenizer) -> None:
+    text = smiles_to_safe(smiles)
+    assert text is not None
+    assert safe_to_smiles(text) == Chem.CanonSmiles(smiles)
+
+
+@pytest.mark.parametrize("text", ["[MASK]CC", "C[PAD]", "[EOS]", "C C", "C€C", "C%1"])
+def test_a_string_that_is_not_what_its_ids_decode_to_is_refused(text: str, tokenizer: SafeTokenizer) -> None:
+    assert encode_safe({"input": text}, tokenizer) is None
+
+
 @pytest.mark.parametrize("smiles", ["C1CCCCC1", "c1ccccc1", "O", "CCO"])
 def test_a_molecule_that_cannot_be_cut_is_kept_as_one_fragment(smiles: str, tokenizer: SafeTokenizer) -> None:
     encoded = encode_smiles({"input": smiles}, tokenizer)

@@ -24,6 +24,8 @@ def make(config: DictConfig, key: str) -> Any:
         made = hydra.utils.instantiate(node, _convert_="all")
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__ or error
+        if isinstance(cause, XLMError):
+            raise XLMError(f"{key}: {cause}") from error
         reason = (
             str(cause)
             if isinstance(cause, hydra.errors.HydraException)

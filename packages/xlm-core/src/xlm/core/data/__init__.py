@@ -1,7 +1,7 @@
 """From raw rows to batches: prepare once (or stream), order deterministically, pack, collate."""
 
 from xlm.core.data.datamodule import DataModule, LoadedBatch
-from xlm.core.data.local_copy import LocalCopy, read_local_copy
+from xlm.core.data.local_copy import LocalCopy, read_data_files, read_local_copy
 from xlm.core.data.prepare import PreparedTask, TaskParts, prepare
 from xlm.core.data.stream import Stream, open_stream
 
@@ -14,5 +14,6 @@ __all__ = [
     "TaskParts",
     "open_stream",
     "prepare",
+    "read_data_files",
     "read_local_copy",
 ]

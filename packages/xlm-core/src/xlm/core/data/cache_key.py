@@ -1,7 +1,6 @@
 """Under which name prepared data are kept: a hash of everything that shapes them."""
 
 import functools
-import glob
 import hashlib
 import inspect
 import json
@@ -12,9 +11,10 @@ from typing import cast
 from datasets.fingerprint import Hasher
 
 from xlm.core.config.schema import TaskSettings
+from xlm.core.data.read_files import existing_files
 from xlm.core.protocols import Tokenizer
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of the files of a prepared task."""
 
 
@@ -71,11 +71,10 @@ def local_files(node: object, key: str = "") -> Iterator[tuple[str, int, int]]:
         if key not in {"data_files", "data_dir"} and not any(sign in node for sign in "/\\."):
             return
         root = Path(node).expanduser()
-        for path in sorted(root.rglob("*")) if root.is_dir() else map(Path, sorted(glob.glob(str(root)))):  # noqa: PTH207  # Path.glob refuses absolute patterns
-            if path.is_file():
-                status = path.stat()
-                name = str(path.relative_to(root)) if root.is_dir() else path.name
-                yield name, status.st_size, status.st_mtime_ns
+        for path in existing_files(node):
+            status = path.stat()
+            name = str(path.relative_to(root)) if root.is_dir() else path.name
+            yield name, status.st_size, status.st_mtime_ns
 
 
 def _code(function: Callable[..., object]) -> str:

@@ -8,6 +8,7 @@ The one place where a row of data can be lost or cut. What happens to it is coun
 - The target is longer than ``task.length_limit``: cut at the end or dropped, as it says.
 - Text that is no valid Unicode (bytes that a reader replaced by U+FFFD, or lone surrogates, which become
   U+FFFD here): kept, and counted as repaired.
+- The tokenizer does not know a character or a word (its ``unk_id``): kept, rows and tokens are counted.
 - ``task.preprocess`` gives a `note` beside the columns: counted under this note, if the row stays.
 
 An exception in a filter or in a preprocess function ends the preparation; it is never taken for a refusal.
@@ -54,6 +55,9 @@ class RowCounts:
     cut_tokens: int = 0
     repaired: int = 0
     """Rows with text that was not valid Unicode."""
+    unknown: int = 0
+    """Rows that are left and hold something that the tokenizer does not know."""
+    unknown_tokens: int = 0
     notes: dict[str, int] = field(default_factory=dict[str, int])
     """Rows that are left and bear each note of ``task.preprocess``."""
 
@@ -103,6 +107,7 @@ class RowEncoder:
         self.row_filter = row_filter
         self.length_limit = length_limit
         self._vocab_size = tokenizer.vocab_size
+        self._unk_id = tokenizer.unk_id
         self._id_type = np.dtype(np.uint16 if self._vocab_size <= 2**16 else np.int32)
 
     def encode(self, columns: Columns) -> EncodedRows:
@@ -139,7 +144,16 @@ class RowEncoder:
         _count_notes([row.get("note") for row in rows], keep, counts)
         for name in names:
             lists[name] = [ids for ids, kept in zip(lists[name], keep, strict=True) if kept]
+        self._count_unknown(lists, counts)
         return make_table({name: self._array(name, lists[name]) for name in names})
+
+    def _count_unknown(self, lists: dict[str, list[Sequence[Any]]], counts: RowCounts) -> None:
+        if self._unk_id is None:
+            return
+        columns = [lists[name] for name in lists.keys() - {"fixed"}]
+        in_rows = [sum(list(ids).count(self._unk_id) for ids in row) for row in zip(*columns, strict=True)]
+        counts.unknown += sum(number > 0 for number in in_rows)
+        counts.unknown_tokens += sum(in_rows)
 
     def _call(self, slot: str, row: Row, function: Any, *arguments: object) -> object:
         try:

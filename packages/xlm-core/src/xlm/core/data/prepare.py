@@ -18,6 +18,7 @@ from typing import Any, cast
 import datasets
 import numpy as np
 from datasets.arrow_writer import ArrowWriter
+from datasets.exceptions import DatasetGenerationError
 from datasets.utils.tqdm import tqdm
 from filelock import FileLock
 
@@ -142,10 +143,13 @@ def open_source(task: TaskSettings, parts: TaskParts, split: Stage, *, streaming
     except XLMError:
         raise
     except Exception as error:
-        # What `datasets` says of a part of a split that has no row in it.
-        hint = TOO_FEW.format(split) if "corresponds to no data" in str(error) else NO_NETWORK
+        cause, hint = error, "\n" + NO_NETWORK
+        if "corresponds to no data" in str(error):  # what `datasets` says of a part without a row
+            hint = "\n" + TOO_FEW.format(split)
+        elif isinstance(error, DatasetGenerationError):  # the files are there
+            cause, hint = error.__cause__ or error, ""
         raise XLMError(
-            f"task.source: cannot read the split {task.splits[split]!r}. {type(error).__name__}: {error}\n"
+            f"task.source: cannot read the split {task.splits[split]!r}. {type(cause).__name__}: {cause}"
             + hint
         ) from error
 

@@ -55,6 +55,10 @@ def _lost(counts: RowCounts) -> Iterator[str]:
         (counts.dropped, "too long (task.length_limit), left out"),
         (counts.cut, f"too long, cut by {counts.cut_tokens:,} tokens in all (task.length_limit)"),
         (counts.repaired, "with text that is no valid Unicode, kept with U+FFFD in its place"),
+        (
+            counts.unknown,
+            f"with what the tokenizer does not know, kept as {counts.unknown_tokens:,} unknown tokens in all",
+        ),
     ):
         if number:
             yield f"{number:,} {what}"

@@ -10,31 +10,39 @@ from xlm.core.config.checks import check_methods
 from xlm.core.config.errors import XLMError
 from xlm.core.config.schema import LoaderSettings, RunSettings, Stage
 from xlm.core.data import DataModule, LocalCopy, PreparedTask, Stream, TaskParts, open_stream, prepare
+from xlm.core.data.local_copy import is_remote
+from xlm.core.data.read_files import FORMATS
 from xlm.core.evaluation.slots import Slots
 from xlm.core.protocols import Tokenizer
 
-LOCAL_SOURCE = "xlm.core.data.read_local_copy"
+LOCAL_SOURCE, LOCAL_FILES = "xlm.core.data.read_local_copy", "xlm.core.data.read_data_files"
 SPECIAL_IDS = ("pad_id", "cls_id", "mask_id", "eos_id", "bos_id", "sep_id", "unk_id")
 
 
-def use_local_copy(config: DictConfig) -> None:
-    """Let everything that reads ``task.source`` read the files of ``source`` instead, if it is given.
+def use_local_files(config: DictConfig) -> None:
+    """Let everything that reads ``task.source`` read local files as they stand (`xlm.core.data.read_files`).
 
-    A source of the task's own that has a ``path`` keeps its way of reading (a held-out split, say) and
-    gets another path; everything else is replaced by a reader of files.
+    With ``source`` these are the files that it names: a source of the task's own that has a ``path`` keeps
+    its way of reading (a held-out split, say) and gets another path; everything else is replaced by a reader
+    of files. Without, it is a source that gives ``datasets`` local files of a format.
 
     Raises:
         XLMError: When there are no such files.
     """
-    if config.source is None or config.task.source._target_ == LOCAL_SOURCE:
-        return
     node = cast("dict[str, Any]", OmegaConf.to_container(config.task.source, resolve=True))
+    target = node["_target_"]
+    if target in (LOCAL_SOURCE, LOCAL_FILES):
+        return
+    loads = target == "datasets.load_dataset"
+    if config.source is None:
+        if loads and node.get("path") in FORMATS.values() and not is_remote(node.get("data_files")):
+            config.task.source._target_ = LOCAL_FILES
+        return
     path = Path(config.source).expanduser().absolute()
-    arguments = {name: value for name, value in node.items() if name not in {"_target_", "_partial_"}}
-    if node["_target_"] != "datasets.load_dataset":
-        arguments = {}
+    others = {name: value for name, value in node.items() if name not in {"_target_", "_partial_"}}
+    arguments = others if loads else {}
     LocalCopy(path, arguments)  # says at once what is wrong with the files
-    if node["_target_"] != "datasets.load_dataset" and "path" in node:
+    if not loads and "path" in node:
         config.task.source.path = str(path)
         return
     config.task.source = {
@@ -47,7 +55,7 @@ def use_local_copy(config: DictConfig) -> None:
 
 def make_tokenizer(config: DictConfig) -> Tokenizer:
     """Make the tokenizer and fill the node ``vocab`` from it, so that slots can refer to its ids."""
-    use_local_copy(config)
+    use_local_files(config)
     tokenizer = make(config, "task.tokenizer")
     check_methods(
         tokenizer,

@@ -26,7 +26,8 @@ def smiles_to_safe(smiles: str) -> str | None:
     A molecule without such a bond becomes a single fragment, so it is kept.
 
     Returns:
-        None for what is no molecule.
+        None for what is no molecule, and for a molecule that the string would not give back: SAFE reads an
+        atom `*` as an attachment point, for example.
     """
     chem, rd_base, safe = load("rdkit.Chem"), load("rdkit.rdBase"), load("safe")
     with rd_base.BlockLogs():
@@ -34,9 +35,10 @@ def smiles_to_safe(smiles: str) -> str | None:
         if molecule is None or not molecule.GetNumAtoms():
             return None
         try:
-            return cast("str", safe.encode(smiles, canonical=True, allow_empty=True))
+            text = cast("str", safe.encode(smiles, canonical=True, allow_empty=True))
         except safe.SAFEEncodeError:
             return None
+        return text if safe_to_smiles(text) == chem.MolToSmiles(molecule) else None
 
 
 def safe_to_smiles(text: str) -> str | None:

@@ -41,6 +41,10 @@ class Encoder(Protocol):
         """Ids of a text."""
         ...
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids."""
+        ...
+
 
 def nci_rows(split: str, *, num_rows: Mapping[str, int]) -> Iterator[dict[str, str]]:
     """SMILES of the NCI's set (4999, with rdkit) as rows with the column `input`.
@@ -98,11 +102,12 @@ def encode_safe(
     """Writes a SAFE string as ids; bears a note if there was no bond to cut.
 
     Returns:
-        None, so that the row is refused and counted, if the string has a token that the vocabulary lacks.
+        None, so that the row is refused and counted, if the string has a token that the vocabulary lacks, or
+        is not what its ids decode to.
     """
     text = row[column].strip()
     ids = tokenizer.encode(text)
-    if tokenizer.unk_id in ids:
+    if _is_lost(ids, text, tokenizer):
         return None
     if any(attachment_points(fragment) for fragment in text.split(".")):
         return {"target_ids": ids}
@@ -115,7 +120,7 @@ def encode_smiles(
     """Writes a SMILES string as the ids of its SAFE string.
 
     A molecule that SAFE cannot cut is kept whole, and counted by its note. Refused are strings that are no
-    molecule.
+    molecule, and molecules that their SAFE string does not give back.
 
     Raises:
         ImportError: if rdkit or safe-mol is not installed.
@@ -138,7 +143,7 @@ def encode_fragments(
     only know what is on the left can then do the same task. See `given_fragments` for what is given.
 
     Returns:
-        None where the molecule has no such fragments, or is none, or has a token that the vocabulary lacks.
+        None where the molecule has no such fragments, or is none, or is not what its ids decode to.
     """
     text = smiles_to_safe(row[column].strip()) if from_smiles else row[column].strip()
     if text is None:
@@ -150,9 +155,15 @@ def encode_fragments(
     others = [fragment for index, fragment in enumerate(fragments) if index not in given]
     start = tokenizer.encode(".".join(fragments[index] for index in given) + ".")
     rest = tokenizer.encode(".".join(others))
-    if tokenizer.unk_id in (*start, *rest):
+    reordered = ".".join(fragments[index] for index in given) + "." + ".".join(others)
+    if _is_lost(start + rest, reordered, tokenizer):
         return None
     return {"target_ids": start + rest, "fixed": [True] * len(start) + [False] * len(rest)}
+
+
+def _is_lost(ids: Sequence[int], text: str, tokenizer: Encoder) -> bool:
+    """Whether the ids are not the whole of the text."""
+    return tokenizer.unk_id in ids or tokenizer.decode(ids) != text
 
 
 def given_fragments(fragments: Sequence[str], task: FragmentTask) -> list[int]:

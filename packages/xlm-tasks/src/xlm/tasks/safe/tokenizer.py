@@ -9,6 +9,7 @@ from typing import Final
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
+from tokenizers.normalizers import Replace
 from tokenizers.pre_tokenizers import Split
 
 from xlm.tasks.tokenizers import SPECIAL_TOKENS, PretrainedTokenizer
@@ -75,10 +76,12 @@ class SafeTokenizer(PretrainedTokenizer):
         backend = Tokenizer(
             WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="[UNK]")
         )
+        # A text that spells a special token is no molecule; it must not become that token.
+        names = "|".join(token.strip("[]") for token in SPECIAL_TOKENS)
+        backend.normalizer = Replace(Regex(rf"\[({names})\]"), "\N{REPLACEMENT CHARACTER}")
         backend.pre_tokenizer = Split(Regex(PATTERN), "isolated")
         backend.decoder = Fuse()
-        names = [token.strip("[]").lower() for token in SPECIAL_TOKENS]
-        special = {f"{name}_token": token for name, token in zip(names, SPECIAL_TOKENS, strict=True)}
+        special = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
         fast = PreTrainedTokenizerFast(
             tokenizer_object=backend, clean_up_tokenization_spaces=False, **special
         )
