@@ -7,16 +7,14 @@
 import codecs
 import glob
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
-import pandas as pd
 from datasets.data_files import resolve_pattern
 from datasets.exceptions import DatasetGenerationError
-from datasets.packaged_modules.csv.csv import CsvConfig
 
 from xlm.core.config.errors import XLMError
 
@@ -98,15 +96,14 @@ def _as_texts(files: Sequence[Path], how: Mapping[str, Any]) -> dict[str, Any]:
     chosen = dict(how) if asked else {**how, "sep": _separator(files)}
     chosen = {"keep_default_na": False, "na_values": [""]} | chosen
     if "features" not in chosen:
-        keywords: dict[str, Any] = _keywords(chosen) | {"nrows": 0, "chunksize": None}
-        columns = list(pd.read_csv(files[0], **keywords).columns)
-        chosen["features"] = datasets.Features({str(column): datasets.Value("string") for column in columns})
+        columns = _load(files[0], "csv", chosen | {"nrows": 1}).column_names
+        chosen["features"] = datasets.Features({name: datasets.Value("string") for name in columns})
     return chosen
 
 
-def _keywords(how: Mapping[str, Any]) -> dict[str, Any]:
-    """What the reader of `datasets` hands to pandas."""
-    return cast("dict[str, Any]", CsvConfig(**how).pd_read_csv_kwargs)
+def _load(file: Path, kind: str, how: Mapping[str, Any]) -> datasets.Dataset:
+    """The rows of one file."""
+    return datasets.load_dataset(kind, data_files=[glob.escape(str(file.absolute()))], split="train", **how)
 
 
 def _separator(files: Sequence[Path]) -> str:
@@ -123,16 +120,11 @@ def _separator(files: Sequence[Path]) -> str:
 
 def find_fault(files: Sequence[Path], kind: str, how: Mapping[str, Any]) -> str | None:
     """The first fault of the files, with its line where it has one; None where none is found."""
-    finders: dict[str, Callable[[Path], str | None]] = {
-        "json": _fault_of_json,
-        "csv": lambda file: _fault_of_csv(file, how),
-        "parquet": _fault_of_parquet,
-    }
     for file in files:
         strict = (how.get("encoding_errors") or "strict") == "strict"
         fault = _fault_of_encoding(file, kind, how) if strict else None
-        if fault is None and kind in finders:
-            fault = finders[kind](file)
+        if fault is None:
+            fault = _fault_of_json(file) if kind == "json" else _fault_of_reading(file, kind, how)
         if fault is not None:
             return f"{file}{fault}"
     return None
@@ -213,21 +205,9 @@ def _short(line: str) -> str:
     return line if len(line) <= 60 else f"{line[:30]} ... {line[-20:]}"
 
 
-def _fault_of_csv(file: Path, how: Mapping[str, Any]) -> str | None:
+def _fault_of_reading(file: Path, kind: str, how: Mapping[str, Any]) -> str | None:
     try:
-        for _ in pd.read_csv(file, dtype=str, **_keywords(how)):
-            pass
-    except (ValueError, OSError) as error:
-        return f": {str(error).strip()}"
-    return None
-
-
-def _fault_of_parquet(file: Path) -> str | None:
-    import pyarrow.parquet as pq
-
-    try:
-        for _ in pq.ParquetFile(file).iter_batches():
-            pass
-    except (ValueError, OSError) as error:
-        return f": {str(error).strip()}"
+        _load(file, kind, how)
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        return f": {str(error.__cause__ or error).strip()}"
     return None
