@@ -27,6 +27,20 @@ nox.options.sessions = ["lint", "types", "architecture", *TEST_SESSIONS, "integr
 # Two torch processes with several threads each stall one another, and tests are small.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
+LEARNING = (
+    "packages/*/tests/test_readme*.py",
+    "packages/*/tests/test_training_*.py",
+    "tests/integration/test_overfit.py",
+    "packages/xlm-core/tests/test_optimizers.py",
+)
+"""Tests of what a network learns, which the rounding of a processor must not decide."""
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+PROCESSORS = (
+    {"ATEN_CPU_CAPABILITY": "default", **AVX2},
+    {"ATEN_CPU_CAPABILITY": "avx2", **AVX2},
+    {},  # this one
+)
+
 
 def sync(session: nox.Session, *arguments: str) -> None:
     """Make the session's environment exactly what the lock says for ``arguments``."""
@@ -129,6 +143,19 @@ def slow(session: nox.Session) -> None:
     """The tests of all packages together that take a minute or more."""
     sync(session, "--all-packages", "--group", "test", *test_extras(*PACKAGES))
     pytest(session, "tests/integration", "-q", "-m", "slow")
+
+
+@nox.session
+def processors(session: nox.Session) -> None:
+    """What networks learn, as on processors without AVX512 and bfloat16, with one and two threads."""
+    sync(session, "--all-packages", "--group", "test", *test_extras(*PACKAGES))
+    tests = sorted(str(path.relative_to(ROOT)) for pattern in LEARNING for path in ROOT.glob(pattern))
+    for instructions in PROCESSORS:
+        for threads in ("1", "2"):
+            environment = (
+                ENVIRONMENT | instructions | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+            )
+            session.run("pytest", "-q", *tests, *session.posargs, env=environment)
 
 
 @nox.session

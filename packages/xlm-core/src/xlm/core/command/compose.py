@@ -101,9 +101,19 @@ def refers_to(key: str, node: object) -> bool:
 def run_job(config: DictConfig) -> None:
     """Check the config, then import and run the job."""
     settings = check(config, dict(HydraConfig.get().runtime.choices))
+    let_waiting_threads_sleep()
     from xlm.core.command import jobs  # the first import of torch and lightning
 
     jobs.run(config, settings)
+
+
+def let_waiting_threads_sleep() -> None:
+    """Threads of an operation that wait for the last of them sleep instead of spinning.
+
+    Where another process takes a core, spinning threads make a step of a small network ten times as long.
+    OpenMP reads the variable when torch is imported; one that is set already is left as it is.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def task(config: DictConfig) -> None:

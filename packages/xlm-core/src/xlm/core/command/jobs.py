@@ -42,6 +42,7 @@ from xlm.core.training.compiling import explain_compiler
 from xlm.core.training.harness import Harness
 from xlm.core.training.interruption import InterruptedTrainingError, requeue
 from xlm.core.training.precision import HalfWeights
+from xlm.core.training.processor import describe_threads, note_on_precision
 from xlm.core.training.slot_checks import check_slots
 
 HARMLESS_WARNINGS = (
@@ -90,6 +91,7 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
             "task": settings.task.name,
             "parameters": f"{sum(p.numel() for p in harness.model.parameters()):,}",
             "steps": f"{settings.trainer.max_steps:,}",
+            "threads": describe_threads(),
             **describe_start(resume),
         },
     )
@@ -233,6 +235,8 @@ def make_trainer(
         )
     except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise XLMError(f"trainer: Lightning refuses these settings. {error}") from error
+    if trainer.strategy.root_device.type == "cpu" and (note := note_on_precision(node.precision)):
+        say(note)
     if isinstance(trainer.strategy, DeepSpeedStrategy) and accumulated > 1:
         raise XLMError(
             f"trainer.accumulate_grad_batches: got {accumulated}. DeepSpeed adds up inside its engine, where "
