@@ -1,4 +1,4 @@
-"""The training loss and its metrics, against reference vectors and the plain law."""
+"""The training loss and its metrics, against reference vectors and the plain distribution."""
 
 import math
 

@@ -61,7 +61,7 @@ def greedy(log_p: LogProbs, _step: int) -> int:
 def draws(
     seed: int, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Callable[[LogProbs, int], int]:
-    """A draw from the filtered law by its definition, with the row's uniform number of each step."""
+    """A draw from the filtered distribution by its definition, with the row's uniform number of each step."""
 
     def choose(log_p: LogProbs, step: int) -> int:
         p = np.exp(log_softmax(log_p / temperature))

@@ -1,7 +1,7 @@
 """The interpolant over tiny sets of texts, its posterior and the chains of networks, by enumeration.
 
-Shares no code with the package: states are tuples, batches are filled cell by cell, laws are numpy arrays.
-A state is the target as it is, MASK at masked tokens; there is no prompt.
+Shares no code with the package: states are tuples, batches are filled cell by cell, distributions are numpy
+arrays. A state is the target as it is, MASK at masked tokens; there is no prompt.
 """
 
 import itertools
@@ -229,10 +229,10 @@ class TableNetwork(nn.Module):
 
 
 class Posterior:
-    """The exact posterior of a law over texts, the best that a network can do.
+    """The exact posterior of a distribution over texts, the best that a network can do.
 
     Args:
-        law: Probability of each text.
+        distribution: Probability of each text.
         num_tokens: Size of the vocabulary.
         fixed: Its fixed tokens; none by default.
     """

@@ -1,4 +1,5 @@
-"""The law of the samplers by enumeration, in plain Python: a dictionary from states to probabilities."""
+"""The distribution of the samplers by enumeration, in plain Python: a dictionary from states to
+probabilities."""
 
 import itertools
 import math
@@ -48,9 +49,10 @@ def sampler_law(
     longest: int,
     score: Callable[[int, Array], float] | None = None,
 ) -> dict[Text, float]:
-    """Law of the text that the sampler ends with, summed over all histories.
+    """Distribution of the text that the sampler ends with, summed over all histories.
 
-    Without a ``score`` each mask is unmasked by itself; with one, of cell and law, as many with the highest.
+    Without a ``score`` each mask is unmasked by itself; with one, of cell and distribution, as many with the
+    highest.
     """
     law: dict[State, float] = {(): 1.0}
     for step in steps:

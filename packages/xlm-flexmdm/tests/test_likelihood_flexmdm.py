@@ -143,7 +143,8 @@ def test_bound_is_above_minus_log_p_of_any_network() -> None:
 
 
 def _final_law(tables: Callable[[float], Tables]) -> dict[Text, float]:
-    """Law of the chain after s = 40. States above three tokens never come back: they are left out."""
+    """Distribution of the chain after s = 40. States above three tokens never come back: they are left
+    out."""
     index = SMALL.numbers
     unmasking, insertion = np.zeros((2, len(index), len(index)))
     at_start = tables(1.0)
@@ -205,7 +206,8 @@ def test_estimate_of_the_collator_is_unbiased(num_draws: int) -> None:
 
 @pytest.mark.parametrize("time_power", [1.0, 2.0])
 def test_training_loss_estimates_the_published_bound(time_power: float) -> None:
-    """Whatever the law of the times, within four standard errors; and it is the sum over its rows."""
+    """Whatever the distribution of the times, within four standard errors; and it is the sum over its
+    rows."""
     text = (FIRST, FIRST + 1, FIRST)
     tables = _random_tables(seed=7)
     _, exact = _bounds(Posterior({text: 1.0}, 2), tables)[text]

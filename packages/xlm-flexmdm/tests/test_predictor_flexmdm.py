@@ -246,7 +246,7 @@ def test_chance_of_unmasking_in_each_step(sampler: str, schedule: str) -> None:
 
 
 def test_surest_masks_come_first() -> None:
-    """A sharp law at even columns, a flat one at odd columns: the sharp are written earlier."""
+    """A sharp distribution at even columns, a flat one at odd columns: the sharp are written earlier."""
 
     def logits(column: Tensor) -> Tensor:
         table = torch.zeros(len(column), VOCAB)

@@ -1,4 +1,4 @@
-"""The law of the samplers against its enumeration, step by step, over texts of up to three tokens.
+"""The distribution of the samplers against its enumeration, step by step, over texts of up to three tokens.
 
 A statistic of k degrees of freedom above k + 5 sqrt(2k) has a probability below 1e-4.
 """

@@ -1,4 +1,4 @@
-"""The exact law of the insertion chain over tiny vocabularies, by enumeration in plain Python.
+"""The exact distribution of the insertion chain over tiny vocabularies, by enumeration in plain Python.
 
 Shares no code with the package: states are tuples, batches are filled cell by cell.
 """
@@ -67,7 +67,7 @@ def inserted(state: State, pairs: Sequence[Pair]) -> State:
 
 
 def final_law(chain: Chain, start: State, room: int, insertions_per_step: int = 1) -> dict[Text, float]:
-    """Law of the text that the chain ends with, summed over all histories."""
+    """Distribution of the text that the chain ends with, summed over all histories."""
     reached: dict[State, float] = {start: 1.0}
     law: defaultdict[Text, float] = defaultdict(float)
     for size in range(len(start), len(start) + room + 1):
@@ -83,7 +83,7 @@ def final_law(chain: Chain, start: State, room: int, insertions_per_step: int = 
 
 
 def draws(insert: dict[Pair, float], number: int) -> dict[tuple[Pair, ...], float]:
-    """Law of drawing pairs one after another, each from the slots not taken yet."""
+    """Distribution of drawing pairs one after another, each from the slots not taken yet."""
     if number == 0 or not insert:
         return {(): 1.0}
     total = sum(insert.values())

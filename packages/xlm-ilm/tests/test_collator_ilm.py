@@ -1,4 +1,4 @@
-"""Layout of the rows, which slots are open, and the law of the noise."""
+"""Layout of the rows, which slots are open, and the distribution of the noise."""
 
 import math
 from collections import Counter

@@ -57,7 +57,7 @@ class TestLengthHead(_ILMConformance):
 
 
 class TestJointFilters(_ILMConformance):
-    """Filters on the joint law, and a limit of new tokens."""
+    """Filters on the joint distribution, and a limit of new tokens."""
 
     def build_predictor(self) -> ILMPredictor:
         return ILMPredictor(pad_id=0, suppressed_ids=SUPPRESSED, max_new_tokens=4, top_k=9, top_p=0.9)

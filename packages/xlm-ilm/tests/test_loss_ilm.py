@@ -78,7 +78,7 @@ def test_length_head_equals_the_reference(reference: dict[str, Tensor]) -> None:
 
 
 def test_suppressed_ids_are_outside_the_softmax(reference: dict[str, Tensor]) -> None:
-    """As in the joint law of the published sampler: MASK, EOS, PAD, CLS and BOS."""
+    """As in the joint distribution of the published sampler: MASK, EOS, PAD, CLS and BOS."""
     model = _FixedLogits(reference["in.logits"].double(), reference["in.stop_logits"].double())
     output = ILMLoss(suppressed_ids=(0, 1, 2, 3, 4))(model, _reference_batch(reference))
     counts = reference["xlm.target_counts"].double()

@@ -1,4 +1,4 @@
-"""The sampler against the exact law of its chain, its limits, and what it costs."""
+"""The sampler against the exact distribution of its chain, its limits, and what it costs."""
 
 import math
 from collections import Counter

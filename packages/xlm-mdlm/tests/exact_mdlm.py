@@ -70,7 +70,7 @@ class TableNetwork(nn.Module):
 
 
 def random_data(*, length: int, num_tokens: int, seed: int) -> Law:
-    """A law of the data without any structure."""
+    """A distribution of the data without any structure."""
     texts = list(itertools.product(range(FIRST, FIRST + num_tokens), repeat=length))
     masses = np.random.default_rng(seed).dirichlet(np.ones(len(texts)))
     return dict(zip(texts, masses.tolist(), strict=True))
@@ -117,7 +117,8 @@ def chain_law(
     unmask: Sequence[float],
     remask: Sequence[float] | None = None,
 ) -> Law:
-    """Law after steps in which each masked cell is written with probability ``unmask[step]``, independently.
+    """Distribution after steps in which each masked cell is written with probability ``unmask[step]``,
+    independently.
 
     Each cell that is not masked, and was at the start, is masked again with probability ``remask[step]``.
     """
@@ -143,7 +144,7 @@ def chain_law(
 
 
 def step_law(predict: Prediction, start: Cells, shares: Sequence[float]) -> Law:
-    """Law when the step of each cell is drawn once for all, with probabilities ``shares``."""
+    """Distribution when the step of each cell is drawn once for all, with probabilities ``shares``."""
     law: defaultdict[Cells, float] = defaultdict(float)
     places = masks(start)
     for steps in itertools.product(range(len(shares)), repeat=len(places)):
@@ -161,7 +162,7 @@ def step_law(predict: Prediction, start: Cells, shares: Sequence[float]) -> Law:
 
 
 def any_order_law(predict: Prediction, start: Cells) -> Law:
-    """Law when the cells are written one by one in a uniformly random order."""
+    """Distribution when the cells are written one by one in a uniformly random order."""
     law: Law = {start: 1.0}
     for _ in masks(start):
         after: defaultdict[Cells, float] = defaultdict(float)

@@ -104,7 +104,7 @@ def test_weights_by_time_have_the_same_expectation() -> None:
 
 
 def test_bound_with_a_fixed_width_holds_for_the_text() -> None:
-    """The law is that of texts cut at their end; the bound charges for the one filling that training
+    """The distribution is that of texts cut at their end; the bound charges for the one filling that training
     shows."""
     model = network(seed=2)
     law = any_order_law(model.prediction([PAD, EOS, *TEXT_IDS]), START)

@@ -1,4 +1,4 @@
-"""The transition probabilities: published figures, composition, marginals."""
+"""The transition probabilities: published results, composition, marginals."""
 
 import math
 

@@ -151,7 +151,7 @@ def test_mask_is_never_written() -> None:
         assert set(prediction.ids.flatten().tolist()) <= set(TEXT_IDS)
 
 
-# What a network that is told the time is told
+# What a network that is conditioned on time is told
 
 
 @pytest.mark.parametrize("sampler", [Ancestral(4), Remasking(4, "cap", 0.3)], ids=repr)

@@ -1,4 +1,4 @@
-"""The laws of the samplers: by enumeration of the transitions, and of texts really drawn."""
+"""The distributions of the samplers: by enumeration of the transitions, and of texts really drawn."""
 
 import itertools
 import math
@@ -101,7 +101,7 @@ def transitions(
     return unmask.tolist(), sigma.tolist()
 
 
-# The exact law of the ancestral sampler
+# The exact distribution of the ancestral sampler
 
 
 def test_ancestral_law_approaches_that_of_the_data_like_1_over_n() -> None:
@@ -118,7 +118,8 @@ def test_ancestral_law_approaches_that_of_the_data_like_1_over_n() -> None:
 
 @pytest.mark.parametrize("schedule", [LOG_LINEAR, COSINE], ids=repr)
 def test_transitions_give_each_cell_its_step(schedule: NoiseSchedule) -> None:
-    """Bernoulli draws in each step, and one draw of the step per cell, as the sampler does: the same law."""
+    """Bernoulli draws in each step, and one draw of the step per cell, as the sampler does: the same
+    distribution."""
     predict = network().prediction(TEXT_IDS)
     unmask, _ = transitions(schedule, 4)
     stay = [1.0, *np.cumprod([1 - value for value in unmask[:-1]]).tolist(), 0.0]
@@ -204,7 +205,7 @@ def test_remasking_leaves_the_law_of_a_single_cell_alone() -> None:
 
 
 def confidence_law(predict: Prediction, start: Cells, counts: Sequence[int]) -> Law:
-    """Law when step s writes the ``counts[s]`` masked cells with the largest top probability."""
+    """Distribution when step s writes the ``counts[s]`` masked cells with the largest top probability."""
     law: Law = {start: 1.0}
     for count in counts:
         after: defaultdict[Cells, float] = defaultdict(float)

@@ -1,4 +1,4 @@
-"""The exact laws of unmasking over tiny vocabularies, by enumeration in plain Python and numpy.
+"""The exact distributions of unmasking over tiny vocabularies, by enumeration in plain Python and numpy.
 
 Shares no code with the package: the cells of a row are a tuple of ids, MASK among them.
 """
@@ -72,7 +72,8 @@ def masks(cells: Cells) -> list[int]:
 
 
 def filled_law(predict: Prediction, start: Cells, counts: Sequence[int]) -> dict[Cells, float]:
-    """Law of the cells when step s fills ``counts[s]`` of the masks, each such set being equally likely."""
+    """Distribution of the cells when step s fills ``counts[s]`` of the masks, each such set being equally
+    likely."""
     law = {start: 1.0}
     for count in counts:
         after: defaultdict[Cells, float] = defaultdict(float)

@@ -1,4 +1,4 @@
-"""Layouts written out by hand, the laws of the masks, and what is refused."""
+"""Layouts written out by hand, the distributions of the masks, and what is refused."""
 
 import itertools
 from collections import Counter

@@ -81,7 +81,8 @@ def test_expected_nll_is_the_mean_over_orders() -> None:
 
 
 def test_bound_with_a_fixed_width_holds_for_the_text() -> None:
-    """The law is that of texts cut at their end; the bound is that of the filling that training shows."""
+    """The distribution is that of texts cut at their end; the bound is that of the filling that training
+    shows."""
     model = network(seed=2)
     ids = [PAD, EOS, *TEXT_IDS]
     law = filled_law(model.prediction(lambda _: ids), (MASK,) * LENGTH, [1] * LENGTH)

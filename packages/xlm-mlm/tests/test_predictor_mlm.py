@@ -1,4 +1,4 @@
-"""The sampler: its exact laws by enumeration, its orders against loops, and what is refused."""
+"""The sampler: its exact distributions by enumeration, its orders against loops, and what is refused."""
 
 import math
 from typing import TypedDict
@@ -78,13 +78,13 @@ def test_one_cell_per_step_in_random_order_is_the_any_order_law() -> None:
     law = filled_law(text_prediction(model), start, [1, 1, 1])
     drawn = draw(model, prompt_batch(start, 20000))
     assert_drawn_from(drawn, law)
-    # The test can tell this law from that of another number of steps.
+    # The test can tell this distribution from that of another number of steps.
     with pytest.raises(AssertionError, match="chi-square"):
         assert_drawn_from(drawn, filled_law(text_prediction(model), start, [2, 1]))
 
 
 def test_a_network_that_knows_the_data_generates_it() -> None:
-    """Conditionals of a joint law: every order has that law, also with a given cell."""
+    """Conditionals of a joint distribution: every order has that distribution, also with a given cell."""
     weights = torch.rand(27, generator=torch.Generator().manual_seed(3), dtype=torch.float64) ** 3
     data = {
         (FIRST + i // 9, FIRST + i // 3 % 3, FIRST + i % 3): float(weight / weights.sum())
@@ -108,7 +108,8 @@ def test_a_network_that_knows_the_data_generates_it() -> None:
 
 
 def test_parallel_steps_converge_to_the_any_order_law() -> None:
-    """Each number of steps has its enumerated law, and these approach the law of one cell per step."""
+    """Each number of steps has its enumerated distribution, and these approach the distribution of one cell
+    per step."""
     model = network(4, 2, seed=4, scale=2.0)
     start = (MASK,) * 4
     laws = {

@@ -1,4 +1,4 @@
-"""Drawing tokens: exact laws, independent computations in numpy and the edge cases."""
+"""Drawing tokens: exact distributions, independent computations in numpy and the edge cases."""
 
 from collections.abc import Callable
 

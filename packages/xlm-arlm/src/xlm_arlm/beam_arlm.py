@@ -30,7 +30,7 @@ class ARLMBeamPredictor:
         s(y) = log p(y | prompt) / lp(y),   lp(y) = ((5 + |y|) / 6)^length_penalty,
 
     with |y| the number of tokens, EOS included. A hypothesis that reaches the limit is cut there, without
-    EOS, and competes with the probability it has. p is the law of :class:`xlm_arlm.ARLMPredictor` at
+    EOS, and competes with the probability it has. p is the distribution of :class:`xlm_arlm.ARLMPredictor` at
     temperature 1. Call it with the network in evaluation mode.
 
     Args:

@@ -50,8 +50,8 @@ class ARLMLoss:
 
         The sum of exp(-nll) over all targets is 1. Without EOS this holds for the targets of each length: the
         length is given, not scored. The nll of a packed block is the sum over its documents, of each given
-        its first token. The law is that of the whole vocabulary: a predictor that suppresses ids, as it
-        should, draws from this law given that none of them comes.
+        its first token. The distribution is that of the whole vocabulary: a predictor that suppresses ids, as
+        it should, draws from this distribution given that none of them comes.
         """
         row = batch["target_row"]
         entropy = _entropy(model, batch, row, batch["target_column"]).to(torch.float64)

@@ -23,9 +23,9 @@ _STREAM_TOKEN = 0
 class ARLMPredictor:
     """Draws each token from p(x_i | x_1, ..., x_{i-1}), or takes the most probable one.
 
-    Without filters, at temperature 1, the targets follow the law that :meth:`xlm_arlm.ARLMLoss.likelihood`
-    scores, given that no suppressed token comes. Call it with the network in evaluation mode: dropout is the
-    one thing that the seeds do not govern.
+    Without filters, at temperature 1, the targets follow the distribution that
+    :meth:`xlm_arlm.ARLMLoss.likelihood` scores, given that no suppressed token comes. Call it with the
+    network in evaluation mode: dropout is the one thing that the seeds do not govern.
 
     Args:
         pad_id: Id that fills the rows of the result.

@@ -23,7 +23,7 @@ from xlm.modules import NoiseSchedule
 
 @dataclass(frozen=True)
 class Interpolant:
-    """The two schedules, read in the direction of generation, and the time that the network is told.
+    """The two schedules, read in the direction of generation, and the time input of the network.
 
     With s one of :mod:`xlm.modules`, alpha(t) = s.alpha(1 - t) and its hazard is s.loss_weight(1 - t). The
     schedules of the authors' code are
@@ -37,7 +37,7 @@ class Interpolant:
     Args:
         insertion: alpha.
         unmasking: beta.
-        time_input: What the network is told: "t", or "alpha" for alpha(t), through which alone the posterior
+        time_input: Time input of the network: "t", or "alpha" for alpha(t), through which alone the posterior
             of a text depends on t if the schedules are equal.
 
     Raises:

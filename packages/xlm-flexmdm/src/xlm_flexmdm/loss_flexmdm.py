@@ -1,7 +1,7 @@
 """The training objective of FlexMDM and its likelihood bound.
 
-With f_j the law of the token at masked cell j and g_i the expected number of absent tokens in slot i that the
-network gives for x_t, and D(x, y) = y - x + x log(x / y), a row at time t has (Kim et al. 2025,
+With f_j the distribution of the token at masked cell j and g_i the expected number of absent tokens in slot i
+that the network gives for x_t, and D(x, y) = y - x + x log(x / y), a row at time t has (Kim et al. 2025,
 arXiv:2509.01025, section 4)
 
     unmasking = beta'(t) / (1 - beta(t)) sum_{masked j} -log f_j(clean token)
@@ -11,9 +11,9 @@ Minimisers are f_j = P(clean token of j | x_t) and g_i = E[gap_i | x_t]. A netwo
 gap lengths is trained with its cross-entropy in place of D, weighted slot by slot (the published code weights
 the mean over slots by the sum of the weights); its minimiser is the posterior, with the same mean.
 
-The clean token of a cell and the gap of a slot are those of the one way to x_t that was drawn. Their laws
-over all ways, given x_t and x_1, are known (:mod:`xlm_flexmdm.posterior_flexmdm`). With these as targets the
-gradient has the same expectation and less noise: which way was drawn no longer matters (Rao-Blackwell).
+The clean token of a cell and the gap of a slot are those of the sampled path to x_t. Their distributions
+over all paths, given x_t and x_1, are known (:mod:`xlm_flexmdm.posterior_flexmdm`). With these as targets the
+gradient has the same expectation and less noise: the sampled path no longer matters (Rao-Blackwell).
 
 Logits are computed at masked cells, gaps at open slots, and nowhere else.
 """
@@ -41,7 +41,8 @@ Targets = Literal["drawn", "posterior"]
 
 
 def gap_divergence(x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """D(x, y) = y - x + x log(x / y), the divergence of Poisson laws with means x and y; D(0, y) = y.
+    """D(x, y) = y - x + x log(x / y), the divergence of Poisson distributions with means x and y; D(0, y) =
+    y.
 
     Args:
         x: True means, at least 0, any shape.
@@ -64,9 +65,9 @@ class FlexMDMLoss:
         mask_id: Id of MASK, which has probability 0. The published softmax does not leave it out.
         suppressed_ids: Further token ids that never stand in a target and have probability 0: those of the
             predictor.
-        targets: "drawn": the clean tokens and gaps of the way that was drawn, as published. "posterior":
-            their law and mean over all ways to x_t, so the terms are KL(q_j || f_j) and D(G_i, g_i) of
-            :meth:`likelihood`, and a distribution over gap lengths is trained through its mean. It takes a
+        targets: "drawn": the clean tokens and gaps of the sampled path, as published. "posterior":
+            their distribution and mean over all paths to x_t, so the terms are KL(q_j || f_j) and D(G_i, g_i)
+            of :meth:`likelihood`, and a distribution over gap lengths is trained through its mean. It takes a
             table of rows * target^2 numbers and a loop over the target's columns.
 
     Raises:
@@ -111,9 +112,9 @@ class FlexMDMLoss:
         """Estimate an upper bound of -log p(x_1), tighter than the training loss.
 
         The process x_t given x_1 is a Markov chain itself: the embedding of x_t in x_1 is uniform, whatever
-        the way to x_t. Its rates are those of an embedding averaged over embeddings, so with q_j the law of
-        the token at j and G_i the mean of gap_i, both given x_t and x_1, the divergence of its paths from the
-        network's is
+        the way to x_t. Its rates are those of an embedding averaged over embeddings, so with q_j the
+        distribution of the token at j and G_i the mean of gap_i, both given x_t and x_1, the divergence of
+        its paths from the network's is
 
             E_t E_{x_t} [ beta' / (1 - beta) sum_j KL(q_j || f_j) + alpha' / (1 - alpha) sum_i D(G_i, g_i) ]
 
@@ -171,7 +172,7 @@ class FlexMDMLoss:
     def _allowed_logits(self, logits: Tensor, batch: FlexMDMBatch) -> Tensor:
         """(cells, vocab) logits with -inf at suppressed tokens, in float32 at least."""
         ids, fixed = batch["target_ids"], batch["target_fixed"]
-        # Looked up on the CPU only: a device would keep the host waiting.
+        # Checked on the CPU only: on a device it would force a synchronisation.
         if ids.device.type == "cpu":
             suppressed = torch.tensor(self._suppressed_ids)
             real = torch.arange(ids.shape[1]) < batch["target_lengths"].unsqueeze(1)

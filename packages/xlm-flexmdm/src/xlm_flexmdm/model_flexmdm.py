@@ -143,7 +143,7 @@ class FlexMDM(
         token_positions: Int[Tensor, " cells"],
         slot_positions: Int[Tensor, " slots"],
     ) -> FlexMDMOutput:
-        """Laws of masked tokens and of gaps.
+        """Distributions of masked tokens and of gaps.
 
         Args:
             input_ids: Rows of tokens and MASKs, shape (rows, length).

@@ -17,7 +17,7 @@ from torch import Tensor
 def embedding_posterior(
     matches: Bool[Tensor, "rows cells target"], num_cells: Int[Tensor, " rows"]
 ) -> Float64[Tensor, "rows cells target"]:
-    """P(s_c = i) under the uniform law over the embeddings of each row.
+    """P(s_c = i) under the uniform distribution over the embeddings of each row.
 
     With A_c(i) the number of ways to embed the cells up to c with c at i, and B_c(i) that of the cells after
     c into the tokens after i,

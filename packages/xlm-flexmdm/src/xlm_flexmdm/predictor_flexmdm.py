@@ -1,9 +1,10 @@
 """Inference: masks are inserted and unmasked along the time of the interpolant, in N steps from 0 to 1.
 
 A step from t to t' evaluates the network once, at t. Each mask is then unmasked with the probability that its
-T2 lies in the step, and each open slot receives as many masks as a Poisson law gives, with the mean that the
-rate of insertion has in the step. The last step inserts nothing, since what it inserts would stay MASK, and
-unmasks every mask. The law of the result therefore approaches that of the continuous process like 1/N.
+T2 lies in the step, and each open slot receives as many masks as a Poisson distribution gives, with the mean
+that the rate of insertion has in the step. The last step inserts nothing, since what it inserts would stay
+MASK, and unmasks every mask. The distribution of the result therefore approaches that of the continuous
+process like 1/N.
 
 The network sees t, on which the number of missing tokens depends, so an evaluation cannot be used again in a
 later step. What can be saved is a row's evaluation in a step that can change nothing in it: which masks a
@@ -55,7 +56,7 @@ class FlexMDMPredictor:
         order: Which masks a step unmasks. "random": each by itself. The others take as many masks as "random"
             would, those first that are furthest left ("position") or of which the network is surest:
             "top_prob", "margin" or "entropy" of its probabilities, see :func:`xlm.modules.confidence`.
-        temperature: Of the law of a token; at least 0, where 0 takes the most probable.
+        temperature: Of the distribution of a token; at least 0, where 0 takes the most probable.
         top_k: Tokens to choose from; None for all.
         top_p: Mass of the tokens to choose from; None for all.
 

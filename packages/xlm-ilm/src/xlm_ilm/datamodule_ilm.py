@@ -89,7 +89,8 @@ class ILMCollator:
         level = uniform(seeds, 1, step=draw, stream=_STREAM_COUNT)
         keys = uniform(seeds, missing.shape[1], step=draw, stream=_STREAM_SUBSET)
         if self._num_draws == 1:
-            # N of L uniform numbers are below another one, N ~ U{0..L}: the same law, and nothing is sorted.
+            # N of L uniform numbers are below another one, N ~ U{0..L}: the same distribution, and nothing is
+            # sorted.
             return missing & (keys < level)
         quantile = (draw + level.squeeze(1)) / self._num_draws
         num_missing = missing.sum(1)

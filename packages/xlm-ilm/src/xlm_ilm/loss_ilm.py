@@ -34,9 +34,9 @@ RowWeight = Literal["one", "length_plus_one"]
 class ILMLoss:
     """sum over rows of w (token + stop_weight * stop).
 
-    Which row weight gives the law of the data. N is uniform on 0..L, so a row stands for 1/(L + 1) of its
-    sequence. For data of one length both weights have the same minimiser, whose samples follow the data. For
-    data of several lengths "one", the published objective, generates short sequences too often;
+    Which row weight gives the distribution of the data. N is uniform on 0..L, so a row stands for 1/(L + 1)
+    of its sequence. For data of one length both weights have the same minimiser, whose samples follow the
+    data. For data of several lengths "one", the published objective, generates short sequences too often;
     "length_plus_one" does not: its expectation, with the other weights at 1, is the bound that
     :meth:`likelihood` estimates, plus log L!.
 
@@ -111,7 +111,7 @@ class ILMLoss:
         """Estimate an upper bound of -log p(x), whatever the weights of the training loss.
 
         The chain that stops with P(stop | z) and otherwise inserts v into k with probability exp J[k, v] can
-        write x in L! orders. Jensen's inequality with the uniform law over orders gives
+        write x in L! orders. Jensen's inequality with the uniform distribution over orders gives
 
             -log p(x) <= (L + 1) E_N E_z [token + stop] - log L!
 
@@ -154,7 +154,8 @@ class ILMLoss:
     def _allowed_logits(self, logits: Tensor, target_token: Tensor) -> Tensor:
         """(cells, vocab) logits with -inf at suppressed tokens.
 
-        Whether targets are among them is looked up on the CPU only: a device would keep the host waiting.
+        Whether targets are among them is checked on the CPU only: on a device it would force a
+            synchronisation.
         """
         if self._suppressed_ids and target_token.device.type == "cpu":
             clash = target_token[torch.isin(target_token, torch.tensor(self._suppressed_ids))]

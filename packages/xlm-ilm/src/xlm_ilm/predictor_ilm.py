@@ -27,22 +27,23 @@ _STREAM_INSERT = 1
 class ILMPredictor:
     """Sampler of the insertion language model (Patel et al. 2025, arXiv:2505.05755, section 3).
 
-    The law that the likelihood of :class:`xlm_ilm.ILMLoss` belongs to is that of ``stop="draw"`` without
-    temperatures and filters and with one insertion per step. Call it with the network in evaluation mode:
-    dropout is the one thing that the seeds do not govern.
+    The distribution that the likelihood of :class:`xlm_ilm.ILMLoss` belongs to is that of ``stop="draw"``
+    without temperatures and filters and with one insertion per step. Call it with the network in evaluation
+    mode: dropout is the one thing that the seeds do not govern.
 
     Args:
         pad_id: Id that fills the rows of the result.
         suppressed_ids: Token ids that are never inserted: those of the loss.
         max_new_tokens: The most tokens to insert; None for the room that the batch gives each row.
         stop: "threshold": a row stops when P(stop) >= stop_threshold, as published. "draw": it stops with
-            probability P(stop), the law that the network is trained for.
+            probability P(stop), the distribution that the network is trained for.
         stop_threshold: In (0, 1]. Only read with stop="threshold". Usual is 0.9, and 0.5 with a length head.
         stop_temperature: Divides the stop logits, greater than 0.
         sampling: "joint": slot and token are drawn together. "two_stage": first the slot from its marginal
-            probability, then the token given the slot. Without temperatures and filters this is the same law.
-        temperature: Of the joint law, or of the token given the slot; at least 0, where 0 takes the most
-            probable.
+            probability, then the token given the slot. Without temperatures and filters this is the same
+            distribution.
+        temperature: Of the joint distribution, or of the token given the slot; at least 0, where 0 takes the
+            most probable.
         top_k: Pairs, or tokens given the slot, to choose from; None for all.
         top_p: Mass of the pairs, or tokens given the slot, to choose from; None for all.
         slot_temperature: Of the slot with sampling="two_stage"; at least 0.
@@ -177,7 +178,7 @@ class ILMPredictor:
 
     @property
     def _draws_pairs(self) -> bool:
-        """Whether the draw needs the flattened joint law, and not only its slot marginal."""
+        """Whether the draw needs the flattened joint distribution, and not only its slot marginal."""
         filtered = self._top_k is not None or self._top_p is not None
         return self._sampling == "joint" and filtered and self._temperature > 0
 

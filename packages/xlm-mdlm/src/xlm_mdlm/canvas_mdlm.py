@@ -22,8 +22,8 @@ _STREAM_TOKENS = 1
 class Denoiser:
     """p_theta(x_0 | x_t) as it is sampled: the network, the tokens that are possible, and the filters.
 
-    The filters act on p_theta alone. Whether a cell is unmasked is none of their business, so they cannot
-    change how fast a row is written.
+    The filters act on p_theta alone. They never affect which cells are
+    unmasked, nor how fast a row is written.
     """
 
     model: nn.Module

@@ -51,8 +51,8 @@ def convert_published(
 
     Args:
         state: Weights by their published names; sizes are read off them.
-        num_heads: Number of attention heads, which the weights do not tell; 12 in the paper.
-        time_conditioning: Whether the network was told the noise in training; not so in the paper.
+        num_heads: Number of attention heads, which the weights do not determine; 12 in the paper.
+        time_conditioning: Whether the network was conditioned on the noise in training; not so in the paper.
         dropout: For further training.
 
     Returns:

@@ -1,8 +1,8 @@
 """Collators: examples to batches. The forward process of the diffusion, masking cells, lives here.
 
-A row is ``prompt... [BOS] target...``; only cells that are not given are masked. Where its tokens stand is
-told in :mod:`xlm_mdlm.layout_mdlm`. All randomness of a row comes from its seed (and, for stratified times,
-its place in the training stream), so a row looks the same in every batch.
+A row is ``prompt... [BOS] target...``; only cells that are not given are masked. The layout of its tokens is
+described in :mod:`xlm_mdlm.layout_mdlm`. All randomness of a row comes from its seed (and, for stratified
+times, its place in the training stream), so a row looks the same in every batch.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ class MDLMCollator:
 
     t = min_time + (1 - min_time) u with u ~ U(0, 1); each cell that is not given is masked independently with
     probability 1 - alpha(t), and the row weighs -alpha'(t) / (1 - alpha(t)) (Sahoo et al. 2024,
-    arXiv:2406.07524, section 3). Times are stratified over the training stream where the examples tell their
-    places in it; a single time has the same law either way.
+    arXiv:2406.07524, section 3). Times are stratified over the training stream where the examples give their
+    places in it; a single time has the same distribution either way.
 
     Args:
         schedule: alpha. Any of :mod:`xlm.modules.schedules`; those that are not complete train on another
@@ -91,9 +91,9 @@ class MDLMCollator:
 class MDLMLikelihoodCollator:
     """Masks cells so that the likelihood bound is estimated without bias, whatever the training's times.
 
-    For a network that is not told the time: of L cells that are not given n ~ U{1..L} are masked, all sets of
-    n being equally likely; the weight is L/n. For one that is: each cell is masked with probability u ~ U(0,
-    1), the weight is 1/u, and the time is the one at which the schedule reaches alpha = 1 - u.
+    For a network that is not conditioned on time: of L cells that are not given n ~ U{1..L} are masked, all
+    sets of n being equally likely; the weight is L/n. For one that is: each cell is masked with probability u
+    ~ U(0, 1), the weight is 1/u, and the time is the one at which the schedule reaches alpha = 1 - u.
 
     Args:
         mask_id: Id of MASK.
@@ -101,15 +101,15 @@ class MDLMLikelihoodCollator:
         bos_id: Id of the token left of the target; None for none, as for packed blocks.
         eos_id: Id of EOS or None, as in :class:`MDLMCollator`.
         target_length: W, cells of every row; None for as many as the target has tokens.
-        time_conditioning: Whether the network is told the time.
-        schedule: The one that a network told the time was trained with; not used otherwise.
+        time_conditioning: Whether the network is conditioned on the time.
+        schedule: That of the training, for a network conditioned on time; not used otherwise.
         num_draws: K, the number of consecutive rows made from each example. Their n or u are stratified: draw
             k takes the quantile (k + u_k) / K with u_k ~ U(0, 1), so the mean over the draws of any function
             of the row is unbiased and varies less than with independent draws.
 
     Raises:
-        ValueError: If target_length or num_draws is below 1, or a network told the time has no schedule or
-            one that is not complete.
+        ValueError: If target_length or num_draws is below 1, or a network conditioned on time has no schedule
+            or one that is not complete.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class MDLMLikelihoodCollator:
     def _by_time(self, schedule: NoiseSchedule, rows: Rows, quantile: Tensor, keys: Tensor) -> MDLMBatch:
         masked = rows.eligible & (keys < quantile.unsqueeze(1))
         batch = self._layout.batch(rows, masked=masked, weight=1 / quantile)
-        # An alpha below that of t = 1 is told as t = 1, which training goes up to.
+        # An alpha below that of t = 1 is passed as t = 1, which training goes up to.
         time = schedule.inverse(1 - quantile).clamp(max=1.0)
         batch["noise"] = noise_of_alpha(schedule.alpha(time))
         return batch
@@ -220,7 +220,7 @@ class MDLMPromptCollator:
         """Make a batch of len(examples) rows, padded to the longest.
 
         Raises:
-            ValueError: As :meth:`MDLMCollator.__call__`, or if nothing tells the length of an example.
+            ValueError: As :meth:`MDLMCollator.__call__`, or if the length of an example is unknown.
         """
         rows = self._layout.lay_out([self._with_length(example) for example in examples], only_given=True)
         return {

@@ -36,7 +36,7 @@ _NO_IDS = torch.empty(0, dtype=torch.int64)
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows without noise, padded on the right: (rows, length) each, and figures of each row (rows,)."""
+    """Rows without noise, padded on the right: (rows, length) each, and per-row values (rows,)."""
 
     ids: Tensor
     attention_mask: Tensor

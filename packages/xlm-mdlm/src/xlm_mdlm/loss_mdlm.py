@@ -74,9 +74,9 @@ class MDLMLoss:
     def likelihood(self, model: nn.Module, batch: MDLMBatch) -> MDLMLikelihood:
         """Estimate an upper bound of -log p(x_0), whatever the schedule of the training.
 
-        A network that is not conditioned on time defines one law, p(x) = E_s prod_i p_theta(x_s(i) |
-        x_s(1..i-1)) with s a uniformly random order of the cells: the law of the sampler as its steps become
-        many. Its NELBO is the same for every complete schedule,
+        A network that is not conditioned on time defines one distribution, p(x) = E_s prod_i p_theta(x_s(i) |
+        x_s(1..i-1)) with s a uniformly random order of the cells: the distribution of the sampler as its
+        steps become many. Its NELBO is the same for every complete schedule,
 
             NELBO(x) = E_s -log p_theta(x | s) = sum_{n=1}^{L} E_{|m|=n} (1/n) sum_{i in m} CE_i,
 
@@ -133,7 +133,7 @@ class _MaskedCells:
 
 
 def _check_possible(targets: Tensor, log_weights: Tensor) -> None:
-    """Refuse masked tokens of probability 0; on a device, looking for them would wait for it."""
+    """Refuse masked tokens of probability 0; on a device, the check would force a synchronisation."""
     if targets.device.type != "cpu":
         return
     impossible = targets[log_weights == -math.inf]

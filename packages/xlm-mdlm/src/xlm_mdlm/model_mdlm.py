@@ -1,10 +1,10 @@
 """The networks: token logits of noisy rows, from one of two backbones, with the same forward signature.
 
 The best prediction of a masked cell given the visible tokens does not depend on the time (Zheng et al. 2024,
-arXiv:2409.02908, section 3), so neither network is told it unless asked to.
+arXiv:2409.02908, section 3), so neither network is conditioned on it by default.
 
 The logits are raw. That MASK has probability 0 and that unmasked cells are copied (SUBS; Sahoo et al. 2024,
-arXiv:2406.07524, section 3) is seen to by the loss and the samplers, for any network.
+arXiv:2406.07524, section 3) is enforced by the loss and the samplers, for any network.
 """
 
 from typing import Literal
@@ -108,7 +108,7 @@ class MDLMDiT(
         d_ff: Width of the inner layers; None for 4 * d_model.
         dropout: Probability of dropping an entry of a block's update, in training.
         rotary_dim: Coordinates of each head to rotate, even; None for all.
-        time_conditioning: Whether the network is told the noise.
+        time_conditioning: Whether the network is conditioned on the noise.
     """
 
     def __init__(

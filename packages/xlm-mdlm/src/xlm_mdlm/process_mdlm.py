@@ -32,7 +32,7 @@ def time_grid(num_steps: int) -> Float64[Tensor, " times"]:
 
 
 def noise_of_alpha(alpha: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
-    """-log alpha, the total noise: what a network conditioned on time is told.
+    """-log alpha, the total noise: the input of a time-conditioned network.
 
     The published network has this input. The posteriors depend on t through alpha_t alone, so it says as much
     as t does. It grows without end as alpha falls to 0 and is cut at alpha = 1e-4, where next to everything

@@ -39,8 +39,8 @@ class Ancestral:
     From t to s = t - 1/N each masked cell is unmasked with probability (alpha_s - alpha_t) / (1 - alpha_t),
     independently of the others, with a token drawn from the prediction; the last step, to s = 0, unmasks what
     is left in the same way. (The published code draws both at once, stops at s = 1e-5 and takes the most
-    probable token there.) Its law tends to that of the likelihood bound as N grows, with an error of order
-    1/N.
+    probable token there.) Its distribution tends to that of the likelihood bound as N grows, with an error of
+    order 1/N.
 
     The steps of all cells are drawn first: a row takes at most min(N, masked cells) evaluations of the
     network, since a step that unmasks none of its cells needs none.
@@ -151,8 +151,8 @@ class ConfidenceOrder:
 
     Each step evaluates the network at all masked cells and writes an equal share of them, the best by
     confidence. Much better than random order where some cells decide others (Kim et al. 2025,
-    arXiv:2502.06768), but its law is not the one of the likelihood bound. A network conditioned on time is
-    told the time at which the masked share of the cells is the expected one.
+    arXiv:2502.06768), but its distribution is not the one of the likelihood bound. A network conditioned on
+    time gets the time at which the masked share of the cells is the expected one.
 
     Args:
         num_steps: N, at least 1; None for one cell per step. A row takes at most min(N, masked cells)

@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 NUM_LEVELS = 4
-"""Intervals of the masked share of a row by which losses are told apart in metrics."""
+"""Intervals of the masked share of a row into which losses are binned in metrics."""
 
 
 class MDLMExample(TypedDict):
     """One row of data: token ids without special tokens.
 
-    Which keys there are tells the task: only ``target_ids`` is language modelling, ``prompt_ids`` besides it
+    The keys present define the task: only ``target_ids`` is language modelling, ``prompt_ids`` besides it
     prefix to suffix, ``fixed`` infilling, and neither of them unconditional generation.
     """
 

@@ -45,7 +45,7 @@ class MLMCollator:
     The mask rate of a row is t ~ U(0, 1) (Ghazvininejad et al. 2019, arXiv:1904.09324, draw the number of
     masks uniformly, which is the same distribution but for 0 masks), or 1 - alpha(t) of a noise schedule, or
     fixed; each cell that is not given is masked independently with this probability, always by MASK. Times
-    are stratified over the training stream where the examples tell their places in it; each rate has the
+    are stratified over the training stream where the examples give their places in it; each rate has the
     same distribution either way.
 
     Args:
@@ -212,7 +212,7 @@ class MLMPromptCollator:
         """Make a batch of len(examples) rows, padded to the longest.
 
         Raises:
-            ValueError: As :meth:`MLMCollator.__call__`, or if nothing tells the length of an example.
+            ValueError: As :meth:`MLMCollator.__call__`, or if the length of an example is unknown.
         """
         rows = self._layout.lay_out([self._with_length(example) for example in examples], only_given=True)
         return {
@@ -237,7 +237,7 @@ class MLMPromptCollator:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows without noise, padded on the right: (rows, length) each, and figures of each row (rows,)."""
+    """Rows without noise, padded on the right: (rows, length) each, and per-row values (rows,)."""
 
     ids: Tensor
     attention_mask: Tensor

@@ -87,8 +87,9 @@ class MLMLoss:
     def likelihood(self, model: nn.Module, batch: MLMBatch) -> MLMLikelihood:
         """Estimate an upper bound of -log p(x), whatever the normaliser of the training loss.
 
-        Filling the L cells one by one in the order s, with everything filled so far visible, has the law
-        p(x | s). In a uniformly random order it is p(x) = E_s p(x | s), and by Jensen's inequality
+        Filling the L cells one by one in the order s, with everything filled so far visible, has the
+        distribution p(x | s). In a uniformly random order it is p(x) = E_s p(x | s), and by Jensen's
+        inequality
 
             -log p(x) <= E_s -log p(x | s) = sum_{n=1}^{L} E_{|m|=n} (1/n) sum_{i in m} CE_i
 
@@ -100,8 +101,9 @@ class MLMLoss:
             t ~ U(0, 1) and cells masked with probability t, so that n ~ U{0..L}: weight (L + 1)/n, and 0 if
             n = 0 (MLMCollator).
 
-        The mean over the rows of an example is the result. It bounds the law of a predictor that fills one
-        cell per step in random order, at temperature 1 without filters, with the same suppressed ids.
+        The mean over the rows of an example is the result. It bounds the distribution of a predictor that
+        fills one cell per step in random order, at temperature 1 without filters, with the same suppressed
+        ids.
 
         Raises:
             ValueError: If the batch has a fixed mask rate, or a masked token is impossible in its cell.
@@ -138,7 +140,7 @@ class MLMLoss:
 
 
 def _check_possible(targets: Tensor, log_weights: Tensor) -> None:
-    """Refuse masked tokens of probability 0; on a device, looking for them would wait for it."""
+    """Refuse masked tokens of probability 0; on a device, the check would force a synchronisation."""
     if targets.device.type != "cpu":
         return
     impossible = targets[log_weights == -math.inf]

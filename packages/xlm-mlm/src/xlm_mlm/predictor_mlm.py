@@ -27,9 +27,9 @@ _STREAM_TOKEN = 1
 class MLMPredictor:
     """Iterative unmasking (Mask-Predict without remasking; Ghazvininejad et al. 2019, arXiv:1904.09324).
 
-    One cell per step (num_steps=None) in random order at temperature 1 without filters draws from the law
-    p(x) = E_s p(x | s) of :meth:`xlm_mlm.MLMLoss.likelihood`. Several cells per step ignore what they tell
-    about each other, for fewer evaluations of the network. Call it with the network in evaluation mode:
+    One cell per step (num_steps=None) in random order at temperature 1 without filters draws from the
+    distribution p(x) = E_s p(x | s) of :meth:`xlm_mlm.MLMLoss.likelihood`. Several cells per step ignore
+    their dependence, for fewer evaluations of the network. Call it with the network in evaluation mode:
     dropout is the one thing that the seeds do not govern.
 
     At most one of num_steps, min_confidence and max_uncertainty is given; without any, each step fills one

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 class MLMExample(TypedDict):
     """One row of data: token ids without special tokens.
 
-    Which keys there are tells the task: only ``target_ids`` is language modelling, ``prompt_ids`` besides it
+    The keys present define the task: only ``target_ids`` is language modelling, ``prompt_ids`` besides it
     prefix to suffix, ``fixed`` infilling, and neither of them unconditional generation.
     """
 

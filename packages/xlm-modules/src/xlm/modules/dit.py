@@ -66,7 +66,7 @@ class TimestepEmbedding(nn.Module):
         """Embedding of each time, the condition of :class:`DiT`.
 
         Args:
-            t: Times, or whatever number the network is told, say the total noise, shape (batch,).
+            t: Times, or whatever number conditions the network, say the total noise, shape (batch,).
 
         Returns:
             Embeddings in the dtype of the weights, shape (batch, d_condition).

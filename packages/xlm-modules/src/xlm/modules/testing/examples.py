@@ -21,7 +21,7 @@ KIND_OF_EDGE: dict[Edge, Kind] = {
 
 
 class Example(TypedDict):
-    """One row of data: token ids without special tokens; the keys that are there tell the task."""
+    """One row of data: token ids without special tokens; the keys present define the task."""
 
     seed: int
     place: NotRequired[int]

@@ -116,7 +116,7 @@ class StarGraphs:
 
 
 def draw_graphs(level: StarLevel, count: int, generator: np.random.Generator) -> StarGraphs:
-    """Draws graphs independently from the law described at `StarLevel`.
+    """Draws graphs independently from the distribution described at `StarLevel`.
 
     Args:
         level: the kind of graphs.

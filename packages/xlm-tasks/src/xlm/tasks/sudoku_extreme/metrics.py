@@ -87,7 +87,7 @@ def rule_violations(generation: Generation) -> tuple[int, int]:
 
 
 class SudokuMetrics:
-    """Accumulates `board_accuracy` (the main figure), `cell_accuracy`, `broken_clues`, `rule_violations`.
+    """Accumulates `board_accuracy` (the main metric), `cell_accuracy`, `broken_clues`, `rule_violations`.
 
     Attributes:
         sums: the state, see `xlm.tasks.metrics.zero_sums`.

@@ -92,7 +92,7 @@ class GenerativePerplexity:
             self.sums["nll"] += _nll(model, scored[start : start + self._batch_size])
 
     def compute(self) -> dict[str, float]:
-        """The figures by name; 0.0 where nothing was scored."""
+        """The metrics by name; 0.0 where nothing was scored."""
         sums = {name: float(value) for name, value in self.sums.items()}
         texts, tokens = max(sums["texts"], 1.0), max(sums["tokens"], 1.0)
         per_token = sums["nll"] / max(sums["scored_tokens"], 1.0)

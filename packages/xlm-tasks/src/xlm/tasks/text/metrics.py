@@ -1,4 +1,4 @@
-"""Figures of generated text that need no other text and no other model: lengths, diversity, repetition."""
+"""Metrics of generated text that need no other text and no other model: lengths, diversity, repetition."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,14 @@ class TextMetrics:
     """Describes generated texts by their tokens.
 
     - `tokens`: mean length in tokens; `empty`: share of texts without a token.
-    - `token_entropy`: entropy in nats of the tokens within a text (of the law that draws one of its tokens at
-      random), averaged over the texts that are not empty. The literature reports it beside the generative
-      perplexity, since a text that repeats itself has a low perplexity and a low entropy.
+    - `token_entropy`: entropy in nats of the tokens within a text (of the distribution that draws one of its
+      tokens at random), averaged over the texts that are not empty. The literature reports it beside the
+      generative perplexity, since a text that repeats itself has a low perplexity and a low entropy.
     - `distinct_1`, `distinct_2`, `distinct_3`: different n-grams divided by all n-grams, both counted within
       each text and then summed.
     - `repeated_4`: share of 4-grams that stood before in the same text.
 
-    Everything is a sum over texts, so the figures do not depend on batches or processes.
+    Everything is a sum over texts, so the metrics do not depend on batches or processes.
 
     Attributes:
         sums: the state, float64 scalars.
@@ -56,7 +56,7 @@ class TextMetrics:
                 self._add(f"all_{size}", len(grams))
 
     def compute(self) -> dict[str, float]:
-        """The figures by name; 0.0 where there is nothing to count."""
+        """The metrics by name; 0.0 where there is nothing to count."""
         sums = {name: float(value) for name, value in self.sums.items()}
         distinct = {
             size: _ratio(sums, f"different_{size}", f"all_{size}") for size in (*self.DISTINCT, self.REPEATED)
