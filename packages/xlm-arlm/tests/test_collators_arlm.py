@@ -74,7 +74,7 @@ def test_prompts_end_at_the_same_column(collate_prompts: ARLMPromptCollator) -> 
     assert batch["input_ids"].tolist() == [[PAD, PAD, PAD, BOS], [9, 8, 7, BOS], [10, BOS, 7, 8]]
     assert batch["attention_mask"].tolist() == [[False, False, False, True], [True] * 4, [True] * 4]
     assert batch["num_fixed"].tolist() == [0, 0, 2]
-    assert batch["room"].tolist() == [6, 6, 4]
+    assert batch["budget"].tolist() == [6, 6, 4]
 
 
 def test_fixed_tokens_must_be_a_prefix(collate: ARLMCollator, collate_prompts: ARLMPromptCollator) -> None:
@@ -103,7 +103,7 @@ def test_limits_are_named() -> None:
     with pytest.raises(ValueError, match="example 0 fixes 3 target tokens, the limit is max_length=2"):
         collate_prompts([example([7, 8, 9], num_fixed=3)])
     # A reference is not read, so it may be of any length.
-    assert collate_prompts([example([7, 8, 9])])["room"].tolist() == [2]
+    assert collate_prompts([example([7, 8, 9])])["budget"].tolist() == [2]
 
 
 def test_nothing_to_collate_is_refused(collate: ARLMCollator, collate_prompts: ARLMPromptCollator) -> None:

@@ -227,7 +227,7 @@ def test_fixed_tokens_begin_the_target_and_use_up_its_room(
         (7, *write(model, [BOS, 7], greedy, 5)[0]),
     ]
     assert rows_of(prediction) == expected
-    assert int(prediction.nfe[1]) == 0, "no room, no evaluation"
+    assert int(prediction.nfe[1]) == 0, "no budget, no evaluation"
     trace = prediction.trace
     assert trace is not None
     assert [tuple(replay(trace, row)) for row in range(4)] == expected

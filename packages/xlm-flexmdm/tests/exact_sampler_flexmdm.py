@@ -95,22 +95,22 @@ def _unmasked(
     return dict(result)
 
 
-def _insertions(means: tuple[float, ...], room: int) -> dict[tuple[int, ...], float]:
-    """Poisson numbers; those beyond the room go to the slots in a random order, as far as it reaches."""
+def _insertions(means: tuple[float, ...], budget: int) -> dict[tuple[int, ...], float]:
+    """Poisson numbers; those beyond the budget go to the slots in a random order, as far as it reaches."""
     laws: list[list[float]] = []
     for mean in means:
-        masses = [math.exp(-mean) * mean**k / math.factorial(k) for k in range(room)]
+        masses = [math.exp(-mean) * mean**k / math.factorial(k) for k in range(budget)]
         laws.append([*masses, 1 - sum(masses)])
     result: defaultdict[tuple[int, ...], float] = defaultdict(float)
-    for drawn in itertools.product(range(room + 1), repeat=len(means)):
+    for drawn in itertools.product(range(budget + 1), repeat=len(means)):
         mass = math.prod(law[k] for law, k in zip(laws, drawn, strict=True))
         if mass < 1e-15:
             continue
         orders = [tuple(range(len(means)))]
-        if sum(drawn) > room:
+        if sum(drawn) > budget:
             orders = list(itertools.permutations(range(len(means))))
         for order in orders:
-            left, kept = room, [0] * len(means)
+            left, kept = budget, [0] * len(means)
             for slot in order:
                 kept[slot] = min(drawn[slot], left)
                 left -= kept[slot]

@@ -209,7 +209,7 @@ def test_prompts_of_infilling_open_the_slots_where_tokens_are_missing(
     batch = _prompts()([_example([10, 11, 12], fixed=fixed)])
     assert torch.equal(batch["input_ids"], torch.tensor([[BOS, *(10 + place for place in fixed)]]))
     assert torch.equal(batch["open_slots"], torch.tensor([expected]))
-    assert torch.equal(batch["room"], torch.tensor([9 - len(fixed)]))
+    assert torch.equal(batch["budget"], torch.tensor([9 - len(fixed)]))
 
 
 def test_prompts_without_a_target_and_with_one() -> None:
@@ -218,7 +218,7 @@ def test_prompts_without_a_target_and_with_one() -> None:
     assert torch.equal(batch["open_slots"].int(), torch.tensor([[1, 0, 0], [0, 0, 1], [0, 1, 0]]))
     assert torch.equal(batch["attention_mask"].int(), torch.tensor([[1, 0, 0], [1, 1, 1], [1, 1, 0]]))
     assert torch.equal(batch["target_start"], torch.tensor([1, 3, 2]))
-    assert torch.equal(batch["room"], torch.tensor([9, 9, 9]))
+    assert torch.equal(batch["budget"], torch.tensor([9, 9, 9]))
 
 
 def test_empty_target_has_one_open_slot_and_no_gap() -> None:

@@ -1,4 +1,4 @@
-"""What the samplers do with rows: room, fixed tokens, masks, evaluations and traces."""
+"""What the samplers do with rows: budget, fixed tokens, masks, evaluations and traces."""
 
 import itertools
 import math

@@ -52,7 +52,7 @@ def _prompts(rows: int, longest: int) -> FlexMDMPromptBatch:
         "attention_mask": one.bool(),
         "open_slots": one.bool(),
         "target_start": one.squeeze(1),
-        "room": one.squeeze(1) * longest,
+        "budget": one.squeeze(1) * longest,
     }
 
 
@@ -157,7 +157,7 @@ def test_temperature_one_half_squares_the_law_of_a_token() -> None:
 
 
 def test_slots_are_served_in_an_order_independent_of_their_numbers() -> None:
-    """A Poisson number with mean 2 on either side of a given token, and room for 2 in all."""
+    """A Poisson number with mean 2 on either side of a given token, and budget for 2 in all."""
     tables = Tables(np.full((SMALL.size, 4), 4.0), np.full((SMALL.size, 3, 2), [0.0, 1.0]))
     rows = 4000
     prompts = _prompts(rows, 2)

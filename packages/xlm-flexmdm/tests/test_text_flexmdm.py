@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from xlm_flexmdm import fit_to_room, poisson
+from xlm_flexmdm import fit_to_budget, poisson
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e-9, 0.3, 2.0, 30.0, 900.0])
@@ -33,12 +33,12 @@ def test_poisson_numbers_stop_at_the_limit() -> None:
 def test_what_does_not_fit_is_cut() -> None:
     counts = torch.tensor([[2, 0, 3, 1]]).expand(600, 4)
     keys = torch.rand(600, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for room in range(8):
-        kept = fit_to_room(counts, torch.full((600,), room), keys)
+    for budget in range(8):
+        kept = fit_to_budget(counts, torch.full((600,), budget), keys)
         assert (kept <= counts).all()
         assert (kept >= 0).all()
-        assert (kept.sum(1) == min(room, 6)).all(), "what fits is kept"
-    kept = fit_to_room(counts, torch.full((600,), 3), keys).double().mean(0)
+        assert (kept.sum(1) == min(budget, 6)).all(), "what fits is kept"
+    kept = fit_to_budget(counts, torch.full((600,), 3), keys).double().mean(0)
     expected = torch.zeros(4, dtype=torch.float64)
     for order in itertools.permutations(range(4)):
         left = 3

@@ -66,13 +66,13 @@ def inserted(state: State, pairs: Sequence[Pair]) -> State:
     return tuple(after)
 
 
-def final_law(chain: Chain, start: State, room: int, insertions_per_step: int = 1) -> dict[Text, float]:
+def final_law(chain: Chain, start: State, budget: int, insertions_per_step: int = 1) -> dict[Text, float]:
     """Distribution of the text that the chain ends with, summed over all histories."""
     reached: dict[State, float] = {start: 1.0}
     law: defaultdict[Text, float] = defaultdict(float)
-    for size in range(len(start), len(start) + room + 1):
+    for size in range(len(start), len(start) + budget + 1):
         for state, mass in [item for item in reached.items() if len(item[0]) == size]:
-            left = room - (size - len(start))
+            left = budget - (size - len(start))
             stop = 1.0 if left == 0 or not any(cell.is_open for cell in state) else chain.stop(state)
             law[text_of(state)] += mass * stop
             if stop < 1:

@@ -186,7 +186,7 @@ def test_slots_of_infilling() -> None:
 
 
 @pytest.mark.parametrize(
-    ("example", "ids", "slots", "room"),
+    ("example", "ids", "slots", "budget"),
     [
         ({"seed": 0}, [CLS, BOS], [0, 1], 5),
         ({"seed": 0, "target_ids": torch.tensor([7, 8])}, [CLS, BOS], [0, 1], 5),
@@ -212,7 +212,9 @@ def test_slots_of_infilling() -> None:
     ],
     ids=["nothing", "reference_only", "prompt", "missing_at_both_ends", "missing_inside", "nothing_missing"],
 )
-def test_prompts_hold_what_is_given(example: ILMExample, ids: list[int], slots: list[int], room: int) -> None:
+def test_prompts_hold_what_is_given(
+    example: ILMExample, ids: list[int], slots: list[int], budget: int
+) -> None:
     collate = ILMPromptCollator(pad_id=PAD, cls_id=CLS, bos_id=BOS, max_length=5)
     longer: ILMExample = {"seed": 1, "prompt_ids": torch.tensor([9] * 6)}
     batch = collate([example, longer])
@@ -221,7 +223,7 @@ def test_prompts_hold_what_is_given(example: ILMExample, ids: list[int], slots: 
     assert to_list(batch["attention_mask"][0].long()) == [1] * len(ids) + [0] * padding
     assert to_list(batch["open_slots"][0].long()) == slots + [0] * padding
     assert to_list(batch["target_start"]) == [ids.index(BOS) + 1, 8]
-    assert to_list(batch["room"]) == [room, 5]
+    assert to_list(batch["budget"]) == [budget, 5]
 
 
 def test_rows_are_the_same_in_every_batch() -> None:
@@ -248,6 +250,6 @@ def test_what_cannot_be_collated_is_refused() -> None:
         _collator()([block])
     limited = ILMPromptCollator(pad_id=PAD, cls_id=CLS, bos_id=BOS, max_length=3)
     reference: ILMExample = {"seed": 1, "target_ids": torch.arange(7, 11)}
-    assert to_list(limited([reference])["room"]) == [3]
+    assert to_list(limited([reference])["budget"]) == [3]
     with pytest.raises(ValueError, match=r"example 1 of the batch has 4 target tokens.*max_length=3"):
         limited([{"seed": 0}, {**reference, "fixed": torch.tensor([True, False, False, False])}])

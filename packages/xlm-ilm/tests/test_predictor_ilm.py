@@ -184,7 +184,7 @@ def test_one_greedy_step_equals_the_reference(reference: dict[str, Tensor]) -> N
         "attention_mask": mask,
         "open_slots": open_slots,
         "target_start": torch.full((rows,), 2),
-        "room": torch.ones(rows, dtype=torch.int64),
+        "budget": torch.ones(rows, dtype=torch.int64),
     }
     model = _FixedLogits(reference["in.logits"], reference["in.stop_logits"])
     predictor = ILMPredictor(pad_id=0, suppressed_ids=(0, 1, 2, 3, 4), stop_threshold=0.6, temperature=0.0)
@@ -221,7 +221,7 @@ def test_each_filter_acts_alone(options: dict[str, Any], pairs: set[Pair]) -> No
         "attention_mask": torch.ones(rows, 3, dtype=torch.bool),
         "open_slots": torch.tensor([[False, True, True]]).repeat(rows, 1),
         "target_start": torch.full((rows,), 2),
-        "room": torch.ones(rows, dtype=torch.int64),
+        "budget": torch.ones(rows, dtype=torch.int64),
     }
     masses = torch.tensor([[0.38, 0.21, 0.11], [0.16, 0.09, 0.05]])
     logits = torch.zeros(rows, 3, 6)
@@ -237,7 +237,7 @@ def test_each_filter_acts_alone(options: dict[str, Any], pairs: set[Pair]) -> No
 def test_rows_leave_the_batch_when_they_are_full() -> None:
     model = CountingModel(_constant(0.1))
     prompts = _prompts({"seed": 0}, 4, max_length=9)
-    prompts["room"] = torch.tensor([3, 0, 5, 1])
+    prompts["budget"] = torch.tensor([3, 0, 5, 1])
     prediction = ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL)(model, prompts, torch.arange(4))
     assert to_list(prediction.lengths) == [3, 0, 5, 1]
     assert to_list(prediction.nfe) == [3, 0, 5, 1]
@@ -315,7 +315,7 @@ def test_slots_are_compared_in_float32() -> None:
         "fixed": torch.tensor([False, True, False]),
     }
     prompts = _prompts(example, 1, max_length=3)
-    prompts["room"] = torch.tensor([1])
+    prompts["budget"] = torch.tensor([1])
     assert _texts(predictor(model, prompts, torch.arange(1))) == [(4, 3)]
 
 
@@ -326,7 +326,7 @@ def test_no_rows_give_no_rows() -> None:
         "attention_mask": prompts["attention_mask"][:0],
         "open_slots": prompts["open_slots"][:0],
         "target_start": prompts["target_start"][:0],
-        "room": prompts["room"][:0],
+        "budget": prompts["budget"][:0],
     }
     assert ILMPredictor(pad_id=PAD)(_constant(0.1), empty, torch.arange(0)).ids.shape == (0, 0)
 

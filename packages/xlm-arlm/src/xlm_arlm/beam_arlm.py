@@ -41,7 +41,7 @@ class ARLMBeamPredictor:
             larger values favour longer ones.
         suppressed_ids: Token ids that are never generated; eos_id may be among them, and is generated all the
             same.
-        max_new_tokens: The most tokens to generate; None for the room that the batch gives each row.
+        max_new_tokens: The most tokens to generate; None for the budget that the batch gives each row.
 
     Raises:
         ValueError: If an option is outside its range.
@@ -83,12 +83,12 @@ class ARLMBeamPredictor:
             The best hypothesis of each row. ``nfe`` counts the calls of the network in which any hypothesis
             of the row took part.
         """
-        room = limited_room(batch, self._max_new_tokens)
-        new_ids = torch.full((len(room), largest(room)), self._pad_id, device=room.device)
-        num_new = torch.zeros_like(room)
-        nfe = torch.zeros_like(room)
+        budget = limited_room(batch, self._max_new_tokens)
+        new_ids = torch.full((len(budget), largest(budget)), self._pad_id, device=budget.device)
+        num_new = torch.zeros_like(budget)
+        nfe = torch.zeros_like(budget)
         cache = KeyValueCache()
-        rows = (room > 0).nonzero().squeeze(1)
+        rows = (budget > 0).nonzero().squeeze(1)
         input_ids, attention_mask = start(batch, rows)
         beams = _Beams.start(len(rows), self._num_beams, new_ids)
         step = 0
@@ -98,7 +98,7 @@ class ARLMBeamPredictor:
             logits = next_token_logits(model, input_ids, attention_mask, cache, self._suppressed_ids)
             beams, parent = self._extend(beams, logits.to(torch.float64).log_softmax(-1), step)
 
-            done = self._is_done(beams, room[rows], step)
+            done = self._is_done(beams, budget[rows], step)
             new_ids[rows[done]], num_new[rows[done]] = self._best(beams, done)
             stays = (~done).nonzero().squeeze(1)
             rows, beams = rows[stays], beams.select(stays)
@@ -145,17 +145,17 @@ class ARLMBeamPredictor:
         )
         return extended, place.gather(1, beam)
 
-    def _is_done(self, beams: "_Beams", room: Tensor, step: int) -> Tensor:
+    def _is_done(self, beams: "_Beams", budget: Tensor, step: int) -> Tensor:
         """(rows,) True where the limit is reached, or no live hypothesis can still beat the best that ended.
 
         The log-probability of a hypothesis can only fall and its penalty only grow, up to that of the limit.
         """
         ended = (beams.log_p / self._penalty(beams.length)).masked_fill(~beams.ended, -math.inf).amax(1)
-        bound = beams.log_p.masked_fill(~beams.live, -math.inf).amax(1) / self._penalty(room)
-        return (step >= room) | (ended >= bound)
+        bound = beams.log_p.masked_fill(~beams.live, -math.inf).amax(1) / self._penalty(budget)
+        return (step >= budget) | (ended >= bound)
 
     def _best(self, beams: "_Beams", rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows, room) tokens of the best hypothesis of each of the ``rows``, and their number (rows,)."""
+        """(rows, budget) tokens of the best hypothesis of each of the ``rows``, and their number (rows,)."""
         best = (beams.log_p[rows] / self._penalty(beams.length[rows])).argmax(1)
         index = torch.arange(len(best), device=best.device)
         length = beams.length[rows] - beams.ended[rows].long()
@@ -170,7 +170,7 @@ class _Beams:
     """The hypotheses of the rows that go on."""
 
     ids: Tensor
-    """(rows, beams, room) their tokens."""
+    """(rows, beams, budget) their tokens."""
     log_p: Tensor
     """(rows, beams) log-probability; -inf where there is no hypothesis."""
     length: Tensor

@@ -157,7 +157,7 @@ class ARLMPromptCollator:
             "input_ids": input_ids,
             "attention_mask": torch.arange(input_ids.shape[1]) >= input_ids.shape[1] - size,
             "num_fixed": torch.tensor(num_fixed),
-            "room": self._max_length - torch.tensor(num_fixed),
+            "budget": self._max_length - torch.tensor(num_fixed),
         }
 
 

@@ -32,7 +32,7 @@ class ARLMPredictor:
         eos_id: Id of the token that ends a row.
         suppressed_ids: Token ids that are never generated; eos_id may be among them, and is generated all the
             same.
-        max_new_tokens: The most tokens to generate; None for the room that the batch gives each row.
+        max_new_tokens: The most tokens to generate; None for the budget that the batch gives each row.
         temperature: Divides the logits, at least 0; 0 takes the most probable token (greedy).
         top_k: Tokens to choose from; None for all.
         top_p: Mass of the tokens to choose from; None for all.
@@ -79,12 +79,12 @@ class ARLMPredictor:
         Returns:
             The targets. A row that reaches its limit keeps what it has.
         """
-        room = limited_room(batch, self._max_new_tokens)
-        new_ids = torch.full((len(room), largest(room)), self._pad_id, device=room.device)
-        num_new = torch.zeros_like(room)
-        nfe = torch.zeros_like(room)
+        budget = limited_room(batch, self._max_new_tokens)
+        new_ids = torch.full((len(budget), largest(budget)), self._pad_id, device=budget.device)
+        num_new = torch.zeros_like(budget)
+        nfe = torch.zeros_like(budget)
         cache = KeyValueCache()
-        rows = (room > 0).nonzero().squeeze(1)
+        rows = (budget > 0).nonzero().squeeze(1)
         input_ids, attention_mask = start(batch, rows)
         step = 0
         while len(rows) > 0:
@@ -95,7 +95,7 @@ class ARLMPredictor:
             written = token != self._eos_id
             new_ids[rows[written], step - 1] = token[written]
             num_new[rows[written]] += 1
-            goes_on = (written & (step < room[rows])).nonzero().squeeze(1)
+            goes_on = (written & (step < budget[rows])).nonzero().squeeze(1)
             if len(goes_on) < len(rows):
                 cache.select(goes_on)
             rows, input_ids, attention_mask = rows[goes_on], token[goes_on].unsqueeze(1), None
@@ -111,7 +111,7 @@ class ARLMPredictor:
 
 def limited_room(batch: ARLMPromptBatch, max_new_tokens: int | None) -> Int[Tensor, " rows"]:
     """(rows,) the most tokens that each row may get."""
-    return batch["room"] if max_new_tokens is None else batch["room"].clamp(max=max_new_tokens)
+    return batch["budget"] if max_new_tokens is None else batch["budget"].clamp(max=max_new_tokens)
 
 
 def start(
@@ -154,7 +154,7 @@ def next_token_logits(
 
 def make_prediction(
     batch: ARLMPromptBatch,
-    new_ids: Int[Tensor, "rows room"],
+    new_ids: Int[Tensor, "rows budget"],
     num_new: Int[Tensor, " rows"],
     nfe: Int[Tensor, " rows"],
     *,
@@ -165,7 +165,7 @@ def make_prediction(
 
     Args:
         batch: The given parts.
-        new_ids: Generated tokens, shape (rows, room).
+        new_ids: Generated tokens, shape (rows, budget).
         num_new: Their number in each row, shape (rows,).
         nfe: Evaluations of the network, shape (rows,).
         pad_id: Id that fills the rows of the result.

@@ -47,7 +47,7 @@ class ARLMBatch(TypedDict):
     """Of packed blocks: the document of each token, which sees no other; -1 at padding."""
     target_row: Int[Tensor, " targets"]
     """Row of each token to predict: EOS, and target tokens that are not fixed and have a token of their text
-    on their left. Listed beforehand, since the host waits for a device that has to find them."""
+    on their left. Precomputed in the collator: nonzero() on a GPU forces a synchronisation."""
     target_column: Int[Tensor, " targets"]
     """Its column."""
     given_row: Int[Tensor, " given"]
@@ -69,7 +69,7 @@ class ARLMPromptBatch(TypedDict):
     """True at real tokens."""
     num_fixed: Int[Tensor, " rows"]
     """Fixed target tokens at the end of each row."""
-    room: Int[Tensor, " rows"]
+    budget: Int[Tensor, " rows"]
     """The most tokens that may be generated."""
 
 

@@ -162,7 +162,7 @@ class FlexMDMPromptCollator:
             "attention_mask": rows.attention_mask,
             "open_slots": rows.open_slots,
             "target_start": rows.target_start,
-            "room": self._max_length - targets.fixed.sum(1),
+            "budget": self._max_length - targets.fixed.sum(1),
         }
 
 

@@ -8,7 +8,7 @@ process like 1/N.
 
 The network sees t, on which the number of missing tokens depends, so an evaluation cannot be used again in a
 later step. What can be saved is a row's evaluation in a step that can change nothing in it: which masks a
-step unmasks, or how many, is drawn before the network is asked; and a row without room, or without an open
+step unmasks, or how many, is drawn before the network is asked; and a row without budget, or without an open
 slot, gets no insertion. Other rows cannot be finished before the last step.
 
 The draws of a row depend on its seed, the step and the purpose only, so it comes out the same in any batch.
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from xlm.modules import confidence, sample_tokens, suppress_tokens, take_top, uniform
 from xlm_flexmdm.interpolant_flexmdm import Interpolant
-from xlm_flexmdm.text_flexmdm import Text, fit_to_room, poisson, read_edits
+from xlm_flexmdm.text_flexmdm import Text, fit_to_budget, poisson, read_edits
 from xlm_flexmdm.types_flexmdm import FlexMDMOutput, FlexMDMPrediction, FlexMDMPromptBatch, call_model
 
 Sampler = Literal["hazard_integrated", "tau_leaping"]
@@ -32,7 +32,7 @@ Order = Literal["random", "position", "top_prob", "margin", "entropy"]
 _STREAM_UNMASKING = 0
 _STREAM_TOKEN = 1
 _STREAM_INSERTION = 2
-_STREAM_ROOM = 3
+_STREAM_BUDGET = 3
 
 
 class FlexMDMPredictor:
@@ -46,8 +46,8 @@ class FlexMDMPredictor:
         pad_id: Id that fills the rows of the result.
         num_steps: N, at least 2. A row takes part in up to N evaluations of the network.
         suppressed_ids: Further token ids that are never generated: those of the loss.
-        max_new_tokens: The most tokens to insert; None for the room that the batch gives each row. Insertions
-            that do not fit are cut as :func:`xlm_flexmdm.fit_to_room` says; the others of the step stay.
+        max_new_tokens: The most tokens to insert; None for the budget that the batch gives each row.
+            Insertions beyond it are cut as :func:`xlm_flexmdm.fit_to_budget` says; the step's others stay.
         sampler: "hazard_integrated": a mask is unmasked with the exact probability
             (beta(t') - beta(t)) / (1 - beta(t)), and the mean number of masks for a slot is
             g (alpha(t') - alpha(t)) / (1 - alpha(t)). "tau_leaping", as published: both hazards are held at
@@ -114,7 +114,7 @@ class FlexMDMPredictor:
             trace: Whether to record the edits.
 
         Returns:
-            The targets. A row without room or open slot keeps what it has.
+            The targets. A row without budget or open slot keeps what it has.
         """
         text = Text.start(
             batch, mask_id=self._mask_id, pad_id=self._pad_id, max_new_tokens=self._max_new_tokens
@@ -234,13 +234,13 @@ def _draw_insertions(text: Text, slots: Tensor, gaps: Tensor, seeds: Tensor, ste
     row, column = slots.nonzero(as_tuple=True)
     length = slots.shape[1]
     numbers = uniform(seeds, length, step=step.number, stream=_STREAM_INSERTION)[row, column]
-    drawn = poisson(gaps.double() * step.insertion_factor, numbers, text.room[row])
+    drawn = poisson(gaps.double() * step.insertion_factor, numbers, text.budget[row])
     counts = torch.zeros(slots.shape, dtype=torch.int64, device=slots.device)
     counts[row, column] = drawn
-    if not bool((counts.sum(1) > text.room).any()):
+    if not bool((counts.sum(1) > text.budget).any()):
         return counts
-    keys = uniform(seeds, length, step=step.number, stream=_STREAM_ROOM)
-    return fit_to_room(counts, text.room, keys)
+    keys = uniform(seeds, length, step=step.number, stream=_STREAM_BUDGET)
+    return fit_to_budget(counts, text.budget, keys)
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:

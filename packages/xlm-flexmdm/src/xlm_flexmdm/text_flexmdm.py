@@ -42,26 +42,26 @@ def poisson(
     return numbers
 
 
-def fit_to_room(
-    counts: Int[Tensor, "rows length"], room: Int[Tensor, " rows"], keys: Float64[Tensor, "rows length"]
+def fit_to_budget(
+    counts: Int[Tensor, "rows length"], budget: Int[Tensor, " rows"], keys: Float64[Tensor, "rows length"]
 ) -> Int[Tensor, "rows length"]:
-    """Cut insertions so that no row gets more than it has room for.
+    """Cut insertions so that no row exceeds its budget.
 
-    Slots are served in the order of random keys until the room is used up; the slot at which that happens
+    Slots are served in the order of random keys until the budget is used up; the slot at which that happens
     gets the part that fits. So no side of the text is preferred, and what fits is never dropped.
 
     Args:
         counts: Tokens to insert into each slot, shape (rows, length).
-        room: Tokens that each row can take, at least 0, shape (rows,).
+        budget: Tokens that each row can take, at least 0, shape (rows,).
         keys: Random numbers, shape (rows, length).
 
     Returns:
-        Tokens to insert, at most ``counts`` and in sum at most ``room``, shape (rows, length).
+        Tokens to insert, at most ``counts`` and in sum at most ``budget``, shape (rows, length).
     """
     order = keys.argsort(dim=1, stable=True)
     served = counts.gather(1, order)
     before = served.cumsum(1) - served
-    fitting = served.minimum((room.unsqueeze(1) - before).clamp(min=0))
+    fitting = served.minimum((budget.unsqueeze(1) - before).clamp(min=0))
     return torch.zeros_like(counts).scatter(1, order, fitting)
 
 
@@ -75,7 +75,7 @@ class Text:
     """False beyond ``size``. It belongs to the token and moves with it."""
     size: Tensor
     """(rows,) columns in use."""
-    room: Tensor
+    budget: Tensor
     """(rows,) tokens that may still be inserted."""
     target_start: Tensor
     """(rows,) first column right of BOS."""
@@ -85,12 +85,12 @@ class Text:
     @staticmethod
     def start(batch: FlexMDMPromptBatch, *, mask_id: int, pad_id: int, max_new_tokens: int | None) -> "Text":
         """The given part of each row."""
-        room = batch["room"] if max_new_tokens is None else batch["room"].clamp(max=max_new_tokens)
+        budget = batch["budget"] if max_new_tokens is None else batch["budget"].clamp(max=max_new_tokens)
         return Text(
             input_ids=batch["input_ids"].clone(),
             open_slots=batch["open_slots"].clone(),
             size=batch["attention_mask"].sum(1),
-            room=room.clone(),
+            budget=budget.clone(),
             target_start=batch["target_start"],
             mask_id=mask_id,
             pad_id=pad_id,
@@ -104,7 +104,7 @@ class Text:
     @property
     def growing(self) -> Bool[Tensor, " rows"]:
         """True at rows that can take another token."""
-        return (self.room > 0) & self.open_slots.any(1)
+        return (self.budget > 0) & self.open_slots.any(1)
 
     def window(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask of some rows, as wide as the longest of them."""
@@ -140,7 +140,7 @@ class Text:
         self.input_ids = ids.masked_fill(~exists, self.pad_id)
         self.open_slots = open_slots & exists
         self.size = size
-        self.room = self.room - added
+        self.budget = self.budget - added
         row, column = (inserted & exists).nonzero(as_tuple=True)
         # From left to right: what stands left of a gap has come before.
         token = torch.full_like(row, self.mask_id)

@@ -50,7 +50,7 @@ class FlexMDMBatch(TypedDict):
     masked: Bool[Tensor, "rows length"]
     """True at masked tokens."""
     masked_row: Int[Tensor, " masked"]
-    """Row of each masked token. Listed beforehand: the host waits for a device that has to find them."""
+    """Row of each masked token. Precomputed in the collator: nonzero() on a GPU forces a synchronisation."""
     masked_column: Int[Tensor, " masked"]
     """Its column."""
     clean_ids: Int[Tensor, "rows length"]
@@ -98,7 +98,7 @@ class FlexMDMPromptBatch(TypedDict):
     """True at columns whose slot may receive tokens."""
     target_start: Int[Tensor, " rows"]
     """First column right of BOS."""
-    room: Int[Tensor, " rows"]
+    budget: Int[Tensor, " rows"]
     """The most tokens that may be inserted."""
 
 

@@ -131,7 +131,7 @@ class ILMPromptCollator:
             "attention_mask": rows.attention_mask,
             "open_slots": rows.open_slots,
             "target_start": rows.target_start,
-            "room": self._max_length - given.sum(1),
+            "budget": self._max_length - given.sum(1),
         }
 
 

@@ -34,7 +34,7 @@ class ILMPredictor:
     Args:
         pad_id: Id that fills the rows of the result.
         suppressed_ids: Token ids that are never inserted: those of the loss.
-        max_new_tokens: The most tokens to insert; None for the room that the batch gives each row.
+        max_new_tokens: The most tokens to insert; None for the budget that the batch gives each row.
         stop: "threshold": a row stops when P(stop) >= stop_threshold, as published. "draw": it stops with
             probability P(stop), the distribution that the network is trained for.
         stop_threshold: In (0, 1]. Only read with stop="threshold". Usual is 0.9, and 0.5 with a length head.
@@ -129,7 +129,7 @@ class ILMPredictor:
         edits = [text.given_edits()]
         nfe = torch.zeros_like(seeds)
         step = 0
-        # Rows without room or slot leave before an evaluation, rows that stop after one.
+        # Rows without budget or slot leave before an evaluation, rows that stop after one.
         rows = text.growing(torch.arange(len(seeds), device=seeds.device))
         while len(rows) > 0:
             step += 1
@@ -166,7 +166,7 @@ class ILMPredictor:
         free = cells.exists & goes_on.unsqueeze(1)
         edits: list[Tensor] = []
         for insertion in range(self._insertions_per_step):
-            able = (free.any(1) & (text.room[rows] > 0)).nonzero().squeeze(1)
+            able = (free.any(1) & (text.budget[rows] > 0)).nonzero().squeeze(1)
             if len(able) == 0:
                 break
             uniforms = uniform(seeds[able], 2, step=step, stream=_STREAM_INSERT + insertion)
@@ -268,7 +268,7 @@ class _Text:
     """(rows, capacity)"""
     size: Tensor
     """(rows,) columns in use."""
-    room: Tensor
+    budget: Tensor
     """(rows,) tokens that may still be inserted."""
     target_start: Tensor
     """(rows,) position of the first target token."""
@@ -276,21 +276,21 @@ class _Text:
     @staticmethod
     def start(batch: ILMPromptBatch, max_new_tokens: int | None) -> "_Text":
         rows, length = batch["input_ids"].shape
-        room = batch["room"] if max_new_tokens is None else batch["room"].clamp(max=max_new_tokens)
-        capacity = length + (max(int(room.max()), 0) if rows > 0 else 0)
-        position_ids = torch.arange(capacity, device=room.device).expand(rows, capacity)
+        budget = batch["budget"] if max_new_tokens is None else batch["budget"].clamp(max=max_new_tokens)
+        capacity = length + (max(int(budget.max()), 0) if rows > 0 else 0)
+        position_ids = torch.arange(capacity, device=budget.device).expand(rows, capacity)
         return _Text(
             input_ids=_widen(batch["input_ids"], capacity),
             position_ids=position_ids.clone(),
             open_slots=_widen(batch["open_slots"], capacity),
             size=batch["attention_mask"].sum(1),
-            room=room.clone(),
+            budget=budget.clone(),
             target_start=batch["target_start"],
         )
 
     def growing(self, rows: Tensor) -> Tensor:
         """Those of the ``rows`` that can take another token."""
-        return rows[(self.room[rows] > 0) & self.open_slots[rows].any(1)]
+        return rows[(self.budget[rows] > 0) & self.open_slots[rows].any(1)]
 
     def window(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids, attention mask and positions of the rows, as wide as the longest of them."""
@@ -309,7 +309,7 @@ class _Text:
         self.position_ids[rows, end] = position
         self.open_slots[rows, end] = True
         self.size[rows] += 1
-        self.room[rows] -= 1
+        self.budget[rows] -= 1
         return position - self.target_start[rows]
 
     def targets(self, pad_id: int) -> tuple[Tensor, Tensor]:

@@ -44,8 +44,8 @@ class ILMBatch(TypedDict):
     open_slots: Bool[Tensor, "rows length"]
     """True at columns whose slot may receive a token."""
     scored_row: Int[Tensor, " cells"]
-    """Row of each open slot, of the rows with dropped tokens. Listed beforehand, row by row: the host waits
-    for a device that has to find them."""
+    """Row of each open slot, of the rows with dropped tokens. Precomputed in the collator, row by row:
+    nonzero() on a GPU forces a synchronisation."""
     scored_column: Int[Tensor, " cells"]
     """Column of each of these slots; ascending in a row."""
     target_row: Int[Tensor, " drops"]
@@ -73,7 +73,7 @@ class ILMPromptBatch(TypedDict):
     """True at columns whose slot may receive a token."""
     target_start: Int[Tensor, " rows"]
     """First column right of BOS."""
-    room: Int[Tensor, " rows"]
+    budget: Int[Tensor, " rows"]
     """The most tokens that may be inserted."""
 
 

@@ -51,7 +51,7 @@ class MLMBatch(TypedDict):
     masked: Bool[Tensor, "rows length"]
     """True at masked cells."""
     masked_row: Int[Tensor, " masked"]
-    """Row of each masked cell. Listed beforehand: the host waits for a device that has to find them."""
+    """Row of each masked cell. Precomputed in the collator: nonzero() on a GPU forces a synchronisation."""
     masked_column: Int[Tensor, " masked"]
     """Column of each masked cell."""
     may_end: Bool[Tensor, "rows length"]
