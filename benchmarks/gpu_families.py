@@ -146,7 +146,7 @@ def _of_any_length(family: str, size: Size, max_length: int, *, greedy: bool) ->
     places = {"pad_id": PAD, "mask_id": MASK, "bos_id": BOS}
     return Parts(
         FlexMDM(**size.arguments(), max_length=max_length, head="distribution" if greedy else "expectation"),
-        FlexMDMLoss(suppressed_ids=SPECIAL, targets="posterior" if greedy else "drawn"),
+        FlexMDMLoss(mask_id=MASK, suppressed_ids=SPECIAL, targets="posterior" if greedy else "drawn"),
         FlexMDMCollator(
             interpolant=interpolant,
             **places,
