@@ -108,6 +108,9 @@ def lint(session: nox.Session) -> None:
     sync(session, "--only-group", "lint")
     session.run("ruff", "format", "--check", ".")
     session.run("ruff", "check", ".")
+    # Code on a page is as wide as the page (see tests/documentation/test_writing.py).
+    pages = [str(path) for folder in ("docs", "packages") for path in ROOT.glob(f"{folder}/**/*.md")]
+    session.run("ruff", "format", "--check", "--line-length", "88", "README.md", *pages)
 
 
 @nox.session

@@ -5,7 +5,8 @@
 Each family is trained for about ten seconds on the sentences below, a word being a token, and writes one from
 nothing. What moves in the picture are the edits of the predictor's trace, in their order; nothing is drawn by
 hand. The picture is animated by CSS alone, so it works wherever pictures are shown, and follows the reader's
-light or dark setting.
+light or dark setting. It begins with the finished texts, so whatever draws it without moving (reduced motion,
+a printer, a still) shows its last frame.
 """
 
 from collections.abc import Callable, Sequence
@@ -146,16 +147,16 @@ svg { --ink: #1f2328; --quiet: #6e7781; --new: #3f51b5; --mask: #d0d7de; }
 @media (prefers-color-scheme: dark) {
   svg { --ink: #e6edf3; --quiet: #9198a1; --new: #9fa8ff; --mask: #3d444d; }
 }
-.title { font: 13px system-ui, sans-serif; fill: var(--quiet); }
-.word { font: 15px ui-monospace, Menlo, Consolas, monospace; fill: var(--ink); }
-.mask { fill: var(--mask); opacity: 0; }
+.title { font: 13px system-ui, sans-serif; fill: #6e7781; fill: var(--quiet); }
+.word { font: 15px ui-monospace, Menlo, Consolas, monospace; fill: #1f2328; fill: var(--ink); }
+.mask { fill: #d0d7de; fill: var(--mask); opacity: 0; }
 """
 
 
 def draw(rows: Sequence[tuple[str, list[Word]]]) -> str:
-    """The picture. Without animation (a printer, reduced motion) it shows the finished texts."""
+    """The picture: the finished texts, then the writing of them. Without animation the former alone."""
     last = max(word.unmasked or word.since for _, words in rows for word in words)
-    duration = STEP * (last + 1) + PAUSE
+    duration = PAUSE + STEP * (last + 1)
     rules: list[str] = []
     shapes: list[str] = []
     for number, (title, words) in enumerate(rows):
@@ -164,20 +165,21 @@ def draw(rows: Sequence[tuple[str, list[Word]]]) -> str:
         for index, word in enumerate(words):
             name = f"r{number}w{index}"
             places = [_place(words, index, step) for step in range(last + 1)]
+            left = LEFT + places[-1]
             seen = word.since if word.unmasked is None else word.unmasked
             rules.append(_word_rule(name, places, seen, duration))
             shapes.append(
-                f'<text id="{name}" class="word" x="{LEFT}" y="{y + 27}" textLength="{_width(word)}"'
-                f' style="transform: translateX({places[-1]:g}px)">{word.text}</text>'
+                f'<text id="{name}" class="word" x="{left:g}" y="{y + 27}" textLength="{_width(word)}">'
+                f"{word.text}</text>"
             )
             if word.unmasked is not None:
                 rules.append(_mask_rule(f"{name}m", word.since, word.unmasked, duration))
                 shapes.append(
-                    f'<rect id="{name}m" class="mask" x="{LEFT + places[-1]:g}" y="{y + 13}" rx="4"'
-                    f' width="{_width(word)}" height="18"/>'
+                    f'<rect id="{name}m" class="mask" x="{left:g}" y="{y + 13}" rx="4"'
+                    f' width="{_width(word)}" height="18" opacity="0"/>'
                 )
     height = TOP + ROW * len(rows) - 20
-    animation = "@media (prefers-reduced-motion: no-preference) {\n" + "\n".join(rules) + "\n}"
+    animation = "@media screen and (prefers-reduced-motion: no-preference) {\n" + "\n".join(rules) + "\n}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}"'
         f' height="{height}" role="img">\n'
@@ -196,22 +198,29 @@ def _place(words: Sequence[Word], index: int, step: int) -> float:
 
 
 def _word_rule(name: str, places: Sequence[float], seen: int, duration: float) -> str:
-    frames = [f"0% {{ opacity: 0; transform: translateX({places[0]:g}px) }}"]
+    shifts = [f"transform: translateX({place - places[-1]:g}px)" for place in places]
+    finished = f"opacity: 1; {shifts[-1]}; fill: var(--ink)"
+    frames = [
+        f"0%, {_percent(-1, duration)} {{ {finished} }}",
+        f"{_percent(-0.65, duration)} {{ opacity: 0; {shifts[-1]} }}",
+        f"{_percent(0, duration)} {{ opacity: 0; {shifts[0]} }}",
+    ]
     for step in range(1, len(places)):
-        before = f"opacity: {int(step - 1 >= seen)}; transform: translateX({places[step - 1]:g}px)"
+        before = f"opacity: {int(step - 1 >= seen)}; {shifts[step - 1]}"
         colour = "var(--new)" if step == seen else "var(--ink)"
-        after = f"opacity: {int(step >= seen)}; transform: translateX({places[step]:g}px); fill: {colour}"
+        after = f"opacity: {int(step >= seen)}; {shifts[step]}; fill: {colour}"
         frames.append(
             f"{_percent(step, duration)} {{ {before} }} {_percent(step + 0.35, duration)} {{ {after} }}"
         )
-    frames.append(f"100% {{ opacity: 1; transform: translateX({places[-1]:g}px); fill: var(--ink) }}")
-    return _animation(name, frames, duration)
+    return _animation(name, [*frames, f"100% {{ {finished} }}"], duration)
 
 
 def _mask_rule(name: str, since: int, unmasked: int, duration: float) -> str:
-    come = "0% { opacity: 1 }" if since == 0 else f"0%, {_percent(since, duration)} {{ opacity: 0 }}"
-    start, end = _percent(unmasked, duration), _percent(unmasked + 0.35, duration)
-    return _animation(name, [come, f"{start} {{ opacity: 1 }} {end}, 100% {{ opacity: 0 }}"], duration)
+    hidden = f"0%, {_percent(since - 0.35, duration)} {{ opacity: 0 }}"
+    come, go = _percent(since, duration), _percent(unmasked, duration)
+    end = _percent(unmasked + 0.35, duration)
+    frames = [hidden, f"{come} {{ opacity: 1 }}", f"{go} {{ opacity: 1 }} {end}, 100% {{ opacity: 0 }}"]
+    return _animation(name, frames, duration)
 
 
 def _animation(name: str, frames: Sequence[str], duration: float) -> str:
@@ -220,7 +229,8 @@ def _animation(name: str, frames: Sequence[str], duration: float) -> str:
 
 
 def _percent(step: float, duration: float) -> str:
-    return f"{100 * STEP * step / duration:.2f}%"
+    """When a step begins: after a pause in which the finished texts are shown."""
+    return f"{100 * (PAUSE + STEP * step) / duration:.2f}%"
 
 
 def main() -> None:

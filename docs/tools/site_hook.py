@@ -210,22 +210,31 @@ EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Equations as MathML, which browsers draw by themselves."""
+    """Draw the equations of a page."""
+    return with_equations(html)
+
+
+def with_equations(html: str) -> str:
+    """A page with its equations as MathML, which browsers draw by themselves."""
     return EQUATION.sub(lambda match: _mathml(match.group(3), match.group(2)), html)
 
 
 def _mathml(latex: str, bracket: str) -> str:
     text = convert(unescape(latex).strip(), display="block" if bracket == "[" else "inline")
-    return re.sub(r'<mi mathvariant="(double-struck|script)">([A-Z])</mi>', _letter, text)
+    return re.sub(r'<mi(?: mathvariant="([a-z-]+)")?>(\w|&#x\w+;)</mi>', _letter, text)
 
 
 def _letter(match: re.Match[str]) -> str:
-    """Browsers draw letters of another alphabet only where they are the letters of that alphabet."""
-    name = f"{match.group(1)} CAPITAL {match.group(2)}".upper()
-    for full_name in (f"MATHEMATICAL {name}", name):
-        with suppress(KeyError):
-            return f"<mi>{unicodedata.lookup(full_name)}</mi>"
-    return match.group(0)
+    """A letter that any text font has, slanted, bold or neither by the style sheet.
+
+    Browsers draw single letters, and those of another alphabet, with the characters U+1D400 to U+1D7FF, which
+    only fonts for mathematics have: without one, boxes stand there.
+    """
+    variant, letter = match.groups()
+    name = f"{variant} CAPITAL {letter}".upper()
+    with suppress(KeyError):
+        letter = unicodedata.lookup(name)
+    return f'<mi mathvariant="normal" class="letter {variant or ""}">{letter}</mi>'.replace(' ">', '">')
 
 
 def external_hosts(site: Path) -> Iterator[str]:

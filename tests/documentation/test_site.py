@@ -1,6 +1,8 @@
 """The site builds without a warning, loads nothing from elsewhere, and explains every key."""
 
+import re
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,28 @@ def test_equations_are_drawn(site: Path) -> None:
     pages = [path.read_text(encoding="utf-8") for path in site.rglob("*.html")]
     assert any("<math" in page for page in pages)
     assert not any('class="arithmatex"' in page for page in pages)
+
+
+def test_every_family_has_its_equations(site: Path) -> None:
+    for family in site_hook.families():
+        page = (site / "models" / family / "index.html").read_text(encoding="utf-8")
+        assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block"' in page, family
+
+
+def test_equations_need_no_font_for_mathematics(site: Path) -> None:
+    """Nothing is drawn with the letters U+1D400 to U+1D7FF: not as they stand, nor as browsers map them."""
+    for path in site.rglob("*.html"):
+        for equation in re.findall(r"<math.*?</math>", path.read_text(encoding="utf-8"), re.DOTALL):
+            assert not re.search("[\U0001d400-\U0001d7ff]", equation), path
+            assert not re.search(r"<mi>.</mi>", unescape(equation)), path
+
+
+def test_letters_of_equations() -> None:
+    drawn = site_hook.with_equations(r'<span class="arithmatex">\(\mathbb E_x \mathbb R \log\)</span>')
+    assert '<mi mathvariant="normal" class="letter double-struck">E</mi>' in drawn
+    assert '<mi mathvariant="normal" class="letter double-struck">ℝ</mi>' in drawn
+    assert '<mi mathvariant="normal" class="letter">x</mi>' in drawn
+    assert "<mi>log</mi>" in drawn
 
 
 def test_every_key_is_explained() -> None:

@@ -145,8 +145,12 @@ def test_evaluations_of_several_checkpoints_of_one_run() -> None:
 def test_an_unfinished_run_in_a_pattern_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     Path("runs/ilm_s4").mkdir()
     Path("runs/ilm_s4/config.yaml").write_text("seed: 4")
+    make_run("ilm_s5", 5, {"accuracy": 0.5, "bound": 1.0, "nll": 2.0})
+    Path("runs/ilm_s5/versions.json").write_text('{"ended": null}')
     compare.main(["job_type=compare", "runs=[runs/ilm_*]"])
-    assert "runs/ilm_s4 is left out: no metrics.json" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "runs/ilm_s4 is left out: no metrics.json" in text
+    assert "runs/ilm_s5 is left out: no end in its versions.json" in text
     assert set(written()["prediction/exact_match"]) == {"ilm_s* (3 seeds)"}
 
 
@@ -180,6 +184,11 @@ def test_unlike_likelihoods_come_with_advice(capsys: pytest.CaptureFixture[str])
     text = capsys.readouterr().out
     assert compare.LENGTHS in text
     assert compare.BOUNDS not in text
+
+
+def test_no_torch_is_imported() -> None:
+    check = "import sys, xlm.core.compare; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:

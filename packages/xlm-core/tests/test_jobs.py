@@ -1,12 +1,15 @@
 """The jobs, run in this process on the toy family."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from xlm.core.config.errors import XLMError
+from xlm.core.saving.run_record import git_state
+from xlm.core.saving.versions import is_unfinished
 
 from .conftest import Run
 
@@ -27,10 +30,64 @@ def test_train_leaves_its_results_as_files(run_toy: Run, tmp_path: Path) -> None
     assert rows[1]["text"] == "3 3"
     assert rows[1]["nfe"] == 1
     assert (run / "config.yaml").exists()
-    assert json.loads((run / "versions.json").read_text())["xlm-core"] == "1.0.0"
+    versions = json.loads((run / "versions.json").read_text())
+    assert versions["xlm-core"] == "1.0.0"
+    assert versions["device"].startswith("cpu (")
+    assert versions["threads"] == torch.get_num_threads()
+    assert versions["processes"] == 1
+    assert versions["started"] <= versions["ended"]
+    assert versions["earlier"] == []
+    assert "optimizer.lr: 0.1" in (run / "tensorboard" / "hparams.yaml").read_text()
+    trace = records(run / "traces.jsonl")
+    assert [row["text"] for row in trace] == [row["text"] for row in rows[:3]]
+    assert trace[1]["steps"] == [
+        {"step": 1, "tokens": ["3"], "edited": [0]},
+        {"step": 2, "tokens": ["3", "3"], "edited": [1]},
+    ]
     assert (run / "csv" / "version_0" / "metrics.csv").exists()
     assert list((run / "tensorboard").glob("events*"))
     assert (run / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_second_start_keeps_the_record_of_the_first(run_toy: Run, tmp_path: Path) -> None:
+    run_toy("job_type=train", "trainer.max_steps=2")
+    path = tmp_path / "runs" / "toy" / "versions.json"
+    first = json.loads(path.read_text())
+    run_toy("job_type=train", "trainer.max_steps=4")
+    second = json.loads(path.read_text())
+    first.pop("earlier")
+    assert second["earlier"] == [first]
+    path.write_text("damaged")
+    run_toy("job_type=train", "trainer.max_steps=4")
+    assert json.loads(path.read_text())["earlier"] == [{"unreadable": "damaged"}]
+
+
+def test_a_job_that_was_stopped_has_no_end(run_toy: Run, tmp_path: Path) -> None:
+    run_toy("job_type=train")
+    run = tmp_path / "runs" / "toy"
+    assert not is_unfinished(run)
+    with pytest.raises(XLMError):
+        run_toy("job_type=train", "+callbacks.x._target_=nothing.There")
+    assert is_unfinished(run)
+
+
+def test_commit_of_a_working_directory(tmp_path: Path) -> None:
+    assert git_state(tmp_path) is None
+
+    def git(*arguments: str) -> None:
+        name = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        subprocess.run(["git", "-C", str(tmp_path), *name, *arguments], check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "a").write_text("a")
+    git("add", "a")
+    git("commit", "-m", "a")
+    found = git_state(tmp_path)
+    assert found is not None
+    assert len(str(found["commit"])) == 40
+    assert found["changed"] is False
+    (tmp_path / "a").write_text("b")
+    assert git_state(tmp_path) == {**found, "changed": True}
 
 
 def test_likelihood_is_summed_over_tokens(run_toy: Run) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from xlm.core.command.discovery import ConfigPackage, config_packages
 from xlm.core.config.console import make_console
-from xlm.core.saving.run_folder import package_versions
+from xlm.core.saving.run_record import package_versions
 
 TOKENS = {
     "Hugging Face": (("HF_TOKEN",), "~/.cache/huggingface/token", "hf auth login"),

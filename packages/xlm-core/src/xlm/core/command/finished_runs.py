@@ -8,6 +8,7 @@ from typing import Any, cast
 from xlm.core.config.differences import Flat, flatten
 from xlm.core.config.errors import XLMError
 from xlm.core.config.texts import read_json, read_yaml
+from xlm.core.saving.versions import VERSIONS, is_unfinished
 
 HARMLESS = (
     "seed", "job_name", "job_type", "output_dir", "ckpt_path", "show_generations", "logger", "hub", "vocab",
@@ -106,8 +107,11 @@ def find(part: str) -> tuple[list[Path], bool]:
 
 
 def what_is_missing(folder: Path) -> str:
-    """The file that a folder lacks to be a finished run; nothing when it is one."""
-    return next((name for name in ("config.yaml", "metrics.json") if not (folder / name).is_file()), "")
+    """What a folder lacks to be a finished run; nothing when it is one."""
+    lacking = [name for name in ("config.yaml", "metrics.json") if not (folder / name).is_file()]
+    if not lacking and is_unfinished(folder):
+        return f"end in its {VERSIONS}: it runs still, or was stopped"
+    return lacking[0] if lacking else ""
 
 
 def read_run(folder: Path) -> Run:

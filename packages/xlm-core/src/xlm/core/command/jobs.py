@@ -1,6 +1,7 @@
 """The jobs. Each gets a validated config, makes what it needs, runs it, and leaves its results as files."""
 
 import logging
+import platform
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 import datasets
 import lightning
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
@@ -18,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from xlm.core.config.build import make, make_all
 from xlm.core.config.console import console, say
+from xlm.core.config.differences import flatten
 from xlm.core.config.errors import XLMError
 from xlm.core.config.schema import JobType, RunSettings
 from xlm.core.config.secrets import hide
@@ -27,6 +30,7 @@ from xlm.core.evaluation.predictions import PredictionWriter
 from xlm.core.hub import source
 from xlm.core.hub.export import export
 from xlm.core.hub.push import push_to_hub
+from xlm.core.saving import run_record
 from xlm.core.saving.checkpoints import AtomicCheckpointIO, Header
 from xlm.core.saving.processes import is_first
 from xlm.core.saving.run_folder import RunFolder
@@ -50,6 +54,7 @@ HARMLESS_WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run; its config was compared before
     ".*your dataloader is not resumable.*",  # the data module is, see DataModule.state_dict
     ".*callbacks used to create the checkpoint need to be provided.*",  # EMA may be switched off, see Harness
+    ".*smaller than the logging interval.*",  # of what is left of a resumed run, see make_trainer
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning against a newer torch
 )
 
@@ -97,6 +102,9 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     )
     check_slots(harness.slots, datamodule)
     trainer = make_trainer(config, settings, folder.path)
+    record_means(trainer, folder.path)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(hyperparameters(record))
     if resume is None and settings.ckpt_path is not None:
         source.load(harness.model, settings.ckpt_path, **chosen_weights(settings))
     if resume is None or not resume.stopped_early:
@@ -111,6 +119,7 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
         results, traces = harness.results, writer.traces
     if trainer.is_global_zero:
         report.write_metrics(folder.path / "metrics.json", results)
+        traces_file = report.write_traces(folder.path / "traces.jsonl", traces)
         report.print_traces(traces)
         report.print_metrics(
             {name: value for name, value in results.items() if name.startswith("test/")} or results
@@ -121,11 +130,13 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
                 "checkpoints": folder.checkpoints,
                 "metrics": folder.path / "metrics.json",
                 "predictions": folder.path / "predictions.jsonl",
+                **traces_file,
                 "curves": folder.path / "tensorboard",
                 "curves (csv)": folder.path / "csv",
             }
         )
         report.print_kept(folder.kept_checkpoints())
+        run_record.end(folder.path)
     return results
 
 
@@ -159,12 +170,16 @@ def evaluate(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     folder = run_folder.start_job(settings.job_type, container(config))
     report.print_start(settings.job_type, folder, {"task": settings.task.name, "checkpoint": checkpoint})
     trainer = make_trainer(config, settings, folder, with_loggers=False)
+    record_means(trainer, folder)
     writer = evaluate_test_split(trainer, harness, datamodule, folder, settings)
     if trainer.is_global_zero:
         report.write_metrics(folder / "metrics.json", harness.results)
+        traces_file = report.write_traces(folder / "traces.jsonl", writer.traces)
         report.print_traces(writer.traces)
         report.print_metrics(harness.results)
-        report.print_files({"metrics": folder / "metrics.json", "predictions": folder / "predictions.jsonl"})
+        files = {"metrics": folder / "metrics.json", "predictions": folder / "predictions.jsonl"}
+        report.print_files({**files, **traces_file})
+        run_record.end(folder)
     return harness.results
 
 
@@ -214,6 +229,9 @@ def make_trainer(
         arguments["limit_val_batches"] = 0
     # The training stream is one long epoch (see xlm.core.data.order); Lightning counts batches, we steps.
     arguments["val_check_interval"] = interval * accumulated
+    arguments["log_every_n_steps"] = min(
+        node.log_every_n_steps, node.max_steps
+    )  # a short run has a curve too
     for key, value in arguments.items():
         if isinstance(value, dict) and "_target_" in value:  # a strategy, a profiler
             arguments[key] = make(config, f"trainer.{key}")
@@ -266,6 +284,29 @@ def evaluate_test_split(
     if trainer.is_global_zero:
         writer.merge()
     return writer
+
+
+def record_means(trainer: lightning.Trainer, folder: Path) -> None:
+    """Record what the job runs on, beside the versions."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    if trainer.is_global_zero:
+        run_record.add(
+            folder,
+            device=f"{device} ({name})",
+            processes=trainer.world_size,
+            threads=torch.get_num_threads(),
+            system=platform.platform(),
+        )
+
+
+def hyperparameters(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The config's own values for the loggers, by dotted key; references only repeat others."""
+    return {
+        key: value
+        for key, value in flatten(record)
+        if value is not None and not (isinstance(value, str) and "${" in value)
+    }
 
 
 def chosen_weights(settings: RunSettings) -> WeightOptions:

@@ -84,6 +84,32 @@ def print_traces(traces: Mapping[str, Sequence[tuple[Generation, Sequence[Frame]
                 say(f"  {verdict:<11}{generation['reference']}")
 
 
+def write_traces(
+    path: Path, traces: Mapping[str, Sequence[tuple[Generation, Sequence[Frame]]]]
+) -> dict[str, Path]:
+    """Write what ``print_traces`` prints: a JSON line for each generation, with the tokens after each step.
+
+    Returns:
+        The file under its name in the list of files; nothing where nothing was traced.
+    """
+    records = [
+        {
+            "loader": loader,
+            **{name: generation[name] for name in ("prompt", "text", "reference")},
+            "steps": [
+                {"step": frame.step, "tokens": frame.tokens, "edited": sorted(frame.edited)}
+                for frame in frames
+            ],
+        }
+        for loader, generations in traces.items()
+        for generation, frames in generations
+    ]
+    if not records:
+        return {}
+    write_text_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+    return {"traces": path}
+
+
 def _frame(frame: Frame) -> Text:
     text = Text(f"  step {frame.step:>4}  ")
     for place, token in enumerate(frame.tokens):

@@ -5,12 +5,9 @@ the loggers' folders. A job other than training writes into a sub-folder of its 
 ``train`` leaves the training's files alone.
 """
 
-import json
-import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +15,11 @@ import yaml
 
 from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
+from xlm.core.saving import run_record
 from xlm.core.saving.checkpoints import LAST, PREVIOUS, Header, damage, newest_valid, write_text_atomically
 from xlm.core.saving.processes import is_first
+from xlm.core.saving.versions import VERSIONS
 
-REPORTED = ("torch", "lightning", "hydra-core", "transformers", "datasets", "numpy")
 MAY_CHANGE = (
     "allow_pickle",
     "checkpoint_interval",
@@ -52,8 +50,7 @@ KINDS = {
 """Why a checkpoint is kept, by the beginning of its name."""
 
 
-CONFIG, VERSIONS = "config.yaml", "versions.json"
-"""What the start of a job writes about it."""
+CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -158,14 +155,7 @@ def _write_record(folder: Path, config: Mapping[str, Any]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
-    write_text_atomically(folder / VERSIONS, json.dumps(package_versions(), indent=2) + "\n")
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python, of every XLM package and of the libraries under them."""
-    found = {dist.name: dist.version for dist in distributions()}
-    names = [name for name in found if name.startswith("xlm-") or name in REPORTED]
-    return {"python": platform.python_version(), **{name: found[name] for name in sorted(names)}}
+    run_record.begin(folder)
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

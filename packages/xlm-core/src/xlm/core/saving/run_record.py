@@ -1,0 +1,84 @@
+"""``versions.json``: with what a run was made, where, and when.
+
+Versions of Python, torch and every XLM package; the git commit of the working directory and of XLM's own
+sources; device, processes and threads; start and end. ``ended`` is null while the job runs, and stays null
+when it was stopped. What an earlier start of the same run recorded is kept under ``earlier``.
+"""
+
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import cast
+
+from xlm.core.saving.checkpoints import write_text_atomically
+from xlm.core.saving.versions import VERSIONS, read_versions
+
+REPORTED = ("torch", "lightning", "hydra-core", "transformers", "datasets", "numpy")
+GIT_SECONDS = 20.0
+"""For an answer of git; a repository on a slow file system is recorded without its state."""
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, of every XLM package and of the libraries under them."""
+    found = {dist.name: dist.version for dist in distributions()}
+    names = [name for name in found if name.startswith("xlm-") or name in REPORTED]
+    return {"python": platform.python_version(), **{name: found[name] for name in sorted(names)}}
+
+
+def begin(folder: Path) -> None:
+    """Record that a job starts; an earlier record is kept inside."""
+    path = folder / VERSIONS
+    earlier: list[object] = []
+    if path.exists():
+        last = read_versions(path)
+        earlier = [*cast("list[object]", last.pop("earlier", [])), last]
+    record = {
+        **package_versions(),
+        "git": git_state(Path.cwd()),
+        "git_of_xlm": git_state(Path(__file__).parent),
+        "started": now(),
+        "ended": None,
+        "earlier": earlier,
+    }
+    write_text_atomically(path, json.dumps(record, indent=2) + "\n")
+
+
+def add(folder: Path, **entries: object) -> None:
+    """Add what is known later: the device, the end."""
+    path = folder / VERSIONS
+    write_text_atomically(path, json.dumps({**read_versions(path), **entries}, indent=2) + "\n")
+
+
+def end(folder: Path) -> None:
+    """Record that the job is done."""
+    add(folder, ended=now())
+
+
+def now() -> str:
+    """The time with its zone, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def git_state(folder: Path) -> dict[str, str | bool] | None:
+    """Commit of the repository around a folder, and whether tracked files differ from it.
+
+    Returns:
+        None outside a repository, and without git.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, **({} if changes is None else {"changed": changes != ""})}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=GIT_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):  # no git here, or it does not answer
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,23 @@
+"""Reads ``versions.json``, which `xlm.core.saving.run_record` writes; no torch is needed for it."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+VERSIONS = "versions.json"
+
+
+def read_versions(path: Path) -> dict[str, Any]:
+    """The record; of a file that cannot be read, its text."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        found: object = json.loads(text)
+    except ValueError:
+        found = None
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {"unreadable": text}
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether the folder's job began and has not ended."""
+    path = folder / VERSIONS
+    return path.is_file() and read_versions(path).get("ended", "") is None
