@@ -187,7 +187,7 @@ def test_unlike_likelihoods_come_with_advice(capsys: pytest.CaptureFixture[str])
 
 
 def test_no_torch_is_imported() -> None:
-    check = "import sys, xlm.core.compare; sys.exit('torch' in sys.modules)"
+    check = "import sys, xlm.core.command.compare; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
