@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from xlm.modules import check_examples
 from xlm_arlm.types_arlm import ARLMBatch, ARLMExample, ARLMPromptBatch
 
 _NO_IDS = torch.empty(0, dtype=torch.int64)
@@ -50,7 +51,7 @@ class ARLMCollator:
             ValueError: If there are no examples, one has no target or more than max_length tokens in it, its
                 fixed tokens are not a prefix of its target, or ``segment_ids`` do not fit.
         """
-        _require_examples(examples)
+        check_examples(examples)
         num_fixed = [_num_fixed(number, example) for number, example in enumerate(examples)]
         num_prompt = [len(example.get("prompt_ids", _NO_IDS)) for example in examples]
         rows = [self._row(number, example) for number, example in enumerate(examples)]
@@ -136,7 +137,7 @@ class ARLMPromptCollator:
             ValueError: If there are no examples, the fixed tokens of one are more than max_length or not a
                 prefix of its target, or one has nothing to start from.
         """
-        _require_examples(examples)
+        check_examples(examples)
         num_fixed = [_num_fixed(number, example) for number, example in enumerate(examples)]
         for number, length in enumerate(num_fixed):
             _require_length(f"example {number} fixes", length, self._max_length)
@@ -164,11 +165,6 @@ class ARLMPromptCollator:
 def _special(token_id: int | None) -> Tensor:
     """(1,) the token, or (0,) where there is none."""
     return _NO_IDS if token_id is None else torch.tensor([token_id])
-
-
-def _require_examples(examples: Sequence[ARLMExample]) -> None:
-    if not examples:
-        raise ValueError("cannot collate an empty list of examples")
 
 
 def _require_length(what: str, length: int, max_length: int | None) -> None:

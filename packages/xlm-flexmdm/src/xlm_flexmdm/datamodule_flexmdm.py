@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from xlm.modules import stratified_times, uniform
+from xlm.modules import check_examples, seeds_of, stratified_times, uniform
 from xlm_flexmdm.interpolant_flexmdm import Interpolant
 from xlm_flexmdm.types_flexmdm import FlexMDMBatch, FlexMDMExample, FlexMDMPromptBatch
 
@@ -82,7 +82,7 @@ class FlexMDMCollator:
         """
         placed = [example["place"] for example in examples if "place" in example]
         places = torch.tensor(placed) if placed and len(placed) == len(examples) else None
-        v = stratified_times(_seeds(examples), places, stream=_STREAM_TIME)
+        v = stratified_times(seeds_of(examples), places, stream=_STREAM_TIME)
         return self._noise(examples, v, self._time_power, num_draws=1, weight=self._unmasking_weight)
 
 
@@ -126,7 +126,7 @@ class FlexMDMLikelihoodCollator:
             ValueError: If there are no examples, a target is longer than max_length, ``fixed`` does not fit
                 its target, or a text holds MASK.
         """
-        levels = uniform(_seeds(examples), self._num_draws, step=0, stream=_STREAM_TIME)
+        levels = uniform(seeds_of(examples), self._num_draws, step=0, stream=_STREAM_TIME)
         v = ((torch.arange(self._num_draws) + levels) / self._num_draws).flatten()
         repeated = [example for example in examples for _ in range(self._num_draws)]
         return self._noise(repeated, v, 2.0, num_draws=self._num_draws)
@@ -279,8 +279,8 @@ class _Noise:
         draw = torch.arange(len(examples)) % num_draws
         present, masked = self.interpolant.states(
             t.unsqueeze(1),
-            uniform(_seeds(examples), target, step=draw, stream=_STREAM_INSERTION),
-            uniform(_seeds(examples), target, step=draw, stream=_STREAM_UNMASKING),
+            uniform(seeds_of(examples), target, step=draw, stream=_STREAM_INSERTION),
+            uniform(seeds_of(examples), target, step=draw, stream=_STREAM_UNMASKING),
         )
         missing = targets.missing
         rows = self.layout.pack(examples, targets, targets.fixed | (present & missing), masked & missing)
@@ -312,13 +312,8 @@ class _Noise:
         }
 
 
-def _seeds(examples: Sequence[FlexMDMExample]) -> Tensor:
-    return torch.tensor([example["seed"] for example in examples], dtype=torch.int64)
-
-
 def _read_targets(examples: Sequence[FlexMDMExample], max_length: int | None) -> _Targets:
-    if not examples:
-        raise ValueError("cannot collate an empty list of examples")
+    check_examples(examples)
     if any("segment_ids" in example for example in examples):
         raise ValueError(
             "this family cannot keep the documents of a packed block apart ('segment_ids'): give one "

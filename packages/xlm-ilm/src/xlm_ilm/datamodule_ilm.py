@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xlm.modules import take_top, uniform
+from xlm.modules import check_examples, seeds_of, take_top, uniform
 from xlm_ilm.types_ilm import ILMBatch, ILMExample, ILMPromptBatch
 
 _STREAM_COUNT = 0
@@ -84,7 +84,7 @@ class ILMCollator:
 
     def _draw(self, examples: Sequence[ILMExample], missing: Tensor) -> Tensor:
         """(rows, target) True at the tokens to drop."""
-        seeds = torch.tensor([example["seed"] for example in examples], dtype=torch.int64)
+        seeds = seeds_of(examples)
         draw = torch.arange(len(examples)) % self._num_draws
         level = uniform(seeds, 1, step=draw, stream=_STREAM_COUNT)
         keys = uniform(seeds, missing.shape[1], step=draw, stream=_STREAM_SUBSET)
@@ -160,8 +160,7 @@ class _Rows:
 
 
 def _read_targets(examples: Sequence[ILMExample], ids: list[Tensor], max_length: int | None) -> _Targets:
-    if not examples:
-        raise ValueError("cannot collate an empty list of examples")
+    check_examples(examples)
     if any("segment_ids" in example for example in examples):
         raise ValueError(
             "this family cannot keep the documents of a packed block apart ('segment_ids'): give one "

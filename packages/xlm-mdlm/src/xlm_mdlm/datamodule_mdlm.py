@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from xlm.modules import NoiseSchedule, stratified_times, take_top, uniform
+from xlm.modules import NoiseSchedule, seeds_of, stratified_times, take_top, uniform
 from xlm_mdlm.layout_mdlm import Layout, Rows
 from xlm_mdlm.process_mdlm import noise_of_alpha
 from xlm_mdlm.types_mdlm import MDLMBatch, MDLMExample, MDLMPromptBatch
@@ -75,7 +75,7 @@ class MDLMCollator:
                 EOS, or ``fixed`` or ``segment_ids`` do not fit their target.
         """
         rows = self._layout.lay_out(examples)
-        seeds = _seeds(examples)
+        seeds = seeds_of(examples)
         places = [example["place"] for example in examples if "place" in example]
         known_places = torch.tensor(places) if len(places) == len(examples) else None
         drawn = stratified_times(seeds, known_places, stream=_STREAM_TIME)
@@ -149,7 +149,7 @@ class MDLMLikelihoodCollator:
             ValueError: As :meth:`MDLMCollator.__call__`.
         """
         rows = self._layout.lay_out(examples).repeat(self._num_draws)
-        seeds = _seeds(examples).repeat_interleave(self._num_draws)
+        seeds = seeds_of(examples).repeat_interleave(self._num_draws)
         draw = torch.arange(len(seeds)) % self._num_draws
         quantile = (draw + uniform(seeds, 1, step=draw, stream=_STREAM_TIME).squeeze(1)) / self._num_draws
         keys = uniform(seeds, rows.ids.shape[1], step=draw, stream=_STREAM_CELLS)
@@ -241,7 +241,3 @@ class MDLMPromptCollator:
                 "decides the length, or default_length"
             )
         return {**example, "target_ids": torch.full((self._default_length,), self._layout.mask_id)}
-
-
-def _seeds(examples: Sequence[MDLMExample]) -> Tensor:
-    return torch.tensor([example["seed"] for example in examples], dtype=torch.int64)

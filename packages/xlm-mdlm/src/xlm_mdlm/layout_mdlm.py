@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from xlm.modules import check_examples
 from xlm_mdlm.types_mdlm import MDLMBatch, MDLMExample
 
 _NO_IDS = torch.empty(0, dtype=torch.int64)
@@ -91,8 +92,7 @@ class Layout:
             ValueError: If there are no examples, a target is longer than target_length or holds MASK, PAD or
                 EOS, or ``fixed`` or ``segment_ids`` do not fit their target.
         """
-        if not examples:
-            raise ValueError("cannot collate an empty list of examples")
+        check_examples(examples)
         targets = [example.get("target_ids", _NO_IDS) for example in examples]
         prompts = [example.get("prompt_ids", _NO_IDS) for example in examples]
         text_length = torch.tensor([len(target) for target in targets])

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from xlm.modules import NoiseSchedule, stratified_times, take_top, uniform
+from xlm.modules import NoiseSchedule, check_examples, seeds_of, stratified_times, take_top, uniform
 from xlm_mlm.types_mlm import MLMBatch, MLMExample, MLMPromptBatch
 
 _STREAM_RATE = 0
@@ -92,7 +92,7 @@ class MLMCollator:
                 EOS, or ``fixed`` or ``segment_ids`` do not fit their target.
         """
         rows = self._layout.lay_out(examples)
-        seeds = _seeds(examples)
+        seeds = seeds_of(examples)
         keys = uniform(seeds, rows.ids.shape[1], step=0, stream=_STREAM_CELLS)
         masked = rows.eligible & (keys < self._rates(examples, seeds).unsqueeze(1))
         batch = _training_batch(rows, masked, self._layout, num_draws=1)
@@ -156,7 +156,7 @@ class MLMLikelihoodCollator:
             ValueError: As :meth:`MLMCollator.__call__`.
         """
         rows = self._layout.lay_out(examples).repeat(self._num_draws)
-        seeds = _seeds(examples).repeat_interleave(self._num_draws)
+        seeds = seeds_of(examples).repeat_interleave(self._num_draws)
         draw = torch.arange(len(seeds)) % self._num_draws
         level = uniform(seeds, 1, step=draw, stream=_STREAM_RATE).squeeze(1)
         size = rows.eligible.sum(1)
@@ -274,8 +274,7 @@ class _Layout:
 
         With ``only_given``, target tokens that are not given may have any id: they will not be read.
         """
-        if not examples:
-            raise ValueError("cannot collate an empty list of examples")
+        check_examples(examples)
         targets = [example.get("target_ids", _NO_IDS) for example in examples]
         prompts = [example.get("prompt_ids", _NO_IDS) for example in examples]
         text_length = torch.tensor([len(target) for target in targets])
@@ -371,10 +370,6 @@ def _segment_ids(examples: Sequence[MLMExample], *, bare: bool) -> Tensor | None
                 f"example {number} needs one entry of 'segment_ids' for each target token, and no prompt"
             )
     return pad_sequence(segments, batch_first=True, padding_value=-1)
-
-
-def _seeds(examples: Sequence[MLMExample]) -> Tensor:
-    return torch.tensor([example["seed"] for example in examples], dtype=torch.int64)
 
 
 def _training_batch(rows: _Rows, masked: Tensor, layout: _Layout, *, num_draws: int) -> MLMBatch:

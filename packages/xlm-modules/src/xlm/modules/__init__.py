@@ -2,6 +2,7 @@
 
 from xlm.modules.cache import KeyValueCache
 from xlm.modules.dit import DiT, DiTBlock, TimestepEmbedding
+from xlm.modules.examples import check_examples, seeds_of
 from xlm.modules.optimizers import FusedAdamW, MuonWithAdamW
 from xlm.modules.random import row_seeds, uniform
 from xlm.modules.rotary import apply_rotary, rotary_angles
@@ -55,12 +56,14 @@ __all__ = [
     "apply_rotary",
     "apply_temperature",
     "categorical",
+    "check_examples",
     "confidence",
     "filter_top_k",
     "filter_top_p",
     "rotary_angles",
     "row_seeds",
     "sample_tokens",
+    "seeds_of",
     "segment_mask",
     "stratified_times",
     "suppress_tokens",

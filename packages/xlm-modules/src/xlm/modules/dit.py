@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from xlm.modules.examples import check_vocabulary
 from xlm.modules.rotary import rotary_angles
 from xlm.modules.transformer import (
     FeedForward,
@@ -209,6 +210,7 @@ class DiT(nn.Module):
         Returns:
             Hidden states, shape (batch, length, d_model); those at padding have no meaning, but are finite.
         """
+        check_vocabulary(input_ids, self.embedding.num_embeddings)
         hidden: Tensor = self.embedding(input_ids)
         if position_ids is None:
             position_ids = default_positions(input_ids.shape[1], attention_mask, input_ids.device)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlm.modules.cache import KeyValueCache, LayerCache
+from xlm.modules.examples import check_vocabulary
 from xlm.modules.rotary import apply_rotary, rotary_angles
 
 Activation = Literal["gelu", "relu"]
@@ -300,6 +301,7 @@ class RotaryTransformer(nn.Module):
             ValueError: If a cache is given to a bidirectional network or together with a mask of three axes,
                 or holds another number of rows.
         """
+        check_vocabulary(input_ids, self.embedding.num_embeddings)
         hidden: Tensor = self.embedding(input_ids)
         past = 0
         if cache is not None:

@@ -96,6 +96,14 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
 
     # Loss
 
+    def test_collators_refuse_other_ids(self) -> None:
+        kind: Kind = next(filter(self._loss_kinds().__contains__, self._prompt_kinds()))
+        narrow = self._examples(kind)
+        narrow[0]["target_ids"] = torch.tensor(self.ordinary_ids[:1], dtype=torch.int32)
+        for collate in (self.build_loss_collator(kind), self.build_prompt_collator(kind)):
+            with pytest.raises(ValueError, match="target_ids of example 0 is a tensor of int32"):
+                collate(narrow)
+
     def test_loss_only_reads_the_batch(self) -> None:
         model, loss = self._model(), self.build_loss()
         for kind, batch in self._loss_batches():

@@ -1,0 +1,52 @@
+"""What is wrong with an example is said in one line."""
+
+import pytest
+import torch
+
+from xlm.modules import DiT, RotaryTransformer, check_examples, seeds_of
+
+IDS = torch.arange(3)
+
+
+def test_what_fits_passes() -> None:
+    check_examples([{"seed": 0}, {"prompt_ids": IDS, "target_ids": IDS[:0]}])
+    seeds = seeds_of([{"seed": -(2**63)}, {"seed": torch.tensor(7)}])
+    assert seeds.dtype == torch.int64
+    assert seeds.tolist() == [-(2**63), 7]
+
+
+@pytest.mark.parametrize(
+    ("ids", "found"),
+    [
+        (IDS.int(), r"a tensor of int32 with shape \(3,\)"),
+        (IDS.double(), r"a tensor of float64 with shape \(3,\)"),
+        (IDS.unsqueeze(0), r"a tensor of int64 with shape \(1, 3\)"),
+        ([0, 1, 2], "a list"),
+        ("abc", "a str"),
+    ],
+)
+@pytest.mark.parametrize("name", ["prompt_ids", "target_ids"])
+def test_other_ids_are_refused(name: str, ids: object, found: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} of example 1 is {found}; ids are a tensor of int64"):
+        check_examples([{name: IDS}, {name: ids}])
+
+
+def test_no_examples_and_no_seeds_are_refused() -> None:
+    with pytest.raises(ValueError, match="an empty list of examples"):
+        check_examples([])
+    with pytest.raises(ValueError, match=r"^example 1 has no seed; the noise of a row comes from its seed"):
+        seeds_of([{"seed": 0}, {}])
+    with pytest.raises(ValueError, match=r"^example 0 has the seed 0\.5; "):
+        seeds_of([{"seed": 0.5}])
+
+
+def test_ids_beyond_the_vocabulary_are_refused() -> None:
+    rotary = RotaryTransformer(vocab_size=8, d_model=8, num_layers=1, num_heads=2)
+    dit = DiT(vocab_size=8, d_model=8, num_layers=1, num_heads=2, d_condition=8)
+    for ids, found in ((torch.tensor([[0, 8]]), "0 and 8"), (torch.tensor([[-1, 7]]), "-1 and 7")):
+        message = rf"the ids are between {found}, those of the vocabulary between 0 and 7 \(vocab_size=8\)"
+        with pytest.raises(ValueError, match=message):
+            rotary(ids)
+        with pytest.raises(ValueError, match=message):
+            dit(ids, torch.zeros(1, 8))
+    assert rotary(torch.empty((0, 3), dtype=torch.int64)).shape == (0, 3, 8)
