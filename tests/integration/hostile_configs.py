@@ -171,9 +171,9 @@ def attack_place(draw: random.Random, config: Config, folder: Path) -> None:
          "https://evil.example/x", "s3://x/y", "simplecache::https://evil.example", "\\\\host\\x", "link/x"]
     )  # fmt: skip
     node, key = pick(draw, config, leaves=draw.random() < 0.3)
-    others = [] if isinstance(node, list) else ["path", "data_files", "folder", "vocabulary", "saved"]
-    chosen = draw.choice([key, *others])
-    node[chosen if chosen != "monitor" else "saved"] = place  # the name of a metric is no place
+    others: list[Any] = ["path", "data_files", "folder", "vocabulary", "saved"]
+    chosen = draw.choice([key] if isinstance(node, list) else [key, *others])
+    put((node, "saved" if chosen == "monitor" else chosen), place)  # the name of a metric is no place
 
 
 def attack_reader(draw: random.Random, config: Config, folder: Path) -> None:
