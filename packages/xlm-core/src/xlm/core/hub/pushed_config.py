@@ -28,7 +28,7 @@ CHOICES = ("experiment", "recipe", "family", "task", "model", "model_type", "dat
 """Groups; with one of them the user has said what to compose."""
 TAKEN = (
     "task", "model", "noise", "loss", "loss_metrics", "predictor", "datamodule", "optimizer", "lr_scheduler",
-    "monitor", "monitor_mode", "seed",
+    "monitor", "monitor_mode", "seed", "text_column", "prompt_column", "target_column",
 )  # fmt: skip
 """Keys of a pushed config that are used; the others belong to the machine and the run of its author."""
 TAKEN_OF_TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -49,7 +49,7 @@ class TrainedTokenizer(PretrainedTokenizer):
     Args:
         source: the task's source of rows.
         split: name of the source's split to train on; never one that is evaluated on.
-        column: column of the rows that holds the text.
+        column: column of the rows that holds the text; several, if a row has several texts.
         vocab_size: ids in all: bytes, merges and special tokens. Fewer if the texts are too short for more.
         folder: where trained tokenizers are kept.
         saved: folder with the `tokenizer.json` of an earlier training, which is taken as it is.
@@ -67,7 +67,7 @@ class TrainedTokenizer(PretrainedTokenizer):
         split: str,
         vocab_size: int,
         folder: str,
-        column: str = "text",
+        column: str | Sequence[str] = "text",
         saved: str | None = None,
         special_tokens: Mapping[str, str | None] | None = None,
     ) -> None:
@@ -79,12 +79,17 @@ class TrainedTokenizer(PretrainedTokenizer):
                 f"vocab_size must be at least {least} ({BYTES} bytes, {len(tokens)} special tokens and a "
                 f"merge), got {vocab_size}"
             )
-        settings = {"split": split, "column": column, "vocab_size": vocab_size, "tokens": tokens}
+        settings = {
+            "split": split,
+            "column": column if isinstance(column, str) else list(column),
+            "vocab_size": vocab_size,
+            "tokens": tokens,
+        }
         home = Path(saved or Path(folder) / _key(source, settings)).expanduser()
         if not (home / FILE).is_file():
             if saved is not None:
                 raise ValueError(f"there is no {FILE} in {home}")
-            texts = _texts(_rows(source, split), column)
+            texts = _texts(_rows(source, split), [column] if isinstance(column, str) else column)
             _keep(train_bpe(texts, vocab_size=vocab_size, special_tokens=tokens), home)
         loaded = _wrap(Tokenizer.from_file(str(home / FILE)))
         self._set_up(loaded, str(home), chosen)
@@ -139,11 +144,13 @@ def _rows(source: TextSource, split: str) -> Iterable[Mapping[str, object]]:
         raise ValueError(f"{type(cause).__name__} while reading the texts: {cause}{hint}") from error
 
 
-def _texts(rows: Iterable[Mapping[str, object]], column: str) -> Iterator[str]:
+def _texts(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> Iterator[str]:
     for row in rows:
-        if column not in row:
-            raise ValueError(f"the rows have no column {column!r}; they have {', '.join(row)}")
-        yield str(row[column])
+        for column in columns:
+            if column not in row:
+                raise ValueError(f"the rows have no column {column!r}; they have {', '.join(row)}")
+            if row[column] is not None:
+                yield str(row[column])
 
 
 def _key(source: TextSource, settings: Mapping[str, object]) -> str:
