@@ -25,8 +25,9 @@ from .blocks import ROOT, Block, blocks_of, shell_commands, xlm_arguments
 from .composing import composed_for
 
 ALWAYS = (
-    "trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true", "++trainer.max_steps=4",
-    "++trainer.val_check_interval=2", "++trainer.log_every_n_steps=1", "++callbacks.progress=null",
+    "++trainer.accelerator=cpu", "++trainer.devices=1", "++trainer.precision=32-true",
+    "++trainer.max_steps=4", "++trainer.val_check_interval=2", "++trainer.log_every_n_steps=1",
+    "++callbacks.progress=null",
 )  # fmt: skip
 ROWS = {"train": 64, "val": 16, "test": 16}
 NETWORK = {"d_model": 32, "num_layers": 2, "num_heads": 2}

@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from xlm.core.command import cli
+from xlm.core.command.arguments import check_choice
 from xlm.core.command.compose import CORE_CONFIGS, register_search_path
 from xlm.core.config.errors import XLMError
 
@@ -125,5 +126,5 @@ def test_a_reader_that_has_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_typo_is_answered_with_the_closest_names() -> None:
-    with pytest.raises(XLMError, match=r"Did you mean star_easy_ilm\?.*Known: star_easy_ilm, lm1b_mdlm"):
-        cli.check_choice("experiment", "star_esy_ilm", ["lm1b_mdlm", "star_easy_ilm"], "experiment")
+    with pytest.raises(XLMError, match=r"Did you mean star_easy_ilm\?.*Known: lm1b_mdlm, star_easy_ilm"):
+        check_choice("experiment", "star_esy_ilm", ["lm1b_mdlm", "star_easy_ilm"], "experiment")

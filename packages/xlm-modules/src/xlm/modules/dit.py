@@ -35,6 +35,7 @@ from xlm.modules.transformer import (
     FeedForward,
     RotaryAttention,
     broadcast_over_heads,
+    check_sizes,
     checked_rotary_dim,
     default_positions,
 )
@@ -149,7 +150,8 @@ class DiT(nn.Module):
         rotary_dim: Coordinates of each head to rotate, even; None for all.
 
     Raises:
-        ValueError: If num_heads does not divide d_model, or rotary_dim is odd or more than the head has.
+        ValueError: If a size is less than 1, num_heads does not divide d_model, or rotary_dim is odd or more
+            than the head has.
     """
 
     def __init__(
@@ -165,6 +167,10 @@ class DiT(nn.Module):
         rotary_dim: int | None = None,
     ) -> None:
         super().__init__()
+        check_sizes(
+            vocab_size=vocab_size, d_model=d_model, num_layers=num_layers, num_heads=num_heads, d_ff=d_ff
+        )
+        check_sizes(d_condition=d_condition)
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(
             DiTBlock(

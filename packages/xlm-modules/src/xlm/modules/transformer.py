@@ -227,7 +227,8 @@ class RotaryTransformer(nn.Module):
         norm_eps: Added to the variance in the norms.
 
     Raises:
-        ValueError: If num_heads does not divide d_model, or rotary_dim is odd or more than the head has.
+        ValueError: If a size is less than 1, num_heads does not divide d_model, or rotary_dim is odd or more
+            than the head has.
     """
 
     def __init__(
@@ -245,6 +246,9 @@ class RotaryTransformer(nn.Module):
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        check_sizes(
+            vocab_size=vocab_size, d_model=d_model, num_layers=num_layers, num_heads=num_heads, d_ff=d_ff
+        )
         self.causal = causal
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(
@@ -339,6 +343,17 @@ class RotaryTransformer(nn.Module):
             return None
         causal = torch.ones(1, 1, length, past + length, dtype=torch.bool, device=input_ids.device).tril(past)
         return causal if mask is None else mask & causal
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """Refuse a network without layers, heads or units.
+
+    Raises:
+        ValueError: Naming the first size below 1 (None stands for a default).
+    """
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 def checked_rotary_dim(rotary_dim: int | None, head_dim: int) -> int:

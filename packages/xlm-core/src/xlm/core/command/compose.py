@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
@@ -14,14 +14,20 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from xlm.core.command import composition
 from xlm.core.command.discovery import config_packages, providers
+from xlm.core.config import machine
 from xlm.core.config.errors import XLMError
-from xlm.core.config.schema import RunSettings, describe_missing, validate
+from xlm.core.config.places import check_places, expand_home
+from xlm.core.config.schema import RunSettings, validate
 from xlm.core.config.secrets import hide_file
+from xlm.core.config.validation import describe_missing
 
 CORE_CONFIGS = Path(__file__).parents[1] / "configs"
 SWEEP = "multirun.yaml"
 """What Hydra writes of a sweep, its overrides included."""
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Environment variable: 1 shows the stack trace of every error."""
 
 
 class PackageConfigs(SearchPathPlugin):
@@ -73,6 +79,7 @@ def check(config: DictConfig, choices: dict[str, Any]) -> RunSettings:
             f"noise: {config.noise.get('_target_')} is used by nothing here: no slot refers to ${{noise}}. "
             "Leave it out; only families of masked diffusion have a noise schedule"
         )
+    expand_home(config)
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
@@ -101,6 +108,8 @@ def refers_to(key: str, node: object) -> bool:
 def run_job(config: DictConfig) -> None:
     """Check the config, then import and run the job."""
     settings = check(config, dict(HydraConfig.get().runtime.choices))
+    check_places(settings)
+    machine.tell_of_threads()
     let_waiting_threads_sleep()
     from xlm.core.command import jobs  # the first import of torch and lightning
 
@@ -117,17 +126,35 @@ def let_waiting_threads_sleep() -> None:
 
 
 def task(config: DictConfig) -> None:
-    """What Hydra calls: a mistake of the user ends in its message, not in a stack trace."""
+    """What Hydra calls: a mistake of the user or a fault of the machine ends in its message.
+
+    Any other exception is one of the program, and keeps its stack trace.
+    """
     try:
         hide_from_files()
         run_job(config)
-    except XLMError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except Exception as error:
+        told = error if isinstance(error, XLMError) else machine.explained(error)
+        if told is None or os.environ.get(FULL_ERROR) == "1":
             raise
-        if error.exit_code == 1:
-            sys.exit(f"Error: {error}")
-        print(error, file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
+        end(told)
+
+
+def end(error: XLMError) -> NoReturn:
+    """Print what went wrong and leave with its exit code."""
+    silence_closed_output()
+    if error.exit_code == 1:
+        sys.exit(f"Error: {error}")
+    print(error, file=sys.stderr)  # noqa: T201
+    sys.exit(error.exit_code)
+
+
+def silence_closed_output() -> None:
+    """If nobody reads what is printed, drop it: what is still buffered would raise again at the end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def hide_from_files() -> None:
@@ -158,8 +185,34 @@ def main() -> None:
 
 def compose_and_run() -> None:
     """Hand the command line to Hydra."""
+    wants_all = os.environ.get(FULL_ERROR)
+    began = False
+
+    def begin(config: DictConfig) -> None:
+        nonlocal began
+        began = True
+        _set_environment(FULL_ERROR, wants_all)
+        task(config)
+
+    os.environ[FULL_ERROR] = "1"  # until a job begins Hydra hands its errors on, to be told in our words
     try:
-        hydra.main(config_path=str(CORE_CONFIGS), config_name="config", version_base="1.3")(task)()
+        hydra.main(config_path=str(CORE_CONFIGS), config_name="config", version_base="1.3")(begin)()
+    except Exception as error:
+        if began or wants_all == "1":
+            raise
+        if isinstance(error, BrokenPipeError):  # --cfg job | head
+            silence_closed_output()
+            return
+        told = error if isinstance(error, XLMError) else machine.explained(error)
+        end(told or XLMError(composition.explain(error, sys.argv[1:])))
     finally:
+        _set_environment(FULL_ERROR, wants_all)
         if {"-m", "--multirun"} & set(sys.argv):  # of a sweep whose first job did not compose
             hide_file(Path(SWEEP))
+
+
+def _set_environment(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

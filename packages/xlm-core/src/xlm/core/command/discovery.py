@@ -61,6 +61,11 @@ def find_folder(dotted: str) -> Path | None:
     return None
 
 
+def is_part(option: str) -> bool:
+    """Whether a config is only what others have in common."""
+    return option == "base" or option.endswith("_base")
+
+
 def providers(group: str) -> dict[str, list[ConfigPackage]]:
     """Packages that offer each config of ``group``; more than one is a clash of names."""
     found: dict[str, list[ConfigPackage]] = defaultdict(list)

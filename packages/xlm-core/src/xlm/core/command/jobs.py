@@ -4,10 +4,10 @@ import logging
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import datasets
 import lightning
@@ -30,6 +30,7 @@ from xlm.core.evaluation.predictions import PredictionWriter
 from xlm.core.hub import source
 from xlm.core.hub.export import export
 from xlm.core.hub.push import push_to_hub
+from xlm.core.hub.repository import one_line
 from xlm.core.saving import run_record
 from xlm.core.saving.checkpoints import AtomicCheckpointIO, Header
 from xlm.core.saving.processes import is_first
@@ -45,9 +46,11 @@ from xlm.core.training.assembly import (
 from xlm.core.training.compiling import explain_compiler
 from xlm.core.training.harness import Harness
 from xlm.core.training.interruption import InterruptedTrainingError, requeue
+from xlm.core.training.lr_schedules import WarmupSchedule
 from xlm.core.training.precision import HalfWeights
 from xlm.core.training.processor import describe_threads, note_on_precision
-from xlm.core.training.slot_checks import check_slots
+from xlm.core.training.slot_checks import check_optimizer, check_slots
+from xlm.core.training.trainer_arguments import check_device, check_trainer_arguments
 
 HARMLESS_WARNINGS = (
     ".*does not have many workers.*",  # the default of the small tasks, on purpose
@@ -97,10 +100,12 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
             "parameters": f"{sum(p.numel() for p in harness.model.parameters()):,}",
             "steps": f"{settings.trainer.max_steps:,}",
             "threads": describe_threads(),
+            **describe_warmup(harness.slots.lr_scheduler, settings.trainer.max_steps),
             **describe_start(resume),
         },
     )
     check_slots(harness.slots, datamodule)
+    check_optimizer(harness.slots, num_steps=settings.trainer.max_steps)
     trainer = make_trainer(config, settings, folder.path)
     record_means(trainer, folder.path)
     for logger in trainer.loggers:
@@ -140,6 +145,16 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     return results
 
 
+def describe_warmup(schedule: object, num_steps: int) -> dict[str, str]:
+    """A line where the warm-up does not end within the training."""
+    if not isinstance(schedule, WarmupSchedule) or (steps := schedule.warmup_steps(num_steps)) < num_steps:
+        return {}
+    return {
+        "warm-up": f"{steps:,} steps, so optimizer.lr is never reached; a fraction fits any training: "
+        "lr_scheduler.warmup=0.02"
+    }
+
+
 def describe_start(resume: Header | None) -> dict[str, str]:
     """What a training begins with, for its first lines."""
     if resume is None:
@@ -152,7 +167,8 @@ def describe_start(resume: Header | None) -> dict[str, str]:
 def fit(trainer: lightning.Trainer, harness: Harness, datamodule: DataModule, resume: Header | None) -> None:
     """Train to the end, or until a signal stops it; SLURM's notice of the time limit requeues the job."""
     try:
-        trainer.fit(harness, datamodule, ckpt_path=resume.path if resume else None, weights_only=True)
+        with lightning_explained():
+            trainer.fit(harness, datamodule, ckpt_path=resume.path if resume else None, weights_only=True)
     except InterruptedTrainingError as interrupted:
         if trainer.is_global_zero and (told := requeue(interrupted.signum)):
             say(told)
@@ -167,6 +183,7 @@ def evaluate(config: DictConfig, settings: RunSettings) -> dict[str, float]:
         settings = only_generation(settings)
     harness, datamodule = assemble(config, settings)
     source.load(harness.model, checkpoint, **chosen_weights(settings))
+    check_slots(harness.slots, datamodule, stages=("test",))
     folder = run_folder.start_job(settings.job_type, container(config))
     report.print_start(settings.job_type, folder, {"task": settings.task.name, "checkpoint": checkpoint})
     trainer = make_trainer(config, settings, folder, with_loggers=False)
@@ -232,14 +249,16 @@ def make_trainer(
     arguments["log_every_n_steps"] = min(
         node.log_every_n_steps, node.max_steps
     )  # a short run has a curve too
+    check_trainer_arguments(arguments)
+    check_device(node.accelerator, node.precision)
     for key, value in arguments.items():
         if isinstance(value, dict) and "_target_" in value:  # a strategy, a profiler
             arguments[key] = make(config, f"trainer.{key}")
     plugins: list[Any] = [AtomicCheckpointIO()]
     if node.precision in ("bf16-true", "16-true"):
         plugins.append(HalfWeights(arguments.pop("precision")))
-    callbacks = cast("list[Callback]", list(make_all(config, "callbacks").values()))
-    loggers = cast("list[Logger]", list(make_all(config, "logger").values())) if with_loggers else []
+    callbacks = make_of_class(config, "callbacks", Callback)
+    loggers = make_of_class(config, "logger", Logger) if with_loggers else []
     try:
         trainer = lightning.Trainer(
             **arguments,
@@ -263,6 +282,39 @@ def make_trainer(
     return trainer
 
 
+T = TypeVar("T")
+
+
+def make_of_class(config: DictConfig, key: str, kind: type[T]) -> list[T]:
+    """Make every object below ``key``.
+
+    Raises:
+        XLMError: When one is not of the class.
+    """
+    made = make_all(config, key)
+    for name, found in made.items():
+        if not isinstance(found, kind):
+            target = OmegaConf.select(config, f"{key}.{name}._target_")
+            raise XLMError(
+                f"{key}.{name}: {target} made {type(found).__name__}, not a Lightning {kind.__name__}. "
+                f"To leave it out: {key}.{name}=null"
+            )
+    return list(made.values())
+
+
+@contextmanager
+def lightning_explained() -> Generator[None]:
+    """Name the trainer's settings where Lightning refuses them only once it runs.
+
+    Raises:
+        XLMError: With its reason.
+    """
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise XLMError(f"trainer: Lightning refuses these settings. {one_line(error)}") from error
+
+
 def evaluate_test_split(
     trainer: lightning.Trainer,
     harness: Harness,
@@ -278,7 +330,7 @@ def evaluate_test_split(
         world_size=trainer.world_size,
     )
     harness.results = {}
-    with harness.writing(writer):
+    with harness.writing(writer), lightning_explained():
         trainer.test(harness, datamodule, verbose=False)
     trainer.strategy.barrier()
     if trainer.is_global_zero:

@@ -1,6 +1,7 @@
 """A node of the config made into the object that it describes."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, cast
 
 import hydra.errors
@@ -8,7 +9,8 @@ import hydra.utils
 from omegaconf import DictConfig, OmegaConf
 
 from xlm.core.config.errors import XLMError
-from xlm.core.config.targets import explain
+from xlm.core.config.signatures import check_values
+from xlm.core.config.targets import explain, locate
 
 
 def make(config: DictConfig, key: str) -> Any:
@@ -18,6 +20,7 @@ def make(config: DictConfig, key: str) -> Any:
         XLMError: When the class cannot be imported or does not take these arguments; names key and class.
     """
     node = plain_node(config, key)
+    _check_values(key, node)
     if node.get("_partial_") and (mistake := explain(key, node)) is not None:
         raise XLMError(f"{key}: could not make {node['_target_']}.\n  {mistake}")  # called only later
     try:
@@ -37,6 +40,15 @@ def make(config: DictConfig, key: str) -> Any:
         # Hydra's own partial asks its target policy again at each call: 0.6 ms for each row of a data set.
         return functools.partial(made.func, *made.args, **made.keywords)
     return made
+
+
+def _check_values(key: str, node: Mapping[str, Any]) -> None:
+    """Compare the values of a node, and of the nodes within it, with the signatures of what they name."""
+    for name, value in node.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            _check_values(f"{key}.{name}", cast("Mapping[str, Any]", value))
+    if isinstance(found := locate(str(node["_target_"])), tuple):
+        check_values(key, found[0], node)
 
 
 def plain_node(config: DictConfig, key: str) -> dict[str, Any]:
@@ -67,5 +79,5 @@ def _reference(node: object, key: str) -> str | None:
 
 def make_all(config: DictConfig, key: str) -> dict[str, Any]:
     """Make every object below ``key`` that is not switched off with null."""
-    nodes = OmegaConf.select(config, key)
+    nodes = OmegaConf.select(config, key) or {}
     return {name: make(config, f"{key}.{name}") for name in nodes if nodes[name] is not None}

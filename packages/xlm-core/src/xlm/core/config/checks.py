@@ -42,7 +42,7 @@ def check_call(filling: Any, key: str, slot: str, arguments: str, **keywords: ob
 
 
 @contextmanager
-def blame(key: str, slot: str, filling: object) -> Generator[None]:
+def blame(key: str, slot: str, filling: object, of: str = "") -> Generator[None]:
     """Turn an exception of a slot's own code into a message that says whose it is."""
     try:
         yield
@@ -51,6 +51,6 @@ def blame(key: str, slot: str, filling: object) -> Generator[None]:
     except Exception as error:
         name = f"{type(filling).__module__}.{type(filling).__qualname__}"
         raise XLMError(
-            f"The slot {slot} (config key `{key}`, {name}) failed on the first rows:\n"
+            f"The slot {slot} (config key `{key}`, {name}) failed on the first rows{of}:\n"
             f"  {type(error).__name__}: {error}"
         ) from error

@@ -4,14 +4,14 @@ Everything that the harness itself reads is described here. Nodes with a ``_targ
 keys are the constructor arguments of the class they name.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from xlm.core.config.errors import XLMError
 from xlm.core.config.names import Name
+from xlm.core.config.validation import describe
 
 FORMAT_VERSION = 1
 """Version of the config's layout; a config of another version is refused."""
@@ -28,23 +28,43 @@ def _check_target(node: dict[str, Any]) -> dict[str, Any]:
     target = node.get("_target_")
     if not isinstance(target, str) or "." not in target:
         raise ValueError("needs a `_target_`: the dotted path of a class or function")
+    for flag in ("_partial_", "_recursive_"):
+        if not isinstance(value := node.get(flag, False), bool):
+            raise ValueError(f"{flag} is {value!r}, not true or false")
+    return node
+
+
+def _check_vocab(node: dict[str, Any]) -> dict[str, Any]:
+    if given := [name for name, value in node.items() if value is not None]:
+        raise ValueError(f"{', '.join(given)}: filled in from the tokenizer. Change task.tokenizer instead")
     return node
 
 
 Slot = Annotated[dict[str, Any], AfterValidator(_check_target)]
 """A node that Hydra instantiates; any importable class or function fills it."""
+LARGEST_COUNT = 2**31 - 1
+"""The product of two counts fits into torch's 64-bit integers."""
+Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+MOST_ROWS = 2**20
+"""Rows of a batch: no device takes more of them at once; more in a step are micro-batches."""
+Rows = Annotated[int, Field(ge=1, le=MOST_ROWS)]
+MOST_PROCESSES = 1024
+"""Of one machine, to read and to prepare data."""
+LARGEST_SEED = 2**32 - 1
+"""Of the generators that Lightning seeds."""
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Settings(BaseModel):
-    """Base of all checked nodes: unknown keys are mistakes."""
+    """Base of all checked nodes: unknown keys are mistakes, and true is no number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class LengthLimitSettings(Settings):
     """What happens to rows with a long target; the summary of the preparation counts them."""
 
-    max_length: Annotated[int, Field(ge=1)]
+    max_length: Count
     """Most tokens of a target."""
     longer: Literal["cut", "drop"]
     """Longer targets lose their end (cut), or the whole row is left out (drop)."""
@@ -53,7 +73,7 @@ class LengthLimitSettings(Settings):
 class PackingSettings(Settings):
     """Documents joined into blocks of one length; only the last block of a split may be shorter."""
 
-    block_length: Annotated[int, Field(ge=2)]
+    block_length: Annotated[int, Field(ge=2, le=LARGEST_COUNT)]
     """Target tokens in a block, separators included; the family's own special tokens come on top."""
     separator_id: int | None
     """Token after each document, as a reference: ${vocab.eos_id}. It is placed here and nowhere else."""
@@ -83,7 +103,7 @@ class TaskSettings(Settings):
     streaming: bool = False
     """Whether training reads from the source as it goes instead of preparing the split (val and test are
     prepared in any case)."""
-    max_target_length: Annotated[int, Field(ge=1)] | None = None
+    max_target_length: Count | None = None
     """Longest target in tokens; families with a fixed width take it as that width. null: not known."""
     metrics: dict[Name, Slot] = {}
     """Scores of generated texts, by name (`xlm.core.protocols.GenerationMetric`)."""
@@ -98,18 +118,18 @@ class LoaderSettings(Settings):
     """What is done with a batch: loss, likelihood, generation, or several of them."""
     collator: Slot
     """Makes a batch of examples (`xlm.core.protocols.Collator`)."""
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Rows
     """Rows of a batch, for each process and micro-batch."""
-    num_workers: Annotated[int, Field(ge=0)]
+    num_workers: Annotated[int, Field(ge=0, le=MOST_PROCESSES)]
     """Processes that read and collate ahead; 0: none. Results do not depend on it."""
-    max_rows: Annotated[int, Field(ge=1)] | None
+    max_rows: Count | None
     """Only the first examples of the split (rows, or blocks where packed); null: all. In a stream: rows."""
     columns: list[Column] | None = None
     """What an example carries of prompt_ids, target_ids, fixed; null: all that the task has. []: nothing but
     a seed (unconditional generation of `max_rows` texts)."""
     packing: PackingSettings | None = None
     """How documents are packed into blocks; null: each row is an example."""
-    bucketing: Annotated[int, Field(ge=2)] | None = None
+    bucketing: Annotated[int, Field(ge=2, le=LARGEST_COUNT)] | None = None
     """Batches whose rows are sorted by length among one another, so that less is padded; null: none."""
 
     @model_validator(mode="after")
@@ -126,13 +146,13 @@ class LoaderSettings(Settings):
 class DataSettings(Settings):
     """The data loaders of each stage, by name."""
 
-    cache_dir: str
+    cache_dir: Text
     """Folder of prepared data; the environment variable XLM_CACHE changes the default."""
-    num_proc: Annotated[int, Field(ge=1)]
+    num_proc: Annotated[int, Field(ge=1, le=MOST_PROCESSES)]
     """Processes that prepare the data; the result does not depend on it."""
-    shuffle_buffer: Annotated[int, Field(ge=1)]
+    shuffle_buffer: Count
     """Rows among which a stream is shuffled (task.streaming); they are held in memory."""
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Rows
     """Batch size of every loader that has none of its own."""
     train: dict[Name, LoaderSettings]
     """The one loader of training."""
@@ -159,27 +179,27 @@ class DataSettings(Settings):
 class TrainerSettings(BaseModel):
     """Arguments of ``lightning.Trainer``; those not named here are passed on as they are."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
-    max_steps: Annotated[int, Field(ge=1)]
+    max_steps: Count
     """Optimizer steps."""
     precision: Precision
     """Number format of the computation and, with -true, of the weights. 16-mixed needs CUDA."""
-    accelerator: str
+    accelerator: Text
     """cpu, gpu, mps, or auto."""
-    devices: int | list[int] | str
+    devices: int | list[int] | Text
     """Number of devices (processes) on each machine, a list of them, or auto."""
-    num_nodes: Annotated[int, Field(ge=1)]
+    num_nodes: Count
     """Machines."""
     strategy: str | Slot
     """How processes share the work: a name known to Lightning such as ddp, or a node with a `_target_`."""
-    accumulate_grad_batches: Annotated[int, Field(ge=1)]
+    accumulate_grad_batches: Count
     """Micro-batches for each optimizer step."""
     gradient_clip_val: Annotated[float, Field(gt=0)] | None
     """Largest norm of the gradient; null: no clipping."""
-    val_check_interval: Annotated[int, Field(ge=1)] | None
+    val_check_interval: Count | None
     """Optimizer steps between validations; null: no validation."""
-    log_every_n_steps: Annotated[int, Field(ge=1)]
+    log_every_n_steps: Count
     """Optimizer steps between logged figures."""
 
     @model_validator(mode="after")
@@ -224,18 +244,18 @@ class RunSettings(Settings):
     """What to do."""
     job_name: Name
     """Name of the run: its folder is output_dir/job_name."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
     """Seed of data order, noise, initial weights, dropout and sampling."""
-    output_dir: str
+    output_dir: Text
     """Folder of all runs."""
-    ckpt_path: str | None
+    ckpt_path: Text | None
     """Weights to start from: a checkpoint, a folder of safetensors, or `hf://USER/REPO[@REVISION]`; null: in
     train new ones, else those of the run's best checkpoint."""
     weights: Literal["auto", "ema", "raw"]
     """Weights of a checkpoint: the moving average, as trained, or the average where there is one."""
     allow_pickle: bool
     """Whether a `ckpt_path` may hold more than tensors and plain values."""
-    checkpoint_interval: Annotated[int, Field(ge=1)]
+    checkpoint_interval: Count
     """Optimizer steps between two writings of the last checkpoint."""
     trust_remote_code: bool
     """Whether a config from the Hub may name any importable class."""
@@ -245,17 +265,17 @@ class RunSettings(Settings):
     """Whether to run the network through `torch.compile`."""
     test_after_training: bool
     """Whether training ends with the test split on the best checkpoint."""
-    show_generations: Annotated[int, Field(ge=0)]
+    show_generations: Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
     """Generated texts that are printed step by step at the end."""
-    monitor: str
+    monitor: Text
     """Figure of validation that decides which checkpoint is the best."""
     monitor_mode: Literal["min", "max"]
     """Whether the largest or the smallest is the best."""
-    vocab: dict[str, int | list[int] | None]
+    vocab: Annotated[dict[str, Any], AfterValidator(_check_vocab)]
     """Size and special ids of the tokenizer, filled in before slots are made; slots refer to it."""
     task: TaskSettings
     """The data set."""
-    source: str | None = None
+    source: Text | None = None
     """Local copy of the data set that is used instead of task.source: a folder or files."""
     text_column: str | None = None
     """Column of the source with the text, in a recipe that has such a column."""
@@ -327,43 +347,5 @@ def validate(config: Mapping[str, Any]) -> RunSettings:
     try:
         return RunSettings.model_validate(config)
     except ValidationError as error:
-        lines = list(_describe(error.errors(), config))
+        lines = list(describe(error.errors(), config, RunSettings))
         raise XLMError("\n".join(["The configuration is not valid:", *lines])) from None
-
-
-def _describe(errors: list[ErrorDetails], config: Mapping[str, Any]) -> Iterator[str]:
-    for error in errors:
-        key = ".".join(str(part) for part in error["loc"] if _is_key(part, config)) or "(whole config)"
-        found = error["input"]
-        message = error["msg"].removeprefix("Value error, ")
-        if error["type"] == "missing":
-            yield describe_missing(key)
-        elif error["type"] == "extra_forbidden":
-            yield f"  {key}: unknown key."
-        elif isinstance(found, Mapping):
-            yield f"  {key}: {message}"
-        elif found is None:
-            yield describe_missing(key)
-        else:
-            yield f"  {key}: got {found!r}. {message}."
-
-
-def _is_key(part: int | str, config: Mapping[str, Any]) -> bool:
-    """Whether a part of an error's location is a key, not pydantic's name for a branch of a union."""
-    return not (isinstance(part, str) and ("[" in part or part in {"str", "int", "float", "dict"}))
-
-
-HINTS = {
-    "job_name": "Name the run: job_name=my_run (it becomes the folder of the run).",
-    "job_type": f"Choose one of {', '.join(JOB_TYPES)}.",
-    "task": "Choose an experiment (experiment=NAME) or a data set (task=NAME).",
-    "model": "Choose an experiment (experiment=NAME) or a network (model=NAME).",
-    "loss": "Choose an experiment (experiment=NAME) or a family (model_type=NAME).",
-    "predictor": "Choose an experiment (experiment=NAME) or a family (model_type=NAME).",
-    "datamodule": "Choose an experiment (experiment=NAME) or loaders (datamodule=NAME).",
-}
-
-
-def describe_missing(key: str) -> str:
-    """One line for a key without a value, with the way to give it one."""
-    return f"  {key}: missing. {HINTS.get(key, f'Set it: {key}=VALUE.')}"

@@ -1,10 +1,11 @@
 """Why the object of a node could not be made, in words that say what to type instead."""
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
+
+from xlm.core.config.near import did_you_mean
 
 GROUPS = ("model", "optimizer", "lr_scheduler")
 """Nodes that are config groups: `~optimizer` chooses none, and leaves what an experiment sets there."""
@@ -21,11 +22,11 @@ def explain(key: str, node: Mapping[str, Any]) -> str | None:
         A line that says what is wrong, None if it is something else.
     """
     target = str(node["_target_"])
-    found = _locate(target)
+    found = locate(target)
     return found if isinstance(found, str) else _left_over(key, target, found[0], node)
 
 
-def _locate(target: str) -> str | tuple[Any]:
+def locate(target: str) -> str | tuple[Any]:
     """The object of a dotted name in a tuple, or what is wrong with the name."""
     parts = target.split(".")
     for number in range(len(parts) - 1, 0, -1):
@@ -46,8 +47,7 @@ def _attribute(found: Any, names: list[str]) -> str | tuple[Any]:
     for name in names:
         if not hasattr(found, name):
             where = getattr(found, "__file__", None)
-            close = difflib.get_close_matches(name, dir(found), n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(name, dir(found), most=1)
             return f"there is no {name} in {found.__name__}{f' ({where})' if where else ''}.{hint}"
         found = getattr(found, name)
     return (found,)
@@ -65,7 +65,11 @@ def _left_over(key: str, target: str, filling: Any, node: Mapping[str, Any]) -> 
         return None
     drop = " ".join(f"'~{key}.{name}'" for name in left)
     taken = ", ".join(parameters) or "no arguments"
-    told = f"{target} takes {taken}, not {', '.join(left)}.\n  Drop what is left of the class before: {drop}"
+    near = did_you_mean(left[0], parameters)
+    told = (
+        f"{target} takes {taken}, not {', '.join(left)}.{near}\n"
+        f"  Drop what is left of the class before: {drop}"
+    )
     if key in GROUPS:
         return told
     return f"{told}\n  or replace the whole node: '~{key}' '+{key}={{_target_: {target}}}'"

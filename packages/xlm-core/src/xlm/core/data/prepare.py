@@ -23,6 +23,7 @@ from datasets.utils.tqdm import tqdm
 from filelock import FileLock
 
 from xlm.core.config.errors import XLMError
+from xlm.core.config.machine import explained
 from xlm.core.config.schema import Stage, TaskSettings
 from xlm.core.data.arrow import Table, lengths_of
 from xlm.core.data.cache_key import cache_key
@@ -166,6 +167,8 @@ def _prepare_split(task: TaskSettings, parts: TaskParts, split: Stage, folder: P
     except XLMError:
         raise
     except Exception as error:
+        if (told := explained(error)) is not None:
+            raise told from error
         cause = error.__cause__ or error
         raise XLMError(f"task.source: {type(cause).__name__} while reading its rows: {cause}") from error
     if counts.read == 0:

@@ -33,7 +33,13 @@ SHARDED_REST = "meta.pt"
 """In a checkpoint that is a folder, what Lightning keeps beside the shards."""
 SIZES = "sizes.json"
 """In a checkpoint that is a folder, how many bytes each of its files has."""
-UNREADABLE = (OSError, EOFError, KeyError, ValueError, RuntimeError, pickle.UnpicklingError)
+PROBE = 2**20
+"""Bytes that are written to learn why a file could not be."""
+UNREADABLE = (
+    OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ImportError,
+    AssertionError, pickle.UnpicklingError,
+)  # fmt: skip
+"""What torch.load raises for bytes that are no checkpoint."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -63,7 +69,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")  # a half-written one is overwritten the next time
     try:
-        write(part)
+        _write_or_say_why(part, write)
         _wait_for_disk(part)
         if path.name == LAST and path.exists():
             if path.with_name(PREVIOUS).is_dir():  # a strategy that wrote folders was used before
@@ -73,6 +79,24 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         part.unlink(missing_ok=True)
     _wait_for_disk(path.parent)
+
+
+def _write_or_say_why(part: Path, write: Callable[[Path], object]) -> None:
+    """Write; torch does not say what the operating system refused, so the next bytes ask again.
+
+    Raises:
+        OSError: With the name of the file.
+    """
+    try:
+        try:
+            write(part)
+        except RuntimeError:
+            with part.open("ab") as file:
+                file.write(b"\0" * PROBE)
+            raise
+    except OSError as error:
+        error.filename = error.filename or str(part)
+        raise
 
 
 def replace_folder(part: Path, path: Path) -> None:

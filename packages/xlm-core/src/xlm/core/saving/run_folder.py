@@ -15,6 +15,8 @@ import yaml
 
 from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
+from xlm.core.config.machine import blamed_on
+from xlm.core.config.places import no_checkpoint
 from xlm.core.saving import run_record
 from xlm.core.saving.checkpoints import LAST, PREVIOUS, Header, damage, newest_valid, write_text_atomically
 from xlm.core.saving.processes import is_first
@@ -127,10 +129,7 @@ class RunFolder:
             say(f"{path} is passed over: {reason}")
         last = self.last_checkpoint()
         if last is None:
-            raise XLMError(
-                f"The run {self.path} has no checkpoint in {self.checkpoints}. Train it first "
-                "(job_type=train with this job_name), or name a file: ckpt_path=PATH."
-            )
+            raise no_checkpoint(self.path)
         return last.path
 
     def kept_checkpoints(self) -> list[tuple[str, str]]:
@@ -153,7 +152,8 @@ def _why_kept(name: str) -> str:
 def _write_record(folder: Path, config: Mapping[str, Any]) -> None:
     if not is_first():
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    with blamed_on("output_dir", folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
     run_record.begin(folder)
 

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from xlm.core.config.build import make, make_all
 from xlm.core.config.checks import check_methods
 from xlm.core.config.errors import XLMError
+from xlm.core.config.machine import blamed_on
 from xlm.core.config.schema import LoaderSettings, RunSettings, Stage
 from xlm.core.data import DataModule, LocalCopy, PreparedTask, Stream, TaskParts, open_stream, prepare
 from xlm.core.data.local_copy import is_remote
@@ -38,10 +39,11 @@ def use_local_files(config: DictConfig) -> None:
         if loads and node.get("path") in FORMATS.values() and not is_remote(node.get("data_files")):
             config.task.source._target_ = LOCAL_FILES
         return
-    path = Path(config.source).expanduser().absolute()
+    path = Path(config.source).absolute()
     others = {name: value for name, value in node.items() if name not in {"_target_", "_partial_"}}
     arguments = others if loads else {}
-    LocalCopy(path, arguments)  # says at once what is wrong with the files
+    with blamed_on("source", path):
+        LocalCopy(path, arguments)  # says at once what is wrong with the files
     if not loads and "path" in node:
         config.task.source.path = str(path)
         return
@@ -100,13 +102,15 @@ def make_parts(config: DictConfig, settings: RunSettings, tokenizer: Tokenizer) 
         row_filter=make(config, "task.filter") if settings.task.filter is not None else None,
         preprocess=make(config, "task.preprocess"),
         tokenizer=tokenizer,
-        local_copy=Path(settings.source).expanduser() if settings.source is not None else None,
+        local_copy=Path(settings.source) if settings.source is not None else None,
     )
 
 
 def make_prepared(settings: RunSettings, parts: TaskParts) -> PreparedTask:
     """Prepare the task's rows, or find them in the cache."""
-    cache_dir = Path(settings.datamodule.cache_dir).expanduser()
+    cache_dir = Path(settings.datamodule.cache_dir)
+    with blamed_on("datamodule.cache_dir", cache_dir):
+        cache_dir.mkdir(parents=True, exist_ok=True)
     return prepare(settings.task, parts, cache_dir=cache_dir, num_proc=settings.datamodule.num_proc)
 
 

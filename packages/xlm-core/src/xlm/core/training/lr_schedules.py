@@ -1,5 +1,7 @@
 """Learning-rate schedules by name, with the warm-up given in steps or as a fraction of the run."""
 
+import math
+
 import torch
 from transformers.optimization import get_scheduler
 
@@ -15,8 +17,8 @@ class WarmupSchedule:
     """
 
     def __init__(self, *, name: str, warmup: float = 0, options: dict[str, float] | None = None) -> None:
-        if warmup < 0:
-            raise ValueError(f"warmup is {warmup}; it must not be negative")
+        if not (0 <= warmup < math.inf):
+            raise ValueError(f"warmup is {warmup}; it must be finite and not negative")
         self.name = name
         self.warmup = warmup
         self.options = options
@@ -25,7 +27,14 @@ class WarmupSchedule:
         self, optimizer: torch.optim.Optimizer, /, *, num_steps: int
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """Schedule of ``num_steps`` optimizer steps."""
-        warmup_steps = round(self.warmup * num_steps) if self.warmup < 1 else int(self.warmup)
         return get_scheduler(
-            self.name, optimizer, warmup_steps, num_steps, scheduler_specific_kwargs=self.options
+            self.name,
+            optimizer,
+            self.warmup_steps(num_steps),
+            num_steps,
+            scheduler_specific_kwargs=self.options,
         )
+
+    def warmup_steps(self, num_steps: int) -> int:
+        """Steps of the warm-up in a training of ``num_steps``."""
+        return round(self.warmup * num_steps) if self.warmup < 1 else int(self.warmup)

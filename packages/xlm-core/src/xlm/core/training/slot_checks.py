@@ -4,12 +4,15 @@ What a slot is called with is compared with its signature first, see :mod:`xlm.c
 """
 
 import math
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from xlm.core.config.checks import blame, check_call, refuse
+from xlm.core.config.errors import XLMError
 from xlm.core.config.schema import Stage
 from xlm.core.data import DataModule, LoadedBatch
 from xlm.core.evaluation.slots import Slots
@@ -21,8 +24,41 @@ NUM_EVALUATIONS = 3
 """Network evaluations after which the check of a predictor is stopped."""
 
 
-def check_slots(slots: Slots, datamodule: DataModule) -> None:
-    """Send two rows through collator, loss, backward and predictor, as every loader asks for.
+def check_optimizer(slots: Slots, *, num_steps: int) -> None:
+    """Make the optimizer and its schedule once, so that a training does not begin with bad numbers.
+
+    Raises:
+        XLMError: Naming the key of the one that cannot be made, or of a number that is not finite.
+    """
+    with _made("optimizer", slots.optimizer):
+        optimizer = cast("object", slots.optimizer(slots.model.named_parameters()))
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        refuse("optimizer", "Optimizer", slots.optimizer, f"it made {_describe(optimizer)}")
+    for group in optimizer.param_groups:
+        for name, value in group.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise XLMError(f"optimizer.{name}: got {value}; it has to be finite")
+    with _made("lr_scheduler", slots.lr_scheduler):
+        slots.lr_scheduler(optimizer, num_steps=num_steps)
+
+
+@contextmanager
+def _made(key: str, filling: object) -> Generator[None]:
+    """Turn what a constructor says about its arguments into a message that names the key."""
+    try:
+        yield
+    except XLMError:
+        raise
+    except Exception as error:
+        function = getattr(filling, "func", filling)
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        raise XLMError(f"{key}: could not make {name}.\n  {type(error).__name__}: {error}") from error
+
+
+def check_slots(
+    slots: Slots, datamodule: DataModule, *, stages: Sequence[Stage] = ("train", "val", "test")
+) -> None:
+    """Send two rows through collator, loss, backward and predictor, as every loader of the stages asks for.
 
     Leaves the model's weights, its gradients and the state of the random generators as they were.
 
@@ -33,8 +69,8 @@ def check_slots(slots: Slots, datamodule: DataModule) -> None:
     check_call(slots.predictor, "predictor", "Predictor", "model batch seeds", trace=False)
     was_training = slots.model.training
     with torch.random.fork_rng():
-        for stage, loaders in datamodule.loaders.items():
-            for name, settings in loaders.items():
+        for stage in stages:
+            for name, settings in datamodule.loaders[stage].items():
                 key = f"datamodule.{stage}.{name}"
                 batch = _first_batch(datamodule, stage, name, f"{key}.collator")
                 if "loss" in settings.uses:
@@ -42,7 +78,7 @@ def check_slots(slots: Slots, datamodule: DataModule) -> None:
                 if "likelihood" in settings.uses:
                     _check_likelihood(slots, batch, key)
                 if "generation" in settings.uses:
-                    _check_predictor(slots, batch)
+                    _check_predictor(slots, batch, key)
     slots.model.train(was_training)
 
 
@@ -102,7 +138,7 @@ class _EnoughError(BaseException):
     """Ends the check of a predictor that would go on for hundreds of steps, past any `except Exception`."""
 
 
-def _check_predictor(slots: Slots, batch: LoadedBatch[Any]) -> None:
+def _check_predictor(slots: Slots, batch: LoadedBatch[Any], loader: str) -> None:
     evaluations = 0
 
     def count(module: nn.Module, inputs: object) -> None:
@@ -114,7 +150,7 @@ def _check_predictor(slots: Slots, batch: LoadedBatch[Any]) -> None:
     slots.model.eval()
     handle = slots.model.register_forward_pre_hook(count)
     try:
-        with blame("predictor", "Predictor", slots.predictor):
+        with blame("predictor", "Predictor", slots.predictor, f" of `{loader}`"):
             prediction = slots.predictor(slots.model, batch.batch, batch.seeds, trace=True)
     except _EnoughError:
         return

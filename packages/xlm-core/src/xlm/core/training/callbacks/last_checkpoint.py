@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from xlm.core.config.console import make_console
 from xlm.core.config.errors import XLMError
+from xlm.core.config.machine import explained
 from xlm.core.training.harness import Harness
 from xlm.core.training.sharding import release
 
@@ -64,7 +65,8 @@ class LastCheckpoint(Checkpoint):
         reason = self._why_not(trainer, pl_module, exception)
         if reason is None:
             release(pl_module)
-            self._save(trainer)
+            reason = self._try_to_save(trainer)
+        if reason is None:
             message = f"step {self._saved_step} is in {self.path}; the same command goes on from there"
         else:
             message = f"no checkpoint of step {trainer.global_step}: {reason}"
@@ -84,6 +86,15 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size > 1 and not isinstance(exception, XLMError):
             # The other processes do not know and would wait for ever, or be waited for.
             return "one of several processes failed; the checkpoint before stands"
+        return None
+
+    def _try_to_save(self, trainer: lightning.Trainer) -> str | None:
+        """Why the checkpoint cannot be written, None when it is."""
+        try:
+            self._save(trainer)
+        except (OSError, RuntimeError) as error:
+            told = explained(error)
+            return f"{told or error} The checkpoint before stands"
         return None
 
     def _save(self, trainer: lightning.Trainer) -> None:

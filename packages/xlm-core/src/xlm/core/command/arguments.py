@@ -1,0 +1,138 @@
+"""Mistakes of the command line that can be seen without Hydra."""
+
+from xlm.core.command.discovery import config_packages, is_part, providers
+from xlm.core.config.errors import XLMError
+from xlm.core.config.near import did_you_mean, listed
+
+JOBS = {
+    "prepare_data": "download or generate the data set, tokenise it, cache it",
+    "train": "train, resume a run of the same name, test its best checkpoint",
+    "eval": "score a checkpoint: metrics.json and predictions.jsonl",
+    "generate": "generate with a checkpoint: predictions.jsonl",
+    "export": "write a checkpoint's weights, config, tokenizer and card as a folder to share",
+    "push_to_hub": "the same, pushed to the Hugging Face Hub: hub.repo_id=USER/NAME",
+}
+TOOLS = {
+    "compare": "one table over runs and seeds: 'runs=[runs/a_s*,runs/b]'",
+    "doctor": "what is installed, what is wrong with it, how to mend it",
+}
+GROUPS = {
+    "experiment": "a recipe and a family, with what is particular to the pair",
+    "recipe": "a data set and the numbers of a training on it, the same for every family",
+    "family": "a family with a network; recipe=RECIPE family=FAMILY is an experiment of your own",
+    "task": "a data set with its tokenizer and metrics",
+    "model_type": "a family: loss, predictor, metrics of the loss",
+    "noise": "the noise schedule of a masked family",
+    "model": "a network",
+    "datamodule": "data loaders and their collators",
+    "collator": "how a family noises and pads a batch",
+    "optimizer": "", "lr_scheduler": "", "trainer": "", "callbacks": "", "logger": "",
+    "debug": "overfit: one batch; fast: a few batches of everything",
+}  # fmt: skip
+SEVERAL = ("callbacks", "logger")
+"""Groups of which several options may be chosen."""
+FLAGS = (
+    "--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--help", "-h",
+    "--hydra-help", "--info", "-i", "--multirun", "-m", "--package", "-p", "--resolve", "--run", "-r",
+    "--shell-completion", "-sc", "--version", "--experimental-rerun",
+)  # fmt: skip
+"""Options that Hydra knows, or XLM."""
+BRINGS_CONFIGS = ("--config-dir", "-cd", "--config-path", "-cp", "hydra.searchpath")
+"""Beginnings of words with which only Hydra knows every option of a group."""
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Find the commonest mistakes: an unknown job, option or flag, a key given twice.
+
+    Raises:
+        XLMError: Naming what is known.
+    """
+    _check_flags(arguments)
+    _check_given_once(arguments)
+    only_packages = not any(word.lstrip("+").startswith(BRINGS_CONFIGS) for word in arguments)
+    for argument in arguments:
+        written, separator, value = argument.partition("=")
+        key = written.lstrip("+").partition("@")[0]
+        if separator and not key:
+            raise XLMError(f"{argument}: neither KEY=VALUE nor an option. xlm --help shows what there is")
+        if not separator or "$" in value:
+            continue
+        if key == "job_type":
+            if not _is_sweep(value):
+                check_choice(key, value, [*JOBS, *TOOLS], "job")
+        elif key in GROUPS and value in ("null", ""):
+            raise XLMError(f"{key}={value}: no option. To choose none: '~{key}'")
+        elif written.startswith("+") and value == "null" and key.split(".")[0] in SEVERAL:
+            raise XLMError(f"{argument}: there is none of this name that null could switch off")
+        elif options := list(providers(key)):
+            _check_options(key, value, options if only_packages else None)
+
+
+def _check_flags(arguments: list[str]) -> None:
+    for word in arguments:
+        name = word.partition("=")[0]
+        if word.startswith("-") and name not in FLAGS:
+            raise XLMError(f"{name}: no such option.{did_you_mean(name, FLAGS)} xlm --help lists them.")
+
+
+def _check_given_once(arguments: list[str]) -> None:
+    """Refuse a key with two values; ``++KEY=VALUE`` is meant to replace another."""
+    given: dict[str, str] = {}
+    for argument in arguments:
+        key, separator, _ = argument.partition("=")
+        if not separator or key.startswith(("++", "~", "-")):
+            continue
+        before = given.setdefault(key.lstrip("+"), argument)
+        if before != argument:
+            raise XLMError(
+                f"{key.lstrip('+')} is given twice, {before} and {argument}: leave one of them out "
+                f"(or force it: ++{argument.lstrip('+')})"
+            )
+
+
+def _check_options(group: str, value: str, known: list[str] | None) -> None:
+    """Check one option of a group, or ``[several,of,them]``; a sweep over options too."""
+    is_list = value.startswith("[") and value.endswith("]")
+    names = [name.strip() for name in (value[1:-1] if is_list else value).split(",")]
+    if is_list and group in GROUPS and group not in SEVERAL:
+        raise XLMError(
+            f"{group}={value}: one {what(group)} for a run. To run each of them: -m {group}={value[1:-1]}"
+        )
+    for name in names:
+        if is_list and names.count(name) > 1:
+            raise XLMError(f"{group}={value}: {name} stands there twice")
+        if known is not None and name and not value.startswith("{"):
+            check_choice(group, name, known, what(group), note=missing_folders())
+
+
+def _is_sweep(value: str) -> bool:
+    return "," in value
+
+
+def what(group: str) -> str:
+    """What an option of the group is called."""
+    names = {"noise": "noise schedule", "model_type": "model type", "datamodule": "data module"}
+    return names.get(group, group if group in GROUPS and group not in SEVERAL else f"option of {group}")
+
+
+def check_choice(key: str, value: str, known: list[str], what: str, *, note: str = "") -> None:
+    """Refuse an unknown name.
+
+    Raises:
+        XLMError: Naming the known ones, the most similar before.
+    """
+    if value in known:
+        return
+    names = [name for name in known if not is_part(name)]
+    raise XLMError(
+        f"{key}={value}: no such {what}.{did_you_mean(value, known)}{note}{listed(names, 'Known:')}"
+    )
+
+
+def missing_folders() -> str:
+    """A sentence about packages whose configs are not where they say."""
+    lost = [package for package in config_packages() if package.folder is None]
+    return "".join(
+        f" (The package {package.distribution} declares configs in {package.dotted}, which is not there.)"
+        for package in lost
+    )

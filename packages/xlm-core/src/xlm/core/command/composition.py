@@ -1,0 +1,103 @@
+"""What Hydra says when it cannot compose a command line, in one line that says what to type."""
+
+from collections.abc import Iterator
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import Container, DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from xlm.core.command.arguments import what
+from xlm.core.command.discovery import is_part, providers
+from xlm.core.config.near import did_you_mean, listed
+
+
+def explain(error: Exception, arguments: list[str]) -> str:
+    """The error in one line.
+
+    Args:
+        error: What was raised before a job began.
+        arguments: The command line.
+    """
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _no_option(error.missing_cfg_file, error.options)
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return _no_key(cause, arguments)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if reason.startswith("Ambiguous value"):
+        override = next(word for word in arguments if word in reason)
+        return (
+            f"{override}: several values. One text: {quoted(override)}. A list: {_as_list(override)}. "
+            f"A run for each: -m {override}"
+        )
+    return reason if isinstance(error, HydraException) else f"{type(error).__name__}: {reason}"
+
+
+def quoted(override: str) -> str:
+    """``key=value`` as a shell takes it with the value as a text, whatever characters that has."""
+    key, _, value = override.partition("=")
+    value = value.replace("\\", "\\\\").replace('"', '\\"')
+    return "'" + f'{key}="{value}"'.replace("'", "'\\''") + "'"
+
+
+def _as_list(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f"'{key}=[{value}]'"
+
+
+def _unreadable(override: str) -> str:
+    key, separator, value = override.partition("=")
+    if not separator or not key.strip("+~"):
+        return f"{override}: neither KEY=VALUE nor an option. xlm --help shows what there is"
+    try:
+        OverridesParser.create().parse_overrides([f'{key}="text"'])
+    except OverrideParseException:
+        return f"{override}: {key} is no key: names and dots, such as optimizer.lr"
+    return (
+        f"{override}: the value has characters with a meaning of their own. Quote it for the shell and for "
+        f"Hydra: {quoted(f'{key}={value}')}"
+    )
+
+
+def _no_option(file: str, options: object) -> str:
+    """About a config that is not there, such as ``callbacks/sample``."""
+    group, _, name = file.removesuffix(".yaml").rpartition("/")
+    known = {str(option) for option in options} if isinstance(options, list) else set(providers(group))
+    names = sorted(option for option in known if not is_part(option))
+    return f"{group}={name}: no such {what(group)}.{did_you_mean(name, known)}{listed(names, 'Known:')}"
+
+
+def _no_key(cause: OmegaConfBaseException, arguments: list[str]) -> str:
+    """About a key that is not in the config: what is near, there or anywhere."""
+    full_key = str(cause.full_key)
+    above, _, name = full_key.rpartition(".")
+    told = next((word for word in arguments if word.lstrip("+~").startswith(full_key)), full_key)
+    parent = cause.parent_node
+    if not isinstance(parent, DictConfig):
+        return f"{told}: {' '.join(str(cause.msg).split())}"
+    here = [str(key) for key in parent if key != "hydra" and not str(key).startswith("_")]
+    hint = did_you_mean(name, here)
+    if not hint:
+        # As it is called elsewhere: lr of the optimizer, say, asked for in the schedule.
+        everywhere = _dotted(parent._get_root())  # pyright: ignore[reportPrivateUsage]  # there is no public way up
+        elsewhere = [key for key in everywhere if key.rpartition(".")[2] == name]
+        hint = f" Did you mean {' or '.join(elsewhere[:3])}?" if elsewhere else ""
+    where = f"{above} has:" if above else "Known:"
+    add = "" if told.startswith("~") else f" To add a key: +{told.lstrip('+')}."
+    return f"{told}: there is no {name} in {above or 'the config'}.{hint}{add}{listed(here, where)}"
+
+
+def _dotted(node: Container, prefix: str = "") -> Iterator[str]:
+    if not isinstance(node, DictConfig) or node._is_missing() or node._is_none():  # pyright: ignore[reportPrivateUsage]  # there is no public question
+        return
+    for key in node:
+        dotted = f"{prefix}.{key}" if prefix else str(key)
+        if dotted == "hydra":
+            continue
+        yield dotted
+        child = node._get_node(key)  # pyright: ignore[reportPrivateUsage]  # as it stands, a reference is not followed
+        if isinstance(child, Container):
+            yield from _dotted(child, dotted)

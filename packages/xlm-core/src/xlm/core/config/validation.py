@@ -1,0 +1,95 @@
+"""Mistakes that pydantic finds in a config, in words that say what to type."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from xlm.core.config.near import did_you_mean
+
+HINTS = {
+    "job_name": "Name the run: job_name=my_run (it becomes the folder of the run).",
+    "job_type": "Choose one of prepare_data, train, eval, generate, push_to_hub, export.",
+    "task": "Choose an experiment (experiment=NAME) or a data set (task=NAME).",
+    "model": "Choose an experiment (experiment=NAME) or a network (model=NAME).",
+    "loss": "Choose an experiment (experiment=NAME) or a family (model_type=NAME).",
+    "predictor": "Choose an experiment (experiment=NAME) or a family (model_type=NAME).",
+    "datamodule": "Choose an experiment (experiment=NAME) or loaders (datamodule=NAME).",
+}
+
+
+def describe(errors: Sequence[ErrorDetails], config: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
+    """A line for each key that is wrong: what was found there and what is allowed.
+
+    Args:
+        errors: As pydantic lists them; the branches of a union come one by one.
+        config: What was checked.
+        model: What it was checked against.
+    """
+    by_key: dict[str, list[ErrorDetails]] = {}
+    for error in errors:
+        key = ".".join(str(part) for part in error["loc"] if _is_key(part)) or "(whole config)"
+        by_key.setdefault(key, []).append(error)
+    # Keys that refer to one another are wrong together: each reason is given once.
+    keys: dict[str, list[str]] = {}
+    for key, found in by_key.items():
+        keys.setdefault(_describe(key, found, [*_beside(key, config), *_fields(key, model)]), []).append(key)
+    return [f"  {', '.join(same)}: {reason}" for reason, same in keys.items()]
+
+
+def _describe(key: str, errors: Sequence[ErrorDetails], known: Sequence[str]) -> str:
+    first, found = errors[0], errors[0]["input"]
+    message = ", or ".join(dict.fromkeys(error["msg"].removeprefix("Value error, ") for error in errors))
+    if first["type"] == "missing":
+        return _missing(key)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key.{did_you_mean(key.rpartition('.')[2], dict.fromkeys(known))}"
+    if isinstance(found, Mapping):
+        return message
+    if found is None:
+        return _missing(key)
+    hint = ""
+    if any(error["type"] == "string_type" for error in errors) and isinstance(found, int | float):
+        text = str(found).lower() if isinstance(found, bool) else str(found)
+        hint = f" Quoted for the shell and for Hydra it is a text: '{key}=\"{text}\"'."
+    elif any(error["type"] == "int_type" for error in errors) and isinstance(found, float):
+        hint = " Write it without a point or an exponent."
+    return f"got {found!r}. {message}.{hint}"
+
+
+def _beside(key: str, config: Mapping[str, Any]) -> list[str]:
+    """The keys that stand in the config beside ``key``."""
+    node: Any = config
+    *above, last = key.split(".")
+    for part in above:
+        node = cast("Mapping[str, Any]", node).get(part, {}) if isinstance(node, Mapping) else {}
+    return [name for name in node if name != last] if isinstance(node, Mapping) else []
+
+
+def _fields(key: str, model: type[BaseModel]) -> list[str]:
+    """The keys that the model knows beside ``key``, also those with a default that no config holds."""
+    for part in key.split(".")[:-1]:
+        field = model.model_fields.get(part)
+        if field is None or not (
+            inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel)
+        ):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _is_key(part: int | str) -> bool:
+    """Whether a part of an error's location is a key, not pydantic's name for a branch of a union."""
+    names = {"str", "int", "float", "dict"}
+    return not (isinstance(part, str) and ("[" in part or part.removeprefix("constrained-") in names))
+
+
+def describe_missing(key: str) -> str:
+    """One line for a key without a value, with the way to give it one."""
+    return f"  {key}: {_missing(key)}"
+
+
+def _missing(key: str) -> str:
+    return f"missing. {HINTS.get(key, f'Set it: {key}=VALUE.')}"
