@@ -11,6 +11,11 @@ STEPS = {"arlm": 60, "mlm": 100, "mdlm": 100, "ilm": 320, "flexmdm": 450}
 FLOORS = {"ilm": math.log(math.factorial(4)) / 5}
 """Where the order is free: N of 0..4 tokens are dropped, and each of the N is as right as the others."""
 
+RIGHT = {"flexmdm": 0.6}
+"""Of the eight targets. With 64 sampling steps some texts end a token short, whatever was learnt."""
+MOST_NATS = {"flexmdm": 0.12}
+"""For each token; a network that knows nothing has more than 2."""
+
 
 @pytest.mark.parametrize("family", STEPS)
 def test_a_family_gives_back_what_it_learnt_by_heart(family: str, tmp_path: Path) -> None:
@@ -32,9 +37,13 @@ def test_a_family_gives_back_what_it_learnt_by_heart(family: str, tmp_path: Path
         "model.num_layers=2",
         "model.num_heads=2",
         "optimizer.lr=3e-3",
+        # Down to 0: at a constant rate answers come and go, at steps that depend on the processor.
+        "lr_scheduler.name=linear",
         "test_after_training=false",
     )
     results = jobs.run(config, settings)
-    assert results["val/prediction/exact_match"] >= 0.9
+    assert results["val/prediction/exact_match"] >= RIGHT.get(family, 0.9)
+    if family in MOST_NATS:
+        assert results["val/lm/loss"] <= MOST_NATS[family]
     if family in FLOORS:
         assert results["val/lm/loss"] == pytest.approx(FLOORS[family], abs=0.12)
