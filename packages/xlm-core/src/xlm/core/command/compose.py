@@ -80,11 +80,29 @@ def check(config: DictConfig, choices: dict[str, Any]) -> RunSettings:
             "Leave it out; only families of masked diffusion have a noise schedule"
         )
     expand_home(config)
+    if mistakes := list(_unshared(cast("dict[str, Any]", raw))):
+        raise XLMError("\n".join(["One loader's collator differs from the others:", *mistakes]))
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         raise XLMError(f"The configuration refers to something that is not there: {error}") from error
     return validate(cast("dict[str, Any]", plain))
+
+
+def _unshared(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Arguments of a single loader's collator that all loaders share, as they are written in the config."""
+    data = raw.get("datamodule") or {}
+    for key, shared in (data.get("collator") or {}).items():
+        for stage in ("train", "val", "test"):
+            for name, loader in (data.get(stage) or {}).items():
+                collator = (loader or {}).get("collator") or {}
+                value = collator.get(key, shared)
+                if value not in (shared, f"${{datamodule.collator.{key}}}"):
+                    written = "null" if value is None else value
+                    yield (
+                        f"  datamodule.{stage}.{name}.collator.{key}: got {value!r} for this loader alone. "
+                        f"All loaders share it: datamodule.collator.{key}={written}"
+                    )
 
 
 def missing_keys(node: object, prefix: str = "") -> Iterator[str]:

@@ -154,6 +154,8 @@ class DataSettings(Settings):
     """Rows among which a stream is shuffled (task.streaming); they are held in memory."""
     batch_size: Rows
     """Batch size of every loader that has none of its own."""
+    collator: dict[str, Any] = {}
+    """Arguments that the collators of all loaders share; those refer to them here."""
     train: dict[Name, LoaderSettings]
     """The one loader of training."""
     val: dict[Name, LoaderSettings]

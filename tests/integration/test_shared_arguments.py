@@ -1,0 +1,55 @@
+"""``datamodule.collator``: the one place for what the collators of all loaders share."""
+
+from typing import Any, cast
+
+import pytest
+from omegaconf import OmegaConf
+
+from xlm.core.config.errors import XLMError
+
+from .running import composed
+
+FAMILIES = ("arlm", "ilm", "mlm", "mdlm", "flexmdm")
+LENGTH = {"mlm": "target_length", "mdlm": "target_length"}
+JOB = ("job_type=train", "job_name=x")
+
+
+def collators(family: str, *overrides: str, resolve: bool) -> dict[str, dict[str, Any]]:
+    """The node of each loader's collator, by the loader's key."""
+    config, _ = composed(f"star_tiny_{family}", *JOB, *overrides)
+    data = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=resolve))["datamodule"]
+    return {
+        f"{stage}.{name}": loader["collator"]
+        for stage in ("train", "val", "test")
+        for name, loader in data[stage].items()
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_all_collators_take_stands_in_one_place(family: str) -> None:
+    nodes = list(collators(family, resolve=False).values())
+    for key in set.intersection(*map(set, nodes)) - {"_target_"}:
+        assert {node[key] for node in nodes} == {f"${{datamodule.collator.{key}}}"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_change_there_reaches_every_loader(family: str) -> None:
+    key = LENGTH.get(family, "max_length")
+    nodes = collators(family, f"datamodule.collator.{key}=77", resolve=True)
+    assert len(nodes) == 5
+    assert {node[key] for node in nodes.values()} == {77}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("loader", ["train.lm", "val.lm", "test.prediction"])
+def test_a_change_for_one_loader_is_refused_with_the_place_for_all(family: str, loader: str) -> None:
+    message = rf"datamodule\.{loader}\.collator\.bos_id: got 4 .*: datamodule\.collator\.bos_id=4$"
+    with pytest.raises(XLMError, match=message):
+        composed(f"star_tiny_{family}", *JOB, f"datamodule.{loader}.collator.bos_id=4")
+
+
+def test_what_one_loader_has_alone_is_changed_there() -> None:
+    nodes = collators("mdlm", "datamodule.train.lm.collator.min_time=0.25", resolve=True)
+    assert nodes["train.lm"]["min_time"] == 0.25
+    again = "datamodule.train.lm.collator.bos_id=${datamodule.collator.bos_id}"
+    assert len(collators("mdlm", again, resolve=True)) == 5
