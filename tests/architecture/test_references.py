@@ -17,6 +17,7 @@ NAME = re.compile(r"(?<![:`\w])`{1,2}([a-z][a-z.]*_[a-z_.]*[a-z])`{1,2}")
 """A name with an underscore, which is no English word; those with digits may be made at run time."""
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FROM_ELSEWHERE = {
+    "access_key",
     "api_key",
     "inverse_sqrt",
     "warmup_stable_decay",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from xlm.core.command.cli import JOBS, check_arguments
+from xlm.core.command.arguments import JOBS, check_arguments
 
 from ..documentation.blocks import ROOT, Block, blocks_of, markdown_files, shell_commands, xlm_arguments
 from ..documentation.composing import composed_for

@@ -5,7 +5,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,11 @@ def test_star_graphs_are_those_of_the_task() -> None:
         assert encode_star(row, tokenizer) == {
             name: example[name].tolist() for name in ("prompt_ids", "target_ids")
         }
-    batch = next(iter(star.Graphs(LEVELS["medium"], 64, lambda rows: {"rows": list(rows)}, seed=0)))
+
+    def keep(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        return {"rows": list(rows)}
+
+    batch = next(iter(star.Graphs(LEVELS["medium"], 64, keep, seed=0)))
     for row in batch["rows"]:
         edges = (row["prompt_ids"][:-2] - star.FIRST).view(-1, 2).tolist()
         assert split_of([(tail, head) for tail, head in edges]) == "train"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from xlm.core.command import cli, compare
+from xlm.core.command import arguments, cli, compare
 from xlm.core.config.differences import differing, named
 from xlm.core.config.errors import XLMError
 
@@ -231,4 +231,4 @@ def test_a_mistake_is_told(message: str, here: Path) -> None:
 
 def test_the_command_line_knows_it() -> None:
     assert "compare" in cli.help_text()
-    cli.check_arguments(["job_type=compare"])
+    arguments.check_arguments(["job_type=compare"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from xlm.core.command import cli, doctor
+from xlm.core.command import arguments, cli, doctor
 from xlm.core.command.discovery import config_packages, providers
 from xlm.core.config.errors import XLMError
 
@@ -79,4 +79,4 @@ def test_what_is_wrong_is_said_when_it_is_used(install: Install, compose_toy: Co
     with pytest.raises(
         XLMError, match=r"lost-model declares configs in lost_model\.configs, which is not there"
     ):
-        cli.check_arguments(["experiment=lost_one"])
+        arguments.check_arguments(["experiment=lost_one"])

@@ -131,12 +131,11 @@ def test_collators_estimate_the_bound_without_bias() -> None:
     model = network()
     target = (FIRST, FIRST + 1, FIRST + 2)
     bound = any_order_bound(model.prediction(lambda _: TEXT_IDS), (MASK,) * LENGTH, target)
-    settings = {"pad_id": PAD, "mask_id": MASK, "bos_id": BOS, "eos_id": EOS}
     spread: dict[str, float] = {}
     for name, collate in {
-        "rate": MLMCollator(**settings),
-        "count": MLMLikelihoodCollator(**settings),
-        "four": MLMLikelihoodCollator(**settings, num_draws=4),
+        "rate": MLMCollator(pad_id=PAD, mask_id=MASK, bos_id=BOS, eos_id=EOS),
+        "count": MLMLikelihoodCollator(pad_id=PAD, mask_id=MASK, bos_id=BOS, eos_id=EOS),
+        "four": MLMLikelihoodCollator(pad_id=PAD, mask_id=MASK, bos_id=BOS, eos_id=EOS, num_draws=4),
     }.items():
         likelihood = LOSS.likelihood(model, collate(examples(4000)))
         nll = likelihood.nll.detach()
