@@ -95,7 +95,8 @@ def _class_rows(
     model: type[BaseModel], prefix: str, meanings: Mapping[str, Mapping[str, str]], values: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, str, str]]:
     schema, shown_before, comments = model.model_json_schema(), set[object](), core_comments()
-    for name, field in model.model_fields.items():
+    for attribute, field in model.model_fields.items():
+        name = field.alias or attribute
         key = f"{prefix}{name}"
         allowed = "; ".join(dict.fromkeys(_allowed(schema["properties"][name], schema.get("$defs", {}))))
         value = values.get(name, "???" if field.is_required() else field.default)
@@ -104,7 +105,7 @@ def _class_rows(
         shown = (
             "" if isinstance(value, Mapping) and value else f"`{_yaml(value)}`".replace("`???`", "*required*")
         )
-        yield key, allowed, shown, meanings.get(model.__name__, {}).get(name) or comments.get(key, "")
+        yield key, allowed, shown, meanings.get(model.__name__, {}).get(attribute) or comments.get(key, "")
         for part in nested:
             if part in shown_before:  # the loaders of all stages have the same keys
                 continue

@@ -14,8 +14,8 @@ ALLOWED = {
     "xlm.scaffold": {"copier"},
     "xlm.core": {
         "torch", "lightning", "torchmetrics", "hydra", "omegaconf", "pydantic", "pydantic_core", "datasets",
-        "transformers", "huggingface_hub", "safetensors", "filelock", "rich", "yaml", "numpy", "pyarrow",
-        "typing_extensions", "xlm.modules",
+        "transformers", "huggingface_hub", "safetensors", "filelock", "xxhash", "rich", "yaml", "numpy",
+        "pyarrow", "psutil", "typing_extensions", "xlm.modules",
     },
 }  # fmt: skip
 

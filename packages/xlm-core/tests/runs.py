@@ -9,6 +9,16 @@ from torch import Tensor
 
 from .conftest import Compose
 
+RESUMABLE: dict[str, object] = {
+    "pytorch-lightning_version": "2.6.0",
+    "loops": {"fit_loop": {}},
+    "DataModule": {"batches_done": 0},
+    "state_dict": {"model.bias": torch.ones(3)},
+    "optimizer_states": [{"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}],
+    "lr_schedulers": [{"last_epoch": 1}],
+}
+"""What a training needs to go on, beside its step."""
+
 
 def make_run(
     compose_toy: Compose, output_dir: Path, name: str = "toy", *, averaged: bool = False, size: int = 6

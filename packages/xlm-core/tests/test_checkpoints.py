@@ -1,5 +1,6 @@
 """Files of checkpoints, and the weights in them."""
 
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict_saver import save
 from typing_extensions import override
 
 from xlm.core.config.errors import XLMError
@@ -16,16 +18,18 @@ from xlm.core.saving.checkpoints import (
     FORMAT_KEY,
     AtomicCheckpointIO,
     damage,
-    newest_valid,
     read,
     replace_folder,
     write_atomically,
 )
+from xlm.core.saving.resume import newest_valid
 from xlm.core.saving.weights import read_weights
+
+from .runs import RESUMABLE
 
 
 def write(path: Path, step: int, **more: object) -> Path:
-    content = {"loops": {}, "global_step": step, "weight": torch.arange(1000.0), **more}
+    content = {**RESUMABLE, "global_step": step, "weight": torch.arange(1000.0), **more}
     AtomicCheckpointIO().save_checkpoint(content, path)
     return path
 
@@ -48,7 +52,7 @@ def test_a_failed_writing_leaves_the_old_file(tmp_path: Path) -> None:
 
     def fail(part: Path) -> None:
         part.write_bytes(b"half")
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "no space left on device")
 
     with pytest.raises(OSError, match="no space"):
         write_atomically(path, fail)
@@ -64,29 +68,41 @@ def test_the_one_before_stays(tmp_path: Path) -> None:
 
 
 def write_folder(path: Path, step: int) -> Path:
-    """A checkpoint in shards, as two processes leave it."""
+    """A checkpoint in shards, as a process leaves it."""
     part = path.with_name(".part")
-    part.mkdir()
-    (part / ".metadata").write_bytes(b"table of contents")
-    for rank in range(2):
-        (part / f"__{rank}_0.distcp").write_bytes(bytes(1000))
-    torch.save({"loops": {}, "global_step": step}, part / "meta.pt")
+    save({"state_dict": {"model.bias": torch.ones(300)}}, checkpoint_id=part, no_dist=True)
+    torch.save({**RESUMABLE, "global_step": step}, part / "meta.pt")
     replace_folder(part, path)
     return path
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed")
 @pytest.mark.parametrize(
     ("name", "size"),
-    [(".metadata", None), ("meta.pt", None), ("__1_0.distcp", None), ("__1_0.distcp", 999), ("meta.pt", 100)],
+    [
+        (".metadata", None),
+        ("meta.pt", None),
+        ("__0_0.distcp", None),
+        ("__0_0.distcp", 999),
+        ("__0_0.distcp", -1),
+        (".metadata", -1),
+        ("meta.pt", 100),
+        ("checksums.json", 10),
+    ],
 )
-def test_a_folder_that_lacks_a_file_or_an_end_is_passed_over(
+def test_a_folder_that_is_not_as_it_was_written_is_passed_over(
     name: str, size: int | None, tmp_path: Path
 ) -> None:
+    """A file that is not there, a shorter one, or one with a flipped bit (-1)."""
     for step in (1, 2):
         last = write_folder(tmp_path / "last.ckpt", step)
     assert damage(last) is None
     if size is None:
         (last / name).unlink()
+    elif size == -1:
+        content = bytearray((last / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (last / name).write_bytes(content)
     else:
         os.truncate(last / name, size)
     found = newest_valid(tmp_path)
@@ -105,7 +121,7 @@ def test_the_newest_by_steps_not_by_the_clock(tmp_path: Path) -> None:
     found = newest_valid(tmp_path)
     assert found.header is not None
     assert found.header.path.name == "best-00000030.ckpt"
-    assert [path.name for path in found.refused] == ["weights.ckpt"]
+    assert [path.name for path in found.refused] == ["no-state.ckpt", "weights.ckpt"]
     assert newest_valid(tmp_path / "nowhere").header is None
 
 

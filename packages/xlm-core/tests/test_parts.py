@@ -13,6 +13,8 @@ from xlm.core.evaluation.predictions import PredictionWriter, decode, replay
 from xlm.core.saving.run_folder import RunFolder
 from xlm.core.training.lr_schedules import WarmupSchedule
 
+from .runs import RESUMABLE
+
 
 def test_replay_inserts_and_writes() -> None:
     from toy_family import ToyTrace
@@ -109,7 +111,7 @@ def test_the_best_checkpoint_is_preferred(tmp_path: Path) -> None:
         folder.best_checkpoint()
     folder.checkpoints.mkdir()
     for name in ("last.ckpt", "best-00000100.ckpt"):
-        torch.save({"loops": {}, "global_step": 100}, folder.checkpoints / name)
+        torch.save(RESUMABLE | {"global_step": 100}, folder.checkpoints / name)
     assert folder.best_checkpoint().name == "best-00000100.ckpt"
     (folder.checkpoints / "best-00000100.ckpt").write_bytes(b"PK")
     assert folder.best_checkpoint().name == "last.ckpt"

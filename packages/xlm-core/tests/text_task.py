@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xlm.core.config.schema import LoaderSettings, TaskSettings
+from xlm.core.config.schema import LoaderSettings, Stage, TaskSettings
 from xlm.core.data import PreparedTask, TaskParts, prepare
+from xlm.core.data.prepare import damage_of
 
 from .toy_family import ToyTokenizer
 
@@ -62,6 +63,11 @@ def parts(**changes: Any) -> TaskParts:
 
 def prepared(cache_dir: Path, settings: TaskSettings | None = None, **changes: Any) -> PreparedTask:
     return prepare(settings or task(), parts(**changes), cache_dir=cache_dir)
+
+
+def look(folder: Path, used: Sequence[Stage] | None = None) -> str | None:
+    """What is wrong with prepared data."""
+    return damage_of(folder, ("train", "val"), used)
 
 
 def loader(**changes: Any) -> LoaderSettings:

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -13,7 +14,7 @@ import datasets
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from omegaconf import DictConfig, OmegaConf
@@ -32,8 +33,9 @@ from xlm.core.hub.export import export
 from xlm.core.hub.push import push_to_hub
 from xlm.core.hub.repository import one_line
 from xlm.core.saving import run_record
-from xlm.core.saving.checkpoints import AtomicCheckpointIO, Header
+from xlm.core.saving.checkpoints import AtomicCheckpointIO
 from xlm.core.saving.processes import is_first
+from xlm.core.saving.resume import Header
 from xlm.core.saving.run_folder import RunFolder
 from xlm.core.saving.weights import WeightOptions
 from xlm.core.training.assembly import (
@@ -44,9 +46,11 @@ from xlm.core.training.assembly import (
     make_tokenizer,
 )
 from xlm.core.training.compiling import explain_compiler
+from xlm.core.training.fork import Fork
 from xlm.core.training.harness import Harness
 from xlm.core.training.interruption import InterruptedTrainingError, requeue
 from xlm.core.training.lr_schedules import WarmupSchedule
+from xlm.core.training.monitors import check_monitors
 from xlm.core.training.precision import HalfWeights
 from xlm.core.training.processor import describe_threads, note_on_precision
 from xlm.core.training.slot_checks import check_optimizer, check_slots
@@ -89,9 +93,21 @@ def prepare_data(config: DictConfig, settings: RunSettings) -> dict[str, float]:
 def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     """Train, resume if the run exists, and test the best checkpoint."""
     folder = RunFolder(Path(settings.output_dir, settings.job_name))
+    with folder.writing():
+        return _train(config, settings, folder)
+
+
+def _train(config: DictConfig, settings: RunSettings, folder: RunFolder) -> dict[str, float]:
     record = container(config)
-    resume = folder.start_training(record)
+    if settings.from_run is not None and not folder.has_checkpoints():
+        Fork(Path(settings.from_run), record, settings)  # says at once what is wrong with it
+    folder.start_training(record)
     harness, datamodule = assemble(config, settings)
+    found = folder.resumable(harness.misfit)
+    resume, fork = found.header, None
+    if resume is None and settings.from_run is not None:
+        fork = harness.fork = Fork(Path(settings.from_run), record, settings)
+        resume = fork.find(partial(harness.misfit, any_loss=True))
     report.print_start(
         "train",
         folder.path,
@@ -101,18 +117,26 @@ def train(config: DictConfig, settings: RunSettings) -> dict[str, float]:
             "steps": f"{settings.trainer.max_steps:,}",
             "threads": describe_threads(),
             **describe_warmup(harness.slots.lr_scheduler, settings.trainer.max_steps),
-            **describe_start(resume),
+            **(describe_start(resume) if fork is None or resume is None else fork.describe(resume)),
         },
     )
-    check_slots(harness.slots, datamodule)
+    figures = check_slots(harness.slots, datamodule)
     check_optimizer(harness.slots, num_steps=settings.trainer.max_steps)
     trainer = make_trainer(config, settings, folder.path)
+    check_monitors(trainer, harness, figures)
     record_means(trainer, folder.path)
     for logger in trainer.loggers:
         logger.log_hyperparams(hyperparameters(record))
+
+    def keep_refused(trainer: lightning.Trainer, harness: lightning.LightningModule) -> None:
+        if trainer.is_global_zero:
+            folder.put_aside(found.refused)
+
+    keep = LambdaCallback(on_train_start=keep_refused)
+    cast("list[Callback]", trainer.callbacks).append(keep)  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
     if resume is None and settings.ckpt_path is not None:
         source.load(harness.model, settings.ckpt_path, **chosen_weights(settings))
-    if resume is None or not resume.stopped_early:
+    if resume is None or fork is not None or not resume.stopped_early:
         fit(trainer, harness, datamodule, resume)
         if counts := datamodule.stream_counts():
             report.print_streamed(counts)

@@ -253,6 +253,9 @@ class RunSettings(Settings):
     ckpt_path: Text | None
     """Weights to start from: a checkpoint, a folder of safetensors, or `hf://USER/REPO[@REVISION]`; null: in
     train new ones, else those of the run's best checkpoint."""
+    from_run: Annotated[str | None, Field(alias="from")] = None
+    """Folder of a run that this training goes on from, with its optimizer, step and place in the data; null:
+    none."""
     weights: Literal["auto", "ema", "raw"]
     """Weights of a checkpoint: the moving average, as trained, or the average where there is one."""
     allow_pickle: bool
@@ -313,6 +316,14 @@ class RunSettings(Settings):
     def _a_push_needs_a_place(self) -> "RunSettings":
         if self.job_type == "push_to_hub" and self.hub.repo_id is None and not self.hub.dry_run:
             raise ValueError("hub.repo_id: missing. Set it: +hub.repo_id=USER/NAME (or hub.dry_run=true)")
+        return self
+
+    @model_validator(mode="after")
+    def _a_fork_is_a_training(self) -> "RunSettings":
+        if self.from_run is not None and self.job_type != "train":
+            raise ValueError(f"from: a run to go on from is for job_type=train, not {self.job_type}")
+        if self.from_run is not None and self.ckpt_path is not None:
+            raise ValueError("from and ckpt_path: give one of them; from takes the optimizer's state too")
         return self
 
     @model_validator(mode="after")

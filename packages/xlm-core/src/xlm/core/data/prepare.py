@@ -2,7 +2,8 @@
 
 The data of a task lie in a folder named by everything that shapes them (`cache_key`). They are written
 beside it and moved there when complete, so an interrupted preparation leaves nothing that counts as done; a
-lock lets a second process wait for the first. Found data need no lock, no source and no network.
+lock lets a second process wait for the first. Found data need no lock, no source and no network. Their
+checksums are compared each time; what is damaged is named and prepared anew.
 """
 
 import functools
@@ -10,7 +11,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from datasets.utils.tqdm import tqdm
 from filelock import FileLock
 
 from xlm.core.config.errors import XLMError
+from xlm.core.config.integrity import damaged_files, describe_files, parse_record
 from xlm.core.config.machine import explained
 from xlm.core.config.schema import Stage, TaskSettings
 from xlm.core.data.arrow import Table, lengths_of
@@ -31,6 +33,10 @@ from xlm.core.data.encode import CountingEncoder, RowCounts, RowEncoder, batches
 from xlm.core.protocols import Preprocess, Row, RowFilter, Source, Tokenizer
 
 ID_COLUMNS = ("prompt_ids", "target_ids")
+ROWS = "rows*.arrow"
+"""Files of rows: one for each process that wrote them."""
+RECORD = "checksums.json"
+"""Size and checksum of each file of a prepared task."""
 BATCH_ROWS = 512
 """Rows that are encoded, and written, at a time."""
 BATCH_BYTES = 2**26
@@ -58,10 +64,13 @@ class PreparedTask:
     folder: Path
     cards: dict[str, SplitCard]
     was_cached: bool
+    damage: str | None = None
+    """What was wrong with the data that were found, and why they were prepared anew."""
 
     def load(self, split: str) -> datasets.Dataset:
         """Rows of a split, memory-mapped."""
-        return _load(self.folder / split)
+        names = [Path(name) for name in _recorded(self.folder)]  # others may lie beside them
+        return _load([self.folder / name for name in names if name.match(f"{split}/{ROWS}")])
 
     def document_ends(self, split: str) -> np.ndarray:
         """(rows,) int64, memory-mapped: where each row ends if all are joined with a token after each."""
@@ -89,8 +98,23 @@ class TaskParts:
         )
 
 
-def prepare(task: TaskSettings, parts: TaskParts, *, cache_dir: Path, num_proc: int = 1) -> PreparedTask:
+def prepare(
+    task: TaskSettings,
+    parts: TaskParts,
+    *,
+    cache_dir: Path,
+    num_proc: int = 1,
+    used: Collection[Stage] | None = None,
+) -> PreparedTask:
     """Find the task's rows in the cache, or make them.
+
+    Args:
+        task: Its settings.
+        parts: Its made slots.
+        cache_dir: Folder of prepared data.
+        num_proc: Processes that prepare.
+        used: Splits that will be read, whose checksums are compared; None for all. Of the others the sizes
+            are.
 
     Raises:
         XLMError: When the source cannot be read, has no rows, or a slot's code fails on one.
@@ -103,20 +127,90 @@ def prepare(task: TaskSettings, parts: TaskParts, *, cache_dir: Path, num_proc: 
     )
     folder = cache_dir / task.name / key
     splits: list[Stage] = [split for split in task.splits if not (task.streaming and split == "train")]
-    was_cached = folder.exists()
-    if not was_cached:
+    damage = damage_of(folder, splits, used)
+    was_there = os.path.lexists(folder) and damage is None
+    if not was_there:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            was_cached = folder.exists()  # another process may have made it meanwhile
-            if not was_cached:
+            damage = damage_of(folder, splits, used)  # another process may have made it meanwhile
+            was_there = os.path.lexists(folder) and damage is None
+            if not was_there:
                 unfinished = folder.with_suffix(".unfinished")
-                shutil.rmtree(unfinished, ignore_errors=True)
-                for split in splits:
-                    _prepare_split(task, parts, split, unfinished / split, num_proc)
-                unfinished.rename(folder)
+                _remove(unfinished)
+                try:
+                    for split in splits:
+                        _prepare_split(task, parts, split, unfinished / split, num_proc)
+                except XLMError as error:
+                    if damage is None:
+                        raise
+                    raise XLMError(
+                        f"The prepared data in {folder} are damaged ({damage}) and cannot be prepared anew: "
+                        f"{error}"
+                    ) from error
+                _put_in_place(unfinished, folder)
     return PreparedTask(
-        folder=folder, cards={s: _read_card(folder / s) for s in splits}, was_cached=was_cached
+        folder=folder,
+        cards={s: _read_card(folder / s) for s in splits},
+        was_cached=was_there,
+        damage=damage,
     )
+
+
+def damage_of(folder: Path, splits: Collection[Stage], used: Collection[Stage] | None = None) -> str | None:
+    """What is wrong with prepared data, None where nothing is, or there are none.
+
+    Args:
+        folder: Where they lie.
+        splits: What has to be there.
+        used: Splits whose checksums are compared; None for all. Of the others the sizes are.
+    """
+    if not os.path.lexists(folder):
+        return None
+    try:
+        files = _recorded(folder)
+        expected = {f"{split}/{name}" for split in splits for name in ("card.json", "ends.npy")}
+        if lacking := sorted(expected - files.keys()):
+            return f"its {RECORD} does not know {', '.join(lacking)}"
+        unread = [name for name in files if used is not None and name.partition("/")[0] not in used]
+        unread = [name for name in unread if not name.endswith("card.json")]
+        return ", ".join(damaged_files(folder, files, unread)) or None
+    except (ValueError, OSError) as error:  # of the disk, or another process prepares them anew just now
+        return str(error)
+
+
+def _recorded(folder: Path) -> dict[str, dict[str, Any]]:
+    """Sizes and checksums of the files of a prepared task.
+
+    Raises:
+        ValueError: When there is no record, or it is damaged, or it is that of another task.
+    """
+    if not (folder / RECORD).is_file():
+        raise ValueError(f"it has no {RECORD} (a version before 1.0.0 made it, or it is not whole)")
+    try:
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its {RECORD} is damaged") from error
+    files = parse_record(content.get("files")) if isinstance(content, dict) else None
+    if files is None:
+        raise ValueError(f"its {RECORD} is damaged")
+    if (key := content.get("key")) != folder.name:
+        raise ValueError(f"it holds the data of {key}")
+    return files
+
+
+def _put_in_place(unfinished: Path, folder: Path) -> None:
+    names = [path.relative_to(unfinished).as_posix() for path in unfinished.rglob("*") if path.is_file()]
+    record = {"key": folder.name, "files": describe_files(unfinished, names)}
+    (unfinished / RECORD).write_text(json.dumps(record), encoding="utf-8")
+    _remove(folder)  # what is damaged; who has mapped its files goes on with them
+    unfinished.rename(folder)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 NO_NETWORK = (
@@ -229,7 +323,7 @@ def _write(rows: Iterable[Row], encoder: RowEncoder, folder: Path, split: str) -
 
 def _describe(folder: Path, counts: RowCounts) -> SplitCard:
     """Measure a written split, and note where its documents end in case they are to be packed."""
-    rows = _load(folder)
+    rows = _load(list(folder.glob(ROWS)))
     table = cast("Table", rows.data)
     columns = [table.column(name) for name in ID_COLUMNS if name in rows.column_names]
     lengths = np.zeros(len(rows), dtype=np.int64)
@@ -246,9 +340,8 @@ def _describe(folder: Path, counts: RowCounts) -> SplitCard:
     )
 
 
-def _load(folder: Path) -> datasets.Dataset:
-    files = sorted(folder.glob("rows*.arrow"))  # one for each process that wrote them
-    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
+def _load(files: list[Path]) -> datasets.Dataset:
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in sorted(files)])
 
 
 def _read_card(folder: Path) -> SplitCard:

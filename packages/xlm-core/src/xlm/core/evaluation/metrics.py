@@ -50,6 +50,14 @@ class SummedMetric(torchmetrics.Metric, Generic[UpdateT]):
             self.accumulator.lists = {name: self._joined(name) for name in self.lists}
         return dict(self.accumulator.compute())
 
+    def figures(self) -> set[str] | None:
+        """Names of the figures; None where the accumulator cannot tell without rows."""
+        self.accumulator.reset()
+        try:
+            return set(self.accumulator.compute()) or None
+        except Exception:  # noqa: BLE001  # code of the user, which may need rows
+            return None
+
     def _joined(self, name: str) -> Tensor:
         """All entries of a list: one tensor after the ranks were joined, many before."""
         entries = getattr(self, name)

@@ -27,6 +27,8 @@ def print_start(job_type: str, folder: Path, lines: Mapping[str, str]) -> None:
 
 def print_prepared(prepared: PreparedTask) -> None:
     """Rows, tokens, lengths and size of each split, and where they lie."""
+    if prepared.damage is not None:
+        say(f"{prepared.folder} was damaged and is prepared anew: {prepared.damage}")
     say(f"{'found' if prepared.was_cached else 'prepared'} in {prepared.folder}")
     table = Table()
     for column in ("split", "rows", "tokens", "length min / median / 95 % / max", "MB"):

@@ -14,6 +14,7 @@ from torch import nn
 from xlm.core.config.build import make
 from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
+from xlm.core.config.integrity import describe_files
 from xlm.core.config.schema import FORMAT_VERSION, RunSettings
 from xlm.core.config.secrets import hide
 from xlm.core.config.texts import read_yaml
@@ -23,7 +24,7 @@ from xlm.core.hub.allow_list import check_recorded, declaration
 from xlm.core.hub.card import CardFacts, make_card
 from xlm.core.hub.pushed_config import FILE, portable
 from xlm.core.protocols import Tokenizer
-from xlm.core.saving.folder import CONFIG, OWN, read_config
+from xlm.core.saving.folder import CONFIG, FILES, OWN, read_config
 from xlm.core.saving.run_folder import RunFolder
 from xlm.core.training.assembly import make_tokenizer
 
@@ -153,6 +154,12 @@ def _save_model(model: nn.Module, node: dict[str, Any], folder: Path, max_shard_
     (folder / CONFIG).write_text(content + "\n", "utf-8")
 
 
+def _lasting(folder: Path) -> list[str]:
+    """Files that nobody edits: weights and what the tokenizer has saved."""
+    edited = (CONFIG, FILE, "README.md")
+    return [path.name for path in folder.iterdir() if path.is_file() and path.name not in edited]
+
+
 def _describe(model: nn.Module, about: source.About, folder: Path) -> None:
     """Add to ``config.json`` what the arguments of the constructor do not say."""
     name, _, number = (package_of(model) or "").partition(" ")
@@ -164,6 +171,7 @@ def _describe(model: nn.Module, about: source.About, folder: Path) -> None:
         "weights": about.kind,
         "step": about.step,
         "training_config": FILE,
+        FILES: describe_files(folder, _lasting(folder)),
     }
     content = {**hide(read_config(folder)), OWN: told}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")

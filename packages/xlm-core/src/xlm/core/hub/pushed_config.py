@@ -33,7 +33,7 @@ TAKEN = (
 """Keys of a pushed config that are used; the others belong to the machine and the run of its author."""
 TAKEN_OF_TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
 LOCAL = (
-    "job_type", "job_name", "output_dir", "ckpt_path", "weights", "allow_pickle", "source", "hub",
+    "job_type", "job_name", "output_dir", "ckpt_path", "from", "weights", "allow_pickle", "source", "hub",
     "trust_remote_code", "logger", "vocab",
 )  # fmt: skip
 """Keys that are not pushed: they say where and how a run was started, not what it is."""

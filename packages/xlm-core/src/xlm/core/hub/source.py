@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
 from xlm.core.hub.repository import local_folder
 from xlm.core.saving import checkpoints, sharded_files
@@ -48,6 +49,10 @@ def read(ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False) -
             f"ckpt_path: {ckpt_path} is refused: {reason}. If you trust its author with running code here: "
             "allow_pickle=true"
         )
+    if checkpoints.has_checksums(path) and (reason := checkpoints.damage(path)) is not None:
+        raise XLMError(f"ckpt_path: {path} is damaged: {reason}")
+    if not checkpoints.has_checksums(path):
+        say(f"{path} {checkpoints.NO_CHECKSUMS}")
     with TemporaryDirectory(prefix="xlm-") as temporary:
         whole = Path(temporary, "whole.ckpt")
         _consolidate(path, whole)

@@ -2,7 +2,7 @@
 
 A checkpoint is the zip archive of ``torch.save``. Its records carry checksums and its table of contents
 stands at the end, so a half-written file has none and a damaged one does not add up: no file beside it is
-needed to tell.
+needed to tell. A checkpoint that is a folder of shards holds a file with their checksums.
 """
 
 import json
@@ -10,8 +10,8 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from typing_extensions import override
 
 from xlm.core.config.errors import XLMError
+from xlm.core.config.integrity import damaged_files, describe_files, read_record
 from xlm.core.saving import sharded_files
 
 FORMAT_VERSION = 1
@@ -31,15 +32,19 @@ PREVIOUS = "previous.ckpt"
 """What ``last.ckpt`` was before it was replaced."""
 SHARDED_REST = "meta.pt"
 """In a checkpoint that is a folder, what Lightning keeps beside the shards."""
-SIZES = "sizes.json"
-"""In a checkpoint that is a folder, how many bytes each of its files has."""
+CHECKSUMS = "checksums.json"
+"""In a checkpoint that is a folder, size and checksum of each of its files."""
+NO_CHECKSUMS = "has no checksums, so that damage inside it would go unnoticed"
 PROBE = 2**20
 """Bytes that are written to learn why a file could not be."""
-UNREADABLE = (
-    OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ImportError,
-    AssertionError, pickle.UnpicklingError,
-)  # fmt: skip
-"""What torch.load raises for bytes that are no checkpoint."""
+DAMAGED_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,  # a flipped bit may say that a record is encrypted or compressed
+)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -104,8 +109,8 @@ def replace_folder(part: Path, path: Path) -> None:
 
     A kill between the steps leaves the old one beside ``path`` or the new one as ``part``.
     """
-    sizes = {file.name: file.stat().st_size for file in part.iterdir()}
-    write_text_atomically(part / SIZES, json.dumps(sizes))
+    record = describe_files(part, [file.name for file in part.iterdir()])
+    write_text_atomically(part / CHECKSUMS, json.dumps(record))
     for file in part.iterdir():
         _wait_for_disk(file)
     old = path.with_name(PREVIOUS if path.name == LAST else f".{path.name}.old")
@@ -141,46 +146,42 @@ def _wait_for_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-@dataclass(frozen=True)
-class Header:
-    """What is read of a checkpoint before it is used."""
-
-    path: Path
-    step: int
-    stopped_early: bool
-
-
 def damage(path: Path) -> str | None:
-    """What is wrong with the file, None when it is whole. Reads all of it once."""
+    """What is wrong with a checkpoint, None when it is whole. Reads all of it once."""
     if path.is_dir():
         return _damage_of_folder(path)
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        return f"it is cut off or no checkpoint ({error})"
+    except DAMAGED_ARCHIVE as error:
+        return f"it is cut off or no checkpoint ({_first_line(error)})"
     return None if broken is None else f"the checksum of its record {broken} is wrong"
 
 
+def has_checksums(path: Path) -> bool:
+    """Whether :func:`damage` would notice a flipped bit."""
+    if path.is_dir():
+        return (path / CHECKSUMS).is_file()
+    try:
+        with path.open("rb") as file:
+            begins_as_archive = file.read(4) == b"PK\3\4"
+    except OSError:  # whoever reads it next says so
+        return False
+    return begins_as_archive or zipfile.is_zipfile(path)  # either of the two may be what is damaged
+
+
 def _damage_of_folder(path: Path) -> str | None:
-    """Of a strategy that writes shards: their table of contents comes last, the list of sizes still later."""
+    """Of a strategy that writes shards: their table of contents comes last, the checksums still later."""
     lacking = [name for name in (".metadata", SHARDED_REST) if not (path / name).is_file()]
     if lacking:
         return f"it is not whole: it lacks {' and '.join(lacking)}"
-    if (reason := sharded_files.mistake(path)) is not None:
-        return reason
-    if not (path / SIZES).is_file():  # Lightning wrote it, without XLM's strategy
-        return None
-    try:
-        sizes = json.loads((path / SIZES).read_text(encoding="utf-8"))
-    except ValueError as error:
-        return f"its {SIZES} is damaged ({error})"
-    wrong = [name for name, size in sizes.items() if not _has_size(path / name, size)]
-    return f"it is not whole: {', '.join(wrong)} is not as it was written" if wrong else None
-
-
-def _has_size(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
+    if (path / CHECKSUMS).is_file():  # else Lightning wrote it, without XLM's strategy
+        record = read_record(path / CHECKSUMS)
+        if record is None:
+            return f"its {CHECKSUMS} is damaged"
+        if wrong := list(damaged_files(path, record)):
+            return f"it is not as it was written: {', '.join(wrong)}"
+    return sharded_files.mistake(path)
 
 
 def read(path: Path, *, allow_pickle: bool = False, lazily: bool = False) -> dict[str, Any]:
@@ -189,13 +190,15 @@ def read(path: Path, *, allow_pickle: bool = False, lazily: bool = False) -> dic
     Args:
         path: The file.
         allow_pickle: Allow any Python object in it: a foreign file can then run any code.
-        lazily: Map tensors from the file instead of reading them.
+        lazily: Map tensors from the file instead of reading them; their checksums are not compared.
 
     Raises:
         XLMError: When the file is not there, is damaged, too new, or holds objects of unknown classes.
     """
     if not path.is_file():
         raise XLMError(f"ckpt_path: there is no file {path}")
+    if not lazily and has_checksums(path) and (reason := damage(path)) is not None:
+        raise XLMError(f"ckpt_path: {path} is damaged: {reason}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=lazily or None)
     except pickle.UnpicklingError as error:
@@ -205,69 +208,29 @@ def read(path: Path, *, allow_pickle: bool = False, lazily: bool = False) -> dic
                 "its author. If you trust it: allow_pickle=true"
             ) from error
         raise XLMError(f"ckpt_path: {path} is not a readable checkpoint: {_first_line(error)}") from error
-    except UNREADABLE as error:
+    except Exception as error:  # a pickle can fail in any way
         raise XLMError(f"ckpt_path: {path} is not a readable checkpoint: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise XLMError(f"ckpt_path: {path} is not a checkpoint: it holds a {type(content).__name__}")
-    version = cast("dict[str, Any]", content).get(FORMAT_KEY, FORMAT_VERSION)
-    if version > FORMAT_VERSION:
+    _check_version(path, cast("dict[str, Any]", content).get(FORMAT_KEY, FORMAT_VERSION))
+    return cast("dict[str, Any]", content)
+
+
+class TooNewError(XLMError):
+    """A checkpoint that a later version has written, which nothing can be done about here."""
+
+
+def _check_version(path: Path, version: object) -> None:
+    if type(version) is not int or version < 1:
         raise XLMError(
+            f"ckpt_path: {path} is not a checkpoint of XLM: its {FORMAT_KEY} is {version!r}, not a number"
+        )
+    if version > FORMAT_VERSION:
+        raise TooNewError(
             f"ckpt_path: {path} has format version {version}, this xlm-core reads up to {FORMAT_VERSION}. "
             "Update xlm-core."
         )
-    return cast("dict[str, Any]", content)
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-@dataclass(frozen=True)
-class Found:
-    """The checkpoint to resume from, and those that were passed over."""
-
-    header: Header | None
-    refused: dict[Path, str]
-    """Files that cannot be used, and why. They are left where they are."""
-
-
-def newest_valid(folder: Path) -> Found:
-    """The checkpoint of the latest step in ``folder`` that is whole.
-
-    Raises:
-        XLMError: When one is of a later format version.
-    """
-    refused: dict[Path, str] = {}
-    headers = list(_headers(folder, refused))
-    # At the same step the regular file comes first: it is the one that is replaced next.
-    headers.sort(key=lambda header: (header.step, header.path.name == LAST), reverse=True)
-    for header in headers:
-        reason = damage(header.path)
-        if reason is None:
-            return Found(header, refused)
-        refused[header.path] = reason
-    return Found(None, refused)
-
-
-def _headers(folder: Path, refused: dict[Path, str]) -> Iterator[Header]:
-    for path in sorted(folder.glob("*.ckpt")):
-        if (reason := _unreadable(path)) is not None:
-            refused[path] = reason
-            continue
-        # Of a folder with a part of each process, the file with everything but the tensors.
-        content = read(path / SHARDED_REST if path.is_dir() else path, lazily=True)
-        # Weights without a training state cannot be resumed, nor can an end whose validation was cut off.
-        if "loops" in content and not content.get("xlm_lacks_last_validation", False):
-            yield Header(path, content["global_step"], content.get("xlm_stopped_early", False))
-
-
-def _unreadable(path: Path) -> str | None:
-    if path.is_dir():
-        return damage(path)
-    if not zipfile.is_zipfile(path):
-        return "it is cut off or no checkpoint"
-    try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UNREADABLE as error:
-        return _first_line(error)
-    return None

@@ -10,8 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
+from xlm.core.config.integrity import damaged_files, parse_record
 from xlm.core.config.texts import read_json
+from xlm.core.saving.checkpoints import NO_CHECKSUMS
 from xlm.core.saving.sharded_state import own_part, put_whole_state
 
 SINGLE_FILE = "model.safetensors"
@@ -22,6 +25,8 @@ PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 CONFIG = "config.json"
 OWN = "xlm"
 """Key of ``config.json`` under which XLM keeps what the constructor's arguments do not say."""
+FILES = "files"
+"""Key below ``xlm``: sizes and checksums of the weights and of the tokenizer's files."""
 
 
 def read_folder(folder: Path, origin: str) -> dict[str, Tensor]:
@@ -43,10 +48,28 @@ def read_folder(folder: Path, origin: str) -> dict[str, Tensor]:
             f"ckpt_path: {origin} holds neither {SINGLE_FILE} nor {INDEX}. Other formats are not "
             "loaded from a folder or from the Hub: pickles can run code"
         )
+    _check_files(folder, [file.name for file in files if file.is_file()], origin)
     state: dict[str, Tensor] = {}
     for file in files:
         state |= read_file(file, origin)
     return state
+
+
+def _check_files(folder: Path, weights: list[str], origin: str) -> None:
+    """Compare weights, and the tokenizer's files that are here, with the checksums in ``config.json``."""
+    record = parse_record(read_own(folder).get(FILES)) or {}
+    if unknown := [name for name in weights if name not in record]:
+        say(f"{', '.join(unknown)} of {origin} {NO_CHECKSUMS}")
+    present = {name: known for name, known in record.items() if name in weights or _is_file_of(folder, name)}
+    if wrong := list(damaged_files(folder, present)):
+        raise XLMError(
+            f"ckpt_path: {origin} is damaged: {', '.join(wrong)}. Fetch it anew; if the file was changed on "
+            f"purpose, take `{OWN}.{FILES}` out of its {CONFIG}"
+        )
+
+
+def _is_file_of(folder: Path, name: str) -> bool:
+    return "/" not in name and "\\" not in name and (folder / name).is_file()
 
 
 def read_file(file: Path, origin: str) -> dict[str, Tensor]:

@@ -5,11 +5,13 @@ the loggers' folders. A job other than training writes into a sub-folder of its 
 ``train`` leaves the training's files alone.
 """
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -18,9 +20,10 @@ from xlm.core.config.errors import XLMError
 from xlm.core.config.machine import blamed_on
 from xlm.core.config.places import no_checkpoint
 from xlm.core.saving import run_record
-from xlm.core.saving.checkpoints import LAST, PREVIOUS, Header, damage, newest_valid, write_text_atomically
+from xlm.core.saving.checkpoints import LAST, PREVIOUS, damage, write_text_atomically
 from xlm.core.saving.processes import is_first
-from xlm.core.saving.versions import VERSIONS
+from xlm.core.saving.resume import Fits, Found, newest_valid
+from xlm.core.saving.run_lock import is_lock, only_writer
 
 MAY_CHANGE = (
     "allow_pickle",
@@ -66,34 +69,70 @@ class RunFolder:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
-    def start_training(self, config: Mapping[str, Any]) -> Header | None:
-        """Write the config, or compare it with the one of the run that is to be resumed.
+    @contextmanager
+    def writing(self) -> Generator[None]:
+        """Let this process, with its other ranks, be the only one that trains here.
 
-        Returns:
-            The checkpoint to resume from, None for a new run.
+        Raises:
+            XLMError: When another training holds the run, or the folder is no run.
+        """
+        if not is_first():  # the first process holds the run for all
+            yield
+            return
+        if not (self.path / CONFIG).exists() and any(self._content()):
+            raise XLMError(f"{self.path} exists and is not a run (no {CONFIG}). Choose another job_name.")
+        with only_writer(self.path):
+            yield
+
+    def start_training(self, config: Mapping[str, Any]) -> None:
+        """Write the config, or compare it with the one of the run that is to be resumed.
 
         Raises:
             XLMError: When the name belongs to a run with another config.
         """
         if not is_first():  # the first process checks and writes for all
-            return self.last_checkpoint()
+            return
         recorded = self.path / CONFIG
-        if recorded.exists() and self._has_begun():
-            changes = list(_changes(yaml.safe_load(recorded.read_text()), config))
-            if changes:
-                raise XLMError(
-                    f"The run {self.path} exists with another configuration:\n"
-                    + "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changes)
-                    + "\nChoose another job_name, or repeat the old settings to resume it."
-                )
-        elif not recorded.exists() and self.path.exists() and any(self.path.iterdir()):
-            raise XLMError(f"{self.path} exists and is not a run (no {CONFIG}). Choose another job_name.")
+        changes = list(differences(self.read_config(), config)) if recorded.exists() else []
+        if changes and self._has_results():
+            raise XLMError(
+                f"The run {self.path} exists with another configuration:\n"
+                + "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changes)
+                + "\nChoose another job_name, or repeat the old settings to resume it. To go on from it with "
+                f"these: job_name=NEW from={self.path}"
+            )
+        if changes:
+            say(f"{self.path} holds no checkpoint and no figure of its first start: begun anew")
         _write_record(self.path, config)
-        return self.last_checkpoint()
 
-    def _has_begun(self) -> bool:
-        """Whether there is more than the record of a start that failed before training."""
-        return any(path.name not in (CONFIG, VERSIONS) for path in self.path.iterdir())
+    def read_config(self) -> dict[str, Any]:
+        """The config that the run was started with.
+
+        Raises:
+            XLMError: When it is not there, or is none.
+        """
+        file = self.path / CONFIG
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise XLMError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise XLMError(f"{file} is not the config of a run: it holds a {type(content).__name__}")
+        return cast("dict[str, Any]", content)
+
+    def _content(self) -> Iterator[Path]:
+        """What lies in the folder, but for the lock."""
+        return (path for path in self.path.glob("*") if not is_lock(path))
+
+    def has_checkpoints(self) -> bool:
+        """Whether there are any, good or bad."""
+        return any(self.checkpoints.glob("*.ckpt"))
+
+    def _has_results(self) -> bool:
+        """Whether there is a checkpoint or a figure: more than a start that failed has left."""
+        if self.has_checkpoints() or any(self.path.glob("metrics.json*")):
+            return True
+        return any(file.stat().st_size for file in self.path.glob("csv/*/metrics.csv"))
 
     def start_job(self, job_type: str, config: Mapping[str, Any]) -> Path:
         """Make a new folder for the results of one eval or generate job, named after the time."""
@@ -106,15 +145,41 @@ class RunFolder:
         _write_record(folder, config)
         return folder
 
-    def last_checkpoint(self) -> Header | None:
+    def last_checkpoint(self, fits: Fits | None = None) -> Found:
         """The checkpoint that training resumes from: of the latest step, among those that are whole.
 
         Files that cannot be used are named on the console and left where they are.
+
+        Args:
+            fits: Says why a checkpoint does not fit the run that is to resume.
         """
-        found = newest_valid(self.checkpoints)
+        found = newest_valid(self.checkpoints, fits)
         for path, reason in found.refused.items():
             say(f"{path} is passed over: {reason}")
-        return found.header
+        return found
+
+    def resumable(self, fits: Fits) -> Found:
+        """The same for a training, which begins with new weights only where there is nothing to go on from.
+
+        Raises:
+            XLMError: When there are checkpoints and none can be used.
+        """
+        found = self.last_checkpoint(fits)
+        if found.header is None and found.refused:
+            raise XLMError(
+                f"No checkpoint in {self.checkpoints} can be used, for the reasons above. To begin the run "
+                "anew, move them away."
+            )
+        return found
+
+    def put_aside(self, refused: Iterable[Path]) -> None:
+        """Give those files that a training would write over names of their own."""
+        for path in refused:
+            if path.name in (LAST, PREVIOUS):
+                names = (path.with_name(f"{path.name}.refused{end}") for end in _endings())
+                kept = next(name for name in names if not name.exists())
+                path.rename(kept)
+                say(f"{path} is kept as {kept.name}")
 
     def best_checkpoint(self) -> Path:
         """The best checkpoint of the run, else its last.
@@ -127,7 +192,7 @@ class RunFolder:
             if reason is None:
                 return path
             say(f"{path} is passed over: {reason}")
-        last = self.last_checkpoint()
+        last = self.last_checkpoint().header
         if last is None:
             raise no_checkpoint(self.path)
         return last.path
@@ -136,6 +201,11 @@ class RunFolder:
         """The name of each checkpoint of the run, and why it is there."""
         names = sorted(path.name for path in self.checkpoints.glob("*.ckpt"))
         return [(name, _why_kept(name)) for name in names]
+
+
+def _endings() -> Iterator[str]:
+    yield ""
+    yield from (f"-{number}" for number in itertools.count(2))
 
 
 def _why_kept(name: str) -> str:
@@ -158,11 +228,19 @@ def _write_record(folder: Path, config: Mapping[str, Any]) -> None:
     run_record.begin(folder)
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], ignored: Collection[str] = MAY_CHANGE
+) -> Iterator[tuple[str, Any, Any]]:
+    """Key, value there and value here of what differs between two configs.
+
+    Args:
+        old, new: The configs.
+        ignored: Keys that do not count, with all below them.
+    """
     before, after = dict(_flatten(old)), dict(_flatten(new))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not any(
-            key == free or key.startswith(f"{free}.") for free in MAY_CHANGE
+            key == free or key.startswith(f"{free}.") for free in ignored
         ):
             yield key, before.get(key, "(not set)"), after.get(key, "(not set)")
 

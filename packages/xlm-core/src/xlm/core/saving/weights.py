@@ -5,6 +5,7 @@ from typing import Literal, TypedDict, cast
 
 from torch import Tensor
 
+from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
 from xlm.core.saving import checkpoints
 from xlm.core.saving.folder import read_file
@@ -35,6 +36,8 @@ def read_weights(checkpoint: Path, *, which: Which = "auto", allow_pickle: bool 
     if checkpoint.suffix == ".safetensors":
         return _read_safetensors(checkpoint, which)
     content = checkpoints.read(checkpoint, allow_pickle=allow_pickle)
+    if not checkpoints.has_checksums(checkpoint):
+        say(f"{checkpoint} {checkpoints.NO_CHECKSUMS}")
     has_average = "averaging_state" in content
     if which == "ema" and not has_average:
         raise XLMError(
@@ -53,4 +56,5 @@ def _read_safetensors(file: Path, which: Which) -> dict[str, Tensor]:
             f"ckpt_path: {file} holds one set of weights; weights=ema needs a checkpoint of training"
         )
     state = read_file(file, str(file.parent))
+    say(f"{file} {checkpoints.NO_CHECKSUMS}")
     return {name.removeprefix(PREFIX): value for name, value in state.items()}

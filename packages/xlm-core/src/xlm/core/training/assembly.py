@@ -111,7 +111,14 @@ def make_prepared(settings: RunSettings, parts: TaskParts) -> PreparedTask:
     cache_dir = Path(settings.datamodule.cache_dir)
     with blamed_on("datamodule.cache_dir", cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
-    return prepare(settings.task, parts, cache_dir=cache_dir, num_proc=settings.datamodule.num_proc)
+    tests_only = settings.job_type in ("eval", "generate")
+    return prepare(
+        settings.task,
+        parts,
+        cache_dir=cache_dir,
+        num_proc=settings.datamodule.num_proc,
+        used={loader.split for loader in settings.datamodule.test.values()} if tests_only else None,
+    )
 
 
 def make_datamodule(

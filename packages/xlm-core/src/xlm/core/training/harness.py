@@ -22,8 +22,10 @@ from xlm.core.evaluation.metrics import GenerationCost, LikelihoodMean, LossMean
 from xlm.core.evaluation.predictions import PredictionWriter, decode
 from xlm.core.evaluation.slots import Slots
 from xlm.core.protocols import Generation, LikelihoodLoss
+from xlm.core.saving import resume
 from xlm.core.saving.checkpoints import FORMAT_KEY, FORMAT_VERSION
 from xlm.core.saving.sharded_state import is_sharded, put_whole_state, whole
+from xlm.core.training.fork import Fork
 from xlm.core.training.interruption import InterruptedTrainingError, Interruption
 from xlm.core.training.loop_state import to_step_boundary
 from xlm.core.training.sharding import gather, release, shard
@@ -62,6 +64,20 @@ class Harness(lightning.LightningModule):
         # In a tuple, hence outside the module tree: the keys of a checkpoint are those of the plain network.
         self._compiled = (torch.compile(self.model),) if compile_network else ()
         self.interruption = Interruption()
+        tokenizer = slots.tokenizer
+        # Named here: FSDP2 gives the network another class.
+        self.origin = {
+            "network": _class_name(self.model),
+            "loss": _class_name(slots.loss),
+            "tokenizer": " ".join(
+                map(
+                    str, (_class_name(tokenizer), tokenizer.vocab_size, getattr(tokenizer, "fingerprint", ""))
+                )
+            ).rstrip(),
+        }
+        """What a checkpoint says about the run that it is of."""
+        self.fork: Fork | None = None
+        """The run whose state this one begins with under settings of its own."""
         self.between_steps = True
         """Whether the weights, their average and the optimizer belong to the same step."""
         self.logs_gradient_norm = False
@@ -99,6 +115,9 @@ class Harness(lightning.LightningModule):
     @override
     def on_train_start(self) -> None:
         self.interruption.install()
+        if self.fork is not None:
+            [optimizer], [schedule] = self.trainer.optimizers, self.trainer.lr_scheduler_configs
+            self.fork.apply_options(optimizer, schedule.scheduler, *self._fresh_optimizer())
 
     @override
     def on_train_batch_start(self, batch: LoadedBatch[Any], batch_idx: int) -> None:
@@ -176,17 +195,20 @@ class Harness(lightning.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[FORMAT_KEY] = FORMAT_VERSION
+        checkpoint["xlm_origin"] = self.origin
         if not self.trainer.training and not self.trainer.validating:
             return
         self._look_at_last_step()
         checkpoint["xlm_stopped_early"] = self.trainer.should_stop
         validated = self._validated_step == self.trainer.global_step
-        to_step_boundary(checkpoint, self.trainer, validated=validated)
+        to_step_boundary(checkpoint, self.trainer, self.trainer.global_step, validated=validated)
         for logger in self.trainer.loggers:
             logger.save()  # a kill would take the figures that wait in memory
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.fork is not None:
+            self.fork.adapt(checkpoint, self.trainer)
         callbacks = cast("list[Callback]", self.trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
         averages = any(isinstance(callback, WeightAveraging) for callback in callbacks)
         if "current_model_state" in checkpoint and not averages:
@@ -197,9 +219,19 @@ class Harness(lightning.LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.slots.optimizer(self.model.named_parameters())
-        scheduler = self.slots.lr_scheduler(optimizer, num_steps=self.trainer.max_steps)
+        optimizer, scheduler = self._fresh_optimizer()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _fresh_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        optimizer = self.slots.optimizer(self.model.named_parameters())
+        return optimizer, self.slots.lr_scheduler(optimizer, num_steps=self.trainer.max_steps)
+
+    def misfit(self, checkpoint: Mapping[str, Any], *, any_loss: bool = False) -> str | None:
+        """Why a checkpoint does not fit this run (where ``any_loss``, its loss may), None where it fits."""
+        origin = {name: value for name, value in self.origin.items() if not (any_loss and name == "loss")}
+        weights = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        groups = self.slots.optimizer(self.model.named_parameters()).param_groups
+        return resume.misfit(checkpoint, weights, [len(group["params"]) for group in groups], origin)
 
     # ---- evaluation ---------------------------------------------------------------------------------
 
@@ -293,6 +325,17 @@ class Harness(lightning.LightningModule):
             accumulators |= {"cost": GenerationCost(), **self.slots.generation_metrics}
         return {name: SummedMetric(accumulator) for name, accumulator in accumulators.items()}
 
+    def validation_figures(self) -> set[str] | None:
+        """Names of the figures of a validation; None where a metric has no names before it has rows."""
+        names: set[str] = set()
+        for name in self.loaders["val"]:
+            for metric in self.metrics[f"val/{name}"].values():
+                figures = metric.figures()
+                if figures is None:
+                    return None
+                names |= {f"val/{name}/{figure}" for figure in figures}
+        return names
+
     @contextmanager
     def writing(self, writer: PredictionWriter) -> Generator[None]:
         """Write everything generated meanwhile to files."""
@@ -302,3 +345,7 @@ class Harness(lightning.LightningModule):
         finally:
             self.writer = None
             writer.close()
+
+
+def _class_name(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"

@@ -11,18 +11,21 @@ from typing import Any, cast
 import lightning
 
 
-def to_step_boundary(checkpoint: dict[str, Any], trainer: lightning.Trainer, *, validated: bool) -> None:
+def to_step_boundary(
+    checkpoint: dict[str, Any], trainer: lightning.Trainer, step: int, *, validated: bool
+) -> None:
     """Rewrite the counters of a checkpoint.
 
     Args:
-        checkpoint: What is about to be saved; changed in place.
-        trainer: The trainer that saves.
+        checkpoint: What is about to be saved, or was loaded; changed in place.
+        trainer: The trainer that saves, or that goes on.
+        step: Optimizer steps done.
         validated: Whether the validation that is due after this step, if any, has been done.
     """
     loops = checkpoint["loops"]["fit_loop"]
-    step = trainer.global_step
     batches = step * trainer.accumulate_grad_batches
-    validates_here = trainer.enable_validation and batches % cast("int", trainer.val_check_batch) == 0
+    # An integer, the number of batches between two validations (see xlm.core.command.jobs.make_trainer).
+    validates_here = trainer.enable_validation and batches % cast("int", trainer.val_check_interval) == 0
     progress = loops["epoch_loop.batch_progress"]
     progress["total"] = _counts(batches)
     progress["current"] = _counts(batches)

@@ -4,7 +4,7 @@ What a slot is called with is compared with its signature first, see :mod:`xlm.c
 """
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -57,10 +57,13 @@ def _made(key: str, filling: object) -> Generator[None]:
 
 def check_slots(
     slots: Slots, datamodule: DataModule, *, stages: Sequence[Stage] = ("train", "val", "test")
-) -> None:
+) -> set[str]:
     """Send two rows through collator, loss, backward and predictor, as every loader of the stages asks for.
 
     Leaves the model's weights, its gradients and the state of the random generators as they were.
+
+    Returns:
+        Names of the figures that training logs.
 
     Raises:
         XLMError: When an object does not fit its slot.
@@ -68,18 +71,21 @@ def check_slots(
     check_call(slots.loss, "loss", "Loss", "model batch")
     check_call(slots.predictor, "predictor", "Predictor", "model batch seeds", trace=False)
     was_training = slots.model.training
+    figures: set[str] = set()
     with torch.random.fork_rng():
         for stage in stages:
             for name, settings in datamodule.loaders[stage].items():
                 key = f"datamodule.{stage}.{name}"
                 batch = _first_batch(datamodule, stage, name, f"{key}.collator")
                 if "loss" in settings.uses:
-                    _check_loss(slots, batch, backward=stage == "train")
+                    terms = _check_loss(slots, batch, backward=stage == "train")
+                    figures |= {f"train/{name}" for name in ("loss", *terms) if stage == "train"}
                 if "likelihood" in settings.uses:
                     _check_likelihood(slots, batch, key)
                 if "generation" in settings.uses:
                     _check_predictor(slots, batch, key)
     slots.model.train(was_training)
+    return figures
 
 
 def _first_batch(datamodule: DataModule, stage: Stage, name: str, key: str) -> LoadedBatch[Any]:
@@ -90,7 +96,8 @@ def _first_batch(datamodule: DataModule, stage: Stage, name: str, key: str) -> L
         return datamodule.collate(stage, name)(examples)
 
 
-def _check_loss(slots: Slots, batch: LoadedBatch[Any], *, backward: bool) -> None:
+def _check_loss(slots: Slots, batch: LoadedBatch[Any], *, backward: bool) -> Iterable[str]:
+    """Check one output; gives the names of its terms."""
     slots.model.train(backward)
     with blame("loss", "Loss", slots.loss), torch.set_grad_enabled(backward):
         output = slots.loss(slots.model, batch.batch)
@@ -101,6 +108,7 @@ def _check_loss(slots: Slots, batch: LoadedBatch[Any], *, backward: bool) -> Non
         if all(parameter.grad is None for parameter in slots.model.parameters()):
             refuse("loss", "Loss", slots.loss, "its loss_sum reaches no parameter of the model")
         slots.model.zero_grad(set_to_none=True)
+    return output.terms
 
 
 def _check_loss_output(slots: Slots, output: LossOutput) -> None:

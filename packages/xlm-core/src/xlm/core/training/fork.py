@@ -1,0 +1,117 @@
+"""A new run that goes on from the state of another one, with settings of its own: ``from=runs/old``.
+
+It begins with the weights, their average, the optimizer's state, the step and the place in the data of the
+old run's newest checkpoint. What the new config says of learning rate, schedule and optimizer holds from
+there on, as if it had held all along: the schedule stands at the same step.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import RunSettings
+from xlm.core.saving.resume import Fits, Header
+from xlm.core.saving.run_folder import RunFolder, differences
+from xlm.core.training.loop_state import to_step_boundary
+
+OF_EVERY_RUN = ("job_name", "job_type", "from", "hydra")
+"""Keys whose difference says nothing."""
+OF_THE_OLD_RUN = ("ModelCheckpoint", "EarlyStopping")
+"""Callbacks that begin anew: their best figure is that of the old run."""
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A run to go on from.
+
+    Args:
+        folder: Of the old run.
+        config: The new run's, as it is recorded.
+        settings: The same, checked.
+
+    Raises:
+        XLMError: When there is no such run, or it is the run itself.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    settings: RunSettings
+
+    def __post_init__(self) -> None:
+        path = self.folder.expanduser()
+        object.__setattr__(self, "folder", path)
+        if path.resolve() == Path(self.settings.output_dir, self.settings.job_name).expanduser().resolve():
+            raise XLMError(f"from={path}: this is the run itself. Give the new one another job_name")
+        if not path.is_dir():
+            raise XLMError(
+                f"from={path}: there is no such folder; it names the folder of a run: from=runs/NAME"
+            )
+        self._run.read_config()
+
+    @property
+    def _run(self) -> RunFolder:
+        return RunFolder(self.folder)
+
+    def find(self, fits: Fits) -> Header:
+        """The checkpoint to begin with.
+
+        Raises:
+            XLMError: When the old run has none that fits, or it has made all steps of the new one.
+        """
+        header = self._run.last_checkpoint(fits).header
+        if header is None:
+            raise XLMError(f"from={self.folder}: no checkpoint in {self._run.checkpoints} fits this run")
+        if header.step >= self.settings.trainer.max_steps:
+            raise XLMError(
+                f"from={self.folder}: it is at step {header.step} of the {self.settings.trainer.max_steps} "
+                "that trainer.max_steps allows. Raise trainer.max_steps, which counts the old run's steps too"
+            )
+        return header
+
+    def describe(self, header: Header) -> dict[str, str]:
+        """What the run begins with and what differs from the old one, for its first lines."""
+        lines = {"forked": f"from step {header.step}: {header.path}"}
+        for key, old, new in differences(self._run.read_config(), self.config, OF_EVERY_RUN):
+            lines[key] = f"{old!r} there, {new!r} here"
+        return lines
+
+    def adapt(self, checkpoint: dict[str, Any], trainer: lightning.Trainer) -> None:
+        """Bring the counters of the old run's checkpoint to the new run's batches and validations."""
+        step = checkpoint["global_step"]
+        to_step_boundary(checkpoint, trainer, step, validated=True)
+        # In place: the data module may have been given this mapping before.
+        checkpoint["DataModule"]["batches_done"] = step * trainer.accumulate_grad_batches
+        states = checkpoint.get("callbacks", {})
+        checkpoint["callbacks"] = {
+            name: state for name, state in states.items() if not name.startswith(OF_THE_OLD_RUN)
+        }
+
+    def apply_options(
+        self,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler,
+        fresh_optimizer: torch.optim.Optimizer,
+        fresh_scheduler: LRScheduler,
+    ) -> None:
+        """Put the new run's options into what was restored from the old run.
+
+        Args:
+            optimizer, scheduler: As restored; changed in place.
+            fresh_optimizer, fresh_scheduler: Just made by the new config; brought to the same step.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")
+            for _ in range(scheduler.last_epoch):
+                fresh_scheduler.step()
+        for group, fresh in zip(optimizer.param_groups, fresh_optimizer.param_groups, strict=True):
+            group.update(
+                {name: value for name, value in fresh.items() if name not in ("params", "param_names")}
+            )
+        scheduler.load_state_dict(fresh_scheduler.state_dict())
