@@ -3,7 +3,8 @@
 The lines with an ignore must not check; the checker reports an ignore that is no longer needed.
 """
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from xlm.core.protocols import Collator, LikelihoodLoss, Loss, LossMetric, Predictor
 from xlm_arlm import (
@@ -15,7 +16,7 @@ from xlm_arlm import (
     ARLMPredictor,
     ARLMPromptCollator,
 )
-from xlm_arlm.types_arlm import ARLMBatch, ARLMLossOutput, ARLMPromptBatch
+from xlm_arlm.types_arlm import ARLMBatch, ARLMLossOutput, ARLMPromptBatch, ARLMTrace
 
 
 def fits(
@@ -35,6 +36,25 @@ def fits(
     _predictor: Predictor[ARLMPromptBatch] = predictor
     _beam: Predictor[ARLMPromptBatch] = beam
     _loss_metrics: LossMetric[ARLMLossOutput] = loss_metrics
+
+
+def what_calls_give(
+    network: ARLM,
+    batch: ARLMBatch,
+    loss: ARLMLoss,
+    prompts: ARLMPromptBatch,
+    predictor: ARLMPredictor | ARLMBeamPredictor,
+    seeds: Tensor,
+    ask: bool,
+) -> None:
+    compiled = torch.compile(network)
+    _loss: Tensor = loss(compiled, batch).loss_sum
+    _nll: Tensor = loss.likelihood(compiled, batch).nll
+    _ids: Tensor = predictor(compiled, prompts, seeds).ids
+    _tokens: Tensor = predictor(network, prompts, seeds, trace=True).trace.token
+    _edits: ARLMTrace | None = predictor(network, prompts, seeds, trace=ask).trace
+    _no_tokens = predictor(network, prompts, seeds).trace.token  # pyright: ignore[reportOptionalMemberAccess]  # not asked
+    loss(seeds.sum(), batch)  # pyright: ignore[reportArgumentType]  # no network
 
 
 def misfits(collator: ARLMCollator, loss: ARLMLoss, predictor: ARLMPredictor, network: ARLM) -> None:

@@ -3,7 +3,8 @@
 The lines with an ignore must not check; the checker reports an ignore that is no longer needed.
 """
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from xlm.core.protocols import Collator, LikelihoodLoss, Loss, LossMetric, Predictor
 from xlm_flexmdm import (
@@ -15,7 +16,7 @@ from xlm_flexmdm import (
     FlexMDMPredictor,
     FlexMDMPromptCollator,
 )
-from xlm_flexmdm.types_flexmdm import FlexMDMBatch, FlexMDMLossOutput, FlexMDMPromptBatch
+from xlm_flexmdm.types_flexmdm import FlexMDMBatch, FlexMDMLossOutput, FlexMDMPromptBatch, FlexMDMTrace
 
 
 def fits(
@@ -35,6 +36,25 @@ def fits(
     _likelihood: LikelihoodLoss[FlexMDMBatch] = loss
     _predictor: Predictor[FlexMDMPromptBatch] = predictor
     _loss_metrics: LossMetric[FlexMDMLossOutput] = loss_metrics
+
+
+def what_calls_give(
+    network: FlexMDM,
+    batch: FlexMDMBatch,
+    loss: FlexMDMLoss,
+    prompts: FlexMDMPromptBatch,
+    predictor: FlexMDMPredictor,
+    seeds: Tensor,
+    ask: bool,
+) -> None:
+    compiled = torch.compile(network)
+    _loss: Tensor = loss(compiled, batch).loss_sum
+    _nll: Tensor = loss.likelihood(compiled, batch).nll
+    _ids: Tensor = predictor(compiled, prompts, seeds).ids
+    _tokens: Tensor = predictor(network, prompts, seeds, trace=True).trace.token
+    _edits: FlexMDMTrace | None = predictor(network, prompts, seeds, trace=ask).trace
+    _no_tokens = predictor(network, prompts, seeds).trace.token  # pyright: ignore[reportOptionalMemberAccess]  # not asked
+    loss(seeds.sum(), batch)  # pyright: ignore[reportArgumentType]  # no network
 
 
 def misfits(

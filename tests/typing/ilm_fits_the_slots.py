@@ -3,7 +3,8 @@
 The lines with an ignore must not check; the checker reports an ignore that is no longer needed.
 """
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from xlm.core.protocols import (
     Collator,
@@ -19,7 +20,7 @@ from xlm.modules import Cosine, LogLinear
 from xlm.tasks.star import StarMetrics
 from xlm.tasks.tokenizers import NumberTokenizer
 from xlm_ilm import ILM, ILMCollator, ILMLoss, ILMLossMetrics, ILMPredictor, ILMPromptCollator
-from xlm_ilm.types_ilm import ILMBatch, ILMLossOutput, ILMPromptBatch
+from xlm_ilm.types_ilm import ILMBatch, ILMLossOutput, ILMPromptBatch, ILMTrace
 
 
 def fits(
@@ -43,6 +44,25 @@ def shared_parts_fit(tokenizer: NumberTokenizer, metrics: StarMetrics) -> None:
     _tokenizer: Tokenizer = tokenizer
     _metrics: GenerationMetric = metrics
     _schedules: list[NoiseSchedule] = [LogLinear(), Cosine()]
+
+
+def what_calls_give(
+    network: ILM,
+    batch: ILMBatch,
+    loss: ILMLoss,
+    prompts: ILMPromptBatch,
+    predictor: ILMPredictor,
+    seeds: Tensor,
+    ask: bool,
+) -> None:
+    compiled = torch.compile(network)
+    _loss: Tensor = loss(compiled, batch).loss_sum
+    _nll: Tensor = loss.likelihood(compiled, batch).nll
+    _ids: Tensor = predictor(compiled, prompts, seeds).ids
+    _tokens: Tensor = predictor(network, prompts, seeds, trace=True).trace.token
+    _edits: ILMTrace | None = predictor(network, prompts, seeds, trace=ask).trace
+    _no_tokens = predictor(network, prompts, seeds).trace.token  # pyright: ignore[reportOptionalMemberAccess]  # not asked
+    loss(seeds.sum(), batch)  # pyright: ignore[reportArgumentType]  # no network
 
 
 def misfits(

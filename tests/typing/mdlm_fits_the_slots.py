@@ -23,7 +23,7 @@ from xlm_mdlm import (
     Remasking,
 )
 from xlm_mdlm.samplers_mdlm import Sampler
-from xlm_mdlm.types_mdlm import MDLMBatch, MDLMLossOutput, MDLMPromptBatch
+from xlm_mdlm.types_mdlm import MDLMBatch, MDLMLossOutput, MDLMPromptBatch, MDLMTrace
 
 
 def fits(
@@ -43,6 +43,25 @@ def fits(
     _likelihood: LikelihoodLoss[MDLMBatch] = loss
     _predictor: Predictor[MDLMPromptBatch] = predictor
     _loss_metrics: LossMetric[MDLMLossOutput] = loss_metrics
+
+
+def what_calls_give(
+    network: MDLMRotary | MDLMDiT,
+    batch: MDLMBatch,
+    loss: MDLMLoss,
+    prompts: MDLMPromptBatch,
+    predictor: MDLMPredictor,
+    seeds: Tensor,
+    ask: bool,
+) -> None:
+    compiled = torch.compile(network)
+    _loss: Tensor = loss(compiled, batch).loss_sum
+    _nll: Tensor = loss.likelihood(compiled, batch).nll
+    _ids: Tensor = predictor(compiled, prompts, seeds).ids
+    _tokens: Tensor = predictor(network, prompts, seeds, trace=True).trace.token
+    _edits: MDLMTrace | None = predictor(network, prompts, seeds, trace=ask).trace
+    _no_tokens = predictor(network, prompts, seeds).trace.token  # pyright: ignore[reportOptionalMemberAccess]  # not asked
+    loss(seeds.sum(), batch)  # pyright: ignore[reportArgumentType]  # no network
 
 
 def misfits(collator: MDLMCollator, loss: MDLMLoss, predictor: MDLMPredictor, network: MDLMRotary) -> None:

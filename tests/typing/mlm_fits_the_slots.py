@@ -3,7 +3,8 @@
 The lines with an ignore must not check; the checker reports an ignore that is no longer needed.
 """
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from xlm.core.protocols import Collator, LikelihoodLoss, Loss, LossMetric, Predictor
 from xlm_mlm import (
@@ -15,7 +16,7 @@ from xlm_mlm import (
     MLMPredictor,
     MLMPromptCollator,
 )
-from xlm_mlm.types_mlm import MLMBatch, MLMLossOutput, MLMPromptBatch
+from xlm_mlm.types_mlm import MLMBatch, MLMLossOutput, MLMPromptBatch, MLMTrace
 
 
 def fits(
@@ -35,6 +36,25 @@ def fits(
     _likelihood: LikelihoodLoss[MLMBatch] = loss
     _predictor: Predictor[MLMPromptBatch] = predictor
     _loss_metrics: LossMetric[MLMLossOutput] = loss_metrics
+
+
+def what_calls_give(
+    network: MLM,
+    batch: MLMBatch,
+    loss: MLMLoss,
+    prompts: MLMPromptBatch,
+    predictor: MLMPredictor,
+    seeds: Tensor,
+    ask: bool,
+) -> None:
+    compiled = torch.compile(network)
+    _loss: Tensor = loss(compiled, batch).loss_sum
+    _nll: Tensor = loss.likelihood(compiled, batch).nll
+    _ids: Tensor = predictor(compiled, prompts, seeds).ids
+    _tokens: Tensor = predictor(network, prompts, seeds, trace=True).trace.token
+    _edits: MLMTrace | None = predictor(network, prompts, seeds, trace=ask).trace
+    _no_tokens = predictor(network, prompts, seeds).trace.token  # pyright: ignore[reportOptionalMemberAccess]  # not asked
+    loss(seeds.sum(), batch)  # pyright: ignore[reportArgumentType]  # no network
 
 
 def misfits(collator: MLMCollator, loss: MLMLoss, predictor: MLMPredictor, network: MLM) -> None:

@@ -150,6 +150,17 @@ def test_a_block_without_document_numbers_is_one_text(model: ARLM) -> None:
     assert output.loss_sum.item() == pytest.approx(-log_prob(model, block[:1], block[1:]), rel=1e-12)
 
 
+@pytest.mark.parametrize("eos_id", [-100, 10**6])
+def test_a_token_beyond_the_vocabulary_is_refused_where_it_is_only_predicted(
+    model: ARLM, eos_id: int
+) -> None:
+    """The network never reads the last token of the longest row."""
+    batch = ARLMCollator(pad_id=PAD, bos_id=BOS, eos_id=eos_id)([example([7, 8])])
+    for evaluate in (ARLMLoss(), ARLMLoss().likelihood):
+        with pytest.raises(ValueError, match=rf"ids are between .*{eos_id}\b.*, those of the vocabulary"):
+            evaluate(model, batch)
+
+
 def test_the_head_is_computed_at_predicted_tokens_only(model: ARLM, collate: ARLMCollator) -> None:
     heads, handle = watch_head(model)
     ARLMLoss()(model, collate([example([7, 8], prompt=[9, 10, 9]), example([7])]))

@@ -11,9 +11,11 @@ from xlm_arlm.types_arlm import (
     ARLMExample,
     ARLMLikelihood,
     ARLMLossOutput,
+    ARLMNetwork,
     ARLMPrediction,
     ARLMPromptBatch,
     ARLMTrace,
+    ARLMTracedPrediction,
 )
 
 __all__ = [
@@ -26,9 +28,11 @@ __all__ = [
     "ARLMLoss",
     "ARLMLossOutput",
     "ARLMMetrics",
+    "ARLMNetwork",
     "ARLMPrediction",
     "ARLMPredictor",
     "ARLMPromptBatch",
     "ARLMPromptCollator",
     "ARLMTrace",
+    "ARLMTracedPrediction",
 ]

@@ -8,9 +8,10 @@ greedy decoding; with as many beams as there are hypotheses it is exhaustive sea
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlm.modules import KeyValueCache
 from xlm_arlm.predictor_arlm import (
@@ -21,7 +22,7 @@ from xlm_arlm.predictor_arlm import (
     require,
     start,
 )
-from xlm_arlm.types_arlm import ARLMPrediction, ARLMPromptBatch
+from xlm_arlm.types_arlm import ARLMNetwork, ARLMPrediction, ARLMPromptBatch, ARLMTracedPrediction
 
 
 class ARLMBeamPredictor:
@@ -67,9 +68,17 @@ class ARLMBeamPredictor:
         self._suppressed_ids = [token for token in suppressed_ids if token != eos_id]
         self._max_new_tokens = max_new_tokens
 
+    @overload
+    def __call__(
+        self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: Literal[True]
+    ) -> ARLMTracedPrediction: ...
+    @overload
+    def __call__(
+        self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: bool = False
+    ) -> ARLMPrediction: ...
     @torch.no_grad()
     def __call__(
-        self, model: nn.Module, batch: ARLMPromptBatch, seeds: Tensor, *, trace: bool = False
+        self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: bool = False
     ) -> ARLMPrediction:
         """Search a target for each row.
 

@@ -9,10 +9,10 @@ predicted. The network's head is computed at the predicted tokens only.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlm.modules import segment_mask
-from xlm_arlm.types_arlm import ARLMBatch, ARLMLikelihood, ARLMLossOutput, call_model
+from xlm_arlm.types_arlm import ARLMBatch, ARLMLikelihood, ARLMLossOutput, ARLMNetwork, call_model
 
 
 class ARLMLoss:
@@ -26,7 +26,7 @@ class ARLMLoss:
     def __init__(self, *, loss_on_prompt: bool = False) -> None:
         self._loss_on_prompt = loss_on_prompt
 
-    def __call__(self, model: nn.Module, batch: ARLMBatch) -> ARLMLossOutput:
+    def __call__(self, model: ARLMNetwork, batch: ARLMBatch) -> ARLMLossOutput:
         """Evaluate the network on a batch."""
         row, column = batch["target_row"], batch["target_column"]
         num_target = len(row)
@@ -45,7 +45,7 @@ class ARLMLoss:
             num_target=row.new_full((), num_target),
         )
 
-    def likelihood(self, model: nn.Module, batch: ARLMBatch) -> ARLMLikelihood:
+    def likelihood(self, model: ARLMNetwork, batch: ARLMBatch) -> ARLMLikelihood:
         """-log p(target, EOS | prompt) of each row, whether the prompt is in the training loss or not.
 
         The sum of exp(-nll) over all targets is 1. Without EOS this holds for the targets of each length: the
@@ -61,7 +61,7 @@ class ARLMLoss:
         )
 
 
-def _entropy(model: nn.Module, batch: ARLMBatch, row: Tensor, column: Tensor) -> Tensor:
+def _entropy(model: ARLMNetwork, batch: ARLMBatch, row: Tensor, column: Tensor) -> Tensor:
     """(tokens,) -log p of the tokens in some places, each given those on its left."""
     # The last column has no token on its right and is left out.
     width = batch["input_ids"].shape[1] - 1

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from xlm.modules import KeyValueCache, RotaryTransformer
+from xlm.modules import KeyValueCache, RotaryTransformer, check_vocabulary
 from xlm.modules.hub import HubModel
 
 _LOGITS_AT_ONCE = 2**25
@@ -99,7 +99,7 @@ class ARLM(
             With ``targets`` their cross entropies in nats, in float32 at least, shape (cells,).
 
         Raises:
-            ValueError: If there are targets but no positions.
+            ValueError: If there are targets but no positions, or ids are not of the vocabulary (on the CPU).
         """
         hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids, cache=cache)
         if positions is not None:
@@ -109,6 +109,7 @@ class ARLM(
             return logits
         if positions is None:
             raise ValueError("targets are the next tokens at positions: give both")
+        check_vocabulary(targets, self.token_head.out_features)
         return self._cross_entropy(hidden, targets)
 
     def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -9,13 +9,21 @@ batch.
 
 import math
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlm.modules import KeyValueCache, sample_tokens, suppress_tokens, uniform
-from xlm_arlm.types_arlm import ARLMPrediction, ARLMPromptBatch, ARLMTrace, call_model
+from xlm_arlm.types_arlm import (
+    ARLMNetwork,
+    ARLMPrediction,
+    ARLMPromptBatch,
+    ARLMTrace,
+    ARLMTracedPrediction,
+    call_model,
+)
 
 _STREAM_TOKEN = 0
 
@@ -64,9 +72,17 @@ class ARLMPredictor:
         self._top_k = top_k
         self._top_p = top_p
 
+    @overload
+    def __call__(
+        self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: Literal[True]
+    ) -> ARLMTracedPrediction: ...
+    @overload
+    def __call__(
+        self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: bool = False
+    ) -> ARLMPrediction: ...
     @torch.no_grad()
     def __call__(
-        self, model: nn.Module, batch: ARLMPromptBatch, seeds: Tensor, *, trace: bool = False
+        self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: bool = False
     ) -> ARLMPrediction:
         """Generate a target for each row.
 
@@ -128,7 +144,7 @@ def largest(values: Int[Tensor, " rows"]) -> int:
 
 
 def next_token_logits(
-    model: nn.Module,
+    model: ARLMNetwork,
     input_ids: Int[Tensor, "rows length"],
     attention_mask: Bool[Tensor, "rows length"] | None,
     cache: KeyValueCache,
@@ -186,8 +202,10 @@ def make_prediction(
     row = torch.arange(len(ids), device=ids.device).unsqueeze(1).expand_as(ids)
     ids[is_fixed] = batch["input_ids"][row[is_fixed], from_prompt[is_fixed]]
     ids[is_new] = new_ids[row[is_new], from_new[is_new]]
-    edits = _trace(ids, num_fixed, lengths) if trace else None
-    return ARLMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=edits)
+    if not trace:
+        return ARLMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
+    edits = _trace(ids, num_fixed, lengths)
+    return ARLMTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=edits)
 
 
 def _trace(ids: Tensor, num_fixed: Tensor, lengths: Tensor) -> ARLMTrace:

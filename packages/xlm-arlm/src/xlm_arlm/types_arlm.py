@@ -8,11 +8,12 @@ A training row is ``prompt... [BOS] target... [EOS]`` with padding on its right.
 all rows are continued at the same column. BOS and EOS are there where the collator has an id for them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
 
 from jaxtyping import Bool, Float, Float64, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlm.modules import KeyValueCache
 
@@ -136,8 +137,20 @@ class ARLMPrediction:
     """The insertions, when asked for."""
 
 
+@dataclass(frozen=True)
+class ARLMTracedPrediction(ARLMPrediction):
+    """What ``trace=True`` gives: the targets, and how they came to be."""
+
+    trace: ARLMTrace
+    """The insertions."""
+
+
+ARLMNetwork = Callable[..., Tensor]
+"""What losses and predictors call: the network or what stands for it, such as ``torch.compile(network)``."""
+
+
 def call_model(
-    model: nn.Module,
+    model: ARLMNetwork,
     input_ids: Int[Tensor, "rows length"],
     attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None,
     *,
@@ -145,9 +158,5 @@ def call_model(
     targets: Int[Tensor, " cells"] | None = None,
     cache: KeyValueCache | None = None,
 ) -> Float[Tensor, "cells vocab"] | Float[Tensor, " cells"]:
-    """Call the network through ``forward``, as loss and predictors do; see :meth:`xlm_arlm.ARLM.forward`.
-
-    ``nn.Module.__call__`` is untyped: here its result gets its type.
-    """
-    output: Tensor = model(input_ids, attention_mask, positions=positions, targets=targets, cache=cache)
-    return output
+    """Call the network through ``forward``, as loss and predictors do; see :meth:`xlm_arlm.ARLM.forward`."""
+    return model(input_ids, attention_mask, positions=positions, targets=targets, cache=cache)

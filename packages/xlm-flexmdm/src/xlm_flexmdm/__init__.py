@@ -13,10 +13,12 @@ from xlm_flexmdm.types_flexmdm import (
     FlexMDMExample,
     FlexMDMLikelihood,
     FlexMDMLossOutput,
+    FlexMDMNetwork,
     FlexMDMOutput,
     FlexMDMPrediction,
     FlexMDMPromptBatch,
     FlexMDMTrace,
+    FlexMDMTracedPrediction,
 )
 
 __all__ = [
@@ -29,12 +31,14 @@ __all__ = [
     "FlexMDMLoss",
     "FlexMDMLossOutput",
     "FlexMDMMetrics",
+    "FlexMDMNetwork",
     "FlexMDMOutput",
     "FlexMDMPrediction",
     "FlexMDMPredictor",
     "FlexMDMPromptBatch",
     "FlexMDMPromptCollator",
     "FlexMDMTrace",
+    "FlexMDMTracedPrediction",
     "Interpolant",
     "embedding_posterior",
     "expected_gaps",

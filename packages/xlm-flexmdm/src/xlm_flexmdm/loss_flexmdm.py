@@ -25,14 +25,15 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from xlm.modules import suppress_tokens
+from xlm.modules import check_vocabulary, suppress_tokens
 from xlm_flexmdm.posterior_flexmdm import embedding_posterior, expected_gaps
 from xlm_flexmdm.types_flexmdm import (
     FlexMDMBatch,
     FlexMDMLikelihood,
     FlexMDMLossOutput,
+    FlexMDMNetwork,
     FlexMDMOutput,
     call_model,
 )
@@ -82,7 +83,7 @@ class FlexMDMLoss:
         self._suppressed_ids = sorted({mask_id, *suppressed_ids})
         self._targets = targets
 
-    def __call__(self, model: nn.Module, batch: FlexMDMBatch) -> FlexMDMLossOutput:
+    def __call__(self, model: FlexMDMNetwork, batch: FlexMDMBatch) -> FlexMDMLossOutput:
         """Evaluate the network on a batch.
 
         Raises:
@@ -108,7 +109,7 @@ class FlexMDMLoss:
             num_correct=(logits.detach().argmax(-1) == clean_ids).sum(),
         )
 
-    def likelihood(self, model: nn.Module, batch: FlexMDMBatch) -> FlexMDMLikelihood:
+    def likelihood(self, model: FlexMDMNetwork, batch: FlexMDMBatch) -> FlexMDMLikelihood:
         """Estimate an upper bound of -log p(x_1), tighter than the training loss.
 
         The process x_t given x_1 is a Markov chain itself: the embedding of x_t in x_1 is uniform, whatever
@@ -153,7 +154,7 @@ class FlexMDMLoss:
             nll_published=nll_published.mean(1),
         )
 
-    def _bounds(self, model: nn.Module, batch: FlexMDMBatch) -> tuple[Tensor, Tensor]:
+    def _bounds(self, model: FlexMDMNetwork, batch: FlexMDMBatch) -> tuple[Tensor, Tensor]:
         """The tight and the published form of each row (rows,), float64."""
         cells, slots = _places(batch)
         output = _evaluate(model, batch, cells, slots)
@@ -176,6 +177,7 @@ class FlexMDMLoss:
         if ids.device.type == "cpu":
             suppressed = torch.tensor(self._suppressed_ids)
             real = torch.arange(ids.shape[1]) < batch["target_lengths"].unsqueeze(1)
+            check_vocabulary(ids[real], logits.shape[-1])
             clash = ids[real & ~fixed & torch.isin(ids, suppressed)]
             if len(clash) > 0:
                 raise ValueError(
@@ -218,7 +220,7 @@ def _places(batch: FlexMDMBatch) -> tuple[_Places, _Places]:
     )
 
 
-def _evaluate(model: nn.Module, batch: FlexMDMBatch, cells: _Places, slots: _Places) -> FlexMDMOutput:
+def _evaluate(model: FlexMDMNetwork, batch: FlexMDMBatch, cells: _Places, slots: _Places) -> FlexMDMOutput:
     return call_model(
         model,
         batch["input_ids"],

@@ -16,15 +16,22 @@ The draws of a row depend on its seed, the step and the purpose only, so it come
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlm.modules import confidence, sample_tokens, suppress_tokens, take_top, uniform
 from xlm_flexmdm.interpolant_flexmdm import Interpolant
 from xlm_flexmdm.text_flexmdm import Text, fit_to_budget, poisson, read_edits
-from xlm_flexmdm.types_flexmdm import FlexMDMOutput, FlexMDMPrediction, FlexMDMPromptBatch, call_model
+from xlm_flexmdm.types_flexmdm import (
+    FlexMDMNetwork,
+    FlexMDMOutput,
+    FlexMDMPrediction,
+    FlexMDMPromptBatch,
+    FlexMDMTracedPrediction,
+    call_model,
+)
 
 Sampler = Literal["hazard_integrated", "tau_leaping"]
 Order = Literal["random", "position", "top_prob", "margin", "entropy"]
@@ -101,9 +108,17 @@ class FlexMDMPredictor:
         self._top_p = top_p
         self._steps = _steps(interpolant, num_steps, sampler)
 
+    @overload
+    def __call__(
+        self, model: FlexMDMNetwork, batch: FlexMDMPromptBatch, seeds: Tensor, *, trace: Literal[True]
+    ) -> FlexMDMTracedPrediction: ...
+    @overload
+    def __call__(
+        self, model: FlexMDMNetwork, batch: FlexMDMPromptBatch, seeds: Tensor, *, trace: bool = False
+    ) -> FlexMDMPrediction: ...
     @torch.no_grad()
     def __call__(
-        self, model: nn.Module, batch: FlexMDMPromptBatch, seeds: Tensor, *, trace: bool = False
+        self, model: FlexMDMNetwork, batch: FlexMDMPromptBatch, seeds: Tensor, *, trace: bool = False
     ) -> FlexMDMPrediction:
         """Generate a target for each row.
 
@@ -124,12 +139,12 @@ class FlexMDMPredictor:
         for step in self._steps:
             edits += self._advance(model, text, seeds, step, nfe)
         ids, lengths = text.targets()
-        return FlexMDMPrediction(
-            ids=ids, lengths=lengths, nfe=nfe, trace=read_edits(edits) if trace else None
-        )
+        if not trace:
+            return FlexMDMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
+        return FlexMDMTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=read_edits(edits))
 
     def _advance(
-        self, model: nn.Module, text: Text, seeds: Tensor, step: "_Step", nfe: Tensor
+        self, model: FlexMDMNetwork, text: Text, seeds: Tensor, step: "_Step", nfe: Tensor
     ) -> list[Tensor]:
         """Take one step with every row that it can change, and return the edits."""
         masked = text.masked
@@ -212,7 +227,7 @@ def _steps(interpolant: Interpolant, num_steps: int, sampler: Sampler) -> list[_
 
 
 def _evaluate(
-    model: nn.Module, text: Text, rows: Tensor, cells: Tensor, slots: Tensor, step: _Step
+    model: FlexMDMNetwork, text: Text, rows: Tensor, cells: Tensor, slots: Tensor, step: _Step
 ) -> FlexMDMOutput:
     """The network on some rows, at cells and slots marked in tables (rows of the text, length)."""
     input_ids, attention_mask = text.window(rows)

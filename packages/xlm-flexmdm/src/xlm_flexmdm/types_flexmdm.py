@@ -10,11 +10,12 @@ and one right of each token. No further column is needed for the last of them. O
 tokens; :mod:`xlm_flexmdm.datamodule_flexmdm` has the rule.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from jaxtyping import Bool, Float, Float64, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class FlexMDMExample(TypedDict):
@@ -181,8 +182,20 @@ class FlexMDMPrediction:
     """The edits, when asked for."""
 
 
+@dataclass(frozen=True)
+class FlexMDMTracedPrediction(FlexMDMPrediction):
+    """What ``trace=True`` gives: the targets, and how they came to be."""
+
+    trace: FlexMDMTrace
+    """The edits."""
+
+
+FlexMDMNetwork = Callable[..., FlexMDMOutput]
+"""What losses and predictors call: the network or what stands for it, such as ``torch.compile(network)``."""
+
+
 def call_model(
-    model: nn.Module,
+    model: FlexMDMNetwork,
     input_ids: Int[Tensor, "rows length"],
     attention_mask: Bool[Tensor, "rows length"],
     time: Float64[Tensor, " rows"],
@@ -191,11 +204,8 @@ def call_model(
     token_positions: Int[Tensor, " cells"],
     slot_positions: Int[Tensor, " slots"],
 ) -> FlexMDMOutput:
-    """Call the network as the loss and the predictor do; for the arguments see :meth:`FlexMDM.forward`.
-
-    ``nn.Module.__call__`` is untyped: here its result gets its type.
-    """
-    output: FlexMDMOutput = model(
+    """Call the network as the loss and the predictor do; for the arguments see :meth:`FlexMDM.forward`."""
+    return model(
         input_ids,
         time,
         missing_chance,
@@ -203,4 +213,3 @@ def call_model(
         token_positions=token_positions,
         slot_positions=slot_positions,
     )
-    return output

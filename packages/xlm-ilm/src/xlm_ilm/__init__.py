@@ -10,10 +10,12 @@ from xlm_ilm.types_ilm import (
     ILMExample,
     ILMLikelihood,
     ILMLossOutput,
+    ILMNetwork,
     ILMOutput,
     ILMPrediction,
     ILMPromptBatch,
     ILMTrace,
+    ILMTracedPrediction,
 )
 
 __all__ = [
@@ -25,10 +27,12 @@ __all__ = [
     "ILMLoss",
     "ILMLossMetrics",
     "ILMLossOutput",
+    "ILMNetwork",
     "ILMOutput",
     "ILMPrediction",
     "ILMPredictor",
     "ILMPromptBatch",
     "ILMPromptCollator",
     "ILMTrace",
+    "ILMTracedPrediction",
 ]

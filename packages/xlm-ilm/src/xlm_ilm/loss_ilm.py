@@ -23,10 +23,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from xlm.modules import suppress_tokens
-from xlm_ilm.types_ilm import ILMBatch, ILMLikelihood, ILMLossOutput, call_model
+from xlm.modules import check_vocabulary, suppress_tokens
+from xlm_ilm.types_ilm import ILMBatch, ILMLikelihood, ILMLossOutput, ILMNetwork, call_model
 
 RowWeight = Literal["one", "length_plus_one"]
 
@@ -80,7 +80,7 @@ class ILMLoss:
         self._suppressed_ids = list(suppressed_ids)
         self._head = head
 
-    def __call__(self, model: nn.Module, batch: ILMBatch) -> ILMLossOutput:
+    def __call__(self, model: ILMNetwork, batch: ILMBatch) -> ILMLossOutput:
         """Evaluate the network on a batch.
 
         Raises:
@@ -107,7 +107,7 @@ class ILMLoss:
             stop_at_incomplete=(stop_probability * (num_dropped > 0)).sum(),
         )
 
-    def likelihood(self, model: nn.Module, batch: ILMBatch) -> ILMLikelihood:
+    def likelihood(self, model: ILMNetwork, batch: ILMBatch) -> ILMLikelihood:
         """Estimate an upper bound of -log p(x), whatever the weights of the training loss.
 
         The chain that stops with P(stop | z) and otherwise inserts v into k with probability exp J[k, v] can
@@ -135,12 +135,13 @@ class ILMLoss:
             models_length=True,
         )
 
-    def _token_terms(self, model: nn.Module, batch: ILMBatch) -> tuple[Tensor, Tensor]:
+    def _token_terms(self, model: ILMNetwork, batch: ILMBatch) -> tuple[Tensor, Tensor]:
         """The token term of each row (rows,), and the stop logits (rows, classes)."""
         num_dropped = batch["num_dropped"]
         row, column = batch["scored_row"], batch["scored_column"]
         cells = row * batch["input_ids"].shape[1] + column
         output = call_model(model, batch["input_ids"], batch["attention_mask"], positions=cells)
+        check_vocabulary(batch["target_token"], output.token_logits.shape[-1])
         logits = self._allowed_logits(output.token_logits, batch["target_token"])
 
         log_total = _log_sum_exp_by_row(logits.logsumexp(-1), row, len(num_dropped))

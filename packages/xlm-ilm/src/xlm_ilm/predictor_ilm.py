@@ -11,14 +11,21 @@ The draws of a row depend on its seed, the step and the purpose only, so it come
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlm.modules import sample_tokens, suppress_tokens, uniform
-from xlm_ilm.types_ilm import ILMPrediction, ILMPromptBatch, ILMTrace, call_model
+from xlm_ilm.types_ilm import (
+    ILMNetwork,
+    ILMPrediction,
+    ILMPromptBatch,
+    ILMTrace,
+    ILMTracedPrediction,
+    call_model,
+)
 
 _STREAM_STOP = 0
 _STREAM_INSERT = 1
@@ -110,9 +117,17 @@ class ILMPredictor:
         self._slot_top_p = slot_top_p
         self._insertions_per_step = insertions_per_step
 
+    @overload
+    def __call__(
+        self, model: ILMNetwork, batch: ILMPromptBatch, seeds: Int[Tensor, " rows"], *, trace: Literal[True]
+    ) -> ILMTracedPrediction: ...
+    @overload
+    def __call__(
+        self, model: ILMNetwork, batch: ILMPromptBatch, seeds: Int[Tensor, " rows"], *, trace: bool = False
+    ) -> ILMPrediction: ...
     @torch.no_grad()
     def __call__(
-        self, model: nn.Module, batch: ILMPromptBatch, seeds: Int[Tensor, " rows"], *, trace: bool = False
+        self, model: ILMNetwork, batch: ILMPromptBatch, seeds: Int[Tensor, " rows"], *, trace: bool = False
     ) -> ILMPrediction:
         """Generate a target for each row.
 
@@ -141,7 +156,9 @@ class ILMPredictor:
             edits += self._insert(text, rows, cells, ~stops, output.token_logits, seeds[rows], step)
             rows = text.growing(rows[~stops])
         ids, lengths = text.targets(self._pad_id)
-        return ILMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=_read_edits(edits) if trace else None)
+        if not trace:
+            return ILMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
+        return ILMTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=_read_edits(edits))
 
     def _draw_stop(self, stop_logits: Tensor, seeds: Tensor, step: int) -> Tensor:
         """(rows,) True where a row stops."""

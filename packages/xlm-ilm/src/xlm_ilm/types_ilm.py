@@ -8,11 +8,12 @@ place immediately right of column k. Only slots of BOS and of target tokens can 
 token; :mod:`xlm_ilm.datamodule_ilm` has the rule.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from jaxtyping import Bool, Float, Float64, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class ILMExample(TypedDict):
@@ -157,17 +158,25 @@ class ILMPrediction:
     """The insertions, when asked for."""
 
 
+@dataclass(frozen=True)
+class ILMTracedPrediction(ILMPrediction):
+    """What ``trace=True`` gives: the targets, and how they came to be."""
+
+    trace: ILMTrace
+    """The insertions."""
+
+
+ILMNetwork = Callable[..., ILMOutput]
+"""What losses and predictors call: the network or what stands for it, such as ``torch.compile(network)``."""
+
+
 def call_model(
-    model: nn.Module,
+    model: ILMNetwork,
     input_ids: Int[Tensor, "rows length"],
     attention_mask: Bool[Tensor, "rows length"],
     position_ids: Int[Tensor, "rows length"] | None = None,
     *,
     positions: Int[Tensor, " cells"],
 ) -> ILMOutput:
-    """Call the network as the loss and the predictor do; for the arguments see :meth:`xlm_ilm.ILM.forward`.
-
-    ``nn.Module.__call__`` is untyped: here its result gets its type.
-    """
-    output: ILMOutput = model(input_ids, attention_mask, position_ids, positions=positions)
-    return output
+    """Call the network as the loss and the predictor do; for the arguments see :meth:`ILM.forward`."""
+    return model(input_ids, attention_mask, position_ids, positions=positions)

@@ -11,9 +11,11 @@ from xlm_mdlm.types_mdlm import (
     MDLMExample,
     MDLMLikelihood,
     MDLMLossOutput,
+    MDLMNetwork,
     MDLMPrediction,
     MDLMPromptBatch,
     MDLMTrace,
+    MDLMTracedPrediction,
 )
 
 __all__ = [
@@ -29,12 +31,14 @@ __all__ = [
     "MDLMLoss",
     "MDLMLossOutput",
     "MDLMMetrics",
+    "MDLMNetwork",
     "MDLMPrediction",
     "MDLMPredictor",
     "MDLMPromptBatch",
     "MDLMPromptCollator",
     "MDLMRotary",
     "MDLMTrace",
+    "MDLMTracedPrediction",
     "Remasking",
     "Sampler",
 ]

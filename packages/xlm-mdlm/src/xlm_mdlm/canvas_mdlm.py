@@ -7,10 +7,10 @@ concerned only, computes logits at the cells concerned only, draws tokens, count
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlm.modules import sample_tokens, uniform
-from xlm_mdlm.types_mdlm import call_model
+from xlm_mdlm.types_mdlm import MDLMNetwork, call_model
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 
 STREAM_CELLS = 0
@@ -26,7 +26,7 @@ class Denoiser:
     unmasked, nor how fast a row is written.
     """
 
-    model: nn.Module
+    model: MDLMNetwork
     vocabulary: CellVocabulary
     temperature: float
     top_k: int | None

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from xlm.modules import segment_mask
-from xlm_mdlm.types_mdlm import NUM_LEVELS, MDLMBatch, MDLMLikelihood, MDLMLossOutput, call_model
+from xlm.modules import check_vocabulary, segment_mask
+from xlm_mdlm.types_mdlm import NUM_LEVELS, MDLMBatch, MDLMLikelihood, MDLMLossOutput, MDLMNetwork, call_model
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 
 
@@ -49,7 +49,7 @@ class MDLMLoss:
             mask_id=mask_id, pad_id=pad_id, eos_id=eos_id, suppressed_ids=suppressed_ids
         )
 
-    def __call__(self, model: nn.Module, batch: MDLMBatch) -> MDLMLossOutput:
+    def __call__(self, model: MDLMNetwork, batch: MDLMBatch) -> MDLMLossOutput:
         """Evaluate the network on a batch.
 
         Raises:
@@ -71,7 +71,7 @@ class MDLMLoss:
             entropy_by_level=entropy.new_zeros(NUM_LEVELS).index_add(0, level_of_cell, entropy),
         )
 
-    def likelihood(self, model: nn.Module, batch: MDLMBatch) -> MDLMLikelihood:
+    def likelihood(self, model: MDLMNetwork, batch: MDLMBatch) -> MDLMLikelihood:
         """Estimate an upper bound of -log p(x_0), whatever the schedule of the training.
 
         A network that is not conditioned on time defines one distribution, p(x) = E_s prod_i p_theta(x_s(i) |
@@ -105,13 +105,14 @@ class MDLMLoss:
             models_length=bool(batch["models_length"].all()),
         )
 
-    def _masked_cells(self, model: nn.Module, batch: MDLMBatch) -> "_MaskedCells":
+    def _masked_cells(self, model: MDLMNetwork, batch: MDLMBatch) -> "_MaskedCells":
         row, column = batch["masked_row"], batch["masked_column"]
         cells = row * batch["input_ids"].shape[1] + column
         mask = segment_mask(batch["segment_ids"]) if "segment_ids" in batch else batch["attention_mask"]
         logits = call_model(model, batch["input_ids"], mask, batch.get("noise"), positions=cells)
         logits = self._vocabulary.restrict(logits, batch["may_end"][row, column])
         targets = batch["target_ids"][row, column]
+        check_vocabulary(targets, logits.shape[-1])
         of_target = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
         _check_possible(targets, of_target)
         return _MaskedCells(

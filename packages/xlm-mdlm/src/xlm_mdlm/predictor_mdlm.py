@@ -1,15 +1,16 @@
 """Inference: the cells of a row start masked and are written by a sampler, a window at a time."""
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlm.modules import NoiseSchedule, row_seeds
 from xlm_mdlm.canvas_mdlm import Canvas, Denoiser
 from xlm_mdlm.samplers_mdlm import Sampler
 from xlm_mdlm.text_mdlm import Text, Window
-from xlm_mdlm.types_mdlm import MDLMPrediction, MDLMPromptBatch
+from xlm_mdlm.types_mdlm import MDLMNetwork, MDLMPrediction, MDLMPromptBatch, MDLMTracedPrediction
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 
 
@@ -79,9 +80,17 @@ class MDLMPredictor:
         self._window_length = window_length
         self._stride = stride
 
+    @overload
+    def __call__(
+        self, model: MDLMNetwork, batch: MDLMPromptBatch, seeds: Tensor, *, trace: Literal[True]
+    ) -> MDLMTracedPrediction: ...
+    @overload
+    def __call__(
+        self, model: MDLMNetwork, batch: MDLMPromptBatch, seeds: Tensor, *, trace: bool = False
+    ) -> MDLMPrediction: ...
     @torch.no_grad()
     def __call__(
-        self, model: nn.Module, batch: MDLMPromptBatch, seeds: Tensor, *, trace: bool = False
+        self, model: MDLMNetwork, batch: MDLMPromptBatch, seeds: Tensor, *, trace: bool = False
     ) -> MDLMPrediction:
         """Generate a target for each row.
 
@@ -121,9 +130,9 @@ class MDLMPredictor:
             edits += [_edits_of_text(edit, window, num_calls) for edit in canvas.edits]
             num_calls += int(canvas.nfe.max())
         ids, lengths = text.targets(self._pad_id)
-        return MDLMPrediction(
-            ids=ids, lengths=lengths, nfe=nfe, trace=text.trace(edits, lengths) if trace else None
-        )
+        if not trace:
+            return MDLMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
+        return MDLMTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=text.trace(edits, lengths))
 
 
 def _edits_of_text(edits: Tensor, window: Window, num_calls: int) -> Tensor:

@@ -9,11 +9,12 @@ then PAD; see :mod:`xlm_mdlm.datamodule_mdlm`. A PAD in a cell is an ordinary to
 predicted; the padding on the right of a row is none of these.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
 
 from jaxtyping import Bool, Float, Float64, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 NUM_LEVELS = 4
 """Intervals of the masked share of a row into which losses are binned in metrics."""
@@ -163,17 +164,25 @@ class MDLMPrediction:
     """The edits, when asked for."""
 
 
+@dataclass(frozen=True)
+class MDLMTracedPrediction(MDLMPrediction):
+    """What ``trace=True`` gives: the targets, and how they came to be."""
+
+    trace: MDLMTrace
+    """The edits."""
+
+
+MDLMNetwork = Callable[..., Tensor]
+"""What losses and predictors call: the network or what stands for it, such as ``torch.compile(network)``."""
+
+
 def call_model(
-    model: nn.Module,
+    model: MDLMNetwork,
     input_ids: Int[Tensor, "rows length"],
     attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None,
     noise: Float[Tensor, " rows"] | None,
     *,
     positions: Int[Tensor, " cells"],
 ) -> Float[Tensor, "cells vocab"]:
-    """Call the network as the loss and the predictor do; for the arguments see :meth:`MDLMDiT.forward`.
-
-    ``nn.Module.__call__`` is untyped: here its result gets its type.
-    """
-    logits: Tensor = model(input_ids, attention_mask, noise, positions=positions)
-    return logits
+    """Call the network as the loss and the predictor do; for the arguments see :meth:`MDLMDiT.forward`."""
+    return model(input_ids, attention_mask, noise, positions=positions)

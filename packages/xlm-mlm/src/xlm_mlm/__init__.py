@@ -10,9 +10,11 @@ from xlm_mlm.types_mlm import (
     MLMExample,
     MLMLikelihood,
     MLMLossOutput,
+    MLMNetwork,
     MLMPrediction,
     MLMPromptBatch,
     MLMTrace,
+    MLMTracedPrediction,
 )
 
 __all__ = [
@@ -25,9 +27,11 @@ __all__ = [
     "MLMLoss",
     "MLMLossOutput",
     "MLMMetrics",
+    "MLMNetwork",
     "MLMPrediction",
     "MLMPredictor",
     "MLMPromptBatch",
     "MLMPromptCollator",
     "MLMTrace",
+    "MLMTracedPrediction",
 ]

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from xlm.modules import segment_mask
-from xlm_mlm.types_mlm import MLMBatch, MLMLikelihood, MLMLossOutput, call_model
+from xlm.modules import check_vocabulary, segment_mask
+from xlm_mlm.types_mlm import MLMBatch, MLMLikelihood, MLMLossOutput, MLMNetwork, call_model
 from xlm_mlm.vocabulary_mlm import CellVocabulary
 
 Normalise = Literal["masked_cells", "rows"]
@@ -62,7 +62,7 @@ class MLMLoss:
         )
         self._normalise = normalise
 
-    def __call__(self, model: nn.Module, batch: MLMBatch) -> MLMLossOutput:
+    def __call__(self, model: MLMNetwork, batch: MLMBatch) -> MLMLossOutput:
         """Evaluate the network on a batch.
 
         Raises:
@@ -84,7 +84,7 @@ class MLMLoss:
             num_correct=correct.sum(),
         )
 
-    def likelihood(self, model: nn.Module, batch: MLMBatch) -> MLMLikelihood:
+    def likelihood(self, model: MLMNetwork, batch: MLMBatch) -> MLMLikelihood:
         """Estimate an upper bound of -log p(x), whatever the normaliser of the training loss.
 
         Filling the L cells one by one in the order s, with everything filled so far visible, has the
@@ -125,7 +125,7 @@ class MLMLoss:
             models_length=bool(batch["models_length"].all()),
         )
 
-    def _masked_cells(self, model: nn.Module, batch: MLMBatch) -> tuple[Tensor, Tensor, Tensor]:
+    def _masked_cells(self, model: MLMNetwork, batch: MLMBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Of each masked cell (cells,): cross-entropy, row, and whether the most probable token is right."""
         row, column = batch["masked_row"], batch["masked_column"]
         cells = row * batch["input_ids"].shape[1] + column
@@ -133,6 +133,7 @@ class MLMLoss:
         logits = call_model(model, batch["input_ids"], mask, positions=cells)
         logits = self._vocabulary.restrict(logits, batch["may_end"][row, column])
         targets = batch["target_ids"][row, column]
+        check_vocabulary(targets, logits.shape[-1])
         of_target = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
         _check_possible(targets, of_target)
         correct = logits.detach().argmax(1) == targets

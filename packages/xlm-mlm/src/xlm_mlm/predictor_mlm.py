@@ -11,12 +11,20 @@ The draws of a row depend on its seed, the step and the cell only, so that it co
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlm.modules import confidence, sample_tokens, uniform
-from xlm_mlm.types_mlm import MLMPrediction, MLMPromptBatch, MLMTrace, call_model
+from xlm_mlm.types_mlm import (
+    MLMNetwork,
+    MLMPrediction,
+    MLMPromptBatch,
+    MLMTrace,
+    MLMTracedPrediction,
+    call_model,
+)
 from xlm_mlm.unmasking_mlm import SUREST, Counts, MaxUncertainty, MinConfidence, Order, Rule, Schedule
 from xlm_mlm.vocabulary_mlm import CellVocabulary
 
@@ -90,9 +98,17 @@ class MLMPredictor:
         self._top_k = top_k
         self._top_p = top_p
 
+    @overload
+    def __call__(
+        self, model: MLMNetwork, batch: MLMPromptBatch, seeds: Tensor, *, trace: Literal[True]
+    ) -> MLMTracedPrediction: ...
+    @overload
+    def __call__(
+        self, model: MLMNetwork, batch: MLMPromptBatch, seeds: Tensor, *, trace: bool = False
+    ) -> MLMPrediction: ...
     @torch.no_grad()
     def __call__(
-        self, model: nn.Module, batch: MLMPromptBatch, seeds: Tensor, *, trace: bool = False
+        self, model: MLMNetwork, batch: MLMPromptBatch, seeds: Tensor, *, trace: bool = False
     ) -> MLMPrediction:
         """Generate a target for each row.
 
@@ -122,9 +138,11 @@ class MLMPredictor:
         if not trace:
             return MLMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
         start = text.start_edits(batch["input_ids"], lengths)
-        return MLMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=_read_edits([start, *edits], lengths))
+        return MLMTracedPrediction(
+            ids=ids, lengths=lengths, nfe=nfe, trace=_read_edits([start, *edits], lengths)
+        )
 
-    def _step(self, model: nn.Module, window: "_Window", seeds: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _step(self, model: MLMNetwork, window: "_Window", seeds: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The cells to fill (rows, length), and their tokens (cells,) in row-major order."""
         length = window.masked.shape[1]
         if self._order == "random":
@@ -147,7 +165,7 @@ class MLMPredictor:
         )
         return chosen, tokens
 
-    def _logits(self, model: nn.Module, window: "_Window", wanted: Tensor) -> Tensor:
+    def _logits(self, model: MLMNetwork, window: "_Window", wanted: Tensor) -> Tensor:
         """(cells, vocab) logits of the wanted cells (rows, length), -inf at impossible tokens."""
         cells = wanted.flatten().nonzero().squeeze(1)
         logits = call_model(model, window.input_ids, window.attention_mask, positions=cells)

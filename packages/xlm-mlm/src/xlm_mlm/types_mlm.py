@@ -9,11 +9,12 @@ then PAD; see :mod:`xlm_mlm.datamodule_mlm`. A PAD in a cell is an ordinary toke
 predicted; the padding on the right of a row is none of these.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
 
 from jaxtyping import Bool, Float, Float64, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class MLMExample(TypedDict):
@@ -154,8 +155,20 @@ class MLMPrediction:
     """The edits, when asked for."""
 
 
+@dataclass(frozen=True)
+class MLMTracedPrediction(MLMPrediction):
+    """What ``trace=True`` gives: the targets, and how they came to be."""
+
+    trace: MLMTrace
+    """The edits."""
+
+
+MLMNetwork = Callable[..., Tensor]
+"""What losses and predictors call: the network or what stands for it, such as ``torch.compile(network)``."""
+
+
 def call_model(
-    model: nn.Module,
+    model: MLMNetwork,
     input_ids: Int[Tensor, "rows length"],
     attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None,
     *,
@@ -163,8 +176,5 @@ def call_model(
 ) -> Float[Tensor, "cells vocab"]:
     """Call the network through ``forward``, as the loss and the predictor do; see
     :meth:`xlm_mlm.MLM.forward`.
-
-    ``nn.Module.__call__`` is untyped: here its result gets its type.
     """
-    logits: Tensor = model(input_ids, attention_mask, positions=positions)
-    return logits
+    return model(input_ids, attention_mask, positions=positions)

@@ -2,7 +2,7 @@
 
 from xlm.modules.cache import KeyValueCache
 from xlm.modules.dit import DiT, DiTBlock, TimestepEmbedding
-from xlm.modules.examples import check_examples, seeds_of
+from xlm.modules.examples import check_examples, check_vocabulary, seeds_of
 from xlm.modules.optimizers import FusedAdamW, MuonWithAdamW
 from xlm.modules.random import row_seeds, uniform
 from xlm.modules.rotary import apply_rotary, rotary_angles
@@ -57,6 +57,7 @@ __all__ = [
     "apply_temperature",
     "categorical",
     "check_examples",
+    "check_vocabulary",
     "confidence",
     "filter_top_k",
     "filter_top_p",

@@ -54,19 +54,19 @@ def seeds_of(examples: Sequence[Mapping[str, object]]) -> Int64[Tensor, " exampl
     return torch.tensor(seeds, dtype=torch.int64)
 
 
-def check_vocabulary(input_ids: Tensor, vocab_size: int) -> None:
+def check_vocabulary(ids: Tensor, vocab_size: int) -> None:
     """Check that ids are of the vocabulary, on the CPU only: elsewhere it would wait for the device.
 
     Args:
-        input_ids: Ids of any shape.
+        ids: Ids of any shape.
         vocab_size: Number of ids.
 
     Raises:
         ValueError: With the smallest and the largest id.
     """
-    if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
+    if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
         return
-    smallest, largest = (int(value) for value in torch.aminmax(input_ids))
+    smallest, largest = (int(value) for value in torch.aminmax(ids))
     if smallest < 0 or largest >= vocab_size:
         raise ValueError(
             f"the ids are between {smallest} and {largest}, those of the vocabulary between 0 and "

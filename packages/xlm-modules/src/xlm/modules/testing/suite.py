@@ -3,21 +3,21 @@
 
 import copy
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import ClassVar, Generic, Literal, TypeVar, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from xlm.modules.testing.assertions import assert_close, assert_equal, assert_same_total, no_global_draws
 from xlm.modules.testing.examples import KIND_OF_EDGE, Edge, Example, Kind, make_edge_case, make_examples
 from xlm.modules.testing.parts import (
     Collator,
     CountingModel,
     LikelihoodLoss,
     Loss,
-    LossOutput,
     Prediction,
     Predictor,
     replay,
@@ -104,20 +104,35 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             with pytest.raises(ValueError, match="target_ids of example 0 is a tensor of int32"):
                 collate(narrow)
 
+    @pytest.mark.parametrize("beyond", [-100, 10**6])
+    def test_loss_refuses_ids_beyond_the_vocabulary(self, beyond: int) -> None:
+        """Wherever noise leaves them: in the input, or in the targets alone."""
+        model, loss = self._model(), self.build_loss()
+        for kind in self._loss_kinds():
+            collate, scoring = self.build_loss_collator(kind), self.build_likelihood(kind)
+            for seed in range(8):
+                example: Example = {**self._examples(kind)[0], "seed": seed}
+                example["target_ids"] = torch.full((_num_target(example),), beyond)
+                with _refused_ids(beyond):
+                    loss(model, collate([example]))
+                if scoring is not None:
+                    with _refused_ids(beyond):
+                        scoring[0].likelihood(model, scoring[1]([example]))
+
     def test_loss_only_reads_the_batch(self) -> None:
         model, loss = self._model(), self.build_loss()
         for kind, batch in self._loss_batches():
             before = copy.deepcopy(batch)
-            with _no_global_draws(f"{kind}: the loss"):
-                first, second = loss(CountingModel(model), batch), loss(model, batch)
-            _assert_equal(batch, before, f"{kind}: the batch after the loss, and before,")
-            _assert_close(first.loss_sum, second.loss_sum, f"{kind}: the losses of two calls")
+            with no_global_draws(f"{kind}: the loss"):
+                first, second = loss(CountingModel(model), batch), loss(_function(model), batch)
+            assert_equal(batch, before, f"{kind}: the batch after the loss, and before,")
+            assert_close(first.loss_sum, second.loss_sum, f"{kind}: the losses of two calls")
 
     def test_loss_is_the_sum_of_its_terms(self) -> None:
         for kind, batch in self._loss_batches():
             output = self.build_loss()(self._model(), batch)
             assert output.loss_sum.shape == output.loss_count.shape == (), "loss_sum, loss_count: scalars"
-            _assert_close(sum(output.terms.values()), output.loss_sum, f"{kind}: sum of terms and loss_sum")
+            assert_close(sum(output.terms.values()), output.loss_sum, f"{kind}: sum of terms and loss_sum")
 
     def test_loss_adds_up_over_rows(self) -> None:
         """Neighbours, their order and the padding they bring change nothing; micro-batches add up."""
@@ -126,15 +141,15 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             whole = loss(model, batch)
             collate, examples = self.build_loss_collator(kind), self._examples(kind)
             rows = [loss(model, collate([example])) for example in reversed(examples)]
-            _assert_same_total(rows, whole, f"{kind}: the rows alone and together have another")
+            assert_same_total(rows, whole, f"{kind}: the rows alone and together have another")
             micro_batches = [loss(model, collate(part)) for part in (examples[:2], examples[2:])]
-            _assert_same_total(micro_batches, whole, f"{kind}: two micro-batches and one batch have another")
+            assert_same_total(micro_batches, whole, f"{kind}: two micro-batches and one batch have another")
 
     def test_loss_ignores_padding(self) -> None:
         model, loss = self._model(), self.build_loss()
         for kind, batch in self._loss_batches():
             output = loss(model, _pad(batch, self.loss_padding, side="right"))
-            _assert_same_total(
+            assert_same_total(
                 [output], loss(model, batch), f"{kind}: with 3 columns of padding there is another"
             )
 
@@ -175,11 +190,11 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
         for kind, batch in self._loss_batches():
             expected = loss(self._model(), batch).loss_sum
             model = self._model(torch.float32)
-            _assert_close(loss(model, batch).loss_sum, expected, f"{kind}: float32 and float64", rtol=1e-4)
+            assert_close(loss(model, batch).loss_sum, expected, f"{kind}: float32 and float64", rtol=1e-4)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 mixed = loss(model, batch).loss_sum
             assert mixed.dtype in (torch.float32, torch.float64), f"{kind}: autocast sums in {mixed.dtype}"
-            _assert_close(mixed, expected, f"{kind}: bfloat16 and float64", rtol=0.1)
+            assert_close(mixed, expected, f"{kind}: bfloat16 and float64", rtol=0.1)
 
     def test_likelihood_belongs_to_the_example(self) -> None:
         model = self._model()
@@ -191,21 +206,22 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             batch = collate(examples)
             before = copy.deepcopy(batch)
             output = loss.likelihood(CountingModel(model), batch)
-            _assert_equal(batch, before, f"{kind}: the batch after the likelihood, and before,")
+            assert_equal(batch, before, f"{kind}: the batch after the likelihood, and before,")
             assert output.nll_kind in ("exact", "bound"), f"nll_kind is {output.nll_kind!r}"
             scored = [_num_missing(example) for example in examples]
             assert to_list(output.num_tokens) == scored, f"{kind}: num_tokens is not that of missing tokens"
             alone = [loss.likelihood(model, collate([example])).nll for example in examples]
-            _assert_close(torch.cat(alone), output.nll, f"{kind}: the nll of examples alone and together")
+            assert_close(torch.cat(alone), output.nll, f"{kind}: the nll of examples alone and together")
 
     # Predictor
 
     def test_predictor_only_reads_the_batch(self) -> None:
         for kind, batch in self._prompt_batches():
             before = copy.deepcopy(batch)
-            with _no_global_draws(f"{kind}: the predictor"):
-                first, second = self._predict(batch), self._predict(batch, trace=True)
-            _assert_equal(batch, before, f"{kind}: the batch after the prediction, and before,")
+            with no_global_draws(f"{kind}: the predictor"):
+                first = self._predict(batch)
+                second = self._predict(batch, model=_function(self._model()), trace=True)
+            assert_equal(batch, before, f"{kind}: the batch after the prediction, and before,")
             assert first.trace is None, f"{kind}: a trace that nobody asked for"
             assert _texts(first) == _texts(second), f"{kind}: other texts from the same seeds"
 
@@ -268,10 +284,10 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
     def _assert_only_reads(self, collate: Collator[Batch], kind: Kind) -> None:
         examples = self._examples(kind)
         before = copy.deepcopy(examples)
-        with _no_global_draws(f"{kind}: the collator"):
+        with no_global_draws(f"{kind}: the collator"):
             first, second = collate(examples), collate(examples)
-        _assert_equal(examples, before, f"{kind}: the examples after collating, and before,")
-        _assert_equal(first, second, f"{kind}: two batches of the same examples")
+        assert_equal(examples, before, f"{kind}: the examples after collating, and before,")
+        assert_equal(first, second, f"{kind}: two batches of the same examples")
 
     def _assert_well_formed(self, prediction: Prediction, examples: Sequence[Example], name: str) -> None:
         trace = prediction.trace
@@ -326,8 +342,17 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             yield kind, self.build_prompt_collator(kind)(self._examples(kind))
 
 
+def _function(model: nn.Module) -> nn.Module:
+    """The network as a plain function, which is all that a loss and a predictor need."""
+    return cast("nn.Module", model.forward)
+
+
+def _num_target(example: Example) -> int:
+    return len(example["target_ids"]) if "target_ids" in example else 0
+
+
 def _num_missing(example: Example) -> int:
-    length = len(example["target_ids"]) if "target_ids" in example else 0
+    length = _num_target(example)
     return length - int(example["fixed"].sum()) if "fixed" in example else length
 
 
@@ -355,6 +380,12 @@ def _pad(batch: Batch, padding: Mapping[str, int], *, side: Literal["left", "rig
     return cast("Batch", padded)
 
 
+def _refused_ids(beyond: int) -> AbstractContextManager[object]:
+    return pytest.raises(
+        ValueError, match=rf"ids are between .*{beyond}\b.*, those of the vocabulary between"
+    )
+
+
 def _without_values(batch: Batch) -> Batch:
     moved = {key: value.to("meta") if isinstance(value, Tensor) else value for key, value in batch.items()}
     return cast("Batch", moved)
@@ -368,28 +399,3 @@ def _texts(prediction: Prediction) -> list[list[int]]:
     """Ids of each row, without padding."""
     lengths = to_list(prediction.lengths)
     return [to_list(ids[:length]) for ids, length in zip(prediction.ids, lengths, strict=True)]
-
-
-@contextmanager
-def _no_global_draws(name: str) -> Generator[None]:
-    state = torch.get_rng_state()
-    yield
-    same = torch.equal(torch.get_rng_state(), state)
-    assert same, f"{name} drew from torch's global generator, not from the seeds of the rows"
-
-
-def _assert_same_total(parts: Iterable[LossOutput], whole: LossOutput, name: str) -> None:
-    outputs = list(parts)
-    _assert_close(sum(output.loss_sum for output in outputs), whole.loss_sum, f"{name} loss_sum; they")
-    _assert_close(sum(output.loss_count for output in outputs), whole.loss_count, f"{name} loss_count; they")
-
-
-def _assert_equal(actual: object, expected: object, name: str) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0, msg=lambda found: f"{name} differ.\n{found}")
-
-
-def _assert_close(actual: object, expected: object, name: str, *, rtol: float = 1e-9) -> None:
-    def message(found: str) -> str:
-        return f"{name} differ.\n{found}"
-
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol, check_dtype=False, msg=message)
