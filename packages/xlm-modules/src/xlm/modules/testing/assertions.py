@@ -1,8 +1,9 @@
 """What the suite asserts of tensors, with a message that says what differs."""
 
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
+import pytest
 import torch
 
 from xlm.modules.testing.parts import LossOutput
@@ -36,3 +37,10 @@ def assert_close(actual: object, expected: object, name: str, *, rtol: float = 1
         return f"{name} differ.\n{found}"
 
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol, check_dtype=False, msg=message)
+
+
+def refused_ids(beyond: int) -> AbstractContextManager[object]:
+    """A block that ends in one ValueError, with an id that is not of the vocabulary."""
+    return pytest.raises(
+        ValueError, match=rf"ids are between .*{beyond}\b.*, those of the vocabulary between"
+    )

@@ -4,14 +4,19 @@
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import ClassVar, Generic, Literal, TypeVar, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from xlm.modules.testing.assertions import assert_close, assert_equal, assert_same_total, no_global_draws
+from xlm.modules.testing.assertions import (
+    assert_close,
+    assert_equal,
+    assert_same_total,
+    no_global_draws,
+    refused_ids,
+)
 from xlm.modules.testing.examples import KIND_OF_EDGE, Edge, Example, Kind, make_edge_case, make_examples
 from xlm.modules.testing.parts import (
     Collator,
@@ -113,10 +118,10 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             for seed in range(8):
                 example: Example = {**self._examples(kind)[0], "seed": seed}
                 example["target_ids"] = torch.full((_num_target(example),), beyond)
-                with _refused_ids(beyond):
+                with refused_ids(beyond):
                     loss(model, collate([example]))
                 if scoring is not None:
-                    with _refused_ids(beyond):
+                    with refused_ids(beyond):
                         scoring[0].likelihood(model, scoring[1]([example]))
 
     def test_loss_only_reads_the_batch(self) -> None:
@@ -378,12 +383,6 @@ def _pad(batch: Batch, padding: Mapping[str, int], *, side: Literal["left", "rig
         columns = tensor.new_full((len(tensor), 3), value)
         padded[key] = torch.cat((columns, tensor) if side == "left" else (tensor, columns), dim=1)
     return cast("Batch", padded)
-
-
-def _refused_ids(beyond: int) -> AbstractContextManager[object]:
-    return pytest.raises(
-        ValueError, match=rf"ids are between .*{beyond}\b.*, those of the vocabulary between"
-    )
 
 
 def _without_values(batch: Batch) -> Batch:
