@@ -1,4 +1,4 @@
-"""What every collator asks of its examples, refused in one line where it does not hold."""
+"""What every collator asks of its examples, and networks and losses of ids, refused in one line."""
 
 from collections.abc import Mapping, Sequence
 from operator import index
