@@ -84,7 +84,7 @@ def test_a_mistake_ends_in_a_message_without_torch(name: str, tmp_path: Path) ->
 def test_composed_config_is_shown(tmp_path: Path) -> None:
     code, output, _, loaded = xlm("job_type=train", "--cfg", "job", cwd=tmp_path)
     assert code == 0
-    assert "_target_: torch.optim.AdamW" in output
+    assert "_target_: xlm.modules.FusedAdamW" in output
     assert not loaded & (HEAVY | {"submitit"})
 
 

@@ -64,7 +64,7 @@ def check_arguments(arguments: list[str]) -> None:
             raise XLMError(f"{key}={value}: no option. To choose none: '~{key}'")
         elif written.startswith("+") and value == "null" and key.split(".")[0] in SEVERAL:
             raise XLMError(f"{argument}: there is none of this name that null could switch off")
-        elif options := list(providers(key)):
+        elif (options := list(providers(key))) or key in GROUPS:
             _check_options(key, value, options if only_packages else None)
 
 
