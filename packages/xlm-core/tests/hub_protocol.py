@@ -29,7 +29,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     for state in (HUB.repos, HUB.blobs, HUB.requests, HUB.failures, HUB.breaks):
         state.clear()
-    HUB.delay, HUB.lfs, HUB.is_away = 0.0, True, False
+    HUB.delay, HUB.lfs, HUB.is_away, HUB.is_a_website = 0.0, True, False, False
     return HUB
 
 
@@ -290,3 +290,29 @@ def test_the_config_that_was_pushed_is_checked_and_composed(
     hub.create(NAME, files={"model.safetensors": b""})
     with pytest.raises(Exception, match=r"has no xlm_config\.yaml"), as_experiment(arguments):
         pass
+
+
+def test_what_is_no_hub_is_said_in_a_line(push: Run, hub: Hub) -> None:
+    hub.is_a_website = True
+    with pytest.raises(XLMError, match="cannot push to tester/toy: what answers is no Hub"):
+        push(REPO)
+
+
+def test_a_repository_that_is_there_and_has_no_address(push: Run, hub: Hub) -> None:
+    hub.failures = [("POST /api/repos/create", 409)]
+    with pytest.raises(XLMError, match="cannot push to tester/toy: "):
+        push(REPO)
+
+
+def test_a_hub_that_never_answers_is_given_up(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import get_session  # only now, when the address of the Hub is set
+
+    from xlm.core.hub import repository
+
+    monkeypatch.setattr(repository, "SECONDS", 0.1)
+    hub.delay = 1.0
+    with (
+        pytest.raises(XLMError, match=r"asking: the Hub did not answer within 0\.1 s"),
+        repository.explained("asking"),
+    ):
+        get_session().get(f"{hub.url}/api/models/{NAME}", timeout=None)

@@ -80,6 +80,8 @@ class Hub:
     """Whether every connection is reset, as after one of the ``breaks``."""
     delay: float = 0.0
     """Seconds before each answer."""
+    is_a_website: bool = False
+    """Whether every answer is a page, as of a proxy that wants a login."""
     url: str = ""
 
     def create(self, name: str, *, private: bool = False, files: dict[str, bytes] | None = None) -> Repo:
@@ -136,6 +138,9 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(length)
         hub.is_away = where == "answer"
         time.sleep(hub.delay)
+        if hub.is_a_website:
+            self.answer(200, b"<html>Log in first</html>", {"Content-Type": "text/html"})
+            return
         for failure in hub.failures:
             if request.startswith(failure[0]):
                 hub.failures.remove(failure)

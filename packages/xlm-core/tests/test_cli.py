@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from xlm.core.command import cli
 from xlm.core.command.arguments import check_choice
 from xlm.core.command.compose import CORE_CONFIGS, register_search_path
+from xlm.core.config.console import make_console
 from xlm.core.config.errors import XLMError
 
 HEAVY = {"torch", "lightning", "transformers", "datasets", "torchmetrics"}
@@ -50,6 +51,7 @@ def test_quick_answers_import_neither_torch_nor_hydra(arguments: tuple[str, ...]
 
 
 TRAIN = ("job_type=train", "job_name=x")
+TOY = ("--config-dir", str(Path(__file__).parent / "toy_configs"), "experiment=toy")
 MISTAKES = {
     "unknown job": (("job_type=trane", "job_name=x"), "job_type=trane: no such job. Did you mean train?"),
     "unknown experiment": ((*TRAIN, "experiment=nope"), "no such experiment"),
@@ -66,7 +68,14 @@ MISTAKES = {
     "unknown option": ((*TRAIN, "optimizer=sgdx"), "adamw"),
     "owned by the harness": ((*TRAIN, "+trainer.max_epochs=3"), "max_epochs: set by the harness"),
     "broken reference": ((*TRAIN, "+vocab.a=${nothing}"), "nothing"),
-    "bad override": ((*TRAIN, "foo"), "foo"),
+    "bad override": ((*TRAIN, "foo"), "foo: neither KEY=VALUE nor an option"),
+    "near key": ((*TRAIN, "trainer.max_step=3"), "no max_step in trainer. Did you mean max_steps"),
+    "key of elsewhere": ((*TRAIN, "trainer.weight_decay=3"), "Did you mean optimizer.weight_decay?"),
+    "unquoted": ((*TRAIN, "ckpt_path=epoch=1-step=4.ckpt"), """Hydra: 'ckpt_path="epoch=1-step=4.ckpt"'"""),
+    "home": ((*TRAIN, "output_dir=~/x"), """Hydra: 'output_dir="~/x"'"""),
+    "several values": (("job_type=train", "job_name=a,b"), "A run for each: -m job_name=a,b"),
+    "no checkpoint": (("job_type=eval", "job_name=x", *TOY), "The run runs/x has no checkpoint"),
+    "no such checkpoint": ((*TRAIN, *TOY, "ckpt_path=nope"), "ckpt_path: there is no file nope"),
 }  # fmt: skip
 
 
@@ -128,3 +137,23 @@ def test_a_reader_that_has_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -
 def test_a_typo_is_answered_with_the_closest_names() -> None:
     with pytest.raises(XLMError, match=r"Did you mean star_easy_ilm\?.*Known: lm1b_mdlm, star_easy_ilm"):
         check_choice("experiment", "star_esy_ilm", ["lm1b_mdlm", "star_easy_ilm"], "experiment")
+
+
+def test_an_empty_cache_folder_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLM_CACHE", "")
+    cli.settle_environment()
+    assert "XLM_CACHE" not in os.environ
+    monkeypatch.setenv("XLM_CACHE", "/somewhere")
+    cli.settle_environment()
+    assert os.environ["XLM_CACHE"] == "/somewhere"
+
+
+def test_a_closed_pipe_is_an_error_that_is_told() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        console = make_console()
+        console.file = output
+        with pytest.raises(BrokenPipeError):
+            console.print("a line")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())

@@ -37,6 +37,11 @@ FLAGS = (
     "--shell-completion", "-sc", "--version", "--experimental-rerun",
 )  # fmt: skip
 """Options that Hydra knows, or XLM."""
+VALUED = (
+    "--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p",
+    "--experimental-rerun",
+)  # fmt: skip
+"""Options with a value in the next word."""
 BRINGS_CONFIGS = ("--config-dir", "-cd", "--config-path", "-cp", "hydra.searchpath")
 """Beginnings of words with which only Hydra knows every option of a group."""
 
@@ -66,6 +71,18 @@ def check_arguments(arguments: list[str]) -> None:
             raise XLMError(f"{argument}: there is none of this name that null could switch off")
         elif (options := list(providers(key))) or key in GROUPS:
             _check_options(key, value, options if only_packages else None)
+
+
+def options_first(arguments: list[str]) -> list[str]:
+    """The same words with the options at the front: Hydra takes none between two overrides."""
+    options: list[str] = []
+    others: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        (options if word.startswith("-") else others).append(word)
+        if word in VALUED:
+            options += [value for value in (next(words, None),) if value is not None]
+    return [*options, *others]
 
 
 def _check_flags(arguments: list[str]) -> None:

@@ -1,10 +1,11 @@
 """The command ``xlm``. What can be answered at once is answered before Hydra is imported."""
 
+import io
 import os
 import sys
 from importlib.metadata import distributions
 
-from xlm.core.command.arguments import GROUPS, JOBS, TOOLS, check_arguments
+from xlm.core.command.arguments import GROUPS, JOBS, TOOLS, check_arguments, options_first
 from xlm.core.command.completion import candidates, script
 from xlm.core.command.discovery import is_part, providers
 from xlm.core.config.errors import XLMError
@@ -32,6 +33,7 @@ OPTIONS = {
     "--version": "versions of the installed XLM packages",
     "--completion SHELL": 'completion for bash, zsh or fish: eval "$(xlm --completion bash)"',
 }
+CACHE = "XLM_CACHE"
 COLUMN = 16
 """Of the help: where lists of names begin."""
 LISTED = ("experiment", "model_type", "task", "collator")
@@ -146,8 +148,18 @@ def show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def settle_environment() -> None:
+    """Print what a terminal without UTF-8 lacks as ``?``; take an empty XLM_CACHE as none."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if not os.environ.get(CACHE, "/"):
+        del os.environ[CACHE]
+
+
 def main() -> None:
     """Answer, or hand over to Hydra."""
+    settle_environment()
     hide_from_console()
     arguments = sys.argv[1:]
     try:
@@ -163,4 +175,5 @@ def main() -> None:
         sys.exit(f"Error: {error}")
     from xlm.core.command import compose as run  # imports Hydra and pydantic
 
+    sys.argv[1:] = options_first(arguments)
     run.main()

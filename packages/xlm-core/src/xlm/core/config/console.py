@@ -1,6 +1,19 @@
 """The consoles of the harness. What they print is data: paths, names and texts stand there as they are."""
 
+import errno
+import os
+from typing import NoReturn
+
 from rich.console import Console
+from typing_extensions import override
+
+
+class _Console(Console):
+    """rich's console, which would end the process without a word when nobody reads it any more."""
+
+    @override
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -8,7 +21,7 @@ def make_console(*, stderr: bool = False) -> Console:
 
     Where a part of a line is to be bold, it is printed as a `rich.text.Text`.
     """
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 console = make_console()

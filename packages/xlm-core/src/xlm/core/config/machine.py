@@ -36,6 +36,10 @@ REASONS = {
 """By the number of an operating system's error: what happened, and what to do."""
 BROKEN_PIPE = 128 + 13
 """Exit code of a process that wrote to a closed pipe, as a shell reports it."""
+CLOSED_PIPE = (
+    "Error: nobody reads what is printed any more (a closed pipe). What is written stands; the same command "
+    "goes on from there"
+)
 NO_MEMORY = (
     "the memory is used up. Fewer rows at once: a smaller datamodule.batch_size, with a larger "
     "trainer.accumulate_grad_batches for the same rows in a step"
@@ -60,9 +64,7 @@ def explained(error: BaseException) -> MachineError | None:
     """The error as one of the machine, None where it is not."""
     for found in _chain(error):
         if isinstance(found, BrokenPipeError):
-            return MachineError(
-                "Nobody reads what is printed any more (a closed pipe).", exit_code=BROKEN_PIPE
-            )
+            return MachineError(CLOSED_PIPE, exit_code=BROKEN_PIPE)
         if _is_lost_process(found):
             return MachineError(f"{LOST_PROCESS}. ({_first_line(found)})")
         if _is_out_of_memory(found):

@@ -4,16 +4,38 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from huggingface_hub import errors, snapshot_download
+from huggingface_hub import errors, set_client_factory, snapshot_download
 from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._http import default_client_factory
 
 from xlm.core.config.errors import XLMError
 
 PREFIX = "hf://"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 """Files that loading a network needs."""
+
+
+SECONDS = 30
+"""Without a byte from the Hub after which an attempt is given up."""
+
+
+def make_client() -> Any:
+    """The client's HTTP client, with a limit for every request: by itself it would wait for ever."""
+    client = default_client_factory()
+    client.event_hooks["request"].append(_limit)
+    return client
+
+
+def _limit(request: Any) -> None:
+    given = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {
+        name: given.get(name) or SECONDS for name in ("connect", "read", "write", "pool")
+    }
+
+
+set_client_factory(make_client)
 
 
 @dataclass(frozen=True)
@@ -110,7 +132,11 @@ def _reason(error: BaseException) -> str | None:
         return f"it is not in the cache, and the Hub cannot be reached ({one_line(error)})"
     if isinstance(error, errors.HFValidationError | errors.LocalTokenNotFoundError):
         return one_line(error)
+    if isinstance(error, ValueError | LookupError | TypeError | AttributeError):
+        return f"what answers is no Hub ({type(error).__name__}: {one_line(error)}). Is HF_ENDPOINT right?"
     library = type(error).__module__.split(".")[0]  # of the client's HTTP library, which it may change
+    if library.startswith(("httpx", "httpcore")) and "Timeout" in type(error).__name__:
+        return f"the Hub did not answer within {SECONDS} s"
     if isinstance(error, OSError) or library.startswith(("httpx", "httpcore")):
         return f"the connection failed ({type(error).__name__}: {one_line(error)})"
     return None

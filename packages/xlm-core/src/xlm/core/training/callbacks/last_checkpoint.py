@@ -32,10 +32,12 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.saves_on_exception = on_exception
         self._saved_step = 0
+        self._has_begun = False
 
     @override
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._saved_step = trainer.global_step
+        self._has_begun = True
 
     @override
     def on_train_batch_end(
@@ -60,6 +62,9 @@ class LastCheckpoint(Checkpoint):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
+        # A resume that is refused has restored the step, but changed nothing that could be saved.
+        if not self._has_begun:
+            return
         if not self.saves_on_exception or (not trainer.training and not trainer.validating):
             return
         reason = self._why_not(trainer, pl_module, exception)
