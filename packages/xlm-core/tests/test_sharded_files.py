@@ -15,7 +15,10 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from xlm.core.config.errors import XLMError
 from xlm.core.hub import source
 from xlm.core.saving import checkpoints
+from xlm.core.saving.resume import newest_valid
 from xlm.core.saving.sharded_files import mistake
+
+from .runs import RESUMABLE
 
 
 class Touches:
@@ -40,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     }
     path = tmp_path / "run" / "last.ckpt"
     save(state, checkpoint_id=path, no_dist=True)
-    torch.save({"global_step": 3, "loops": {}}, path / checkpoints.SHARDED_REST)
+    torch.save({**RESUMABLE, "global_step": 3}, path / checkpoints.SHARDED_REST)
     return path
 
 
@@ -75,7 +78,7 @@ def test_a_usual_one_is_read(folder: Path) -> None:
     state = source.read(str(folder))
     assert torch.equal(state["weight"], torch.ones(2, 3))
     assert state["bias"].dtype == torch.bfloat16
-    found = checkpoints.newest_valid(folder.parent)
+    found = newest_valid(folder.parent)
     assert (found.header and found.header.step, found.refused) == (3, {})
 
 
@@ -88,7 +91,7 @@ def test_a_table_that_runs_code_is_refused_by_every_way_in(folder: Path, tmp_pat
         source.read(str(folder))
     assert len(str(error.value).splitlines()) == 1
     assert checkpoints.damage(folder) == reason
-    found = checkpoints.newest_valid(folder.parent)
+    found = newest_valid(folder.parent)
     assert (found.header, found.refused) == (None, {folder: reason})
     assert not trace.exists()
 
@@ -99,7 +102,7 @@ def test_a_value_that_runs_code_is_refused(folder: Path, tmp_path: Path) -> None
     assert mistake(folder) == "its value optimizer_0.param_groups.0.lr is more than plain values"
     with pytest.raises(XLMError, match="is more than plain values"):
         source.read(str(folder))
-    assert checkpoints.newest_valid(folder.parent).header is None
+    assert newest_valid(folder.parent).header is None
     assert not trace.exists()
     put_value(folder, 0.5)
     assert mistake(folder) is None
