@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xlm.modules import uniform
 from xlm.modules.testing import CountingModel, replay, to_list
-from xlm_arlm import ARLM, ARLMBeamPredictor, ARLMPrediction, ARLMPredictor, ARLMPromptCollator
+from xlm_arlm import ARLM, ARLMBeamPredictor, ARLMExample, ARLMPrediction, ARLMPredictor, ARLMPromptCollator
 
 from .plain_law import (
     BOS,
@@ -268,3 +268,19 @@ def test_a_bfloat16_network_generates(collate_prompts: ARLMPromptCollator) -> No
 def test_options_outside_their_range_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ARLMPredictor(pad_id=PAD, eos_id=EOS, **options)  # pyright: ignore[reportArgumentType]  # wrong on purpose
+
+
+def test_without_eos_a_row_ends_with_its_budget(model: ARLM, collate_prompts: ARLMPromptCollator) -> None:
+    """Packed blocks have no EOS: every id is a token like others."""
+    examples: list[ARLMExample] = [{"seed": 0}] * 8
+    batch = collate_prompts(examples)
+    seeds = torch.arange(8)
+    with_eos, without = (
+        ARLMPredictor(pad_id=PAD, eos_id=eos_id)(model, batch, seeds) for eos_id in (EOS, None)
+    )
+    assert without.lengths.tolist() == without.nfe.tolist() == [6] * 8
+    ended = with_eos.lengths < 6
+    assert ended.any()
+    for row in ended.nonzero().squeeze(1).tolist():
+        length = int(with_eos.lengths[row])
+        assert without.ids[row, : length + 1].tolist() == [*with_eos.ids[row, :length].tolist(), EOS]

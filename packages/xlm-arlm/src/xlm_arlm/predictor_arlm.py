@@ -27,6 +27,9 @@ from xlm_arlm.types_arlm import (
 
 _STREAM_TOKEN = 0
 
+_NO_ID = -1
+"""An id that no token has."""
+
 
 class ARLMPredictor:
     """Draws each token from p(x_i | x_1, ..., x_{i-1}), or takes the most probable one.
@@ -37,7 +40,8 @@ class ARLMPredictor:
 
     Args:
         pad_id: Id that fills the rows of the result.
-        eos_id: Id of the token that ends a row.
+        eos_id: Id of the token that ends a row; None for none, as in packed blocks: a row
+            ends with its budget.
         suppressed_ids: Token ids that are never generated; eos_id may be among them, and is generated all the
             same.
         max_new_tokens: The most tokens to generate; None for the budget that the batch gives each row.
@@ -53,7 +57,7 @@ class ARLMPredictor:
         self,
         *,
         pad_id: int,
-        eos_id: int,
+        eos_id: int | None,
         suppressed_ids: Sequence[int] = (),
         max_new_tokens: int | None = None,
         temperature: float = 1.0,
@@ -108,7 +112,7 @@ class ARLMPredictor:
             nfe[rows] += 1
             logits = next_token_logits(model, input_ids, attention_mask, cache, self._suppressed_ids)
             token = self._draw(logits, seeds[rows], step)
-            written = token != self._eos_id
+            written = token != (_NO_ID if self._eos_id is None else self._eos_id)
             new_ids[rows[written], step - 1] = token[written]
             num_new[rows[written]] += 1
             goes_on = (written & (step < budget[rows])).nonzero().squeeze(1)
