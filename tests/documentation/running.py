@@ -29,6 +29,8 @@ ALWAYS = (
     "++trainer.max_steps=4", "++trainer.val_check_interval=2", "++trainer.log_every_n_steps=1",
     "++callbacks.progress=null",
 )  # fmt: skip
+SHORT = 10
+"""Steps of a command that is short itself."""
 ROWS = {"train": 64, "val": 16, "test": 16}
 NETWORK = {"d_model": 32, "num_layers": 2, "num_heads": 2}
 
@@ -141,7 +143,9 @@ def small(arguments: list[str]) -> list[str]:
         f"++task.source.num_rows.{split}={n}" for split, n in ROWS.items() if "num_rows" in config.task.source
     ]
     debug = [] if any(argument.startswith("debug=") for argument in arguments) else ["debug=fast"]
-    return [*debug, *ALWAYS, *network, *rows]
+    # A command that is short itself keeps its number of steps.
+    always = [word for word in ALWAYS if "max_steps" not in word or config.trainer.max_steps > SHORT]
+    return [*debug, *always, *network, *rows]
 
 
 def check_session(words: list[str]) -> None:

@@ -58,6 +58,7 @@ def check_arguments(arguments: list[str]) -> None:
     for argument in arguments:
         written, separator, value = argument.partition("=")
         key = written.lstrip("+").partition("@")[0]
+        adds = written.startswith("+") and not written.startswith("++")  # ++ replaces what may be there
         if separator and not key:
             raise XLMError(f"{argument}: neither KEY=VALUE nor an option. xlm --help shows what there is")
         if not separator or "$" in value:
@@ -67,7 +68,7 @@ def check_arguments(arguments: list[str]) -> None:
                 check_choice(key, value, [*JOBS, *TOOLS], "job")
         elif key in GROUPS and value in ("null", ""):
             raise XLMError(f"{key}={value}: no option. To choose none: '~{key}'")
-        elif written.startswith("+") and value == "null" and key.split(".")[0] in SEVERAL:
+        elif adds and value == "null" and key.split(".")[0] in SEVERAL:
             raise XLMError(f"{argument}: there is none of this name that null could switch off")
         elif (options := list(providers(key))) or key in GROUPS:
             _check_options(key, value, options if only_packages else None)
