@@ -85,7 +85,7 @@ def shape_checks(package: str) -> list[str]:
     metadata = metadata_of(package)
     if not any(name.startswith("jaxtyping") for name in metadata["project"]["dependencies"]):
         return []
-    module = "xlm.modules" if package == "xlm-modules" else package.replace("-", "_")
+    module = "xlm.modules" if package == "xlm-modules" else f"{package.replace('-', '_')},xlm.modules.records"
     return ["-o", "pythonpath=tests/shapes", f"--jaxtyping-packages={module},shape_checks.checked"]
 
 

@@ -23,7 +23,8 @@ def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
 
 def _left_alone(hint: object) -> Iterator[object]:
     """The Protocols and Self in a type, however deep."""
-    if hint is Self or (isinstance(hint, type) and Protocol in hint.__bases__):
+    base = typing.get_origin(hint) or hint
+    if hint is Self or (isinstance(base, type) and Protocol in base.__bases__):
         yield hint
     for part in typing.get_args(hint):
         yield from _left_alone(part)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from xlm.core.protocols import Collator, LikelihoodLoss, Loss, LossMetric, Predictor
+from xlm.modules.records import Trace
 from xlm_flexmdm import (
     FlexMDM,
     FlexMDMCollator,
@@ -16,7 +17,7 @@ from xlm_flexmdm import (
     FlexMDMPredictor,
     FlexMDMPromptCollator,
 )
-from xlm_flexmdm.types_flexmdm import FlexMDMBatch, FlexMDMLossOutput, FlexMDMPromptBatch, FlexMDMTrace
+from xlm_flexmdm.types_flexmdm import FlexMDMBatch, FlexMDMLossOutput, FlexMDMPromptBatch
 
 
 def fits(
@@ -52,7 +53,7 @@ def what_calls_give(
     _nll: Tensor = loss.likelihood(compiled, batch).nll
     _ids: Tensor = predictor(compiled, prompts, seeds).ids
     _tokens: Tensor = predictor(network, prompts, seeds, trace=True).trace.token
-    _edits: FlexMDMTrace | None = predictor(network, prompts, seeds, trace=ask).trace
+    _edits: Trace | None = predictor(network, prompts, seeds, trace=ask).trace
     _no_tokens = predictor(network, prompts, seeds).trace.token  # pyright: ignore[reportOptionalMemberAccess]  # not asked
     loss(seeds.sum(), batch)  # pyright: ignore[reportArgumentType]  # no network
 

@@ -17,10 +17,11 @@ from xlm.core.protocols import (
     Tokenizer,
 )
 from xlm.modules import Cosine, LogLinear
+from xlm.modules.records import Trace
 from xlm.tasks.star import StarMetrics
 from xlm.tasks.tokenizers import NumberTokenizer
 from xlm_ilm import ILM, ILMCollator, ILMLoss, ILMLossMetrics, ILMPredictor, ILMPromptCollator
-from xlm_ilm.types_ilm import ILMBatch, ILMLossOutput, ILMPromptBatch, ILMTrace
+from xlm_ilm.types_ilm import ILMBatch, ILMLossOutput, ILMPromptBatch
 
 
 def fits(
@@ -60,7 +61,7 @@ def what_calls_give(
     _nll: Tensor = loss.likelihood(compiled, batch).nll
     _ids: Tensor = predictor(compiled, prompts, seeds).ids
     _tokens: Tensor = predictor(network, prompts, seeds, trace=True).trace.token
-    _edits: ILMTrace | None = predictor(network, prompts, seeds, trace=ask).trace
+    _edits: Trace | None = predictor(network, prompts, seeds, trace=ask).trace
     _no_tokens = predictor(network, prompts, seeds).trace.token  # pyright: ignore[reportOptionalMemberAccess]  # not asked
     loss(seeds.sum(), batch)  # pyright: ignore[reportArgumentType]  # no network
 

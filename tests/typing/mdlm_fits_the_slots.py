@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from xlm.core.protocols import Collator, LikelihoodLoss, Loss, LossMetric, Predictor
 from xlm.modules import Cosine, LogLinear, NoiseSchedule
+from xlm.modules.records import Trace
 from xlm_mdlm import (
     Ancestral,
     ConfidenceOrder,
@@ -23,7 +24,7 @@ from xlm_mdlm import (
     Remasking,
 )
 from xlm_mdlm.samplers_mdlm import Sampler
-from xlm_mdlm.types_mdlm import MDLMBatch, MDLMLossOutput, MDLMPromptBatch, MDLMTrace
+from xlm_mdlm.types_mdlm import MDLMBatch, MDLMLossOutput, MDLMPromptBatch
 
 
 def fits(
@@ -59,7 +60,7 @@ def what_calls_give(
     _nll: Tensor = loss.likelihood(compiled, batch).nll
     _ids: Tensor = predictor(compiled, prompts, seeds).ids
     _tokens: Tensor = predictor(network, prompts, seeds, trace=True).trace.token
-    _edits: MDLMTrace | None = predictor(network, prompts, seeds, trace=ask).trace
+    _edits: Trace | None = predictor(network, prompts, seeds, trace=ask).trace
     _no_tokens = predictor(network, prompts, seeds).trace.token  # pyright: ignore[reportOptionalMemberAccess]  # not asked
     loss(seeds.sum(), batch)  # pyright: ignore[reportArgumentType]  # no network
 

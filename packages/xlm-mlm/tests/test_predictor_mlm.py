@@ -376,7 +376,7 @@ def test_unknown_names_are_refused(options: dict[str, object]) -> None:
     ("options", "message"),
     [
         ({"num_steps": 0}, "num_steps must be None or at least 1, got 0"),
-        ({"temperature": -1.0}, "temperature must be at least 0, got -1.0"),
+        ({"temperature": -1.0}, "temperature must be at least 0 and finite, got -1.0"),
         ({"top_k": 0}, "top_k must be None or at least 1, got 0"),
         ({"top_p": 1.5}, r"top_p must be None or in \(0, 1\], got 1.5"),
         ({"min_confidence": 0.5}, "need an order by confidence"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xlm.modules import DiT, RotaryTransformer, check_examples, seeds_of
+from xlm.modules import DiT, RotaryTransformer, check_examples, places_of, seeds_of
 
 IDS = torch.arange(3)
 
@@ -50,3 +50,11 @@ def test_ids_beyond_the_vocabulary_are_refused() -> None:
         with pytest.raises(ValueError, match=message):
             dit(ids, torch.zeros(1, 8))
     assert rotary(torch.empty((0, 3), dtype=torch.int64)).shape == (0, 3, 8)
+
+
+def test_places_are_known_where_every_example_has_one() -> None:
+    places = places_of([{"seed": 0, "place": 5}, {"seed": 1, "place": 0}])
+    assert places is not None
+    assert places.tolist() == [5, 0]
+    assert places_of([{"seed": 0, "place": 5}, {"seed": 1}]) is None
+    assert places_of([]) is None

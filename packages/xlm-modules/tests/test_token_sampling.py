@@ -1,6 +1,7 @@
 """Drawing tokens: exact distributions, independent computations in numpy and the edge cases."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xlm.modules import (
+    TokenSampling,
     apply_temperature,
     categorical,
     filter_top_k,
     filter_top_p,
     row_seeds,
-    sample_tokens,
     suppress_tokens,
     uniform,
 )
@@ -263,15 +264,15 @@ class TestTopP:
             filter_top_p(random_logits(2, 3), top_p)
 
 
-class TestSampleTokens:
+class TestTokenSampling:
     def test_without_options_it_is_categorical(self):
         logits, uniforms = random_logits(200, 13), uniforms_of(200)
-        assert torch.equal(sample_tokens(logits, uniforms), categorical(logits, uniforms))
+        assert torch.equal(TokenSampling().draw(logits, uniforms), categorical(logits, uniforms))
 
     def test_temperature_zero_takes_the_first_of_the_best(self):
         logits = torch.tensor([[0.0, 2.0, 2.0], [5.0, 1.0, 2.0]])
-        assert ints(sample_tokens(logits, uniforms_of(2), temperature=0.0)) == [1, 0]
-        assert ints(sample_tokens(logits, uniforms_of(2), temperature=0.0, top_k=1, top_p=0.1)) == [1, 0]
+        assert ints(TokenSampling(temperature=0.0).draw(logits, uniforms_of(2))) == [1, 0]
+        assert ints(TokenSampling(temperature=0.0, top_k=1, top_p=0.1).draw(logits, uniforms_of(2))) == [1, 0]
 
     @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
     @pytest.mark.parametrize("top_k", [None, 4])
@@ -281,7 +282,7 @@ class TestSampleTokens:
     ):
         """Temperature first, then top-k, then top-p on what it left, from bfloat16 logits."""
         logits, uniforms = random_logits(200, 13).bfloat16(), uniforms_of(200)
-        drawn = sample_tokens(logits, uniforms, temperature=temperature, top_k=top_k, top_p=top_p)
+        drawn = TokenSampling(temperature=temperature, top_k=top_k, top_p=top_p).draw(logits, uniforms)
         for logit, number, token in zip(logits.double().numpy(), floats(uniforms), ints(drawn), strict=True):
             row = logit / temperature
             if top_k is not None:
@@ -292,23 +293,28 @@ class TestSampleTokens:
 
     def test_a_low_temperature_approaches_greedy(self):
         logits, uniforms = random_logits(200, 13), uniforms_of(200)
-        assert torch.equal(sample_tokens(logits, uniforms, temperature=1e-6), logits.argmax(-1))
+        assert torch.equal(TokenSampling(temperature=1e-6).draw(logits, uniforms), logits.argmax(-1))
 
     def test_logits_are_left_as_they_are(self):
         logits = random_logits(20, 13)
         before = logits.clone()
-        sample_tokens(logits, uniforms_of(20), temperature=0.7, top_k=3, top_p=0.5)
+        TokenSampling(temperature=0.7, top_k=3, top_p=0.5).draw(logits, uniforms_of(20))
         assert torch.equal(logits, before)
 
-    def test_options_outside_their_range_are_refused(self):
-        logits, uniforms = random_logits(2, 3), uniforms_of(2)
-        with pytest.raises(ValueError, match="temperature must be greater than 0, got -1"):
-            sample_tokens(logits, uniforms, temperature=-1.0)
-        for temperature in (0.0, 1.0):
-            with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
-                sample_tokens(logits, uniforms, temperature=temperature, top_k=0)
-            with pytest.raises(ValueError, match=r"top_p must be in \(0, 1\], got 0"):
-                sample_tokens(logits, uniforms, temperature=temperature, top_p=0.0)
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"temperature": -1.0}, "^temperature must be at least 0 and finite, got -1.0"),
+            ({"temperature": INFINITY}, "^temperature must be at least 0 and finite, got inf"),
+            ({"temperature": float("nan")}, "^temperature must be"),
+            ({"top_k": 0}, "^top_k must be None or at least 1, got 0"),
+            ({"top_p": 0.0}, r"^top_p must be None or in \(0, 1\], got 0.0"),
+            ({"top_p": 1.5, "prefix": "slot_"}, r"^slot_top_p must be None or in \(0, 1\], got 1.5"),
+        ],
+    )
+    def test_options_outside_their_range_are_refused(self, options: dict[str, Any], message: str):
+        with pytest.raises(ValueError, match=message):
+            TokenSampling(**options)
 
 
 def test_temperature_divides_the_logits():

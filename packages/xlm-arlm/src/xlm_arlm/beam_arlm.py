@@ -13,16 +13,16 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from xlm.modules import KeyValueCache
+from xlm.modules import KeyValueCache, require
+from xlm.modules.records import Prediction, TracedPrediction
 from xlm_arlm.predictor_arlm import (
     largest,
     limited_room,
     make_prediction,
     next_token_logits,
-    require,
     start,
 )
-from xlm_arlm.types_arlm import ARLMNetwork, ARLMPrediction, ARLMPromptBatch, ARLMTracedPrediction
+from xlm_arlm.types_arlm import ARLMNetwork, ARLMPromptBatch
 
 
 class ARLMBeamPredictor:
@@ -71,15 +71,15 @@ class ARLMBeamPredictor:
     @overload
     def __call__(
         self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: Literal[True]
-    ) -> ARLMTracedPrediction: ...
+    ) -> TracedPrediction: ...
     @overload
     def __call__(
         self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: bool = False
-    ) -> ARLMPrediction: ...
+    ) -> Prediction: ...
     @torch.no_grad()
     def __call__(
         self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: bool = False
-    ) -> ARLMPrediction:
+    ) -> Prediction:
         """Search a target for each row.
 
         Args:

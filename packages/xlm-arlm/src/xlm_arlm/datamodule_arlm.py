@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from xlm.modules import check_examples
-from xlm_arlm.types_arlm import ARLMBatch, ARLMExample, ARLMPromptBatch
+from xlm.modules.records import Example
+from xlm_arlm.types_arlm import ARLMBatch, ARLMPromptBatch
 
 _NO_IDS = torch.empty(0, dtype=torch.int64)
 
@@ -44,7 +45,7 @@ class ARLMCollator:
         self._eos = _special(eos_id)
         self._max_length = max_length
 
-    def __call__(self, examples: Sequence[ARLMExample]) -> ARLMBatch:
+    def __call__(self, examples: Sequence[Example]) -> ARLMBatch:
         """Make a batch of len(examples) rows, padded to the longest.
 
         Raises:
@@ -87,14 +88,14 @@ class ARLMCollator:
             batch["segment_ids"] = segment_ids
         return batch
 
-    def _row(self, number: int, example: ARLMExample) -> Tensor:
+    def _row(self, number: int, example: Example) -> Tensor:
         target = example.get("target_ids")
         if target is None:
             raise ValueError(f"example {number} has no 'target_ids': there is nothing to learn from")
         _require_length(f"example {number} has", len(target), self._max_length)
         return torch.cat((example.get("prompt_ids", _NO_IDS), self._bos, target, self._eos))
 
-    def _segment_ids(self, examples: Sequence[ARLMExample]) -> Tensor | None:
+    def _segment_ids(self, examples: Sequence[Example]) -> Tensor | None:
         """(rows, length) number of the document of each token, -1 at padding; None without packed blocks."""
         segments = [example["segment_ids"] for example in examples if "segment_ids" in example]
         if not segments:
@@ -128,7 +129,7 @@ class ARLMPromptCollator:
         self._bos = _special(bos_id)
         self._max_length = max_length
 
-    def __call__(self, examples: Sequence[ARLMExample]) -> ARLMPromptBatch:
+    def __call__(self, examples: Sequence[Example]) -> ARLMPromptBatch:
         """Make a batch of len(examples) rows, padded to the longest.
 
         A target without ``fixed`` is a reference only, and is not read.
@@ -175,7 +176,7 @@ def _require_length(what: str, length: int, max_length: int | None) -> None:
         )
 
 
-def _num_fixed(number: int, example: ARLMExample) -> int:
+def _num_fixed(number: int, example: Example) -> int:
     """Number of fixed tokens, which must be the first of the target."""
     fixed = example.get("fixed")
     if fixed is None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from xlm.modules import segment_mask
-from xlm_arlm.types_arlm import ARLMBatch, ARLMLikelihood, ARLMLossOutput, ARLMNetwork, call_model
+from xlm.modules.records import Likelihood
+from xlm_arlm.types_arlm import ARLMBatch, ARLMLossOutput, ARLMNetwork, call_model
 
 
 class ARLMLoss:
@@ -45,7 +46,7 @@ class ARLMLoss:
             num_target=row.new_full((), num_target),
         )
 
-    def likelihood(self, model: ARLMNetwork, batch: ARLMBatch) -> ARLMLikelihood:
+    def likelihood(self, model: ARLMNetwork, batch: ARLMBatch) -> Likelihood:
         """-log p(target, EOS | prompt) of each row, whether the prompt is in the training loss or not.
 
         The sum of exp(-nll) over all targets is 1. Without EOS this holds for the targets of each length: the
@@ -56,8 +57,12 @@ class ARLMLoss:
         row = batch["target_row"]
         entropy = _entropy(model, batch, row, batch["target_column"]).to(torch.float64)
         nll = entropy.new_zeros(len(batch["input_ids"])).index_add(0, row, entropy)
-        return ARLMLikelihood(
-            nll=nll, num_tokens=batch["num_tokens"], models_length=bool(batch["models_length"].all())
+        return Likelihood(
+            nll=nll,
+            num_tokens=batch["num_tokens"],
+            nll_kind="exact",
+            num_draws=1,
+            models_length=bool(batch["models_length"].all()),
         )
 
 

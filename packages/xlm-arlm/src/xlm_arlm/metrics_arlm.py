@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from xlm.modules import add_sums
 from xlm_arlm.types_arlm import ARLMLossOutput
 
 
@@ -26,9 +27,7 @@ class ARLMMetrics:
     def update(self, output: ARLMLossOutput) -> None:
         """Add the sums of one batch; no gradient is kept, and nothing waits for the device."""
         added = {"target": output.terms["target"], "num_target": output.num_target}
-        self.sums = {
-            name: total.to(added[name].device) + added[name].detach() for name, total in self.sums.items()
-        }
+        self.sums = add_sums(self.sums, added)
 
     def compute(self) -> dict[str, float]:
         """``target_loss`` in nats per token and ``target_perplexity``, its exponential; zeros if empty."""

@@ -7,7 +7,6 @@ The draws of a row depend on its seed and the number of the token only, so that 
 batch.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Literal, overload
 
@@ -15,13 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from xlm.modules import KeyValueCache, sample_tokens, suppress_tokens, uniform
+from xlm.modules import KeyValueCache, TokenSampling, require, suppress_tokens, uniform
+from xlm.modules.records import Prediction, Trace, TracedPrediction
 from xlm_arlm.types_arlm import (
     ARLMNetwork,
-    ARLMPrediction,
     ARLMPromptBatch,
-    ARLMTrace,
-    ARLMTracedPrediction,
     call_model,
 )
 
@@ -65,29 +62,24 @@ class ARLMPredictor:
         top_p: float | None = None,
     ) -> None:
         require(max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
-        require(0 <= temperature < math.inf, "temperature", temperature, "at least 0 and finite")
-        require(top_k is None or top_k >= 1, "top_k", top_k, "None or at least 1")
-        require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "None or in (0, 1]")
         self._pad_id = pad_id
         self._eos_id = eos_id
         self._suppressed_ids = [token for token in suppressed_ids if token != eos_id]
         self._max_new_tokens = max_new_tokens
-        self._temperature = temperature
-        self._top_k = top_k
-        self._top_p = top_p
+        self._sampling = TokenSampling(temperature, top_k, top_p)
 
     @overload
     def __call__(
         self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: Literal[True]
-    ) -> ARLMTracedPrediction: ...
+    ) -> TracedPrediction: ...
     @overload
     def __call__(
         self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: bool = False
-    ) -> ARLMPrediction: ...
+    ) -> Prediction: ...
     @torch.no_grad()
     def __call__(
         self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: bool = False
-    ) -> ARLMPrediction:
+    ) -> Prediction:
         """Generate a target for each row.
 
         Args:
@@ -124,9 +116,7 @@ class ARLMPredictor:
     def _draw(self, logits: Tensor, seeds: Tensor, step: int) -> Tensor:
         """(rows,) the next token of each row."""
         uniforms = uniform(seeds, 1, step=step, stream=_STREAM_TOKEN).squeeze(1)
-        return sample_tokens(
-            logits, uniforms, temperature=self._temperature, top_k=self._top_k, top_p=self._top_p
-        )
+        return self._sampling.draw(logits, uniforms)
 
 
 def limited_room(batch: ARLMPromptBatch, max_new_tokens: int | None) -> Int[Tensor, " rows"]:
@@ -180,7 +170,7 @@ def make_prediction(
     *,
     pad_id: int,
     trace: bool,
-) -> ARLMPrediction:
+) -> Prediction:
     """Put the fixed beginning of each target before its generated tokens.
 
     Args:
@@ -207,12 +197,12 @@ def make_prediction(
     ids[is_fixed] = batch["input_ids"][row[is_fixed], from_prompt[is_fixed]]
     ids[is_new] = new_ids[row[is_new], from_new[is_new]]
     if not trace:
-        return ARLMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
+        return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
     edits = _trace(ids, num_fixed, lengths)
-    return ARLMTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=edits)
+    return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=edits)
 
 
-def _trace(ids: Tensor, num_fixed: Tensor, lengths: Tensor) -> ARLMTrace:
+def _trace(ids: Tensor, num_fixed: Tensor, lengths: Tensor) -> Trace:
     """The insertions at the end of each row: those of a step one row after another, from left to right."""
     columns = torch.arange(ids.shape[1], device=ids.device)
     row, position = (columns < lengths.unsqueeze(1)).nonzero(as_tuple=True)
@@ -220,14 +210,4 @@ def _trace(ids: Tensor, num_fixed: Tensor, lengths: Tensor) -> ARLMTrace:
     order = step.argsort(stable=True)
     step, row, position = step[order], row[order], position[order]
     operation = torch.zeros_like(step)
-    return ARLMTrace(step=step, row=row, operation=operation, position=position, token=ids[row, position])
-
-
-def require(condition: bool, name: str, value: object, allowed: str) -> None:
-    """Refuse an option outside its range.
-
-    Raises:
-        ValueError: If the condition does not hold.
-    """
-    if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    return Trace(step=step, row=row, operation=operation, position=position, token=ids[row, position])

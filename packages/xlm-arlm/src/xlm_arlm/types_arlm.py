@@ -10,31 +10,13 @@ all rows are continued at the same column. BOS and EOS are there where the colla
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xlm.modules import KeyValueCache
-
-
-class ARLMExample(TypedDict):
-    """One row of data: token ids without special tokens.
-
-    The keys present define the task: only ``target_ids`` is language modelling, ``prompt_ids`` besides it
-    prefix to suffix, ``fixed`` infilling, and neither of them unconditional generation.
-    """
-
-    seed: int
-    """Source of all randomness of the row (int64)."""
-    prompt_ids: NotRequired[Int[Tensor, " prompt"]]
-    """Given text left of the target."""
-    target_ids: NotRequired[Int[Tensor, " target"]]
-    """The text to model or to generate."""
-    fixed: NotRequired[Bool[Tensor, " target"]]
-    """True at target tokens that are given; here they must be a prefix of the target."""
-    segment_ids: NotRequired[Int[Tensor, " target"]]
-    """Of a block packed with several documents: number of the document of each token, from 0."""
+from xlm.modules.records import LossOutput
 
 
 class ARLMBatch(TypedDict):
@@ -75,74 +57,15 @@ class ARLMPromptBatch(TypedDict):
 
 
 @dataclass(frozen=True)
-class ARLMLossOutput:
-    """The loss as sums over predicted tokens, with a count for :class:`xlm_arlm.ARLMMetrics`."""
+class ARLMLossOutput(LossOutput):
+    """The loss as sums over predicted tokens, with a count for :class:`xlm_arlm.ARLMMetrics`.
 
-    loss_sum: Float[Tensor, ""]
-    """What is differentiated: the sum of the terms."""
-    loss_count: Int[Tensor, ""]
-    """Number of predicted tokens, the normaliser of ``loss_sum``."""
-    terms: dict[str, Float[Tensor, ""]]
-    """``target`` (EOS included) and, where it is predicted, ``prompt`` (BOS and fixed tokens included)."""
-    num_target: Int[Tensor, ""]
-    """Number of predicted tokens in the term ``target``."""
-
-
-@dataclass(frozen=True)
-class ARLMLikelihood:
-    """-log p(target tokens that are not fixed, EOS | given tokens), without any approximation."""
-
-    nll: Float64[Tensor, " rows"]
-    """Nats per row."""
-    num_tokens: Int[Tensor, " rows"]
-    """Target tokens that are scored, without EOS."""
-    models_length: bool
-    """Whether the length of the target is part of what is scored: where EOS is."""
-    nll_kind: Literal["exact", "bound"] = "exact"
-    """``nll`` is the value itself."""
-    num_draws: int = 1
-    """There is nothing to average."""
-
-
-@dataclass(frozen=True)
-class ARLMTrace:
-    """How the targets came to be: one entry per token, in order.
-
-    Replaying the insertions of a row from the empty sequence gives its ids.
+    ``loss_count`` is the number of predicted tokens; the terms are ``target`` (EOS included) and, where it is
+    predicted, ``prompt`` (BOS and fixed tokens included).
     """
 
-    step: Int[Tensor, " edits"]
-    """0 for fixed tokens, then the number of the generated token, from 1."""
-    row: Int[Tensor, " edits"]
-    """Row of the batch."""
-    operation: Int[Tensor, " edits"]
-    """Always 0: insert ``token`` into gap ``position``."""
-    position: Int[Tensor, " edits"]
-    """The gap at the end of the target as it is at that moment."""
-    token: Int[Tensor, " edits"]
-    """Token id."""
-
-
-@dataclass(frozen=True)
-class ARLMPrediction:
-    """Generated targets: what stands right of BOS, fixed tokens included, without EOS."""
-
-    ids: Int[Tensor, "rows width"]
-    """Target tokens, padded on the right."""
-    lengths: Int[Tensor, " rows"]
-    """Number of target tokens."""
-    nfe: Int[Tensor, " rows"]
-    """Evaluations of the network that the row took part in."""
-    trace: ARLMTrace | None
-    """The insertions, when asked for."""
-
-
-@dataclass(frozen=True)
-class ARLMTracedPrediction(ARLMPrediction):
-    """What ``trace=True`` gives: the targets, and how they came to be."""
-
-    trace: ARLMTrace
-    """The insertions."""
+    num_target: Int[Tensor, ""]
+    """Number of predicted tokens in the term ``target``."""
 
 
 ARLMNetwork = Callable[..., Tensor]

@@ -1,5 +1,9 @@
 """FlexMDM, masked diffusion of variable length (Kim et al. 2025, arXiv:2509.01025)."""
 
+from xlm.modules.records import Example as FlexMDMExample
+from xlm.modules.records import Prediction as FlexMDMPrediction
+from xlm.modules.records import Trace as FlexMDMTrace
+from xlm.modules.records import TracedPrediction as FlexMDMTracedPrediction
 from xlm_flexmdm.datamodule_flexmdm import FlexMDMCollator, FlexMDMLikelihoodCollator, FlexMDMPromptCollator
 from xlm_flexmdm.interpolant_flexmdm import Interpolant
 from xlm_flexmdm.loss_flexmdm import FlexMDMLoss, gap_divergence
@@ -10,15 +14,11 @@ from xlm_flexmdm.predictor_flexmdm import FlexMDMPredictor
 from xlm_flexmdm.text_flexmdm import fit_to_budget, poisson
 from xlm_flexmdm.types_flexmdm import (
     FlexMDMBatch,
-    FlexMDMExample,
     FlexMDMLikelihood,
     FlexMDMLossOutput,
     FlexMDMNetwork,
     FlexMDMOutput,
-    FlexMDMPrediction,
     FlexMDMPromptBatch,
-    FlexMDMTrace,
-    FlexMDMTracedPrediction,
 )
 
 __all__ = [

@@ -19,9 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from xlm.modules import check_examples, seeds_of, stratified_times, uniform
+from xlm.modules import check_examples, places_of, seeds_of, stratified_times, uniform
+from xlm.modules.records import Example
 from xlm_flexmdm.interpolant_flexmdm import Interpolant
-from xlm_flexmdm.types_flexmdm import FlexMDMBatch, FlexMDMExample, FlexMDMPromptBatch
+from xlm_flexmdm.types_flexmdm import FlexMDMBatch, FlexMDMPromptBatch
 
 _STREAM_TIME = 0
 _STREAM_INSERTION = 1
@@ -73,16 +74,14 @@ class FlexMDMCollator:
         self._time_power = time_power
         self._unmasking_weight: UnmaskingWeight = unmasking_weight
 
-    def __call__(self, examples: Sequence[FlexMDMExample]) -> FlexMDMBatch:
+    def __call__(self, examples: Sequence[Example]) -> FlexMDMBatch:
         """Make a batch of len(examples) rows, padded to the longest.
 
         Raises:
             ValueError: If there are no examples, a target is longer than max_length, ``fixed`` does not fit
                 its target, or a text holds MASK.
         """
-        placed = [example["place"] for example in examples if "place" in example]
-        places = torch.tensor(placed) if placed and len(placed) == len(examples) else None
-        v = stratified_times(seeds_of(examples), places, stream=_STREAM_TIME)
+        v = stratified_times(seeds_of(examples), places_of(examples), stream=_STREAM_TIME)
         return self._noise(examples, v, self._time_power, num_draws=1, weight=self._unmasking_weight)
 
 
@@ -119,7 +118,7 @@ class FlexMDMLikelihoodCollator:
         self._noise = _Noise(interpolant, _Layout(pad_id=pad_id, mask_id=mask_id, bos_id=bos_id), max_length)
         self._num_draws = num_draws
 
-    def __call__(self, examples: Sequence[FlexMDMExample]) -> FlexMDMBatch:
+    def __call__(self, examples: Sequence[Example]) -> FlexMDMBatch:
         """Make a batch of len(examples) * num_draws rows, padded to the longest.
 
         Raises:
@@ -146,7 +145,7 @@ class FlexMDMPromptCollator:
         self._layout = _Layout(pad_id=pad_id, mask_id=mask_id, bos_id=bos_id)
         self._max_length = max_length
 
-    def __call__(self, examples: Sequence[FlexMDMExample]) -> FlexMDMPromptBatch:
+    def __call__(self, examples: Sequence[Example]) -> FlexMDMPromptBatch:
         """Make a batch of len(examples) rows, padded to the longest.
 
         A target without ``fixed`` is a reference only: nothing of it is read but its length.
@@ -205,9 +204,7 @@ class _Layout:
     mask_id: int
     bos_id: int
 
-    def pack(
-        self, examples: Sequence[FlexMDMExample], targets: _Targets, present: Tensor, masked: Tensor
-    ) -> _Rows:
+    def pack(self, examples: Sequence[Example], targets: _Targets, present: Tensor, masked: Tensor) -> _Rows:
         """Rows of the prompts and the ``present`` target tokens, those ``masked`` as MASK.
 
         Both are of shape (rows, target).
@@ -262,7 +259,7 @@ class _Noise:
 
     def __call__(
         self,
-        examples: Sequence[FlexMDMExample],
+        examples: Sequence[Example],
         v: Tensor,
         power: float,
         *,
@@ -312,7 +309,7 @@ class _Noise:
         }
 
 
-def _read_targets(examples: Sequence[FlexMDMExample], max_length: int | None) -> _Targets:
+def _read_targets(examples: Sequence[Example], max_length: int | None) -> _Targets:
     check_examples(examples)
     if any("segment_ids" in example for example in examples):
         raise ValueError(
@@ -336,7 +333,7 @@ def _read_targets(examples: Sequence[FlexMDMExample], max_length: int | None) ->
     )
 
 
-def _fixed(example: FlexMDMExample, length: int) -> Tensor:
+def _fixed(example: Example, length: int) -> Tensor:
     fixed = example.get("fixed")
     if fixed is None:
         return torch.zeros(length, dtype=torch.bool)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from xlm.modules import check_vocabulary, suppress_tokens
+from xlm.modules import at_least_float32, check_vocabulary, suppress_tokens
 from xlm_flexmdm.posterior_flexmdm import embedding_posterior, expected_gaps
 from xlm_flexmdm.types_flexmdm import (
     FlexMDMBatch,
@@ -159,7 +159,7 @@ class FlexMDMLoss:
         cells, slots = _places(batch)
         output = _evaluate(model, batch, cells, slots)
         logits = self._allowed_logits(output.token_logits, batch)
-        gaps = _at_least_float32(output.expected_gaps).double()
+        gaps = at_least_float32(output.expected_gaps).double()
         unmasking, insertion = _posterior_terms(output, logits, batch, cells, slots)
         tight = batch["unmasking_weight"] * unmasking + batch["insertion_weight"] * insertion
 
@@ -241,7 +241,7 @@ def _posterior_terms(
     unmasking = _divergences(posterior[cells.row, target_column], logits, batch["target_ids"], cells.row)
     # The slot of BOS is the first of mean_gaps.
     slot = slots.column - batch["target_start"][slots.row] + 1
-    expected = _at_least_float32(output.expected_gaps).double()
+    expected = at_least_float32(output.expected_gaps).double()
     insertion = gap_divergence(mean_gaps[slots.row, slot], expected)
     return cells.sum_by_row(unmasking), slots.sum_by_row(insertion)
 
@@ -249,7 +249,7 @@ def _posterior_terms(
 def _gap_terms(output: FlexMDMOutput, gaps: Tensor) -> Tensor:
     """(slots,) D, or the cross-entropy of a distribution over gap lengths."""
     if output.gap_logits is None:
-        expected = _at_least_float32(output.expected_gaps)
+        expected = at_least_float32(output.expected_gaps)
         return gap_divergence(gaps.to(expected.dtype), expected)
     classes = output.gap_logits.shape[1]
     if gaps.device.type == "cpu" and len(gaps) > 0 and int(gaps.max()) >= classes:
@@ -257,7 +257,7 @@ def _gap_terms(output: FlexMDMOutput, gaps: Tensor) -> Tensor:
             f"a slot misses {int(gaps.max())} tokens, the network has lengths 0..{classes - 1}: "
             "give it a larger max_length"
         )
-    return F.cross_entropy(_at_least_float32(output.gap_logits), gaps, reduction="none")
+    return F.cross_entropy(at_least_float32(output.gap_logits), gaps, reduction="none")
 
 
 def _posterior(batch: FlexMDMBatch) -> tuple[Tensor, Tensor]:
@@ -322,7 +322,3 @@ def _take(batch: FlexMDMBatch, rows: slice) -> FlexMDMBatch:
         "num_draws": batch["num_draws"],
         "is_complete": batch["is_complete"],
     }
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from xlm.modules import add_sums
 from xlm_flexmdm.types_flexmdm import FlexMDMLossOutput
 
 
@@ -31,9 +32,7 @@ class FlexMDMMetrics:
             "num_correct": output.num_correct,
             **output.terms,
         }
-        self.sums = {
-            name: total.to(added[name].device) + added[name].detach() for name, total in self.sums.items()
-        }
+        self.sums = add_sums(self.sums, added)
 
     def compute(self) -> dict[str, float]:
         """``unmasking_loss``, ``insertion_loss`` (nats per token), ``masked_accuracy``; zeros if empty."""

@@ -21,15 +21,14 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from xlm.modules import confidence, sample_tokens, suppress_tokens, take_top, uniform
+from xlm.modules import TokenSampling, confidence, require, suppress_tokens, take_top, uniform
+from xlm.modules.records import Prediction, Trace, TracedPrediction
 from xlm_flexmdm.interpolant_flexmdm import Interpolant
-from xlm_flexmdm.text_flexmdm import Text, fit_to_budget, poisson, read_edits
+from xlm_flexmdm.text_flexmdm import Text, fit_to_budget, poisson
 from xlm_flexmdm.types_flexmdm import (
     FlexMDMNetwork,
     FlexMDMOutput,
-    FlexMDMPrediction,
     FlexMDMPromptBatch,
-    FlexMDMTracedPrediction,
     call_model,
 )
 
@@ -88,38 +87,31 @@ class FlexMDMPredictor:
     ) -> None:
         orders = ("random", "position", "top_prob", "margin", "entropy")
         samplers = ("hazard_integrated", "tau_leaping")
-        _require(mask_id != pad_id, "mask_id", mask_id, "another id than pad_id")
-        _require(num_steps >= 2, "num_steps", num_steps, "at least 2, since the last step inserts nothing")
-        _require(
-            max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0"
-        )
-        _require(sampler in samplers, "sampler", sampler, f"one of {samplers}")
-        _require(order in orders, "order", order, f"one of {orders}")
-        _require(temperature >= 0, "temperature", temperature, "at least 0")
-        _require(top_k is None or top_k >= 1, "top_k", top_k, "None or at least 1")
-        _require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "None or in (0, 1]")
+        require(mask_id != pad_id, "mask_id", mask_id, "another id than pad_id")
+        require(num_steps >= 2, "num_steps", num_steps, "at least 2, since the last step inserts nothing")
+        require(max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
+        require(sampler in samplers, "sampler", sampler, f"one of {samplers}")
+        require(order in orders, "order", order, f"one of {orders}")
         self._mask_id = mask_id
         self._pad_id = pad_id
         self._suppressed_ids = sorted({mask_id, *suppressed_ids})
         self._max_new_tokens = max_new_tokens
         self._order: Order = order
-        self._temperature = temperature
-        self._top_k = top_k
-        self._top_p = top_p
+        self._sampling = TokenSampling(temperature, top_k, top_p)
         self._steps = _steps(interpolant, num_steps, sampler)
 
     @overload
     def __call__(
         self, model: FlexMDMNetwork, batch: FlexMDMPromptBatch, seeds: Tensor, *, trace: Literal[True]
-    ) -> FlexMDMTracedPrediction: ...
+    ) -> TracedPrediction: ...
     @overload
     def __call__(
         self, model: FlexMDMNetwork, batch: FlexMDMPromptBatch, seeds: Tensor, *, trace: bool = False
-    ) -> FlexMDMPrediction: ...
+    ) -> Prediction: ...
     @torch.no_grad()
     def __call__(
         self, model: FlexMDMNetwork, batch: FlexMDMPromptBatch, seeds: Tensor, *, trace: bool = False
-    ) -> FlexMDMPrediction:
+    ) -> Prediction:
         """Generate a target for each row.
 
         Args:
@@ -129,7 +121,8 @@ class FlexMDMPredictor:
             trace: Whether to record the edits.
 
         Returns:
-            The targets. A row without budget or open slot keeps what it has.
+            The targets. A row without budget or open slot keeps what it has. A token comes in two edits: MASK
+            is inserted, and later written over.
         """
         text = Text.start(
             batch, mask_id=self._mask_id, pad_id=self._pad_id, max_new_tokens=self._max_new_tokens
@@ -140,8 +133,8 @@ class FlexMDMPredictor:
             edits += self._advance(model, text, seeds, step, nfe)
         ids, lengths = text.targets()
         if not trace:
-            return FlexMDMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
-        return FlexMDMTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=read_edits(edits))
+            return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
+        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=Trace.of(edits))
 
     def _advance(
         self, model: FlexMDMNetwork, text: Text, seeds: Tensor, step: "_Step", nfe: Tensor
@@ -162,13 +155,7 @@ class FlexMDMPredictor:
         chosen = self._choose(candidates, drawn, logits)
         row, column = chosen.nonzero(as_tuple=True)
         numbers = uniform(seeds, masked.shape[1], step=step.number, stream=_STREAM_TOKEN)
-        token = sample_tokens(
-            logits[chosen[candidates]],
-            numbers[row, column],
-            temperature=self._temperature,
-            top_k=self._top_k,
-            top_p=self._top_p,
-        )
+        token = self._sampling.draw(logits[chosen[candidates]], numbers[row, column])
         counts = _draw_insertions(text, slots, output.expected_gaps, seeds, step)
         return [text.write(row, column, token, step.number), text.insert(counts, step.number)]
 
@@ -256,8 +243,3 @@ def _draw_insertions(text: Text, slots: Tensor, gaps: Tensor, seeds: Tensor, ste
         return counts
     keys = uniform(seeds, length, step=step.number, stream=_STREAM_BUDGET)
     return fit_to_budget(counts, text.budget, keys)
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")

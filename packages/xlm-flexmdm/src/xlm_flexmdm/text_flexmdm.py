@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from xlm_flexmdm.types_flexmdm import FlexMDMPromptBatch, FlexMDMTrace
+from xlm.modules.records import INSERT, WRITE, edits_of_step
+from xlm_flexmdm.types_flexmdm import FlexMDMPromptBatch
 
 
 def poisson(
@@ -115,7 +116,7 @@ class Text:
     def write(self, row: Tensor, column: Tensor, token: Tensor, step: int) -> Tensor:
         """Replace the token at some columns, and return the edits."""
         self.input_ids[row, column] = token
-        return _edits(step, 1, row, column - self.target_start[row], token)
+        return edits_of_step(step, WRITE, row, column - self.target_start[row], token)
 
     def insert(self, counts: Int[Tensor, "rows length"], step: int) -> Tensor:
         """Insert that many MASKs right of each column, and return the edits."""
@@ -144,7 +145,7 @@ class Text:
         row, column = (inserted & exists).nonzero(as_tuple=True)
         # From left to right: what stands left of a gap has come before.
         token = torch.full_like(row, self.mask_id)
-        return _edits(step, 0, row, column - self.target_start[row], token)
+        return edits_of_step(step, INSERT, row, column - self.target_start[row], token)
 
     def targets(self) -> tuple[Tensor, Tensor]:
         """Target tokens, padded (rows, width), and their number (rows,)."""
@@ -160,17 +161,4 @@ class Text:
         columns = torch.arange(self.input_ids.shape[1], device=self.size.device)
         given = (columns >= self.target_start.unsqueeze(1)) & (columns < self.size.unsqueeze(1))
         row, column = given.nonzero(as_tuple=True)
-        return _edits(0, 0, row, column - self.target_start[row], self.input_ids[row, column])
-
-
-def read_edits(edits: list[Tensor]) -> FlexMDMTrace:
-    """The trace of some edits, in their order."""
-    step, row, operation, position, token = torch.cat(edits, dim=1)
-    return FlexMDMTrace(step=step, row=row, operation=operation, position=position, token=token)
-
-
-def _edits(step: int, operation: int, row: Tensor, position: Tensor, token: Tensor) -> Tensor:
-    """(5, edits) the fields of :class:`xlm_flexmdm.FlexMDMTrace`, in their order, for edits of one step."""
-    return torch.stack(
-        [torch.full_like(row, step), row, torch.full_like(row, operation), position, token.to(row.dtype)]
-    )
+        return edits_of_step(0, INSERT, row, column - self.target_start[row], self.input_ids[row, column])

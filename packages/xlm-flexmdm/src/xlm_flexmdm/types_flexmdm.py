@@ -12,31 +12,12 @@ tokens; :mod:`xlm_flexmdm.datamodule_flexmdm` has the rule.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, TypedDict
 
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-
-class FlexMDMExample(TypedDict):
-    """One row of data: token ids without special tokens.
-
-    The keys present define the task: only ``target_ids`` is language modelling, ``prompt_ids`` besides it
-    prefix to suffix, ``fixed`` infilling, and neither of them unconditional generation.
-    """
-
-    seed: int
-    """Source of all randomness of the row (int64)."""
-    place: NotRequired[int]
-    """Place of the row in the training stream of all processes; the times of neighbours are stratified."""
-    prompt_ids: NotRequired[Int[Tensor, " prompt"]]
-    """Given text left of the target."""
-    target_ids: NotRequired[Int[Tensor, " target"]]
-    """The text to model or to generate."""
-    fixed: NotRequired[Bool[Tensor, " target"]]
-    """True at target tokens that are given (infilling)."""
-    segment_ids: NotRequired[Int[Tensor, " target"]]
-    """Of a block packed with several documents; the collators refuse it."""
+from xlm.modules.records import Likelihood, LossOutput
 
 
 class FlexMDMBatch(TypedDict):
@@ -115,15 +96,13 @@ class FlexMDMOutput(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FlexMDMLossOutput:
-    """The loss as sums over rows, with counts for :class:`xlm_flexmdm.FlexMDMMetrics`."""
+class FlexMDMLossOutput(LossOutput):
+    """The loss as sums over rows, with counts for :class:`xlm_flexmdm.FlexMDMMetrics`.
 
-    loss_sum: Float[Tensor, ""]
-    """What is differentiated: the sum of the terms."""
-    loss_count: Int[Tensor, ""]
-    """Target tokens that are not given, the normaliser: the loss is in nats per token."""
-    terms: dict[str, Float[Tensor, ""]]
-    """``unmasking`` and ``insertion``, weighted as in the loss."""
+    ``loss_count`` is the number of target tokens that are not given: the loss is in nats per token. The terms
+    are ``unmasking`` and ``insertion``, weighted as in the loss.
+    """
+
     num_masked: Int[Tensor, ""]
     """Masked tokens of all rows."""
     num_correct: Int[Tensor, ""]
@@ -131,63 +110,11 @@ class FlexMDMLossOutput:
 
 
 @dataclass(frozen=True)
-class FlexMDMLikelihood:
+class FlexMDMLikelihood(Likelihood):
     """Estimate of an upper bound of -log p(missing tokens and their number | given tokens)."""
 
-    nll: Float64[Tensor, " examples"]
-    """Nats per example, averaged over the draws."""
-    num_tokens: Int[Tensor, " examples"]
-    """Target tokens that are scored, i.e. that are not given."""
-    nll_kind: Literal["exact", "bound"]
-    """Whether the expectation of ``nll`` is the value itself or an upper bound of it."""
-    num_draws: int
-    """Draws averaged for each example."""
-    models_length: bool
-    """Whether the number of tokens is part of what is scored."""
     nll_published: Float64[Tensor, " examples"]
     """The looser bound of the paper from the same draws."""
-
-
-@dataclass(frozen=True)
-class FlexMDMTrace:
-    """How the targets came to be: one entry per edit, in order.
-
-    A token comes in two edits: MASK is inserted, and later written over. Replaying the edits of a row from
-    the empty sequence gives its ids.
-    """
-
-    step: Int[Tensor, " edits"]
-    """0 for given tokens, then the step of the sampler, from 1."""
-    row: Int[Tensor, " edits"]
-    """Row of the batch."""
-    operation: Int[Tensor, " edits"]
-    """0: insert ``token`` into gap ``position``; 1: write ``token`` at ``position``."""
-    position: Int[Tensor, " edits"]
-    """Gap (0 to the current length) or position in the target as it is at that moment."""
-    token: Int[Tensor, " edits"]
-    """Token id."""
-
-
-@dataclass(frozen=True)
-class FlexMDMPrediction:
-    """Generated targets: what stands right of BOS, given tokens of infilling included."""
-
-    ids: Int[Tensor, "rows width"]
-    """Target tokens, padded on the right."""
-    lengths: Int[Tensor, " rows"]
-    """Number of target tokens."""
-    nfe: Int[Tensor, " rows"]
-    """Evaluations of the network that the row took part in."""
-    trace: FlexMDMTrace | None
-    """The edits, when asked for."""
-
-
-@dataclass(frozen=True)
-class FlexMDMTracedPrediction(FlexMDMPrediction):
-    """What ``trace=True`` gives: the targets, and how they came to be."""
-
-    trace: FlexMDMTrace
-    """The edits."""
 
 
 FlexMDMNetwork = Callable[..., FlexMDMOutput]

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from xlm.modules import check_examples, seeds_of, take_top, uniform
-from xlm_ilm.types_ilm import ILMBatch, ILMExample, ILMPromptBatch
+from xlm.modules.records import Example
+from xlm_ilm.types_ilm import ILMBatch, ILMPromptBatch
 
 _STREAM_COUNT = 0
 _STREAM_SUBSET = 1
@@ -52,7 +53,7 @@ class ILMCollator:
         self._max_length = max_length
         self._num_draws = num_draws
 
-    def __call__(self, examples: Sequence[ILMExample]) -> ILMBatch:
+    def __call__(self, examples: Sequence[Example]) -> ILMBatch:
         """Make a batch of len(examples) * num_draws rows, padded to the longest.
 
         Raises:
@@ -82,7 +83,7 @@ class ILMCollator:
             "num_draws": torch.tensor(self._num_draws),
         }
 
-    def _draw(self, examples: Sequence[ILMExample], missing: Tensor) -> Tensor:
+    def _draw(self, examples: Sequence[Example], missing: Tensor) -> Tensor:
         """(rows, target) True at the tokens to drop."""
         seeds = seeds_of(examples)
         draw = torch.arange(len(examples)) % self._num_draws
@@ -113,7 +114,7 @@ class ILMPromptCollator:
         self._layout = _Layout(pad_id=pad_id, cls_id=cls_id, bos_id=bos_id)
         self._max_length = max_length
 
-    def __call__(self, examples: Sequence[ILMExample]) -> ILMPromptBatch:
+    def __call__(self, examples: Sequence[Example]) -> ILMPromptBatch:
         """Make a batch of len(examples) rows, padded to the longest.
 
         A target without ``fixed`` is for comparison only: it is not read.
@@ -159,7 +160,7 @@ class _Rows:
     """(rows, target) column of each target token; of one that is not kept, where it would be inserted."""
 
 
-def _read_targets(examples: Sequence[ILMExample], ids: list[Tensor], max_length: int | None) -> _Targets:
+def _read_targets(examples: Sequence[Example], ids: list[Tensor], max_length: int | None) -> _Targets:
     check_examples(examples)
     if any("segment_ids" in example for example in examples):
         raise ValueError(
@@ -180,7 +181,7 @@ def _read_targets(examples: Sequence[ILMExample], ids: list[Tensor], max_length:
     return _Targets(token=token, exists=exists, missing=missing)
 
 
-def _fixed(example: ILMExample, length: int) -> Tensor:
+def _fixed(example: Example, length: int) -> Tensor:
     fixed = example.get("fixed")
     if fixed is None:
         return torch.zeros(length, dtype=torch.bool)
@@ -197,7 +198,7 @@ class _Layout:
     cls_id: int
     bos_id: int
 
-    def pack(self, examples: Sequence[ILMExample], targets: _Targets, kept: Tensor) -> _Rows:
+    def pack(self, examples: Sequence[Example], targets: _Targets, kept: Tensor) -> _Rows:
         """Rows of the prompts and the ``kept`` (rows, target) target tokens."""
         prompts = [example.get("prompt_ids", _NO_IDS) for example in examples]
         bos_column = torch.tensor([[1 + len(prompt)] for prompt in prompts])

@@ -25,8 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xlm.modules import check_vocabulary, suppress_tokens
-from xlm_ilm.types_ilm import ILMBatch, ILMLikelihood, ILMLossOutput, ILMNetwork, call_model
+from xlm.modules import at_least_float32, check_vocabulary, suppress_tokens
+from xlm.modules.records import Likelihood
+from xlm_ilm.types_ilm import ILMBatch, ILMLossOutput, ILMNetwork, call_model
 
 RowWeight = Literal["one", "length_plus_one"]
 
@@ -107,7 +108,7 @@ class ILMLoss:
             stop_at_incomplete=(stop_probability * (num_dropped > 0)).sum(),
         )
 
-    def likelihood(self, model: ILMNetwork, batch: ILMBatch) -> ILMLikelihood:
+    def likelihood(self, model: ILMNetwork, batch: ILMBatch) -> Likelihood:
         """Estimate an upper bound of -log p(x), whatever the weights of the training loss.
 
         The chain that stops with P(stop | z) and otherwise inserts v into k with probability exp J[k, v] can
@@ -127,7 +128,7 @@ class ILMLoss:
         size = batch["num_missing"].to(torch.float64)
         bound = (size + 1) * (token + stop) - torch.lgamma(size + 1)
         num_draws = int(batch["num_draws"])
-        return ILMLikelihood(
+        return Likelihood(
             nll=bound.view(-1, num_draws).mean(1),
             num_tokens=batch["num_missing"][::num_draws],
             nll_kind="bound",
@@ -150,7 +151,7 @@ class ILMLoss:
         target_cell = cell_number[batch["target_row"], batch["target_slot"]]
         log_joint = logits[target_cell, batch["target_token"]] - log_total[batch["target_row"]]
         summed = log_joint.new_zeros(len(num_dropped)).index_add(0, batch["target_row"], log_joint)
-        return -summed / num_dropped.clamp(min=1), _at_least_float32(output.stop_logits)
+        return -summed / num_dropped.clamp(min=1), at_least_float32(output.stop_logits)
 
     def _allowed_logits(self, logits: Tensor, target_token: Tensor) -> Tensor:
         """(cells, vocab) logits with -inf at suppressed tokens.
@@ -186,10 +187,6 @@ class ILMLoss:
         if self._row_weight == "one":
             return torch.ones_like(batch["num_missing"])
         return batch["num_missing"] + 1
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _log_sum_exp_by_row(values: Tensor, row: Tensor, num_rows: int) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from xlm.modules import add_sums
 from xlm_ilm.types_ilm import ILMLossOutput
 
 _NUM_ROWS = ("num_complete", "num_incomplete")
@@ -39,9 +40,7 @@ class ILMLossMetrics:
             "stop_at_incomplete": output.stop_at_incomplete,
             **output.terms,
         }
-        self.sums = {
-            name: total.to(added[name].device) + added[name].detach() for name, total in self.sums.items()
-        }
+        self.sums = add_sums(self.sums, added)
 
     def compute(self) -> dict[str, float]:
         """The means by name; zeros if nothing was added.

@@ -17,13 +17,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from xlm.modules import sample_tokens, suppress_tokens, uniform
+from xlm.modules import TokenSampling, require, suppress_tokens, uniform
+from xlm.modules.records import INSERT, Prediction, Trace, TracedPrediction, edits_of_step
 from xlm_ilm.types_ilm import (
     ILMNetwork,
-    ILMPrediction,
     ILMPromptBatch,
-    ILMTrace,
-    ILMTracedPrediction,
     call_model,
 )
 
@@ -82,26 +80,18 @@ class ILMPredictor:
         insertions_per_step: int = 1,
     ) -> None:
         slot_options = (slot_temperature, slot_top_k, slot_top_p)
-        _require(
-            max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0"
-        )
-        _require(stop in ("threshold", "draw"), "stop", stop, "'threshold' or 'draw'")
-        _require(0 < stop_threshold <= 1, "stop_threshold", stop_threshold, "in (0, 1]")
-        _require(stop_temperature > 0, "stop_temperature", stop_temperature, "greater than 0")
-        _require(sampling in ("joint", "two_stage"), "sampling", sampling, "'joint' or 'two_stage'")
-        _require(
+        require(max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
+        require(stop in ("threshold", "draw"), "stop", stop, "'threshold' or 'draw'")
+        require(0 < stop_threshold <= 1, "stop_threshold", stop_threshold, "in (0, 1]")
+        require(stop_temperature > 0, "stop_temperature", stop_temperature, "greater than 0")
+        require(sampling in ("joint", "two_stage"), "sampling", sampling, "'joint' or 'two_stage'")
+        require(
             sampling == "two_stage" or slot_options == (1.0, None, None),
             "slot_temperature, slot_top_k, slot_top_p",
             slot_options,
             "left out with sampling='joint', which draws slot and token together",
         )
-        for name, value in (("temperature", temperature), ("slot_temperature", slot_temperature)):
-            _require(value >= 0, name, value, "at least 0")
-        for name, value in (("top_k", top_k), ("slot_top_k", slot_top_k)):
-            _require(value is None or value >= 1, name, value, "None or at least 1")
-        for name, value in (("top_p", top_p), ("slot_top_p", slot_top_p)):
-            _require(value is None or 0 < value <= 1, name, value, "None or in (0, 1]")
-        _require(insertions_per_step >= 1, "insertions_per_step", insertions_per_step, "at least 1")
+        require(insertions_per_step >= 1, "insertions_per_step", insertions_per_step, "at least 1")
         self._pad_id = pad_id
         self._suppressed_ids = list(suppressed_ids)
         self._max_new_tokens = max_new_tokens
@@ -109,26 +99,25 @@ class ILMPredictor:
         self._stop_threshold = stop_threshold
         self._stop_temperature = stop_temperature
         self._sampling = sampling
-        self._temperature = temperature
-        self._top_k = top_k
-        self._top_p = top_p
-        self._slot_temperature = slot_temperature
-        self._slot_top_k = slot_top_k
-        self._slot_top_p = slot_top_p
+        self._token_sampling = TokenSampling(temperature, top_k, top_p)
+        self._slot_sampling = TokenSampling(slot_temperature, slot_top_k, slot_top_p, prefix="slot_")
+        if sampling == "joint" and temperature == 0:
+            # The most probable pair is in the slot with the most probable token.
+            self._slot_sampling = TokenSampling(0.0)
         self._insertions_per_step = insertions_per_step
 
     @overload
     def __call__(
         self, model: ILMNetwork, batch: ILMPromptBatch, seeds: Int[Tensor, " rows"], *, trace: Literal[True]
-    ) -> ILMTracedPrediction: ...
+    ) -> TracedPrediction: ...
     @overload
     def __call__(
         self, model: ILMNetwork, batch: ILMPromptBatch, seeds: Int[Tensor, " rows"], *, trace: bool = False
-    ) -> ILMPrediction: ...
+    ) -> Prediction: ...
     @torch.no_grad()
     def __call__(
         self, model: ILMNetwork, batch: ILMPromptBatch, seeds: Int[Tensor, " rows"], *, trace: bool = False
-    ) -> ILMPrediction:
+    ) -> Prediction:
         """Generate a target for each row.
 
         Args:
@@ -157,8 +146,8 @@ class ILMPredictor:
             rows = text.growing(rows[~stops])
         ids, lengths = text.targets(self._pad_id)
         if not trace:
-            return ILMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
-        return ILMTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=_read_edits(edits))
+            return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
+        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=Trace.of(edits))
 
     def _draw_stop(self, stop_logits: Tensor, seeds: Tensor, step: int) -> Tensor:
         """(rows,) True where a row stops."""
@@ -190,14 +179,14 @@ class ILMPredictor:
             slot, token = self._draw_insertion(logits, scores, cells, free, able, uniforms)
             free[able, slot] = False
             gap = text.insert(rows[able], cells.column[able, slot], token)
-            edits.append(_edits(step, rows[able], gap, token))
+            edits.append(edits_of_step(step, INSERT, rows[able], gap, token))
         return edits
 
     @property
     def _draws_pairs(self) -> bool:
         """Whether the draw needs the flattened joint distribution, and not only its slot marginal."""
-        filtered = self._top_k is not None or self._top_p is not None
-        return self._sampling == "joint" and filtered and self._temperature > 0
+        tokens = self._token_sampling
+        return self._sampling == "joint" and tokens.is_filtered and not tokens.is_greedy
 
     def _scores(self, logits: Tensor, cells: "_Cells") -> Tensor:
         """Log-weights of slots (rows, slots) or pairs (rows, slots, vocab); -inf where there is no slot."""
@@ -205,9 +194,9 @@ class ILMPredictor:
             return cells.spread(logits)
         if self._sampling == "two_stage":
             return cells.spread(logits.logsumexp(-1))
-        if self._temperature == 0:
+        if self._token_sampling.is_greedy:
             return cells.spread(logits.amax(-1))
-        return cells.spread((logits / self._temperature).logsumexp(-1))
+        return cells.spread((logits / self._token_sampling.temperature).logsumexp(-1))
 
     def _draw_insertion(
         self, logits: Tensor, scores: Tensor, cells: "_Cells", free: Tensor, able: Tensor, uniforms: Tensor
@@ -215,25 +204,11 @@ class ILMPredictor:
         """One slot, as its number among the row's open slots, and one token for each of the ``able`` rows."""
         if self._draws_pairs:
             pairs = scores[able].masked_fill(~free[able].unsqueeze(2), -math.inf).flatten(1)
-            pair = sample_tokens(
-                pairs, uniforms[:, 0], temperature=self._temperature, top_k=self._top_k, top_p=self._top_p
-            )
+            pair = self._token_sampling.draw(pairs, uniforms[:, 0])
             return pair // scores.shape[2], pair % scores.shape[2]
-        greedy = self._sampling == "joint" and self._temperature == 0
-        slot = sample_tokens(
-            scores[able].masked_fill(~free[able], -math.inf),
-            uniforms[:, 0],
-            temperature=0.0 if greedy else self._slot_temperature,
-            top_k=self._slot_top_k,
-            top_p=self._slot_top_p,
-        )
-        token = sample_tokens(
-            logits[cells.first[able] + slot],
-            uniforms[:, 1],
-            temperature=self._temperature,
-            top_k=self._top_k,
-            top_p=self._top_p,
-        )
+        free_scores = scores[able].masked_fill(~free[able], -math.inf)
+        slot = self._slot_sampling.draw(free_scores, uniforms[:, 0])
+        token = self._token_sampling.draw(logits[cells.first[able] + slot], uniforms[:, 1])
         return slot, token
 
 
@@ -340,7 +315,7 @@ class _Text:
     def given_edits(self) -> Tensor:
         """Insertions that build the given targets, from left to right."""
         row, column, place = self._target_cells()
-        return _edits(0, row, place, self.input_ids[row, column])
+        return edits_of_step(0, INSERT, row, place, self.input_ids[row, column])
 
     def _target_cells(self) -> tuple[Tensor, Tensor, Tensor]:
         """Row, column and place in its target of each target token, (tokens,) each."""
@@ -355,18 +330,3 @@ def _widen(table: Tensor, capacity: int) -> Tensor:
     wide = table.new_zeros(len(table), capacity)
     wide[:, : table.shape[1]] = table
     return wide
-
-
-def _edits(step: int, row: Tensor, position: Tensor, token: Tensor) -> Tensor:
-    """(5, edits) the fields of :class:`ILMTrace`, in their order, for insertions of one step."""
-    return torch.stack([torch.full_like(row, step), row, torch.zeros_like(row), position, token])
-
-
-def _read_edits(edits: list[Tensor]) -> ILMTrace:
-    step, row, operation, position, token = torch.cat(edits, dim=1)
-    return ILMTrace(step=step, row=row, operation=operation, position=position, token=token)
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")

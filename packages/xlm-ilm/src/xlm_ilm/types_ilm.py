@@ -10,29 +10,12 @@ token; :mod:`xlm_ilm.datamodule_ilm` has the rule.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, TypedDict
 
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-
-class ILMExample(TypedDict):
-    """One row of data: token ids without special tokens.
-
-    The keys present define the task: only ``target_ids`` is language modelling, ``prompt_ids`` besides it
-    prefix to suffix, ``fixed`` infilling, and neither of them unconditional generation.
-    """
-
-    seed: int
-    """Source of all randomness of the row (int64)."""
-    prompt_ids: NotRequired[Int[Tensor, " prompt"]]
-    """Given text left of the target."""
-    target_ids: NotRequired[Int[Tensor, " target"]]
-    """The text to model or to generate."""
-    fixed: NotRequired[Bool[Tensor, " target"]]
-    """True at target tokens that are given (infilling)."""
-    segment_ids: NotRequired[Int[Tensor, " target"]]
-    """Of a block packed with several documents; the collators refuse it."""
+from xlm.modules.records import LossOutput
 
 
 class ILMBatch(TypedDict):
@@ -88,15 +71,13 @@ class ILMOutput(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ILMLossOutput:
-    """The loss as sums over rows, with counts for :class:`xlm_ilm.ILMLossMetrics`."""
+class ILMLossOutput(LossOutput):
+    """The loss as sums over rows, with counts for :class:`xlm_ilm.ILMLossMetrics`.
 
-    loss_sum: Float[Tensor, ""]
-    """What is differentiated: the sum of the terms."""
-    loss_count: Int[Tensor, ""]
-    """Number of rows, the normaliser of every sum here."""
-    terms: dict[str, Float[Tensor, ""]]
-    """``token`` and ``stop``, weighted as in the loss."""
+    ``loss_count`` is the number of rows, the normaliser of every sum here; the terms are ``token`` and
+    ``stop``, weighted as in the loss.
+    """
+
     num_dropped: Int[Tensor, ""]
     """Dropped tokens of all rows."""
     num_complete: Int[Tensor, ""]
@@ -107,63 +88,6 @@ class ILMLossOutput:
     """Sum of P(stop) over the complete rows."""
     stop_at_incomplete: Float[Tensor, ""]
     """Sum of P(stop) over the incomplete rows."""
-
-
-@dataclass(frozen=True)
-class ILMLikelihood:
-    """Estimate of an upper bound of -log p(missing tokens and their number | given tokens)."""
-
-    nll: Float64[Tensor, " examples"]
-    """Nats per example, averaged over the draws."""
-    num_tokens: Int[Tensor, " examples"]
-    """Target tokens that are scored, i.e. that are not given."""
-    nll_kind: Literal["exact", "bound"]
-    """Whether the expectation of ``nll`` is the value itself or an upper bound of it."""
-    num_draws: int
-    """Draws averaged for each example."""
-    models_length: bool
-    """Whether the number of tokens is part of what is scored."""
-
-
-@dataclass(frozen=True)
-class ILMTrace:
-    """How the targets came to be: one entry per insertion, in order.
-
-    Replaying the insertions of a row from the empty sequence gives its ids.
-    """
-
-    step: Int[Tensor, " edits"]
-    """0 for given tokens, then the evaluation of the network, from 1, that led to the insertion."""
-    row: Int[Tensor, " edits"]
-    """Row of the batch."""
-    operation: Int[Tensor, " edits"]
-    """Always 0: insert ``token`` into gap ``position``."""
-    position: Int[Tensor, " edits"]
-    """Gap of the target as it is at that moment, 0 to its length."""
-    token: Int[Tensor, " edits"]
-    """Token id."""
-
-
-@dataclass(frozen=True)
-class ILMPrediction:
-    """Generated targets: what stands right of BOS, given tokens of infilling included."""
-
-    ids: Int[Tensor, "rows width"]
-    """Target tokens, padded on the right."""
-    lengths: Int[Tensor, " rows"]
-    """Number of target tokens."""
-    nfe: Int[Tensor, " rows"]
-    """Evaluations of the network that the row took part in."""
-    trace: ILMTrace | None
-    """The insertions, when asked for."""
-
-
-@dataclass(frozen=True)
-class ILMTracedPrediction(ILMPrediction):
-    """What ``trace=True`` gives: the targets, and how they came to be."""
-
-    trace: ILMTrace
-    """The insertions."""
 
 
 ILMNetwork = Callable[..., ILMOutput]

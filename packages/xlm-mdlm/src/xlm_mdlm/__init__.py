@@ -1,5 +1,10 @@
 """Masked diffusion language model (Sahoo et al. 2024, arXiv:2406.07524)."""
 
+from xlm.modules.records import Example as MDLMExample
+from xlm.modules.records import Likelihood as MDLMLikelihood
+from xlm.modules.records import Prediction as MDLMPrediction
+from xlm.modules.records import Trace as MDLMTrace
+from xlm.modules.records import TracedPrediction as MDLMTracedPrediction
 from xlm_mdlm.datamodule_mdlm import MDLMCollator, MDLMLikelihoodCollator, MDLMPromptCollator
 from xlm_mdlm.loss_mdlm import MDLMLoss
 from xlm_mdlm.metrics_mdlm import MDLMMetrics
@@ -8,14 +13,9 @@ from xlm_mdlm.predictor_mdlm import MDLMPredictor
 from xlm_mdlm.samplers_mdlm import Ancestral, ConfidenceOrder, FirstHitting, Remasking, Sampler
 from xlm_mdlm.types_mdlm import (
     MDLMBatch,
-    MDLMExample,
-    MDLMLikelihood,
     MDLMLossOutput,
     MDLMNetwork,
-    MDLMPrediction,
     MDLMPromptBatch,
-    MDLMTrace,
-    MDLMTracedPrediction,
 )
 
 __all__ = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from xlm.modules import sample_tokens, uniform
+from xlm.modules import TokenSampling, uniform
 from xlm_mdlm.types_mdlm import MDLMNetwork, call_model
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 
@@ -28,15 +28,7 @@ class Denoiser:
 
     model: MDLMNetwork
     vocabulary: CellVocabulary
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-
-    def draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """Token of each cell (cells,) from the logits (cells, vocab), exact in float64."""
-        return sample_tokens(
-            logits, uniforms, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
-        )
+    sampling: TokenSampling
 
 
 @dataclass(frozen=True)
@@ -98,7 +90,7 @@ class Canvas:
             turn: Number of the evaluation, from 1, that gave the logits.
         """
         uniforms = uniform(self.seeds, self.input_ids.shape[1], step=turn, stream=_STREAM_TOKENS)
-        tokens = self.denoiser.draw(logits, uniforms[row, column])
+        tokens = self.denoiser.sampling.draw(logits, uniforms[row, column])
         self._edit(row, column, tokens, turn)
 
     def remask(self, row: Tensor, column: Tensor, *, turn: int) -> None:

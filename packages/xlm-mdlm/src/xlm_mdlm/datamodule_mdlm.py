@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from xlm.modules import NoiseSchedule, seeds_of, stratified_times, take_top, uniform
+from xlm.modules import NoiseSchedule, places_of, seeds_of, stratified_times, take_top, uniform
+from xlm.modules.records import Example
 from xlm_mdlm.layout_mdlm import Layout, Rows
 from xlm_mdlm.process_mdlm import noise_of_alpha
-from xlm_mdlm.types_mdlm import MDLMBatch, MDLMExample, MDLMPromptBatch
+from xlm_mdlm.types_mdlm import MDLMBatch, MDLMPromptBatch
 
 _STREAM_TIME = 0
 _STREAM_CELLS = 1
@@ -67,7 +68,7 @@ class MDLMCollator:
         )
         self._min_time = min_time
 
-    def __call__(self, examples: Sequence[MDLMExample]) -> MDLMBatch:
+    def __call__(self, examples: Sequence[Example]) -> MDLMBatch:
         """Make a batch of len(examples) rows, padded to the longest.
 
         Raises:
@@ -76,9 +77,7 @@ class MDLMCollator:
         """
         rows = self._layout.lay_out(examples)
         seeds = seeds_of(examples)
-        places = [example["place"] for example in examples if "place" in example]
-        known_places = torch.tensor(places) if len(places) == len(examples) else None
-        drawn = stratified_times(seeds, known_places, stream=_STREAM_TIME)
+        drawn = stratified_times(seeds, places_of(examples), stream=_STREAM_TIME)
         time = self._min_time + (1 - self._min_time) * drawn
         alpha = self._schedule.alpha(time)
         keys = uniform(seeds, rows.ids.shape[1], step=0, stream=_STREAM_CELLS)
@@ -142,7 +141,7 @@ class MDLMLikelihoodCollator:
         )
         self._num_draws = num_draws
 
-    def __call__(self, examples: Sequence[MDLMExample]) -> MDLMBatch:
+    def __call__(self, examples: Sequence[Example]) -> MDLMBatch:
         """Make a batch of len(examples) * num_draws rows, padded to the longest.
 
         Raises:
@@ -216,7 +215,7 @@ class MDLMPromptCollator:
         )
         self._default_length = default_length
 
-    def __call__(self, examples: Sequence[MDLMExample]) -> MDLMPromptBatch:
+    def __call__(self, examples: Sequence[Example]) -> MDLMPromptBatch:
         """Make a batch of len(examples) rows, padded to the longest.
 
         Raises:
@@ -231,7 +230,7 @@ class MDLMPromptCollator:
             "target_start": rows.target_start,
         }
 
-    def _with_length(self, example: MDLMExample) -> MDLMExample:
+    def _with_length(self, example: Example) -> Example:
         """The example, with a target of the right length if it has none and needs one."""
         if "target_ids" in example or self._layout.target_length is not None:
             return example

@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from xlm.modules import check_examples
-from xlm_mdlm.types_mdlm import MDLMBatch, MDLMExample
+from xlm.modules.records import Example
+from xlm_mdlm.types_mdlm import MDLMBatch
 
 _NO_IDS = torch.empty(0, dtype=torch.int64)
 
@@ -83,7 +84,7 @@ class Layout:
         if self.target_length is not None and self.target_length < 1:
             raise ValueError(f"target_length must be None or at least 1, got {self.target_length}")
 
-    def lay_out(self, examples: Sequence[MDLMExample], *, only_given: bool = False) -> Rows:
+    def lay_out(self, examples: Sequence[Example], *, only_given: bool = False) -> Rows:
         """Prompt, BOS, target and filling of each example in one row.
 
         With ``only_given``, target tokens that are not given may have any id: they will not be read.
@@ -174,7 +175,7 @@ class Layout:
             )
 
 
-def _given(examples: Sequence[MDLMExample], target_start: Tensor, length: int) -> Tensor:
+def _given(examples: Sequence[Example], target_start: Tensor, length: int) -> Tensor:
     """(rows, length) True at given target tokens."""
     given = torch.zeros(len(examples), length, dtype=torch.bool)
     for row, example in enumerate(examples):
@@ -188,7 +189,7 @@ def _given(examples: Sequence[MDLMExample], target_start: Tensor, length: int) -
     return given
 
 
-def _segment_ids(examples: Sequence[MDLMExample], *, bare: bool) -> Tensor | None:
+def _segment_ids(examples: Sequence[Example], *, bare: bool) -> Tensor | None:
     """(rows, length) number of the document of each token, -1 at padding; None without packed blocks."""
     segments = [example["segment_ids"] for example in examples if "segment_ids" in example]
     if not segments:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from xlm.modules import check_vocabulary, segment_mask
-from xlm_mdlm.types_mdlm import NUM_LEVELS, MDLMBatch, MDLMLikelihood, MDLMLossOutput, MDLMNetwork, call_model
+from xlm.modules.records import Likelihood
+from xlm_mdlm.types_mdlm import NUM_LEVELS, MDLMBatch, MDLMLossOutput, MDLMNetwork, call_model
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 
 
@@ -71,7 +72,7 @@ class MDLMLoss:
             entropy_by_level=entropy.new_zeros(NUM_LEVELS).index_add(0, level_of_cell, entropy),
         )
 
-    def likelihood(self, model: MDLMNetwork, batch: MDLMBatch) -> MDLMLikelihood:
+    def likelihood(self, model: MDLMNetwork, batch: MDLMBatch) -> Likelihood:
         """Estimate an upper bound of -log p(x_0), whatever the schedule of the training.
 
         A network that is not conditioned on time defines one distribution, p(x) = E_s prod_i p_theta(x_s(i) |
@@ -97,7 +98,7 @@ class MDLMLoss:
         weight = batch["weight"]
         bound = torch.zeros_like(weight).index_add(0, cells.row, weight[cells.row] * cells.entropy)
         num_draws = int(batch["num_draws"])
-        return MDLMLikelihood(
+        return Likelihood(
             nll=bound.view(-1, num_draws).mean(1),
             num_tokens=batch["num_tokens"][::num_draws],
             nll_kind="bound",

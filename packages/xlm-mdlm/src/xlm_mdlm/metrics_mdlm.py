@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from xlm.modules import add_sums
 from xlm_mdlm.types_mdlm import NUM_LEVELS, MDLMLossOutput
 
 _LEVELS = [f"{100 * level // NUM_LEVELS}_{100 * (level + 1) // NUM_LEVELS}" for level in range(NUM_LEVELS)]
@@ -35,8 +36,8 @@ class MDLMMetrics:
         }
         by_level = zip(_LEVELS, output.masked_by_level, output.entropy_by_level, strict=True)
         for level, masked, entropy in by_level:
-            added |= {f"masked_{level}": masked, f"entropy_{level}": entropy.detach()}
-        self.sums = {name: total.to(added[name].device) + added[name] for name, total in self.sums.items()}
+            added |= {f"masked_{level}": masked, f"entropy_{level}": entropy}
+        self.sums = add_sums(self.sums, added)
 
     def compute(self) -> dict[str, float]:
         """Means over masked cells; zeros where nothing was added.

@@ -6,11 +6,12 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from xlm.modules import NoiseSchedule, row_seeds
+from xlm.modules import NoiseSchedule, TokenSampling, require, row_seeds
+from xlm.modules.records import Prediction, TracedPrediction
 from xlm_mdlm.canvas_mdlm import Canvas, Denoiser
 from xlm_mdlm.samplers_mdlm import Sampler
 from xlm_mdlm.text_mdlm import Text, Window
-from xlm_mdlm.types_mdlm import MDLMNetwork, MDLMPrediction, MDLMPromptBatch, MDLMTracedPrediction
+from xlm_mdlm.types_mdlm import MDLMNetwork, MDLMPromptBatch
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 
 
@@ -58,15 +59,12 @@ class MDLMPredictor:
         window_length: int | None = None,
         stride: int | None = None,
     ) -> None:
-        _require(temperature >= 0, "temperature", temperature, "at least 0")
-        _require(top_k is None or top_k >= 1, "top_k", top_k, "None or at least 1")
-        _require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "None or in (0, 1]")
         if window_length is None:
-            _require(stride is None, "stride", stride, "None without window_length")
+            require(stride is None, "stride", stride, "None without window_length")
         else:
-            _require(window_length >= 1, "window_length", window_length, "None or at least 1")
+            require(window_length >= 1, "window_length", window_length, "None or at least 1")
             in_range = stride is not None and 1 <= stride <= window_length
-            _require(in_range, "stride", stride, f"from 1 to window_length={window_length}")
+            require(in_range, "stride", stride, f"from 1 to window_length={window_length}")
         self._schedule = schedule
         self._sampler = sampler
         self._vocabulary = CellVocabulary(
@@ -74,24 +72,22 @@ class MDLMPredictor:
         )
         self._mask_id = mask_id
         self._pad_id = pad_id
-        self._temperature = temperature
-        self._top_k = top_k
-        self._top_p = top_p
+        self._sampling = TokenSampling(temperature, top_k, top_p)
         self._window_length = window_length
         self._stride = stride
 
     @overload
     def __call__(
         self, model: MDLMNetwork, batch: MDLMPromptBatch, seeds: Tensor, *, trace: Literal[True]
-    ) -> MDLMTracedPrediction: ...
+    ) -> TracedPrediction: ...
     @overload
     def __call__(
         self, model: MDLMNetwork, batch: MDLMPromptBatch, seeds: Tensor, *, trace: bool = False
-    ) -> MDLMPrediction: ...
+    ) -> Prediction: ...
     @torch.no_grad()
     def __call__(
         self, model: MDLMNetwork, batch: MDLMPromptBatch, seeds: Tensor, *, trace: bool = False
-    ) -> MDLMPrediction:
+    ) -> Prediction:
         """Generate a target for each row.
 
         Args:
@@ -101,9 +97,10 @@ class MDLMPredictor:
             trace: Whether to record the edits.
 
         Returns:
-            The targets, up to the first EOS or PAD where the text may end.
+            The targets, up to the first EOS or PAD where the text may end. Edits of step 0 insert the cells
+            of the final text, MASK at those that are not given; later ones write over the masks.
         """
-        denoiser = Denoiser(model, self._vocabulary, self._temperature, self._top_k, self._top_p)
+        denoiser = Denoiser(model, self._vocabulary, self._sampling)
         text = Text.of(batch, self._vocabulary)
         nfe = torch.zeros_like(seeds)
         edits: list[Tensor] = []
@@ -131,16 +128,11 @@ class MDLMPredictor:
             num_calls += int(canvas.nfe.max())
         ids, lengths = text.targets(self._pad_id)
         if not trace:
-            return MDLMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
-        return MDLMTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=text.trace(edits, lengths))
+            return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
+        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=text.trace(edits, lengths))
 
 
 def _edits_of_text(edits: Tensor, window: Window, num_calls: int) -> Tensor:
     """(4, edits) edits of a window in rows and columns of the text, with steps behind the calls before it."""
     turn, row, column, token = edits
     return torch.stack([num_calls + turn, window.rows[row], window.source[row, column], token])
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")

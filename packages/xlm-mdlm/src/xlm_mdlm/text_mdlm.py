@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xlm_mdlm.types_mdlm import MDLMPromptBatch, MDLMTrace
+from xlm.modules.records import Trace
+from xlm_mdlm.types_mdlm import MDLMPromptBatch
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 
 
@@ -99,14 +100,14 @@ class Text:
         ids[row, column - self.target_start[row]] = self.input_ids[row, column]
         return ids, lengths
 
-    def trace(self, edits: list[Tensor], lengths: Tensor) -> MDLMTrace:
+    def trace(self, edits: list[Tensor], lengths: Tensor) -> Trace:
         """Insertions that build the start, then ``edits``: (4, edits) step, row, column and token each."""
         row, column = (self.cells & (self._place() < lengths.unsqueeze(1))).nonzero(as_tuple=True)
         given = torch.stack([torch.zeros_like(row), row, column, self.start_ids[row, column]])
         step, row, column, token = torch.cat([given, *edits], dim=1)
         position = column - self.target_start[row]
         inside = position < lengths[row]
-        return MDLMTrace(
+        return Trace(
             step=step[inside],
             row=row[inside],
             operation=(step > 0).long()[inside],

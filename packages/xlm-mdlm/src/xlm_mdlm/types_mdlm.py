@@ -11,34 +11,15 @@ predicted; the padding on the right of a row is none of these.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from xlm.modules.records import LossOutput
+
 NUM_LEVELS = 4
 """Intervals of the masked share of a row into which losses are binned in metrics."""
-
-
-class MDLMExample(TypedDict):
-    """One row of data: token ids without special tokens.
-
-    The keys present define the task: only ``target_ids`` is language modelling, ``prompt_ids`` besides it
-    prefix to suffix, ``fixed`` infilling, and neither of them unconditional generation.
-    """
-
-    seed: int
-    """Source of all randomness of the row (int64)."""
-    place: NotRequired[int]
-    """Place of the row in the training stream of all processes; stratified times follow it."""
-    prompt_ids: NotRequired[Int[Tensor, " prompt"]]
-    """Given text left of the target."""
-    target_ids: NotRequired[Int[Tensor, " target"]]
-    """The text to model or to generate."""
-    fixed: NotRequired[Bool[Tensor, " target"]]
-    """True at target tokens that are given (infilling)."""
-    segment_ids: NotRequired[Int[Tensor, " target"]]
-    """Of a block packed with several documents: number of the document of each token, from 0."""
 
 
 class MDLMBatch(TypedDict):
@@ -93,15 +74,13 @@ class MDLMPromptBatch(TypedDict):
 
 
 @dataclass(frozen=True)
-class MDLMLossOutput:
-    """The loss as a sum with its normaliser, and counts for :class:`xlm_mdlm.MDLMMetrics`."""
+class MDLMLossOutput(LossOutput):
+    """The loss as a sum with its normaliser, and counts for :class:`xlm_mdlm.MDLMMetrics`.
 
-    loss_sum: Float[Tensor, ""]
-    """What is differentiated: an estimate of the sum of the rows' bounds, in nats."""
-    loss_count: Int[Tensor, ""]
-    """All cells that can be masked, whether they are or not."""
-    terms: dict[str, Float[Tensor, ""]]
-    """``token``, the whole loss."""
+    ``loss_sum`` is an estimate of the sum of the rows' bounds in nats, ``loss_count`` the number of cells
+    that can be masked, whether they are or not; the one term is ``token``.
+    """
+
     num_masked: Int[Tensor, ""]
     """Masked cells of all rows."""
     num_correct: Int[Tensor, ""]
@@ -110,66 +89,6 @@ class MDLMLossOutput:
     """Masked cells by the masked share of their row, in NUM_LEVELS equal intervals of (0, 1]."""
     entropy_by_level: Float[Tensor, " levels"]
     """Their cross-entropies summed, without weights, in nats."""
-
-
-@dataclass(frozen=True)
-class MDLMLikelihood:
-    """Estimate of an upper bound of -log p(cells that are not given | given tokens)."""
-
-    nll: Float64[Tensor, " examples"]
-    """Nats per example, averaged over the draws."""
-    num_tokens: Int[Tensor, " examples"]
-    """Raw target tokens that are not given."""
-    nll_kind: Literal["exact", "bound"]
-    """Whether the expectation of ``nll`` is the value itself or an upper bound of it."""
-    num_draws: int
-    """Draws averaged for each example."""
-    models_length: bool
-    """Whether the length of the target is part of what is scored."""
-
-
-@dataclass(frozen=True)
-class MDLMTrace:
-    """How the targets came to be: one entry per edit, in order.
-
-    Replaying the edits of a row from the empty sequence gives its ids. Step 0 inserts the cells of the final
-    text from left to right, given tokens as they are and MASK for the others; the steps after it write tokens
-    over masks and, with remasking, MASK over tokens. Cells behind the end of the final text do not appear.
-    """
-
-    step: Int[Tensor, " edits"]
-    """0 for the start, then the call of the network, from 1, that led to the edit or was the last before
-    it."""
-    row: Int[Tensor, " edits"]
-    """Row of the batch."""
-    operation: Int[Tensor, " edits"]
-    """0: insert ``token`` into gap ``position``; 1: write ``token`` at ``position``."""
-    position: Int[Tensor, " edits"]
-    """Place in the target."""
-    token: Int[Tensor, " edits"]
-    """Token id."""
-
-
-@dataclass(frozen=True)
-class MDLMPrediction:
-    """Generated targets: what stands right of BOS, given tokens of infilling included, up to the end."""
-
-    ids: Int[Tensor, "rows width"]
-    """Target tokens, padded on the right."""
-    lengths: Int[Tensor, " rows"]
-    """Number of target tokens."""
-    nfe: Int[Tensor, " rows"]
-    """Evaluations of the network that the row took part in."""
-    trace: MDLMTrace | None
-    """The edits, when asked for."""
-
-
-@dataclass(frozen=True)
-class MDLMTracedPrediction(MDLMPrediction):
-    """What ``trace=True`` gives: the targets, and how they came to be."""
-
-    trace: MDLMTrace
-    """The edits."""
 
 
 MDLMNetwork = Callable[..., Tensor]

@@ -31,8 +31,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from xlm.modules import NoiseSchedule, check_examples, seeds_of, stratified_times, take_top, uniform
-from xlm_mlm.types_mlm import MLMBatch, MLMExample, MLMPromptBatch
+from xlm.modules import (
+    NoiseSchedule,
+    check_examples,
+    places_of,
+    seeds_of,
+    stratified_times,
+    take_top,
+    uniform,
+)
+from xlm.modules.records import Example
+from xlm_mlm.types_mlm import MLMBatch, MLMPromptBatch
 
 _STREAM_RATE = 0
 _STREAM_CELLS = 1
@@ -84,7 +93,7 @@ class MLMCollator:
         self._schedule = schedule
         self._mask_rate = mask_rate
 
-    def __call__(self, examples: Sequence[MLMExample]) -> MLMBatch:
+    def __call__(self, examples: Sequence[Example]) -> MLMBatch:
         """Make a batch of len(examples) rows, padded to the longest.
 
         Raises:
@@ -102,13 +111,11 @@ class MLMCollator:
             batch["likelihood_weight"] = weight.masked_fill(num_masked == 0, 0.0)
         return batch
 
-    def _rates(self, examples: Sequence[MLMExample], seeds: Tensor) -> Tensor:
+    def _rates(self, examples: Sequence[Example], seeds: Tensor) -> Tensor:
         """(rows,) probability of masking a cell."""
         if self._mask_rate is not None:
             return torch.full(seeds.shape, self._mask_rate, dtype=torch.float64)
-        places = [example["place"] for example in examples if "place" in example]
-        known = torch.tensor(places) if len(places) == len(examples) else None
-        times = stratified_times(seeds, known, stream=_STREAM_RATE)
+        times = stratified_times(seeds, places_of(examples), stream=_STREAM_RATE)
         return times if self._schedule is None else 1 - self._schedule.alpha(times)
 
 
@@ -149,7 +156,7 @@ class MLMLikelihoodCollator:
         )
         self._num_draws = num_draws
 
-    def __call__(self, examples: Sequence[MLMExample]) -> MLMBatch:
+    def __call__(self, examples: Sequence[Example]) -> MLMBatch:
         """Make a batch of len(examples) * num_draws rows, padded to the longest.
 
         Raises:
@@ -208,7 +215,7 @@ class MLMPromptCollator:
         )
         self._default_length = default_length
 
-    def __call__(self, examples: Sequence[MLMExample]) -> MLMPromptBatch:
+    def __call__(self, examples: Sequence[Example]) -> MLMPromptBatch:
         """Make a batch of len(examples) rows, padded to the longest.
 
         Raises:
@@ -223,7 +230,7 @@ class MLMPromptCollator:
             "target_start": rows.target_start,
         }
 
-    def _with_length(self, example: MLMExample) -> MLMExample:
+    def _with_length(self, example: Example) -> Example:
         """The example, with a target of the right length if it has none and needs one."""
         if "target_ids" in example or self._layout.target_length is not None:
             return example
@@ -269,7 +276,7 @@ class _Layout:
         if self.target_length is not None and self.target_length < 1:
             raise ValueError(f"target_length must be None or at least 1, got {self.target_length}")
 
-    def lay_out(self, examples: Sequence[MLMExample], *, only_given: bool = False) -> _Rows:
+    def lay_out(self, examples: Sequence[Example], *, only_given: bool = False) -> _Rows:
         """Prompt, BOS, target and filling of each example in one row.
 
         With ``only_given``, target tokens that are not given may have any id: they will not be read.
@@ -337,7 +344,7 @@ class _Layout:
             )
 
 
-def _given(examples: Sequence[MLMExample], target_start: Tensor, length: int) -> Tensor:
+def _given(examples: Sequence[Example], target_start: Tensor, length: int) -> Tensor:
     """(rows, length) True at given target tokens."""
     given = torch.zeros(len(examples), length, dtype=torch.bool)
     for row, example in enumerate(examples):
@@ -351,7 +358,7 @@ def _given(examples: Sequence[MLMExample], target_start: Tensor, length: int) ->
     return given
 
 
-def _segment_ids(examples: Sequence[MLMExample], *, bare: bool) -> Tensor | None:
+def _segment_ids(examples: Sequence[Example], *, bare: bool) -> Tensor | None:
     """(rows, length) number of the document of each token, -1 at padding; None without packed blocks."""
     segments = [example["segment_ids"] for example in examples if "segment_ids" in example]
     if not segments:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from xlm.modules import check_vocabulary, segment_mask
-from xlm_mlm.types_mlm import MLMBatch, MLMLikelihood, MLMLossOutput, MLMNetwork, call_model
+from xlm.modules.records import Likelihood
+from xlm_mlm.types_mlm import MLMBatch, MLMLossOutput, MLMNetwork, call_model
 from xlm_mlm.vocabulary_mlm import CellVocabulary
 
 Normalise = Literal["masked_cells", "rows"]
@@ -84,7 +85,7 @@ class MLMLoss:
             num_correct=correct.sum(),
         )
 
-    def likelihood(self, model: MLMNetwork, batch: MLMBatch) -> MLMLikelihood:
+    def likelihood(self, model: MLMNetwork, batch: MLMBatch) -> Likelihood:
         """Estimate an upper bound of -log p(x), whatever the normaliser of the training loss.
 
         Filling the L cells one by one in the order s, with everything filled so far visible, has the
@@ -117,7 +118,7 @@ class MLMLoss:
         weight = batch["likelihood_weight"]
         bound = torch.zeros_like(weight).index_add(0, row, weight[row] * entropy)
         num_draws = int(batch["num_draws"])
-        return MLMLikelihood(
+        return Likelihood(
             nll=bound.view(-1, num_draws).mean(1),
             num_tokens=batch["num_tokens"][::num_draws],
             nll_kind="bound",

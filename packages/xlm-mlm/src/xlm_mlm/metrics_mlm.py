@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from xlm.modules import add_sums
 from xlm_mlm.types_mlm import MLMLossOutput
 
 
@@ -28,7 +29,7 @@ class MLMMetrics:
             "num_eligible": output.num_eligible,
             "num_correct": output.num_correct,
         }
-        self.sums = {name: total.to(added[name].device) + added[name] for name, total in self.sums.items()}
+        self.sums = add_sums(self.sums, added)
 
     def compute(self) -> dict[str, float]:
         """``masked_accuracy`` and ``mean_mask_rate`` over cells; zeros if nothing was added."""

@@ -16,13 +16,11 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from xlm.modules import confidence, sample_tokens, uniform
+from xlm.modules import TokenSampling, confidence, require, uniform
+from xlm.modules.records import INSERT, WRITE, Prediction, Trace, TracedPrediction, edits_of_step
 from xlm_mlm.types_mlm import (
     MLMNetwork,
-    MLMPrediction,
     MLMPromptBatch,
-    MLMTrace,
-    MLMTracedPrediction,
     call_model,
 )
 from xlm_mlm.unmasking_mlm import SUREST, Counts, MaxUncertainty, MinConfidence, Order, Rule, Schedule
@@ -84,32 +82,27 @@ class MLMPredictor:
         top_k: int | None = None,
         top_p: float | None = None,
     ) -> None:
-        _require(order in ("random", *SUREST), "order", order, "'random', 'top_prob', 'margin' or 'entropy'")
-        _require(temperature >= 0, "temperature", temperature, "at least 0")
-        _require(top_k is None or top_k >= 1, "top_k", top_k, "None or at least 1")
-        _require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "None or in (0, 1]")
+        require(order in ("random", *SUREST), "order", order, "'random', 'top_prob', 'margin' or 'entropy'")
         self._vocabulary = CellVocabulary(
             mask_id=mask_id, pad_id=pad_id, eos_id=eos_id, suppressed_ids=suppressed_ids
         )
         self._pad_id = pad_id
         self._order: Order = order
         self._rule = _make_rule(order, num_steps, schedule, min_confidence, max_uncertainty)
-        self._temperature = temperature
-        self._top_k = top_k
-        self._top_p = top_p
+        self._sampling = TokenSampling(temperature, top_k, top_p)
 
     @overload
     def __call__(
         self, model: MLMNetwork, batch: MLMPromptBatch, seeds: Tensor, *, trace: Literal[True]
-    ) -> MLMTracedPrediction: ...
+    ) -> TracedPrediction: ...
     @overload
     def __call__(
         self, model: MLMNetwork, batch: MLMPromptBatch, seeds: Tensor, *, trace: bool = False
-    ) -> MLMPrediction: ...
+    ) -> Prediction: ...
     @torch.no_grad()
     def __call__(
         self, model: MLMNetwork, batch: MLMPromptBatch, seeds: Tensor, *, trace: bool = False
-    ) -> MLMPrediction:
+    ) -> Prediction:
         """Generate a target for each row.
 
         Args:
@@ -119,7 +112,8 @@ class MLMPredictor:
             trace: Whether to record the edits.
 
         Returns:
-            The targets, up to the first EOS or PAD where the text may end.
+            The targets, up to the first EOS or PAD where the text may end. Edits of step 0 insert the cells
+            of the final text, MASK at those that are not given; later ones write over the masks.
         """
         text = _Text.start(batch)
         edits: list[Tensor] = []
@@ -132,15 +126,15 @@ class MLMPredictor:
             chosen, tokens = self._step(model, text.window(rows), seeds[rows], step)
             row, column = chosen.nonzero(as_tuple=True)
             text.write(rows[row], column, tokens)
-            edits.append(_edits(step, rows[row], 1, column - text.target_start[rows[row]], tokens))
+            edits.append(edits_of_step(step, WRITE, rows[row], column - text.target_start[rows[row]], tokens))
             rows = text.unfinished(rows)
         ids, lengths = text.targets(self._vocabulary, self._pad_id)
         if not trace:
-            return MLMPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
+            return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
         start = text.start_edits(batch["input_ids"], lengths)
-        return MLMTracedPrediction(
-            ids=ids, lengths=lengths, nfe=nfe, trace=_read_edits([start, *edits], lengths)
-        )
+        # Cells behind the end of the final text do not appear.
+        inside = [table[:, table[3] < lengths[table[1]]] for table in (start, *edits)]
+        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=Trace.of(inside))
 
     def _step(self, model: MLMNetwork, window: "_Window", seeds: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The cells to fill (rows, length), and their tokens (cells,) in row-major order."""
@@ -156,14 +150,8 @@ class MLMPredictor:
             scores[window.masked] = certainty
             chosen = self._rule.choose(scores, window.masked, window.num_start, step)
             logits = all_logits[chosen[window.masked]]
-        tokens = sample_tokens(
-            logits,
-            uniform(seeds, length, step=step, stream=_STREAM_TOKEN)[chosen],
-            temperature=self._temperature,
-            top_k=self._top_k,
-            top_p=self._top_p,
-        )
-        return chosen, tokens
+        uniforms = uniform(seeds, length, step=step, stream=_STREAM_TOKEN)[chosen]
+        return chosen, self._sampling.draw(logits, uniforms)
 
     def _logits(self, model: MLMNetwork, window: "_Window", wanted: Tensor) -> Tensor:
         """(cells, vocab) logits of the wanted cells (rows, length), -inf at impossible tokens."""
@@ -242,24 +230,12 @@ class _Text:
         """Insertions that build the start, ``input_ids``, of every text from left to right."""
         place = torch.arange(input_ids.shape[1], device=lengths.device) - self.target_start.unsqueeze(1)
         row, column = (self._cells() & (place < lengths.unsqueeze(1))).nonzero(as_tuple=True)
-        return _edits(0, row, 0, place[row, column], input_ids[row, column])
+        return edits_of_step(0, INSERT, row, place[row, column], input_ids[row, column])
 
     def _cells(self) -> Tensor:
         """(rows, length) True at the cells."""
         column = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
         return self.attention_mask & (column >= self.target_start.unsqueeze(1))
-
-
-def _edits(step: int, row: Tensor, operation: int, position: Tensor, token: Tensor) -> Tensor:
-    """(5, edits) the fields of :class:`MLMTrace`, in their order, for edits of one step."""
-    return torch.stack([torch.full_like(row, step), row, torch.full_like(row, operation), position, token])
-
-
-def _read_edits(edits: list[Tensor], lengths: Tensor) -> MLMTrace:
-    """The edits of places inside the final texts."""
-    table = torch.cat(edits, dim=1)
-    step, row, operation, position, token = table[:, table[3] < lengths[table[1]]]
-    return MLMTrace(step=step, row=row, operation=operation, position=position, token=token)
 
 
 def _make_rule(
@@ -269,8 +245,8 @@ def _make_rule(
     min_confidence: float | None,
     max_uncertainty: float | None,
 ) -> Rule:
-    _require(num_steps is None or num_steps >= 1, "num_steps", num_steps, "None or at least 1")
-    _require(schedule in ("uniform", "cosine", "sine"), "schedule", schedule, "'uniform', 'cosine' or 'sine'")
+    require(num_steps is None or num_steps >= 1, "num_steps", num_steps, "None or at least 1")
+    require(schedule in ("uniform", "cosine", "sine"), "schedule", schedule, "'uniform', 'cosine' or 'sine'")
     if min_confidence is None and max_uncertainty is None:
         return Counts(num_steps, schedule)
     if order == "random":
@@ -285,13 +261,8 @@ def _make_rule(
     if min_confidence is not None:
         in_range = min_confidence < 0 if order == "entropy" else 0 <= min_confidence < 1
         allowed = "below 0 with order='entropy'" if order == "entropy" else "in [0, 1)"
-        _require(in_range, "min_confidence", min_confidence, allowed)
+        require(in_range, "min_confidence", min_confidence, allowed)
         return MinConfidence(min_confidence)
     assert max_uncertainty is not None
-    _require(max_uncertainty > 0, "max_uncertainty", max_uncertainty, "greater than 0")
+    require(max_uncertainty > 0, "max_uncertainty", max_uncertainty, "greater than 0")
     return MaxUncertainty(max_uncertainty, surest)
-
-
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")

@@ -2,16 +2,18 @@
 
 from xlm.modules.cache import KeyValueCache
 from xlm.modules.dit import DiT, DiTBlock, TimestepEmbedding
-from xlm.modules.examples import check_examples, check_vocabulary, seeds_of
+from xlm.modules.examples import check_examples, check_vocabulary, places_of, seeds_of
 from xlm.modules.optimizers import FusedAdamW, MuonWithAdamW
+from xlm.modules.options import require
 from xlm.modules.random import row_seeds, uniform
 from xlm.modules.rotary import apply_rotary, rotary_angles
 from xlm.modules.sampling import (
+    TokenSampling,
     apply_temperature,
+    at_least_float32,
     categorical,
     filter_top_k,
     filter_top_p,
-    sample_tokens,
     suppress_tokens,
 )
 from xlm.modules.schedules import (
@@ -24,6 +26,7 @@ from xlm.modules.schedules import (
     Polynomial,
     Sine,
 )
+from xlm.modules.sums import add_sums
 from xlm.modules.times import stratified_times
 from xlm.modules.transformer import (
     FeedForward,
@@ -53,17 +56,21 @@ __all__ = [
     "RotaryTransformer",
     "Sine",
     "TimestepEmbedding",
+    "TokenSampling",
+    "add_sums",
     "apply_rotary",
     "apply_temperature",
+    "at_least_float32",
     "categorical",
     "check_examples",
     "check_vocabulary",
     "confidence",
     "filter_top_k",
     "filter_top_p",
+    "places_of",
+    "require",
     "rotary_angles",
     "row_seeds",
-    "sample_tokens",
     "seeds_of",
     "segment_mask",
     "stratified_times",

@@ -54,6 +54,16 @@ def seeds_of(examples: Sequence[Mapping[str, object]]) -> Int64[Tensor, " exampl
     return torch.tensor(seeds, dtype=torch.int64)
 
 
+def places_of(examples: Sequence[Mapping[str, object]]) -> Int64[Tensor, " examples"] | None:
+    """The place of each example in the training stream, for :func:`xlm.modules.stratified_times`.
+
+    Returns:
+        Places, shape (examples,); None if an example has none.
+    """
+    places = [example["place"] for example in examples if "place" in example]
+    return torch.tensor(places) if places and len(places) == len(examples) else None
+
+
 def check_vocabulary(ids: Tensor, vocab_size: int) -> None:
     """Check that ids are of the vocabulary, on the CPU only: elsewhere it would wait for the device.
 

@@ -7,10 +7,25 @@ per token of the vocabulary, and does not truncate the tail as float32 noise doe
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
+
+from xlm.modules.options import require
+
+
+def at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Widen half precision: it is for the network, not for log-probabilities and their sums.
+
+    Args:
+        values: Any shape.
+
+    Returns:
+        The same values in float32, or as they are in float32 or float64.
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def suppress_tokens(
@@ -30,7 +45,7 @@ def suppress_tokens(
     Raises:
         IndexError: If an id is outside the vocabulary.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_float32(logits)
     if not token_ids:
         return logits
     suppressed = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
@@ -46,7 +61,7 @@ def apply_temperature(
 
     Args:
         logits: Unnormalised log-probabilities, shape (..., vocab).
-        temperature: Greater than 0; the limit 0 (greedy) is for :func:`sample_tokens`.
+        temperature: Greater than 0; the limit 0 (greedy) is for :class:`TokenSampling`.
 
     Returns:
         Logits of the same shape and dtype.
@@ -144,36 +159,64 @@ def categorical(
     return exceeds.byte().argmax(-1)
 
 
-def sample_tokens(
-    logits: Float[Tensor, "rows vocab"],
-    uniforms: Float64[Tensor, " rows"],
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> Int[Tensor, " rows"]:
-    """Draw one token per row after temperature, top-k and top-p, applied in this order.
+@dataclass(frozen=True)
+class TokenSampling:
+    """How a token is drawn from its logits: temperature, top-k and top-p, applied in this order.
 
     Args:
-        logits: Unnormalised log-probabilities, any float dtype, shape (rows, vocab).
-        uniforms: One number in [0, 1) per row, shape (rows,).
-        temperature: At least 0; 0 takes the most probable token (the lowest id among equals).
+        temperature: Divides the logits, at least 0; 0 takes the most probable token (the lowest id among
+            equals).
         top_k: Tokens to choose from, at least 1; None for all.
         top_p: Mass of the tokens to choose from, in (0, 1]; None for all.
-
-    Returns:
-        Token ids, shape (rows,).
+        prefix: What the options are called beyond these names, for messages: such as "slot_".
 
     Raises:
-        ValueError: If an option is outside its range, or a row has no token to draw.
+        ValueError: If an option is outside its range.
     """
-    greedy = temperature == 0
-    # In float64 from the start: tokens that differ in the logits must not become equal by the division.
-    filtered = logits.to(torch.float64)
-    if not greedy:
-        filtered = apply_temperature(filtered, temperature)
-    if top_k is not None:
-        filtered = filter_top_k(filtered, top_k)
-    if top_p is not None:
-        filtered = filter_top_p(filtered, top_p)
-    return filtered.argmax(-1) if greedy else categorical(filtered, uniforms)
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    prefix: str = field(default="", kw_only=True, compare=False)
+
+    def __post_init__(self) -> None:
+        temperature, top_k, top_p = self.temperature, self.top_k, self.top_p
+        in_range = 0 <= temperature < math.inf
+        require(in_range, f"{self.prefix}temperature", temperature, "at least 0 and finite")
+        require(top_k is None or top_k >= 1, f"{self.prefix}top_k", top_k, "None or at least 1")
+        require(top_p is None or 0 < top_p <= 1, f"{self.prefix}top_p", top_p, "None or in (0, 1]")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is taken, and nothing is drawn."""
+        return self.temperature == 0
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether top-k or top-p leaves tokens out."""
+        return self.top_k is not None or self.top_p is not None
+
+    def draw(
+        self, logits: Float[Tensor, "rows vocab"], uniforms: Float64[Tensor, " rows"]
+    ) -> Int[Tensor, " rows"]:
+        """Draw one token per row.
+
+        Args:
+            logits: Unnormalised log-probabilities, any float dtype, shape (rows, vocab).
+            uniforms: One number in [0, 1) per row, shape (rows,).
+
+        Returns:
+            Token ids, shape (rows,).
+
+        Raises:
+            ValueError: If a row has no token to draw.
+        """
+        # In float64 from the start: tokens that differ in the logits must not become equal by the division.
+        filtered = logits.to(torch.float64)
+        if not self.is_greedy:
+            filtered = apply_temperature(filtered, self.temperature)
+        if self.top_k is not None:
+            filtered = filter_top_k(filtered, self.top_k)
+        if self.top_p is not None:
+            filtered = filter_top_p(filtered, self.top_p)
+        return filtered.argmax(-1) if self.is_greedy else categorical(filtered, uniforms)

@@ -12,7 +12,8 @@ make their batches of examples. The suite sees them through Protocols only and k
 family works: that its numbers are right is for the family's own tests to show.
 """
 
-from xlm.modules.testing.examples import Edge, Example, Kind
+from xlm.modules.records import Example
+from xlm.modules.testing.examples import Edge, Kind
 from xlm.modules.testing.parts import CountingModel, replay, to_list
 from xlm.modules.testing.saving import SavedModel, SavingSuite
 from xlm.modules.testing.suite import ConformanceSuite

@@ -1,10 +1,14 @@
 """Examples of every kind, made from the family's own ordinary ids."""
 
+import re
 from collections.abc import Sequence
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from xlm.modules.records import Example
+from xlm.modules.testing.parts import to_list
 
 Kind = Literal["language_modelling", "prefix", "infilling", "unconditional"]
 Edge = Literal["no_ids", "prompt_only", "empty_target", "single_token", "full_length", "all_fixed"]
@@ -18,17 +22,6 @@ KIND_OF_EDGE: dict[Edge, Kind] = {
     "all_fixed": "infilling",
 }
 """What a family must be able to do for the edge case to concern it."""
-
-
-class Example(TypedDict):
-    """One row of data: token ids without special tokens; the keys present define the task."""
-
-    seed: int
-    place: NotRequired[int]
-    prompt_ids: NotRequired[Tensor]
-    target_ids: NotRequired[Tensor]
-    fixed: NotRequired[Tensor]
-    segment_ids: NotRequired[Tensor]
 
 
 def make_example(kind: Kind, ordinary_ids: Sequence[int], *, seed: int, target: int) -> Example:
@@ -68,3 +61,27 @@ def make_edge_case(edge: Edge, ordinary_ids: Sequence[int], max_length: int) -> 
     # With 16 seeds, noise takes a single token in some rows and spares it in others.
     target = {"empty_target": 0, "single_token": 1, "full_length": max_length}[edge]
     return [make_example("prefix", ordinary_ids, seed=seed, target=target) for seed in range(16)]
+
+
+def num_target(example: Example) -> int:
+    """Tokens of the target."""
+    return len(example["target_ids"]) if "target_ids" in example else 0
+
+
+def num_missing(example: Example) -> int:
+    """Tokens of the target that are not given."""
+    length = num_target(example)
+    return length - int(example["fixed"].sum()) if "fixed" in example else length
+
+
+def holds_what_is_fixed(ids: list[int], example: Example) -> bool:
+    """Whether fixed tokens stand in order, side by side where nothing was missing between them."""
+    if "target_ids" not in example or "fixed" not in example:
+        return True
+    target, fixed = to_list(example["target_ids"]), to_list(example["fixed"])
+    # Ids as characters of a text, missing ones as any text.
+    parts = (
+        re.escape(chr(token)) if is_fixed else ".*" for token, is_fixed in zip(target, fixed, strict=True)
+    )
+    pattern = re.sub(r"(\.\*)+", ".*", "".join(parts))
+    return re.fullmatch(pattern, "".join(map(chr, ids)), re.DOTALL) is not None

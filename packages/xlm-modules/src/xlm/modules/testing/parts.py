@@ -6,7 +6,7 @@ from typing import Literal, Protocol, TypeVar, cast
 
 from torch import Tensor, nn
 
-from xlm.modules.testing.examples import Example
+from xlm.modules.records import Example
 
 BatchIn = TypeVar("BatchIn", contravariant=True)
 BatchOut = TypeVar("BatchOut", covariant=True)

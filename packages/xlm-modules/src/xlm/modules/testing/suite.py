@@ -2,14 +2,14 @@
 # ruff: noqa: D102  # a test says what it shows by its name, and by its messages when it fails
 
 import copy
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Generic, Literal, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from xlm.modules.records import Example
 from xlm.modules.testing.assertions import (
     assert_close,
     assert_equal,
@@ -17,7 +17,17 @@ from xlm.modules.testing.assertions import (
     no_global_draws,
     refused_ids,
 )
-from xlm.modules.testing.examples import KIND_OF_EDGE, Edge, Example, Kind, make_edge_case, make_examples
+from xlm.modules.testing.batches import Batch, pad, without_values
+from xlm.modules.testing.examples import (
+    KIND_OF_EDGE,
+    Edge,
+    Kind,
+    holds_what_is_fixed,
+    make_edge_case,
+    make_examples,
+    num_missing,
+    num_target,
+)
 from xlm.modules.testing.parts import (
     Collator,
     CountingModel,
@@ -29,7 +39,6 @@ from xlm.modules.testing.parts import (
     to_list,
 )
 
-Batch = TypeVar("Batch", bound=Mapping[str, object])
 LossBatch = TypeVar("LossBatch", bound=Mapping[str, object])
 PromptBatch = TypeVar("PromptBatch", bound=Mapping[str, object])
 
@@ -117,7 +126,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             collate, scoring = self.build_loss_collator(kind), self.build_likelihood(kind)
             for seed in range(8):
                 example: Example = {**self._examples(kind)[0], "seed": seed}
-                example["target_ids"] = torch.full((_num_target(example),), beyond)
+                example["target_ids"] = torch.full((num_target(example),), beyond)
                 with refused_ids(beyond):
                     loss(model, collate([example]))
                 if scoring is not None:
@@ -129,7 +138,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
         for kind, batch in self._loss_batches():
             before = copy.deepcopy(batch)
             with no_global_draws(f"{kind}: the loss"):
-                first, second = loss(CountingModel(model), batch), loss(_function(model), batch)
+                first, second = loss(CountingModel(model), batch), loss(_as_module(model.forward), batch)
             assert_equal(batch, before, f"{kind}: the batch after the loss, and before,")
             assert_close(first.loss_sum, second.loss_sum, f"{kind}: the losses of two calls")
 
@@ -153,7 +162,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
     def test_loss_ignores_padding(self) -> None:
         model, loss = self._model(), self.build_loss()
         for kind, batch in self._loss_batches():
-            output = loss(model, _pad(batch, self.loss_padding, side="right"))
+            output = loss(model, pad(batch, self.loss_padding, side="right"))
             assert_same_total(
                 [output], loss(model, batch), f"{kind}: with 3 columns of padding there is another"
             )
@@ -177,7 +186,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
         model, loss = self._model().to("meta"), self.build_loss()
         for kind, batch in self._loss_batches():
             try:
-                loss(model, _without_values(batch)).loss_sum.backward()
+                loss(model, without_values(batch)).loss_sum.backward()
             except RuntimeError as error:
                 raise AssertionError(f"{kind}: the loss looks at the values of a tensor") from error
 
@@ -213,7 +222,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             output = loss.likelihood(CountingModel(model), batch)
             assert_equal(batch, before, f"{kind}: the batch after the likelihood, and before,")
             assert output.nll_kind in ("exact", "bound"), f"nll_kind is {output.nll_kind!r}"
-            scored = [_num_missing(example) for example in examples]
+            scored = [num_missing(example) for example in examples]
             assert to_list(output.num_tokens) == scored, f"{kind}: num_tokens is not that of missing tokens"
             alone = [loss.likelihood(model, collate([example])).nll for example in examples]
             assert_close(torch.cat(alone), output.nll, f"{kind}: the nll of examples alone and together")
@@ -225,7 +234,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             before = copy.deepcopy(batch)
             with no_global_draws(f"{kind}: the predictor"):
                 first = self._predict(batch)
-                second = self._predict(batch, model=_function(self._model()), trace=True)
+                second = self._predict(batch, model=self._model().forward, trace=True)
             assert_equal(batch, before, f"{kind}: the batch after the prediction, and before,")
             assert first.trace is None, f"{kind}: a trace that nobody asked for"
             assert _texts(first) == _texts(second), f"{kind}: other texts from the same seeds"
@@ -251,7 +260,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
 
     def test_prediction_ignores_padding(self) -> None:
         for kind, batch in self._prompt_batches():
-            padded = self._predict(_pad(batch, self.prompt_padding, side=self.prompt_padding_side))
+            padded = self._predict(pad(batch, self.prompt_padding, side=self.prompt_padding_side))
             assert _texts(padded) == _texts(self._predict(batch)), f"{kind}: padding changes the texts"
 
     @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
@@ -304,7 +313,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             padding = prediction.ids[row, len(ids) :]
             assert (padding == self.pad_id).all(), f"{name}: row {row} is not padded with {self.pad_id}"
             assert replay(trace, row) == ids, f"{name}: the trace of row {row} does not lead to its ids {ids}"
-            assert _holds_what_is_fixed(ids, example), f"{name}: row {row} is {ids}, but given was {example}"
+            assert holds_what_is_fixed(ids, example), f"{name}: row {row} is {ids}, but given was {example}"
 
     def _model(self, dtype: torch.dtype = torch.float64) -> nn.Module:
         """The same network on each call, its weights moved by noise."""
@@ -321,13 +330,13 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
         self,
         batch: PromptBatch,
         *,
-        model: nn.Module | None = None,
+        model: Callable[..., object] | None = None,
         seeds: Tensor | None = None,
         trace: bool = False,
     ) -> Prediction:
         rows = len(cast("Tensor", batch[next(iter(self.prompt_padding))]))
         seeds = _seeds(rows) if seeds is None else seeds
-        return self.build_predictor()(model or self._model(), batch, seeds, trace=trace)
+        return self.build_predictor()(_as_module(model or self._model()), batch, seeds, trace=trace)
 
     def _examples(self, kind: Kind) -> list[Example]:
         return make_examples(kind, self.ordinary_ids, self.max_length)
@@ -347,47 +356,9 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             yield kind, self.build_prompt_collator(kind)(self._examples(kind))
 
 
-def _function(model: nn.Module) -> nn.Module:
-    """The network as a plain function, which is all that a loss and a predictor need."""
-    return cast("nn.Module", model.forward)
-
-
-def _num_target(example: Example) -> int:
-    return len(example["target_ids"]) if "target_ids" in example else 0
-
-
-def _num_missing(example: Example) -> int:
-    length = _num_target(example)
-    return length - int(example["fixed"].sum()) if "fixed" in example else length
-
-
-def _holds_what_is_fixed(ids: list[int], example: Example) -> bool:
-    """Whether fixed tokens stand in order, side by side where nothing was missing between them."""
-    if "target_ids" not in example or "fixed" not in example:
-        return True
-    target, fixed = to_list(example["target_ids"]), to_list(example["fixed"])
-    # Ids as characters of a text, missing ones as any text.
-    parts = (
-        re.escape(chr(token)) if is_fixed else ".*" for token, is_fixed in zip(target, fixed, strict=True)
-    )
-    pattern = re.sub(r"(\.\*)+", ".*", "".join(parts))
-    return re.fullmatch(pattern, "".join(map(chr, ids)), re.DOTALL) is not None
-
-
-def _pad(batch: Batch, padding: Mapping[str, int], *, side: Literal["left", "right"]) -> Batch:
-    padded = dict(batch)
-    shape = next(tensor.shape for key in padding if isinstance(tensor := batch[key], Tensor))
-    for key, value in padding.items():
-        # A mask that is left out is True everywhere.
-        tensor = torch.ones(shape, dtype=torch.bool) if batch[key] is None else cast("Tensor", batch[key])
-        columns = tensor.new_full((len(tensor), 3), value)
-        padded[key] = torch.cat((columns, tensor) if side == "left" else (tensor, columns), dim=1)
-    return cast("Batch", padded)
-
-
-def _without_values(batch: Batch) -> Batch:
-    moved = {key: value.to("meta") if isinstance(value, Tensor) else value for key, value in batch.items()}
-    return cast("Batch", moved)
+def _as_module(function: Callable[..., object]) -> Any:
+    """What only looks like a network: a loss and a predictor need no more than to call it."""
+    return function
 
 
 def _seeds(rows: int) -> Tensor:

@@ -1,0 +1,126 @@
+"""What a family's collators, loss and predictor take and give: the same records in every family.
+
+Axes: ``examples`` of a batch as they were given, ``rows`` of a batch, ``width`` tokens of the longest target,
+``edits`` of a trace. What else a family hands from part to part, its batches first of all, is its own; a loss
+output or a likelihood that has more to tell is a subclass. Nobody has to use these classes: whoever reads a
+record asks for its attributes, so a family may bring its own.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NotRequired, TypedDict
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+INSERT = 0
+"""The operation of an edit that inserts its token into a gap."""
+WRITE = 1
+"""The operation of an edit that writes its token over another."""
+
+
+class Example(TypedDict):
+    """One row of data: token ids without special tokens.
+
+    The keys present define the task: only ``target_ids`` is language modelling, ``prompt_ids`` besides it
+    prefix to suffix, ``fixed`` infilling, and neither of them unconditional generation.
+    """
+
+    seed: int
+    """Source of all randomness of the row (int64)."""
+    place: NotRequired[int]
+    """Place of the row in the training stream of all processes; stratified times follow it."""
+    prompt_ids: NotRequired[Int[Tensor, " prompt"]]
+    """Given text left of the target."""
+    target_ids: NotRequired[Int[Tensor, " target"]]
+    """The text to model or to generate."""
+    fixed: NotRequired[Bool[Tensor, " target"]]
+    """True at target tokens that are given (infilling)."""
+    segment_ids: NotRequired[Int[Tensor, " target"]]
+    """Of a block packed with several documents: number of the document of each token, from 0."""
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A loss as a sum with its normaliser: sums and counts of several batches add up exactly."""
+
+    loss_sum: Float[Tensor, ""]
+    """What is differentiated: the sum of the terms."""
+    loss_count: Int[Tensor, ""]
+    """Normaliser of ``loss_sum``: the number of tokens, cells or rows in it."""
+    terms: dict[str, Float[Tensor, ""]]
+    """The parts of ``loss_sum`` by name."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """-log p(target tokens that are not given | given tokens), or an estimate of an upper bound of it."""
+
+    nll: Float64[Tensor, " examples"]
+    """Nats per example, averaged over the draws."""
+    num_tokens: Int[Tensor, " examples"]
+    """Target tokens of the raw example that are not given, without any special token."""
+    nll_kind: Literal["exact", "bound"]
+    """Whether the expectation of ``nll`` is the value itself or an upper bound of it."""
+    num_draws: int
+    """Draws of noise averaged for each example."""
+    models_length: bool
+    """Whether the length of the target is part of what is scored."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How the targets came to be: one entry per edit, in order.
+
+    Replaying the edits of a row from the empty sequence gives its ids.
+    """
+
+    step: Int[Tensor, " edits"]
+    """0 for edits that build the given start, then the step of the sampler, from 1."""
+    row: Int[Tensor, " edits"]
+    """Row of the batch."""
+    operation: Int[Tensor, " edits"]
+    """0: insert ``token`` into gap ``position``; 1: write ``token`` at ``position``."""
+    position: Int[Tensor, " edits"]
+    """Gap (0 to the current length) or position in the target as it is at that moment."""
+    token: Int[Tensor, " edits"]
+    """Token id."""
+
+    @staticmethod
+    def of(tables: Iterable[Int[Tensor, "5 edits"]]) -> "Trace":
+        """The trace of some tables of :func:`edits_of_step`, in their order; at least one."""
+        return Trace(*torch.cat(list(tables), dim=1))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Generated targets, given tokens of infilling included."""
+
+    ids: Int[Tensor, "rows width"]
+    """Target tokens without special tokens, padded on the right."""
+    lengths: Int[Tensor, " rows"]
+    """Number of target tokens."""
+    nfe: Int[Tensor, " rows"]
+    """Evaluations of the network that the row took part in."""
+    trace: Trace | None
+    """The edits, when asked for."""
+
+
+@dataclass(frozen=True)
+class TracedPrediction(Prediction):
+    """What ``trace=True`` gives: the targets, and how they came to be."""
+
+    trace: Trace
+    """The edits."""
+
+
+def edits_of_step(
+    step: int,
+    operation: Literal[0, 1],
+    row: Int[Tensor, " edits"],
+    position: Int[Tensor, " edits"],
+    token: Int[Tensor, " edits"],
+) -> Int[Tensor, "5 edits"]:
+    """Edits of one step and kind, as a table with the fields of :class:`Trace` in their order."""
+    return torch.stack([torch.full_like(row, step), row, torch.full_like(row, operation), position, token])
