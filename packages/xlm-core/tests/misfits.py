@@ -14,6 +14,11 @@ class FloatLoss:
         return ToyLossOutput(1.0, torch.tensor(1), {})  # pyright: ignore[reportArgumentType]  # the misfit
 
 
+class FloatTerm(ToyLoss):
+    def __call__(self, model: nn.Module, batch: ToyBatch) -> ToyLossOutput:
+        return replace(super().__call__(model, batch), terms={"token": 1.0})
+
+
 class TensorLoss:
     def __call__(self, model: nn.Module, batch: ToyBatch) -> Tensor:
         return torch.tensor(1.0)

@@ -19,6 +19,7 @@ MISFITS = {
     "loss={_target_: toy_family.ToyTokenizer}": "slot Loss .config key `loss`. .*ToyTokenizer.* no __call__",
     "predictor={_target_: toy_family.ToyLoss}": "slot Predictor .*cannot be called as",
     "loss={_target_: misfits.FloatLoss}": "loss_sum is 1.0, not a scalar tensor",
+    "loss={_target_: misfits.FloatTerm}": r"terms\['token'\] is 1.0, not a scalar tensor",
     "loss={_target_: misfits.TensorLoss}": "its output Tensor has no loss_sum, loss_count, terms",
     "loss={_target_: misfits.NanLoss}": "loss_sum is nan on the first rows",
     "loss={_target_: misfits.DetachedLoss}": "slot Loss .*does not require grad",
@@ -42,7 +43,7 @@ def test_a_fitting_family_passes_and_is_left_as_it_was(compose_toy: Compose) -> 
     harness, datamodule = jobs.assemble(config, settings)
     before: dict[str, Any] = {name: value.clone() for name, value in harness.model.state_dict().items()}
     random_state = torch.get_rng_state()
-    check_slots(harness.slots, datamodule)
+    check_slots(harness, datamodule)
     assert all(torch.equal(value, before[name]) for name, value in harness.model.state_dict().items())
     assert all(parameter.grad is None for parameter in harness.model.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)

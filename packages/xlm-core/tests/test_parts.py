@@ -72,7 +72,7 @@ def test_likelihood_figures() -> None:
     assert (figures["is_bound"], figures["models_length"], figures["num_draws"]) == (1, 0, 4)
 
 
-@pytest.mark.parametrize("metric", [LossMean(), LikelihoodMean(), GenerationCost()])
+@pytest.mark.parametrize("metric", [LossMean(["token"]), LikelihoodMean(), GenerationCost()])
 def test_empty_metrics_are_not_nan(metric: LossMean | LikelihoodMean | GenerationCost) -> None:
     assert all(math.isfinite(value) for value in metric.compute().values())
 

@@ -1,7 +1,7 @@
 """The smallest family that fits every slot: it learns how often each token comes, at every length."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -104,6 +104,14 @@ class ToyLoss:
 
     def likelihood(self, model: nn.Module, batch: ToyBatch) -> ToyLikelihood:
         return ToyLikelihood(self.nll(model, batch), batch["lengths"])
+
+
+class ToyLossOfTwoTerms(ToyLoss):
+    """The same in two parts; a name of a term may have any sign."""
+
+    def __call__(self, model: nn.Module, batch: ToyBatch) -> ToyLossOutput:
+        output = super().__call__(model, batch)
+        return replace(output, terms={"a quarter": output.loss_sum / 4, "the.rest": output.loss_sum * 0.75})
 
 
 @dataclass(frozen=True)

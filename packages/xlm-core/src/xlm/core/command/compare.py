@@ -18,6 +18,7 @@ from typing import Any
 from xlm.core.command.cli import show
 from xlm.core.command.finished_runs import Run, read_runs
 from xlm.core.config.differences import Flat, differing, flatten, named
+from xlm.core.config.entry_points import GENERATION, LOSS
 from xlm.core.config.errors import XLMError
 
 LIKELIHOOD = ("nll", "nll_standard_error", "nll_per_token", "perplexity", "bits_per_token")
@@ -179,8 +180,8 @@ def by_figure(members: Sequence[Run], loss: str) -> dict[str, dict[str, float]]:
 def _is_of_the_loss(run: Run, loader: str, figure: str) -> bool:
     """Whether a metric has the unit of the family's own loss: the loss, and all of a loader without texts."""
     loaders = run.config.get("datamodule", {}).get("test", {})
-    uses = loaders.get(loader.removeprefix("test/"), {}).get("uses", ["generation"])
-    return figure == "loss" or "generation" not in uses
+    uses = loaders.get(loader.removeprefix("test/"), {}).get("uses", [GENERATION])
+    return figure == LOSS or GENERATION not in uses
 
 
 def likelihood_kind(figures: Mapping[str, float], loader: str) -> str:

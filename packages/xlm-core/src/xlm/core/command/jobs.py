@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from xlm.core.config.build import make, make_all
 from xlm.core.config.console import console, say
 from xlm.core.config.differences import flatten
+from xlm.core.config.entry_points import GENERATION
 from xlm.core.config.errors import XLMError
 from xlm.core.config.schema import JobType, RunSettings
 from xlm.core.config.secrets import hide
@@ -46,6 +47,7 @@ from xlm.core.training.assembly import (
     make_tokenizer,
 )
 from xlm.core.training.compiling import explain_compiler
+from xlm.core.training.curves import draw_together
 from xlm.core.training.fork import Fork
 from xlm.core.training.harness import Harness
 from xlm.core.training.interruption import InterruptedTrainingError, requeue
@@ -120,13 +122,14 @@ def _train(config: DictConfig, settings: RunSettings, folder: RunFolder) -> dict
             **(describe_start(resume) if fork is None or resume is None else fork.describe(resume)),
         },
     )
-    figures = check_slots(harness.slots, datamodule)
+    figures = check_slots(harness, datamodule)
     check_optimizer(harness.slots, num_steps=settings.trainer.max_steps)
     trainer = make_trainer(config, settings, folder.path)
     check_monitors(trainer, harness, figures)
     record_means(trainer, folder.path)
     for logger in trainer.loggers:
         logger.log_hyperparams(hyperparameters(record))
+    draw_together(trainer.loggers, figures)
 
     def keep_refused(trainer: lightning.Trainer, harness: lightning.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -204,10 +207,11 @@ def evaluate(config: DictConfig, settings: RunSettings) -> dict[str, float]:
     run_folder = RunFolder(Path(settings.output_dir, settings.job_name))
     checkpoint = str(run_folder.best_checkpoint()) if settings.ckpt_path is None else settings.ckpt_path
     if settings.job_type == "generate":
-        settings = only_generation(settings)
+        only = {"datamodule": settings.datamodule.only(GENERATION)}
+        settings = settings.model_copy(update=only)
     harness, datamodule = assemble(config, settings)
     source.load(harness.model, checkpoint, **chosen_weights(settings))
-    check_slots(harness.slots, datamodule, stages=("test",))
+    check_slots(harness, datamodule, stages=("test",))
     folder = run_folder.start_job(settings.job_type, container(config))
     report.print_start(settings.job_type, folder, {"task": settings.task.name, "checkpoint": checkpoint})
     trainer = make_trainer(config, settings, folder, with_loggers=False)
@@ -222,17 +226,6 @@ def evaluate(config: DictConfig, settings: RunSettings) -> dict[str, float]:
         report.print_files({**files, **traces_file})
         run_record.end(folder)
     return harness.results
-
-
-def only_generation(settings: RunSettings) -> RunSettings:
-    """The settings with nothing but generation to do: loaders without it are left out, other uses too."""
-    loaders = {
-        name: loader.model_copy(update={"uses": ["generation"]})
-        for name, loader in settings.datamodule.test.items()
-        if "generation" in loader.uses
-    }
-    data = settings.datamodule.model_copy(update={"test": loaders})
-    return settings.model_copy(update={"datamodule": data})
 
 
 JOBS: dict[JobType, Callable[[DictConfig, RunSettings], dict[str, float]]] = {
@@ -354,7 +347,7 @@ def evaluate_test_split(
         world_size=trainer.world_size,
     )
     harness.results = {}
-    with harness.writing(writer), lightning_explained():
+    with harness.evaluation.texts.writing(writer), lightning_explained():
         trainer.test(harness, datamodule, verbose=False)
     trainer.strategy.barrier()
     if trainer.is_global_zero:

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from xlm.core.config.entry_points import GENERATION, LOSS, USES, offered
 from xlm.core.config.errors import XLMError
 from xlm.core.config.names import Name
+from xlm.core.config.near import did_you_mean
 from xlm.core.config.validation import describe
 
 FORMAT_VERSION = 1
@@ -19,7 +21,6 @@ FORMAT_VERSION = 1
 JobType = Literal["prepare_data", "train", "eval", "generate", "push_to_hub", "export"]
 JOB_TYPES: tuple[str, ...] = get_args(JobType)
 Stage = Literal["train", "val", "test"]
-Use = Literal["loss", "likelihood", "generation"]
 Column = Literal["prompt_ids", "target_ids", "fixed"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true"]
 
@@ -40,6 +41,20 @@ def _check_vocab(node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
+def _check_use(name: str) -> str:
+    if name not in offered(USES):
+        known = offered(USES)
+        hint = did_you_mean(name, known).lstrip()
+        raise ValueError(f"{hint} Installed packages offer {', '.join(known) or 'nothing'}".lstrip())
+    return name
+
+
+def _list_uses(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(offered(USES))
+
+
+Use = Annotated[str, AfterValidator(_check_use), Field(json_schema_extra=_list_uses)]
+"""The name of what is done with a batch, see `xlm.core.evaluation.uses`."""
 Slot = Annotated[dict[str, Any], AfterValidator(_check_target)]
 """A node that Hydra instantiates; any importable class or function fills it."""
 LARGEST_COUNT = 2**31 - 1
@@ -115,7 +130,7 @@ class LoaderSettings(Settings):
     split: Stage
     """Split of the data that is read."""
     uses: Annotated[list[Use], Field(min_length=1)]
-    """What is done with a batch: loss, likelihood, generation, or several of them."""
+    """What is done with a batch: loss, likelihood, generation, or several of them, each once."""
     collator: Slot
     """Makes a batch of examples (`xlm.core.protocols.Collator`)."""
     batch_size: Rows
@@ -134,6 +149,8 @@ class LoaderSettings(Settings):
 
     @model_validator(mode="after")
     def _combinations(self) -> "LoaderSettings":
+        if len(set(self.uses)) < len(self.uses):
+            raise ValueError(f"uses is {self.uses}: name each once")
         if self.columns == [] and self.max_rows is None:
             raise ValueError("columns is [] (nothing given): max_rows must say how many texts to generate")
         if self.packing is not None and self.bucketing is not None:
@@ -168,9 +185,18 @@ class DataSettings(Settings):
         """All loaders by stage and name."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
+    def only(self, use: str) -> "DataSettings":
+        """The same with one use in the test: loaders without it are left out, other uses too."""
+        test = {
+            name: loader.model_copy(update={"uses": [use]})
+            for name, loader in self.test.items()
+            if use in loader.uses
+        }
+        return self.model_copy(update={"test": test})
+
     @model_validator(mode="after")
     def _training_has_one_loader(self) -> "DataSettings":
-        if [loader.uses for loader in self.train.values()] != [["loss"]]:
+        if [loader.uses for loader in self.train.values()] != [[LOSS]]:
             raise ValueError("train: needs exactly one loader, with `uses: [loss]`")
         for stage, loaders in self.loaders.items():
             if stage != "train" and any(loader.bucketing for loader in loaders.values()):
@@ -328,9 +354,7 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _one_generation_needs_a_metric_or_a_reader(self) -> "RunSettings":
-        if self.job_type == "generate" and not any(
-            "generation" in loader.uses for loader in self.datamodule.test.values()
-        ):
+        if self.job_type == "generate" and not self.datamodule.only(GENERATION).test:
             raise ValueError("datamodule.test: job_type=generate needs a loader with `uses: [generation]`")
         return self
 

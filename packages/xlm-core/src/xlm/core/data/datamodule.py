@@ -1,6 +1,6 @@
 """The data loaders of a run: named, per stage, deterministic and resumable."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
@@ -74,6 +74,7 @@ class DataModule(lightning.LightningDataModule):
         seed: Seed of the run.
         num_batches: Training batches of the whole run.
         open_stream: Opens the source of training examples where it is not prepared but streamed.
+        with_examples: Loaders, by stage, whose batches bring the examples that they were made of.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class DataModule(lightning.LightningDataModule):
         seed: int,
         num_batches: int,
         open_stream: OpenStream | None = None,
+        with_examples: Mapping[Stage, Collection[str]] | None = None,
     ) -> None:
         super().__init__()
         self.prepared = prepared
@@ -93,6 +95,7 @@ class DataModule(lightning.LightningDataModule):
         self.seed = seed
         self.num_batches = num_batches
         self.open_stream = open_stream
+        self.with_examples = with_examples or {}
         self._stream: Stream | None = None
         self._state: dict[str, Any] = {"batches_done": 0}
 
@@ -125,7 +128,7 @@ class DataModule(lightning.LightningDataModule):
 
     def collate(self, stage: Stage, name: str) -> Callable[[Sequence[Example]], LoadedBatch[Any]]:
         """The loader's collate function."""
-        keep_examples = "generation" in self.loaders[stage][name].uses
+        keep_examples = name in self.with_examples.get(stage, ())
         return Collate(self.collators[stage][name], keep_examples=keep_examples)
 
     @override

@@ -1,6 +1,7 @@
 """Metrics of the harness: what every family reports, and the adapter for everyone else's accumulators."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -8,6 +9,7 @@ import torchmetrics
 from torch import Tensor
 from typing_extensions import override
 
+from xlm.core.config.errors import XLMError
 from xlm.core.protocols import Likelihood, LossOutput, Prediction
 
 UpdateT = TypeVar("UpdateT")
@@ -73,23 +75,45 @@ def _zero() -> Tensor:
 
 
 class LossMean:
-    """Mean of the loss and of its terms: all sums divided by all counts, never a mean of means."""
+    """Mean of the loss and of its terms: all sums divided by all counts, never a mean of means.
 
-    def __init__(self) -> None:
+    Args:
+        terms: Names of the terms; a loss has the same ones for every batch.
+    """
+
+    def __init__(self, terms: Sequence[str]) -> None:
+        self.terms = tuple(terms)
+        # Numbered, as sums are attributes of a metric, and a term may have any name.
+        self._keys = [f"term_{number}" for number in range(len(self.terms))]
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self.sums = {"loss_sum": _zero(), "loss_count": _zero()}
+        self.sums = {name: _zero() for name in ("loss_sum", "loss_count", *self._keys)}
 
     def update(self, output: LossOutput) -> None:
-        """Add one output of a loss."""
-        self.sums["loss_sum"] += output.loss_sum.double().cpu()
-        self.sums["loss_count"] += output.loss_count.double().cpu()
+        """Add one output of a loss.
+
+        Raises:
+            XLMError: When it has other terms than those named before.
+        """
+        if set(output.terms) != set(self.terms):
+            found, first = (", ".join(terms) or "none" for terms in (output.terms, self.terms))
+            raise XLMError(
+                f"loss: the terms of this batch are {found}, those of the first rows were {first}. "
+                "A loss has the same terms for every batch; one without a share in a batch is 0."
+            )
+        numbers = (output.loss_sum, output.loss_count, *(output.terms[name] for name in self.terms))
+        # In one tensor, so that the device is synchronised with once.
+        added = torch.stack([number.detach().double() for number in numbers]).cpu()
+        for name, number in zip(self.sums, added, strict=True):
+            self.sums[name] += number
 
     def compute(self) -> dict[str, float]:
-        """The mean loss."""
-        return {"loss": float(self.sums["loss_sum"] / self.sums["loss_count"].clamp(min=1))}
+        """The mean loss, and the share of each term in it."""
+        count = self.sums["loss_count"].clamp(min=1)
+        names = zip(("loss", *self.terms), ("loss_sum", *self._keys), strict=True)
+        return {name: float(self.sums[key] / count) for name, key in names}
 
 
 class LikelihoodMean:

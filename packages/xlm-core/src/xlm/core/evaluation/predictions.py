@@ -1,7 +1,8 @@
 """Generated texts as records: decoded, written as JSON lines, and replayed edit by edit."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -11,6 +12,8 @@ from torch import Tensor
 from xlm.core.protocols import Example, Generation, Prediction, Tokenizer, Trace
 
 INSERT = 0
+NUM_SAMPLES = 8
+"""Generations of a validation that are kept to be looked at."""
 ESCAPED = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
 """What some readers take for the end of a line, as JSON may write it."""
 
@@ -137,6 +140,37 @@ class PredictionWriter:
 
     def _part(self, rank: int) -> Path:
         return self.path.with_name(f".{self.path.name}.rank{rank}")
+
+
+class GeneratedTexts:
+    """Where generated texts go: the first of each loader are kept, all are written if there is a writer."""
+
+    def __init__(self) -> None:
+        self.samples: dict[str, list[Generation]] = {}
+        """The first generations of each loader in the last evaluation."""
+        self.writer: PredictionWriter | None = None
+
+    def wants_trace(self, loader: str) -> bool:
+        """Whether the next generations of ``loader`` are to be kept step by step."""
+        return self.writer is not None and self.writer.wants_trace(loader)
+
+    def add(
+        self, loader: str, prediction: Prediction, generations: Sequence[Generation], tokenizer: Tokenizer
+    ) -> None:
+        """Take the rows of one prediction."""
+        self.samples.setdefault(loader, list(generations[:NUM_SAMPLES]))
+        if self.writer is not None:
+            self.writer.write(loader, prediction, generations, tokenizer)
+
+    @contextmanager
+    def writing(self, writer: PredictionWriter) -> Generator[None]:
+        """Write everything generated meanwhile to files."""
+        self.writer = writer
+        try:
+            yield
+        finally:
+            self.writer = None
+            writer.close()
 
 
 def _one_line(record: Mapping[str, object]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, cast
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
+from xlm.core.config.entry_points import GENERATION
 from xlm.core.hub.allow_list import targets
 
 PIPELINE_TAG = "text-generation"
@@ -141,7 +142,7 @@ def _standalone(facts: CardFacts) -> Iterator[str]:
 def _generation_collator(config: Mapping[str, Any]) -> dict[str, Any] | None:
     for stage in ("test", "val"):
         for loader in cast("dict[str, Any]", config["datamodule"][stage]).values():
-            if "generation" in loader["uses"]:
+            if GENERATION in loader["uses"]:
                 return cast("dict[str, Any]", loader["collator"])
     return None
 

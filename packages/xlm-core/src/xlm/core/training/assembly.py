@@ -14,6 +14,7 @@ from xlm.core.data import DataModule, LocalCopy, PreparedTask, Stream, TaskParts
 from xlm.core.data.local_copy import is_remote
 from xlm.core.data.read_files import FORMATS
 from xlm.core.evaluation.slots import Slots
+from xlm.core.evaluation.uses import needs_examples
 from xlm.core.protocols import Tokenizer
 
 LOCAL_SOURCE, LOCAL_FILES = "xlm.core.data.read_local_copy", "xlm.core.data.read_data_files"
@@ -152,6 +153,10 @@ def make_datamodule(
         seed=settings.seed,
         num_batches=settings.trainer.max_steps * settings.trainer.accumulate_grad_batches,
         open_stream=stream if settings.task.streaming else None,
+        with_examples={
+            stage: [name for name, loader in named.items() if needs_examples(loader.uses)]
+            for stage, named in loaders.items()
+        },
     )
 
 

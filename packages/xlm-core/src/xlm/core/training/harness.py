@@ -3,8 +3,7 @@
 It knows batches, sums, counts and ids; it knows nothing of any model family.
 """
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +17,8 @@ from typing_extensions import override
 
 from xlm.core.config.schema import LoaderSettings, Stage
 from xlm.core.data import LoadedBatch
-from xlm.core.evaluation.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric
-from xlm.core.evaluation.predictions import PredictionWriter, decode
+from xlm.core.evaluation.evaluation import Evaluation
 from xlm.core.evaluation.slots import Slots
-from xlm.core.protocols import Generation, LikelihoodLoss
 from xlm.core.saving import resume
 from xlm.core.saving.checkpoints import FORMAT_KEY, FORMAT_VERSION
 from xlm.core.saving.sharded_state import is_sharded, put_whole_state, whole
@@ -32,16 +29,13 @@ from xlm.core.training.sharding import gather, release, shard
 from xlm.core.training.step import StepWatch, Window
 from xlm.modules import row_seeds
 
-NUM_SAMPLES = 8
-"""Generations of a validation that are kept to be looked at."""
-
 
 class Harness(lightning.LightningModule):
     """Trains and evaluates whatever fits the slots.
 
     Args:
         slots: The objects.
-        loaders: Settings of the evaluation loaders, by stage and name, in the data module's order.
+        loaders: Settings of the loaders, by stage and name, in the data module's order.
         seed: Seed of the run; dropout of micro-step k on rank r is drawn from (seed, k, r).
         compile_network: Whether to run the network through ``torch.compile``.
     """
@@ -57,9 +51,8 @@ class Harness(lightning.LightningModule):
         super().__init__()
         self.slots = slots
         self.model = slots.model
-        self.loaders = loaders
+        self.evaluation = Evaluation(slots, loaders)
         self.seed = seed
-        self.writer: PredictionWriter | None = None
         self.results: dict[str, float] = {}
         # In a tuple, hence outside the module tree: the keys of a checkpoint are those of the plain network.
         self._compiled = (torch.compile(self.model),) if compile_network else ()
@@ -82,16 +75,9 @@ class Harness(lightning.LightningModule):
         """Whether the weights, their average and the optimizer belong to the same step."""
         self.logs_gradient_norm = False
         """Whether the norm of all gradients, before clipping, is logged (it costs a pass over them)."""
-        self.samples: dict[str, list[Generation]] = {}
-        """The first generations of each loader in the last validation."""
         self._window = Window()
         self._watch = StepWatch()
         self._validated_step = 0
-        self.metrics: dict[str, dict[str, SummedMetric[Any]]] = {
-            f"{stage}/{name}": self._loader_metrics(settings)
-            for stage in ("val", "test")
-            for name, settings in loaders[stage].items()
-        }
 
     @property
     def network(self) -> nn.Module:
@@ -238,24 +224,25 @@ class Harness(lightning.LightningModule):
     @override
     def validation_step(self, batch: LoadedBatch[Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         self._stop_if_asked()
-        self._evaluate("val", batch, dataloader_idx)
+        self.evaluation.update("val", dataloader_idx, self.network, batch)
 
     @override
     def on_test_start(self) -> None:
-        if self.writer is not None:
+        writer = self.evaluation.texts.writer
+        if writer is not None:
             # Each process named the folder after its own clock.
-            self.writer.path = self.trainer.strategy.broadcast(self.writer.path)
-            self.writer.open()
+            writer.path = self.trainer.strategy.broadcast(writer.path)
+            writer.open()
 
     @override
     def test_step(self, batch: LoadedBatch[Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate("test", batch, dataloader_idx)
+        self.evaluation.update("test", dataloader_idx, self.network, batch)
 
     @override
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == "fit":
             self._look_at_last_step()
-        self.samples = {}
+        self.evaluation.texts.samples = {}
 
     @override
     def on_validation_epoch_start(self) -> None:
@@ -276,75 +263,11 @@ class Harness(lightning.LightningModule):
         self._report("test")
         release(self.model)
 
-    def _evaluate(self, stage: Stage, batch: LoadedBatch[Any], dataloader_idx: int) -> None:
-        name, settings = list(self.loaders[stage].items())[dataloader_idx]
-        metrics = self.metrics[f"{stage}/{name}"]
-        if "loss" in settings.uses:
-            output = self.slots.loss(self.network, batch.batch)
-            for metric in ("loss", *self.slots.loss_metrics):
-                metrics[metric].update(output)
-        if "likelihood" in settings.uses:
-            loss = cast("LikelihoodLoss[Any]", self.slots.loss)
-            metrics["likelihood"].update(loss.likelihood(self.network, batch.batch))
-        if "generation" in settings.uses:
-            self._generate(f"{stage}/{name}", batch)
-
-    def _generate(self, loader: str, batch: LoadedBatch[Any]) -> None:
-        assert batch.examples is not None
-        metrics = self.metrics[loader]
-        wants_trace = self.writer is not None and self.writer.wants_trace(loader)
-        prediction = self.slots.predictor(self.network, batch.batch, batch.seeds, trace=wants_trace)
-        generations = decode(prediction, batch.examples, self.slots.tokenizer)
-        self.samples.setdefault(loader, generations[:NUM_SAMPLES])
-        metrics["cost"].update(prediction)
-        for name in self.slots.generation_metrics:
-            metrics[name].update(generations)
-        if self.writer is not None:
-            self.writer.write(loader, prediction, generations, self.slots.tokenizer)
-
     def _report(self, stage: Stage) -> None:
-        for name in self.loaders[stage]:
-            prefix = f"{stage}/{name}"
-            for metric in self.metrics[prefix].values():
-                metric.to(self.device if self.trainer.world_size > 1 else "cpu")
-                figures = {f"{prefix}/{key}": value for key, value in metric.compute().items()}
-                self.results.update(figures)
-                self.log_dict(
-                    {key: torch.tensor(value, dtype=torch.float32) for key, value in figures.items()}
-                )
-                metric.reset()
-                metric.cpu()
-
-    def _loader_metrics(self, settings: LoaderSettings) -> dict[str, SummedMetric[Any]]:
-        accumulators: dict[str, Any] = {}
-        if "loss" in settings.uses:
-            accumulators |= {"loss": LossMean(), **self.slots.loss_metrics}
-        if "likelihood" in settings.uses:
-            accumulators["likelihood"] = LikelihoodMean()
-        if "generation" in settings.uses:
-            accumulators |= {"cost": GenerationCost(), **self.slots.generation_metrics}
-        return {name: SummedMetric(accumulator) for name, accumulator in accumulators.items()}
-
-    def validation_figures(self) -> set[str] | None:
-        """Names of the figures of a validation; None where a metric has no names before it has rows."""
-        names: set[str] = set()
-        for name in self.loaders["val"]:
-            for metric in self.metrics[f"val/{name}"].values():
-                figures = metric.figures()
-                if figures is None:
-                    return None
-                names |= {f"val/{name}/{figure}" for figure in figures}
-        return names
-
-    @contextmanager
-    def writing(self, writer: PredictionWriter) -> Generator[None]:
-        """Write everything generated meanwhile to files."""
-        self.writer = writer
-        try:
-            yield
-        finally:
-            self.writer = None
-            writer.close()
+        alone = self.trainer.world_size == 1
+        figures = self.evaluation.report(stage, torch.device("cpu") if alone else self.device)
+        self.results.update(figures)
+        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in figures.items()})
 
 
 def _class_name(thing: object) -> str:

@@ -24,7 +24,7 @@ def check_monitors(trainer: lightning.Trainer, harness: Harness, training_figure
         XLMError: With the closest names.
     """
     callbacks = cast("list[Callback]", trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
-    known = harness.validation_figures()
+    known = harness.evaluation.names("val")
     if trainer.limit_val_batches == 0 or known is None or not all(map(_is_known, callbacks)):
         return
     known |= set(training_figures)

@@ -1,27 +1,27 @@
 """Does each object fit its slot? Asked before training, with one small batch.
 
-What a slot is called with is compared with its signature first, see :mod:`xlm.core.config.checks`.
+What a slot is called with is compared with its signature first, see :mod:`xlm.core.config.checks`; then each
+use of a loader calls its slot, see :mod:`xlm.core.evaluation.uses`.
 """
 
 import math
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlm.core.config.checks import blame, check_call, refuse
 from xlm.core.config.errors import XLMError
 from xlm.core.config.schema import Stage
 from xlm.core.data import DataModule, LoadedBatch
 from xlm.core.evaluation.slots import Slots
-from xlm.core.protocols import LikelihoodLoss, LossOutput
+from xlm.core.evaluation.uses import LossUse
+from xlm.core.training.harness import Harness
 
 NUM_ROWS = 2
 """Rows in the batch that goes through every slot."""
-NUM_EVALUATIONS = 3
-"""Network evaluations after which the check of a predictor is stopped."""
 
 
 def check_optimizer(slots: Slots, *, num_steps: int) -> None:
@@ -56,7 +56,7 @@ def _made(key: str, filling: object) -> Generator[None]:
 
 
 def check_slots(
-    slots: Slots, datamodule: DataModule, *, stages: Sequence[Stage] = ("train", "val", "test")
+    harness: Harness, datamodule: DataModule, *, stages: Sequence[Stage] = ("train", "val", "test")
 ) -> set[str]:
     """Send two rows through collator, loss, backward and predictor, as every loader of the stages asks for.
 
@@ -68,22 +68,20 @@ def check_slots(
     Raises:
         XLMError: When an object does not fit its slot.
     """
+    slots = harness.slots
     check_call(slots.loss, "loss", "Loss", "model batch")
     check_call(slots.predictor, "predictor", "Predictor", "model batch seeds", trace=False)
     was_training = slots.model.training
     figures: set[str] = set()
     with torch.random.fork_rng():
         for stage in stages:
-            for name, settings in datamodule.loaders[stage].items():
+            for name, uses in harness.evaluation.uses[stage].items():
                 key = f"datamodule.{stage}.{name}"
                 batch = _first_batch(datamodule, stage, name, f"{key}.collator")
-                if "loss" in settings.uses:
-                    terms = _check_loss(slots, batch, backward=stage == "train")
-                    figures |= {f"train/{name}" for name in ("loss", *terms) if stage == "train"}
-                if "likelihood" in settings.uses:
-                    _check_likelihood(slots, batch, key)
-                if "generation" in settings.uses:
-                    _check_predictor(slots, batch, key)
+                for use in uses:
+                    use.check(batch, key, trains=stage == "train")
+                    if stage == "train" and isinstance(use, LossUse):
+                        figures |= {f"train/{figure}" for figure in ("loss", *use.terms)}
     slots.model.train(was_training)
     return figures
 
@@ -94,82 +92,6 @@ def _first_batch(datamodule: DataModule, stage: Stage, name: str, key: str) -> L
     check_call(collator, key, "Collator", "examples")
     with blame(key, "Collator", collator):
         return datamodule.collate(stage, name)(examples)
-
-
-def _check_loss(slots: Slots, batch: LoadedBatch[Any], *, backward: bool) -> Iterable[str]:
-    """Check one output; gives the names of its terms."""
-    slots.model.train(backward)
-    with blame("loss", "Loss", slots.loss), torch.set_grad_enabled(backward):
-        output = slots.loss(slots.model, batch.batch)
-    _check_loss_output(slots, output)
-    if backward:
-        with blame("loss", "Loss", slots.loss):
-            output.loss_sum.backward()
-        if all(parameter.grad is None for parameter in slots.model.parameters()):
-            refuse("loss", "Loss", slots.loss, "its loss_sum reaches no parameter of the model")
-        slots.model.zero_grad(set_to_none=True)
-    return output.terms
-
-
-def _check_loss_output(slots: Slots, output: LossOutput) -> None:
-    missing = [name for name in ("loss_sum", "loss_count", "terms") if not hasattr(output, name)]
-    if missing:
-        refuse(
-            "loss", "Loss", slots.loss, f"its output {type(output).__qualname__} has no {', '.join(missing)}"
-        )
-    for name in ("loss_sum", "loss_count"):
-        value = getattr(output, name)
-        if not isinstance(value, Tensor) or value.ndim != 0:
-            refuse("loss", "Loss", slots.loss, f"{name} is {_describe(value)}, not a scalar tensor")
-    loss_sum = output.loss_sum.item()
-    if not math.isfinite(loss_sum):
-        refuse("loss", "Loss", slots.loss, f"loss_sum is {loss_sum} on the first rows")
-
-
-def _check_likelihood(slots: Slots, batch: LoadedBatch[Any], key: str) -> None:
-    if not hasattr(slots.loss, "likelihood"):
-        reason = f"it has no likelihood(model, batch), which `{key}.uses` asks for"
-        refuse("loss", "Loss", slots.loss, reason)
-    slots.model.eval()
-    with blame("loss", "Loss", slots.loss), torch.no_grad():
-        likelihood = cast("LikelihoodLoss[Any]", slots.loss).likelihood(slots.model, batch.batch)
-    names = ("nll", "num_tokens", "nll_kind", "num_draws", "models_length")
-    missing = [name for name in names if not hasattr(likelihood, name)]
-    if missing:
-        refuse("loss", "Loss", slots.loss, f"its likelihood has no {', '.join(missing)}")
-    if likelihood.nll.shape != batch.seeds.shape:
-        shape, rows = tuple(likelihood.nll.shape), tuple(batch.seeds.shape)
-        refuse("loss", "Loss", slots.loss, f"nll has the shape {shape} for {rows} examples")
-
-
-class _EnoughError(BaseException):
-    """Ends the check of a predictor that would go on for hundreds of steps, past any `except Exception`."""
-
-
-def _check_predictor(slots: Slots, batch: LoadedBatch[Any], loader: str) -> None:
-    evaluations = 0
-
-    def count(module: nn.Module, inputs: object) -> None:
-        nonlocal evaluations
-        evaluations += 1
-        if evaluations > NUM_EVALUATIONS:
-            raise _EnoughError
-
-    slots.model.eval()
-    handle = slots.model.register_forward_pre_hook(count)
-    try:
-        with blame("predictor", "Predictor", slots.predictor, f" of `{loader}`"):
-            prediction = slots.predictor(slots.model, batch.batch, batch.seeds, trace=True)
-    except _EnoughError:
-        return
-    finally:
-        handle.remove()
-    missing = [name for name in ("ids", "lengths", "nfe", "trace") if not hasattr(prediction, name)]
-    if missing:
-        refuse("predictor", "Predictor", slots.predictor, f"its prediction has no {', '.join(missing)}")
-    if prediction.lengths.shape != batch.seeds.shape:
-        reason = f"lengths has the shape {tuple(prediction.lengths.shape)} for {len(batch.seeds)} rows"
-        refuse("predictor", "Predictor", slots.predictor, reason)
 
 
 def _describe(value: object) -> str:

@@ -5,7 +5,8 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from xlm.core.config.console import make_console
-from xlm.core.training.harness import NUM_SAMPLES, Harness
+from xlm.core.evaluation.predictions import NUM_SAMPLES
+from xlm.core.training.harness import Harness
 
 
 class Samples(Callback):
@@ -26,7 +27,7 @@ class Samples(Callback):
         if not trainer.is_global_zero:
             return
         console = make_console()
-        for loader, generations in pl_module.samples.items():
+        for loader, generations in pl_module.evaluation.texts.samples.items():
             for generation in generations[: self.num_samples]:
                 console.print(f"  {loader}  {generation['prompt']}  ->  {generation['text']}")
                 if generation["reference"]:

@@ -1,0 +1,71 @@
+"""Validation and test: each loader with its uses, from the first batch to the metrics."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from xlm.core.config.schema import LoaderSettings, Stage
+from xlm.core.data import LoadedBatch
+from xlm.core.evaluation.metrics import SummedMetric
+from xlm.core.evaluation.predictions import GeneratedTexts
+from xlm.core.evaluation.slots import Slots
+from xlm.core.evaluation.uses import Use, use_class
+
+
+class Evaluation:
+    """What is done with the batches of every loader.
+
+    Args:
+        slots: The objects that the uses call.
+        loaders: Settings of the loaders, by stage and name, in the data module's order.
+    """
+
+    def __init__(self, slots: Slots, loaders: Mapping[Stage, Mapping[str, LoaderSettings]]) -> None:
+        self.texts = GeneratedTexts()
+        self.uses: dict[Stage, dict[str, list[Use]]] = {
+            stage: {
+                name: [use_class(use)(slots, f"{stage}/{name}", self.texts) for use in settings.uses]
+                for name, settings in named.items()
+            }
+            for stage, named in loaders.items()
+        }
+        """By stage and loader. Those of training are checked only: the harness computes its loss."""
+
+    def update(self, stage: Stage, loader: int, network: nn.Module, batch: LoadedBatch[Any]) -> None:
+        """Add a batch of the stage's loader with the number ``loader``, counted from 0."""
+        for use in list(self.uses[stage].values())[loader]:
+            use.update(network, batch)
+
+    def report(self, stage: Stage, device: torch.device) -> dict[str, float]:
+        """The metrics of a stage as ``stage/loader/metric``, which begin anew.
+
+        Args:
+            stage: All processes report the same one.
+            device: Where the sums of several processes are added up.
+        """
+        figures: dict[str, float] = {}
+        for prefix, metric in self._metrics(stage):
+            metric.to(device)
+            figures |= {f"{prefix}/{name}": value for name, value in metric.compute().items()}
+            metric.reset()
+            metric.cpu()
+        return figures
+
+    def names(self, stage: Stage) -> set[str] | None:
+        """Names of the metrics of a stage; None where a metric has no names before it has rows."""
+        names: set[str] = set()
+        for prefix, metric in self._metrics(stage):
+            figures = metric.figures()
+            if figures is None:
+                return None
+            names |= {f"{prefix}/{figure}" for figure in figures}
+        return names
+
+    def _metrics(self, stage: Stage) -> Iterator[tuple[str, SummedMetric[Any]]]:
+        """Each metric of a stage with the place of its loader."""
+        for name, uses in self.uses[stage].items():
+            for use in uses:
+                for metric in use.metrics:
+                    yield f"{stage}/{name}", metric

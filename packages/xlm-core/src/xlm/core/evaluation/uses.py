@@ -1,0 +1,222 @@
+"""What the batches of a loader are used for: ``uses: [loss, likelihood, generation]``, as objects.
+
+The names in a config are entry points of the group ``xlm.uses``, which is the one table of uses. A package
+adds a use with a class like those below and a line in its ``pyproject.toml``::
+
+    [project.entry-points."xlm.uses"]
+    my_use = "my_package:MyUse"
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from xlm.core.config.checks import blame, refuse
+from xlm.core.config.entry_points import USES, load
+from xlm.core.data import LoadedBatch
+from xlm.core.evaluation.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric
+from xlm.core.evaluation.predictions import GeneratedTexts, decode
+from xlm.core.evaluation.slots import Slots
+from xlm.core.protocols import LikelihoodLoss, LossOutput
+
+NUM_EVALUATIONS = 3
+"""Network evaluations after which the check of a predictor is stopped."""
+
+
+class Use(Protocol):
+    """One use of one loader: checks its slot, then updates its metrics with each batch.
+
+    Args:
+        slots: The objects; a use calls those that it is about.
+        loader: Stage and name of the loader, such as ``val/lm``.
+        texts: Where generated texts go.
+    """
+
+    needs_examples: ClassVar[bool]
+    """Whether a batch must bring the raw examples that it was made of."""
+    metrics: Sequence[SummedMetric[Any]]
+    """Complete once ``check`` was called; each process has the same ones, in the same order."""
+
+    def __init__(self, slots: Slots, loader: str, texts: GeneratedTexts) -> None: ...
+
+    def check(self, batch: LoadedBatch[Any], key: str, *, trains: bool) -> None:
+        """Call the slot with one small batch, before any other batch.
+
+        Args:
+            batch: A few rows.
+            key: Config key of the loader, for messages.
+            trains: Whether the loader is that of training, so that gradients are checked too.
+
+        Raises:
+            XLMError: When the slot's object does not fit.
+        """
+        ...
+
+    def update(self, network: nn.Module, batch: LoadedBatch[Any]) -> None:
+        """Add one batch to the metrics.
+
+        Args:
+            network: As it is called, compiled perhaps.
+            batch: On the network's device.
+        """
+        ...
+
+
+def use_class(name: str) -> type[Use]:
+    """The class of a use.
+
+    Args:
+        name: As in a config; the config was checked.
+    """
+    return cast("type[Use]", load(USES, name))
+
+
+def needs_examples(names: Sequence[str]) -> bool:
+    """Whether one of these uses needs the raw examples."""
+    return any(use_class(name).needs_examples for name in names)
+
+
+class LossUse:
+    """The training objective: means of the loss, of its terms, and the family's metrics of its output.
+
+    Evaluation reports each term under the name that it has in training: ``train/token``, ``val/lm/token``.
+    """
+
+    needs_examples: ClassVar[bool] = False
+
+    def __init__(self, slots: Slots, loader: str, texts: GeneratedTexts) -> None:
+        self.slots = slots
+        self.terms: tuple[str, ...] = ()
+        """Names of the loss's terms, found by ``check``."""
+        self.metrics: list[SummedMetric[Any]] = []
+
+    def check(self, batch: LoadedBatch[Any], key: str, *, trains: bool) -> None:
+        """Compute the loss, and its gradient if it ``trains``; its terms here are those of every batch."""
+        slots = self.slots
+        slots.model.train(trains)
+        with blame("loss", "Loss", slots.loss), torch.set_grad_enabled(trains):
+            output = slots.loss(slots.model, batch.batch)
+        _check_loss_output(slots, output)
+        if trains:
+            with blame("loss", "Loss", slots.loss):
+                output.loss_sum.backward()
+            if all(parameter.grad is None for parameter in slots.model.parameters()):
+                refuse("loss", "Loss", slots.loss, "its loss_sum reaches no parameter of the model")
+            slots.model.zero_grad(set_to_none=True)
+        self.terms = tuple(output.terms)
+        accumulators = (LossMean(self.terms), *slots.loss_metrics.values())
+        self.metrics = [SummedMetric(accumulator) for accumulator in accumulators]
+
+    def update(self, network: nn.Module, batch: LoadedBatch[Any]) -> None:
+        """Add the loss of one batch."""
+        output = self.slots.loss(network, batch.batch)
+        for metric in self.metrics:
+            metric.update(output)
+
+
+def _check_loss_output(slots: Slots, output: LossOutput) -> None:
+    missing = [name for name in ("loss_sum", "loss_count", "terms") if not hasattr(output, name)]
+    if missing:
+        reason = f"its output {type(output).__qualname__} has no {', '.join(missing)}"
+        refuse("loss", "Loss", slots.loss, reason)
+    sums = {"loss_sum": output.loss_sum, "loss_count": output.loss_count}
+    terms = {f"terms[{name!r}]": term for name, term in output.terms.items()}
+    for name, value in cast("Mapping[str, object]", sums | terms).items():
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            refuse("loss", "Loss", slots.loss, f"{name} is {_describe(value)}, not a scalar tensor")
+    loss_sum = output.loss_sum.item()
+    if not math.isfinite(loss_sum):
+        refuse("loss", "Loss", slots.loss, f"loss_sum is {loss_sum} on the first rows")
+
+
+class LikelihoodUse:
+    """The likelihood of the targets, or a bound of it."""
+
+    needs_examples: ClassVar[bool] = False
+
+    def __init__(self, slots: Slots, loader: str, texts: GeneratedTexts) -> None:
+        self.slots = slots
+        self.metrics = [SummedMetric[Any](LikelihoodMean())]
+
+    def check(self, batch: LoadedBatch[Any], key: str, *, trains: bool) -> None:
+        """Estimate the likelihood once."""
+        slots = self.slots
+        if not hasattr(slots.loss, "likelihood"):
+            reason = f"it has no likelihood(model, batch), which `{key}.uses` asks for"
+            refuse("loss", "Loss", slots.loss, reason)
+        slots.model.eval()
+        with blame("loss", "Loss", slots.loss), torch.no_grad():
+            likelihood = cast("LikelihoodLoss[Any]", slots.loss).likelihood(slots.model, batch.batch)
+        names = ("nll", "num_tokens", "nll_kind", "num_draws", "models_length")
+        missing = [name for name in names if not hasattr(likelihood, name)]
+        if missing:
+            refuse("loss", "Loss", slots.loss, f"its likelihood has no {', '.join(missing)}")
+        if likelihood.nll.shape != batch.seeds.shape:
+            shape, rows = tuple(likelihood.nll.shape), tuple(batch.seeds.shape)
+            refuse("loss", "Loss", slots.loss, f"nll has the shape {shape} for {rows} examples")
+
+    def update(self, network: nn.Module, batch: LoadedBatch[Any]) -> None:
+        """Add the likelihood of one batch."""
+        loss = cast("LikelihoodLoss[Any]", self.slots.loss)
+        self.metrics[0].update(loss.likelihood(network, batch.batch))
+
+
+class GenerationUse:
+    """Generated texts: their cost, the task's metrics of them, and their way into files."""
+
+    needs_examples: ClassVar[bool] = True
+
+    def __init__(self, slots: Slots, loader: str, texts: GeneratedTexts) -> None:
+        self.slots, self.loader, self.texts = slots, loader, texts
+        self._cost = SummedMetric[Any](GenerationCost())
+        self._scores = [SummedMetric[Any](metric) for metric in slots.generation_metrics.values()]
+        self.metrics = [self._cost, *self._scores]
+
+    def check(self, batch: LoadedBatch[Any], key: str, *, trains: bool) -> None:
+        """Generate, for a few evaluations of the network at most."""
+        slots = self.slots
+        evaluations = 0
+
+        def count(module: nn.Module, inputs: object) -> None:
+            nonlocal evaluations
+            evaluations += 1
+            if evaluations > NUM_EVALUATIONS:
+                raise _EnoughError
+
+        slots.model.eval()
+        handle = slots.model.register_forward_pre_hook(count)
+        try:
+            with blame("predictor", "Predictor", slots.predictor, f" of `{key}`"):
+                prediction = slots.predictor(slots.model, batch.batch, batch.seeds, trace=True)
+        except _EnoughError:
+            return
+        finally:
+            handle.remove()
+        missing = [name for name in ("ids", "lengths", "nfe", "trace") if not hasattr(prediction, name)]
+        if missing:
+            refuse("predictor", "Predictor", slots.predictor, f"its prediction has no {', '.join(missing)}")
+        if prediction.lengths.shape != batch.seeds.shape:
+            reason = f"lengths has the shape {tuple(prediction.lengths.shape)} for {len(batch.seeds)} rows"
+            refuse("predictor", "Predictor", slots.predictor, reason)
+
+    def update(self, network: nn.Module, batch: LoadedBatch[Any]) -> None:
+        """Generate a text for each row of one batch."""
+        assert batch.examples is not None
+        trace = self.texts.wants_trace(self.loader)
+        prediction = self.slots.predictor(network, batch.batch, batch.seeds, trace=trace)
+        generations = decode(prediction, batch.examples, self.slots.tokenizer)
+        self._cost.update(prediction)
+        for score in self._scores:
+            score.update(generations)
+        self.texts.add(self.loader, prediction, generations, self.slots.tokenizer)
+
+
+class _EnoughError(BaseException):
+    """Ends the check of a predictor that would go on for hundreds of steps, past any `except Exception`."""
+
+
+def _describe(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
