@@ -63,7 +63,10 @@ class LossOutput(Protocol):
 
     @property
     def terms(self) -> Mapping[str, Tensor]:
-        """Named scalar sums that add up to ``loss_sum``."""
+        """Named scalar sums that add up to ``loss_sum``, of the same names for every batch.
+
+        Their means are logged as ``train/NAME`` and reported as ``val/LOADER/NAME`` and ``test/LOADER/NAME``.
+        """
         ...
 
 
