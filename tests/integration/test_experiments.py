@@ -58,6 +58,11 @@ def test_a_family_trains_evaluates_and_generates(experiment: str, tmp_path: Path
     assert 0 <= trained["test/prediction/exact_match"] <= 1
     assert trained["test/prediction/nfe_per_sequence"] > 0
     assert any(name.endswith("/nll") and value > 0 for name, value in trained.items())
+    [curves] = (tmp_path / "fast").glob("csv/version_*/metrics.csv")
+    header = curves.read_text().splitlines()[0].split(",")
+    terms = {name.removeprefix("train/") for name in header if name.startswith("train/")}
+    assert len(terms) > 1
+    assert {f"{stage}/lm/{term}" for stage in ("val", "test") for term in terms} <= {*header, *trained}
     evaluated = run_fast(tmp_path, cache, "eval", experiment, FEW_ROWS, *SMALL_NETWORK)
     assert evaluated == pytest.approx(trained, rel=1e-4)
     run_fast(tmp_path, cache, "generate", experiment, FEW_ROWS, *SMALL_NETWORK)

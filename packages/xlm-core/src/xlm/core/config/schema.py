@@ -45,7 +45,9 @@ def _check_use(name: str) -> str:
     if name not in offered(USES):
         known = offered(USES)
         hint = did_you_mean(name, known).lstrip()
-        raise ValueError(f"{hint} Installed packages offer {', '.join(known) or 'nothing'}".lstrip())
+        raise ValueError(
+            f"{hint} Installed packages offer {', '.join(known) or 'none; install xlm-core anew'}".lstrip()
+        )
     return name
 
 
