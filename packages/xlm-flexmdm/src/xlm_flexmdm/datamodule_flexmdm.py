@@ -154,7 +154,8 @@ class FlexMDMPromptCollator:
             ValueError: If there are no examples, a target is longer than max_length, ``fixed`` does not fit
                 its target, or a text holds MASK.
         """
-        targets = _read_targets(examples, self._max_length)
+        ids = [example.get("target_ids", _NO_IDS) for example in examples]
+        targets = _read_targets(examples, ids, self._max_length)
         rows = self._layout.pack(examples, targets, targets.fixed, torch.zeros_like(targets.fixed))
         return {
             "input_ids": rows.input_ids,
@@ -165,9 +166,10 @@ class FlexMDMPromptCollator:
         }
 
 
+# Copied from xlm_ilm.datamodule_ilm._Targets
 @dataclass(frozen=True)
 class _Targets:
-    """The clean targets side by side, padded to the longest; shape (rows, target) where nothing is said."""
+    """The targets side by side, padded to the longest; shape (rows, target) where nothing is said."""
 
     ids: Tensor
     exists: Tensor
@@ -270,7 +272,8 @@ class _Noise:
         # The smallest v would give t = 1 by rounding, where the weights are infinite.
         t = (1 - v**power).clamp(max=1 - 2.0**-53)
         time_weight = power * v ** (power - 1)
-        targets = _read_targets(examples, self.max_length)
+        ids = [example.get("target_ids", _NO_IDS) for example in examples]
+        targets = _read_targets(examples, ids, self.max_length)
         target = targets.ids.shape[1]
         hazard = self.interpolant.unmasking_hazard(t) if weight == "hazard" else torch.ones_like(t)
         draw = torch.arange(len(examples)) % num_draws
@@ -309,14 +312,14 @@ class _Noise:
         }
 
 
-def _read_targets(examples: Sequence[Example], max_length: int | None) -> _Targets:
+# Copied from xlm_ilm.datamodule_ilm._read_targets
+def _read_targets(examples: Sequence[Example], ids: list[Tensor], max_length: int | None) -> _Targets:
     check_examples(examples)
     if any("segment_ids" in example for example in examples):
         raise ValueError(
             "this family cannot keep the documents of a packed block apart ('segment_ids'): give one "
             "document per example, or pack without document numbers, which makes a block one text"
         )
-    ids = [example.get("target_ids", _NO_IDS) for example in examples]
     lengths = [len(row) for row in ids]
     longest = max(lengths)
     if max_length is not None and longest > max_length:
@@ -333,6 +336,7 @@ def _read_targets(examples: Sequence[Example], max_length: int | None) -> _Targe
     )
 
 
+# Copied from xlm_ilm.datamodule_ilm._fixed
 def _fixed(example: Example, length: int) -> Tensor:
     fixed = example.get("fixed")
     if fixed is None:
@@ -342,6 +346,7 @@ def _fixed(example: Example, length: int) -> Tensor:
     return fixed
 
 
+# Copied from xlm_ilm.datamodule_ilm._open_after
 def _open_after(targets: _Targets) -> Tensor:
     """(rows, target) whether the slot of a target token is open: see the head of this file."""
     missing_next = torch.zeros_like(targets.missing)

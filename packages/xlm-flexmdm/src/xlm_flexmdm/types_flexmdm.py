@@ -69,6 +69,7 @@ class FlexMDMBatch(TypedDict):
     """Whether alpha and beta run from 0 to 1, without which there is no likelihood."""
 
 
+# Copied from xlm_ilm.types_ilm.ILMPromptBatch
 class FlexMDMPromptBatch(TypedDict):
     """The given part of each row, for generation."""
 

@@ -77,7 +77,7 @@ class ILMCollator:
             "target_row": row,
             # A dropped token would stand right of the last survivor on its left.
             "target_slot": rows.column[row, index] - 1,
-            "target_token": targets.token[row, index],
+            "target_token": targets.ids[row, index],
             "num_dropped": dropped.sum(1),
             "num_missing": targets.missing.sum(1),
             "num_draws": torch.tensor(self._num_draws),
@@ -125,26 +125,30 @@ class ILMPromptCollator:
         """
         ids = [example.get("target_ids", _NO_IDS) if "fixed" in example else _NO_IDS for example in examples]
         targets = _read_targets(examples, ids, self._max_length)
-        given = targets.exists & ~targets.missing
-        rows = self._layout.pack(examples, targets, given)
+        rows = self._layout.pack(examples, targets, targets.fixed)
         return {
             "input_ids": rows.input_ids,
             "attention_mask": rows.attention_mask,
             "open_slots": rows.open_slots,
             "target_start": rows.target_start,
-            "budget": self._max_length - given.sum(1),
+            "budget": self._max_length - targets.fixed.sum(1),
         }
 
 
 @dataclass(frozen=True)
 class _Targets:
-    """The targets side by side, padded to the longest; every field has shape (rows, target)."""
+    """The targets side by side, padded to the longest; shape (rows, target) where nothing is said."""
 
-    token: Tensor
+    ids: Tensor
     exists: Tensor
     """False at padding."""
-    missing: Tensor
-    """True at tokens that are not fixed."""
+    fixed: Tensor
+    """True at fixed tokens."""
+
+    @property
+    def missing(self) -> Tensor:
+        """True at tokens that are not fixed."""
+        return self.exists & ~self.fixed
 
 
 @dataclass(frozen=True)
@@ -175,10 +179,12 @@ def _read_targets(examples: Sequence[Example], ids: list[Tensor], max_length: in
             f"max_length={max_length}: leave such examples out, or raise the limit"
         )
     exists = torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)
-    token = torch.zeros(exists.shape, dtype=torch.int64).masked_scatter(exists, torch.cat(ids))
     fixed = torch.cat([_fixed(example, length) for example, length in zip(examples, lengths, strict=True)])
-    missing = torch.zeros_like(exists).masked_scatter(exists, ~fixed)
-    return _Targets(token=token, exists=exists, missing=missing)
+    return _Targets(
+        ids=torch.zeros(exists.shape, dtype=torch.int64).masked_scatter(exists, torch.cat(ids)),
+        exists=exists,
+        fixed=torch.zeros_like(exists).masked_scatter(exists, fixed),
+    )
 
 
 def _fixed(example: Example, length: int) -> Tensor:
@@ -213,9 +219,9 @@ class _Layout:
         input_ids = torch.full((len(examples), width + 1), self.pad_id)
         input_ids[:, 0] = self.cls_id
         input_ids.masked_scatter_((column >= 1) & (column < bos_column), torch.cat(prompts))
-        input_ids.scatter_(1, bos_column, self.bos_id).scatter_(1, place, targets.token)
+        input_ids.scatter_(1, bos_column, self.bos_id).scatter_(1, place, targets.ids)
 
-        first_fixed = (targets.exists & ~targets.missing)[:, :1].any(1, keepdim=True)
+        first_fixed = targets.fixed[:, :1].any(1, keepdim=True)
         open_slots = (column == bos_column) & ~first_fixed
         open_slots.scatter_(1, place, _open_after(targets))
         return _Rows(

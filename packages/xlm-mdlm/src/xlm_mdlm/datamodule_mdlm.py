@@ -82,7 +82,7 @@ class MDLMCollator:
         alpha = self._schedule.alpha(time)
         keys = uniform(seeds, rows.ids.shape[1], step=0, stream=_STREAM_CELLS)
         masked = rows.eligible & (keys >= alpha.unsqueeze(1))
-        batch = self._layout.batch(rows, masked=masked, weight=self._schedule.loss_weight(time))
+        batch = _training_batch(rows, self._layout, masked=masked, weight=self._schedule.loss_weight(time))
         batch["noise"] = noise_of_alpha(alpha)
         return batch
 
@@ -166,17 +166,18 @@ class MDLMLikelihoodCollator:
         num_masked = (1 + (size * quantile).long()).clamp(max=size)
         masked = take_top(keys, num_masked, rows.eligible)
         weight = size.to(torch.float64) / num_masked.clamp(min=1)
-        return self._layout.batch(rows, masked=masked, weight=weight)
+        return _training_batch(rows, self._layout, masked=masked, weight=weight)
 
     def _by_time(self, schedule: NoiseSchedule, rows: Rows, quantile: Tensor, keys: Tensor) -> MDLMBatch:
         masked = rows.eligible & (keys < quantile.unsqueeze(1))
-        batch = self._layout.batch(rows, masked=masked, weight=1 / quantile)
+        batch = _training_batch(rows, self._layout, masked=masked, weight=1 / quantile)
         # An alpha below that of t = 1 is passed as t = 1, which training goes up to.
         time = schedule.inverse(1 - quantile).clamp(max=1.0)
         batch["noise"] = noise_of_alpha(schedule.alpha(time))
         return batch
 
 
+# Copied from xlm_mlm.datamodule_mlm.MLMPromptCollator
 class MDLMPromptCollator:
     """Keeps what is given and masks all other cells, for generation.
 
@@ -240,3 +241,24 @@ class MDLMPromptCollator:
                 "decides the length, or default_length"
             )
         return {**example, "target_ids": torch.full((self._default_length,), self._layout.mask_id)}
+
+
+def _training_batch(rows: Rows, layout: Layout, *, masked: Tensor, weight: Tensor) -> MDLMBatch:
+    """The rows with MASK at the ``masked`` cells (rows, length), and the ``weight`` (rows,) of each."""
+    row, column = masked.nonzero(as_tuple=True)
+    batch: MDLMBatch = {
+        "input_ids": rows.ids.masked_fill(masked, layout.mask_id),
+        "attention_mask": None if bool(rows.attention_mask.all()) else rows.attention_mask,
+        "target_ids": rows.ids,
+        "masked": masked,
+        "masked_row": row,
+        "masked_column": column,
+        "may_end": rows.may_end,
+        "weight": weight,
+        "num_eligible": rows.eligible.sum(1),
+        "num_tokens": rows.num_tokens,
+        "models_length": torch.full((len(masked),), layout.target_length is not None),
+    }
+    if rows.segment_ids is not None:
+        batch["segment_ids"] = rows.segment_ids
+    return batch

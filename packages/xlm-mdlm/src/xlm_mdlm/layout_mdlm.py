@@ -31,11 +31,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from xlm.modules import check_examples
 from xlm.modules.records import Example
-from xlm_mdlm.types_mdlm import MDLMBatch
 
 _NO_IDS = torch.empty(0, dtype=torch.int64)
 
 
+# Copied from xlm_mlm.layout_mlm.Rows
 @dataclass(frozen=True)
 class Rows:
     """Rows without noise, padded on the right: (rows, length) each, and per-row values (rows,)."""
@@ -59,9 +59,10 @@ class Rows:
         return replace(self, **{name: table.repeat_interleave(times, 0) for name, table in tables.items()})
 
 
+# Copied from xlm_mlm.layout_mlm.Layout
 @dataclass(frozen=True)
 class Layout:
-    """Lays out examples in rows, and rows with their noise in batches.
+    """Lays out examples in rows.
 
     Args:
         mask_id: Id of MASK.
@@ -127,26 +128,6 @@ class Layout:
             num_tokens=(text & ~given).sum(1),
         )
 
-    def batch(self, rows: Rows, *, masked: Tensor, weight: Tensor) -> MDLMBatch:
-        """The rows with MASK at the ``masked`` cells (rows, length), and the ``weight`` (rows,) of each."""
-        row, column = masked.nonzero(as_tuple=True)
-        batch: MDLMBatch = {
-            "input_ids": rows.ids.masked_fill(masked, self.mask_id),
-            "attention_mask": None if bool(rows.attention_mask.all()) else rows.attention_mask,
-            "target_ids": rows.ids,
-            "masked": masked,
-            "masked_row": row,
-            "masked_column": column,
-            "may_end": rows.may_end,
-            "weight": weight,
-            "num_eligible": rows.eligible.sum(1),
-            "num_tokens": rows.num_tokens,
-            "models_length": torch.full((len(masked),), self.target_length is not None),
-        }
-        if rows.segment_ids is not None:
-            batch["segment_ids"] = rows.segment_ids
-        return batch
-
     def _filling(self, text_length: int) -> Tensor:
         """EOS and PADs behind a text."""
         if self.target_length is None:
@@ -171,10 +152,12 @@ class Layout:
             row, column = wrong.nonzero()[0].tolist()
             raise ValueError(
                 f"the target of example {row} holds token id {int(ids[row, column])}, which is MASK, PAD or "
-                f"EOS. Where EOS separates texts inside a target, set eos_id=None everywhere"
+                f"EOS. Where EOS separates texts inside a target, set eos_id=None in collators, loss and "
+                f"predictor"
             )
 
 
+# Copied from xlm_mlm.layout_mlm._given
 def _given(examples: Sequence[Example], target_start: Tensor, length: int) -> Tensor:
     """(rows, length) True at given target tokens."""
     given = torch.zeros(len(examples), length, dtype=torch.bool)
@@ -189,6 +172,7 @@ def _given(examples: Sequence[Example], target_start: Tensor, length: int) -> Te
     return given
 
 
+# Copied from xlm_mlm.layout_mlm._segment_ids
 def _segment_ids(examples: Sequence[Example], *, bare: bool) -> Tensor | None:
     """(rows, length) number of the document of each token, -1 at padding; None without packed blocks."""
     segments = [example["segment_ids"] for example in examples if "segment_ids" in example]

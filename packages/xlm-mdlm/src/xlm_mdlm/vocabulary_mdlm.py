@@ -14,6 +14,7 @@ from torch import Tensor
 from xlm.modules import suppress_tokens
 
 
+# Copied from xlm_mlm.vocabulary_mlm.CellVocabulary
 class CellVocabulary:
     """The token ids that are possible at a cell.
 

@@ -44,6 +44,7 @@ class MLMForMaskedLM(PreTrainedModel):
     config_class = MLMConfig
     base_model_prefix = "model"
 
+    # Copied from xlm_arlm.hf_arlm.ARLMForCausalLM.__init__
     def __init__(self, config: MLMConfig) -> None:
         super().__init__(config)
         self.model = MLM(

@@ -5,7 +5,7 @@ logits are computed, ``edits`` of a trace.
 
 A row is ``prompt... [BOS] target...`` with padding on its right. The columns of the target are its *cells*:
 one for each target token or, with a fixed width, as many as the width, those behind the text holding EOS and
-then PAD; see :mod:`xlm_mlm.datamodule_mlm`. A PAD in a cell is an ordinary token, attended to, masked and
+then PAD; see :mod:`xlm_mlm.layout_mlm`. A PAD in a cell is an ordinary token, attended to, masked and
 predicted; the padding on the right of a row is none of these.
 """
 

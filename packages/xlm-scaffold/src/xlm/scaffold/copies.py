@@ -6,6 +6,8 @@ from pathlib import Path
 
 PARTS = ("pyproject.toml", "README.md", "src", "tests")
 """What a package consists of; ``hatch_build.py`` packs the same."""
+_MARK = re.compile(r"^ *# Copied from xlm_[\w.]+\n", re.MULTILINE)
+"""The mark of code that must stay equal to another family's, which that of a new model need not."""
 _URL = re.compile(r"https?://[^\s)>\"']+")
 
 
@@ -92,7 +94,7 @@ def renamed(family: str, package: Path, name: str, skeleton: str) -> dict[Path, 
     for path in files_of(package):
         content = (package / path).read_bytes()
         try:
-            text = rename(content.decode())
+            text = rename(_MARK.sub("", content.decode()))
         except UnicodeDecodeError:  # the weights of a test
             copied[Path(rename(path.as_posix()))] = content
             continue
