@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from xlm.modules import RotaryTransformer
 from xlm_arlm import ARLM
 
 transformers = pytest.importorskip("transformers", reason="the extra xlm-arlm[transformers] is not installed")
@@ -51,3 +52,20 @@ def test_auto_model_for_causal_lm(model: ARLM, tmp_path: Path) -> None:
     loaded.save_pretrained(tmp_path / "again")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     assert torch.equal(again(ids, attention_mask=mask).logits, expected)
+
+
+def test_a_network_with_a_trunk(tmp_path: Path) -> None:
+    import xlm_arlm.hf_arlm as hf_arlm
+
+    trunk = RotaryTransformer(vocab_size=12, d_model=16, num_layers=2, num_heads=2, norm_eps=0.1, causal=True)
+    model = ARLM(vocab_size=12, trunk=trunk).eval()
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(loaded, hf_arlm.ARLMForCausalLM)
+    assert (loaded.config.hidden_size, loaded.config.num_hidden_layers) == (16, 2)
+    ids = torch.tensor([[1, 2, 3, 4, 5]])
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, model(ids))
+    loaded.save_pretrained(tmp_path / "again")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert torch.equal(again(ids).logits, loaded(ids).logits)

@@ -1,13 +1,14 @@
 """The network: what sees what, where the head is computed, precision, saving."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xlm.modules import segment_mask
+from xlm.modules import DiT, RotaryTransformer, segment_mask
 from xlm_arlm import ARLM
 
 from .plain_law import VOCAB_SIZE, make_model, watch_head
@@ -18,12 +19,13 @@ def test_tokens_see_what_the_reference_attention_matrix_says(reference: dict[str
     model = make_model(num_layers=1)
     input_ids, mask = reference["xlm.input_ids"], reference["xlm.attention_mask"].bool()
     rows, length = input_ids.shape
-    embedding = model.transformer.embedding(input_ids).detach().requires_grad_()
+    transformer = cast("RotaryTransformer", model.transformer)
+    embedding = transformer.embedding(input_ids).detach().requires_grad_()
 
     def replace(_module: nn.Module, _inputs: tuple[Tensor], _output: Tensor) -> Tensor:
         return embedding
 
-    handle = model.transformer.embedding.register_forward_hook(replace)
+    handle = transformer.embedding.register_forward_hook(replace)
     logits = model(input_ids, mask)
     handle.remove()
     sees = torch.zeros(rows, length, length, dtype=torch.bool)
@@ -107,3 +109,12 @@ def test_a_saved_network_comes_back(model: ARLM, tmp_path: Path) -> None:
     restored: nn.Module = ARLM.from_pretrained(tmp_path).eval()
     ids = torch.tensor([[4, 7, 8, 3]])
     assert torch.equal(restored(ids), model(ids))
+
+
+def test_a_trunk_has_to_be_causal_and_to_take_a_cache() -> None:
+    sizes: dict[str, Any] = {"vocab_size": 9, "d_model": 8, "num_layers": 1, "num_heads": 2}
+    ARLM(vocab_size=9, trunk=RotaryTransformer(**sizes, causal=True))
+    trunks: list[Any] = [RotaryTransformer(**sizes), DiT(**sizes)]
+    for trunk in trunks:
+        with pytest.raises(ValueError, match=r"^model\.trunk \(.*\) is not causal"):
+            ARLM(vocab_size=9, trunk=trunk)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from xlm.modules import DiT, RotaryTransformer, TimestepEmbedding
 from xlm_flexmdm import FlexMDM, FlexMDMOutput
 from xlm_flexmdm.model_flexmdm import Head
 
@@ -132,3 +133,18 @@ def test_options_that_are_refused() -> None:
         _model("mean")  # pyright: ignore[reportArgumentType]  # what is refused
     with pytest.raises(ValueError, match="max_length must be at least 1, got 0"):
         FlexMDM(vocab_size=12, d_model=16, num_layers=2, num_heads=2, max_length=0)
+
+
+def test_a_trunk_without_a_condition_leaves_the_time_to_the_gap_head() -> None:
+    sizes: dict[str, Any] = {"vocab_size": 12, "d_model": 16, "num_layers": 1, "num_heads": 2}
+    for trunk, width in ((DiT(**sizes, d_condition=8), 8), (RotaryTransformer(**sizes), 128)):
+        model = FlexMDM(vocab_size=12, max_length=5, trunk=trunk)
+        assert model.time_embedding.d_condition == width
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.3)
+        early, late = _run(model.double(), IDS, time=0.1), _run(model, IDS, time=0.9)
+        assert not torch.equal(early.expected_gaps, late.expected_gaps)
+        assert torch.equal(early.token_logits, late.token_logits) == isinstance(trunk, RotaryTransformer)
+    with pytest.raises(ValueError, match="d_condition=128, and the condition has the width 4"):
+        FlexMDM(vocab_size=12, max_length=5, trunk=DiT(**sizes), time_embedding=TimestepEmbedding(4))

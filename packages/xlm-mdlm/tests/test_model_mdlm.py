@@ -4,13 +4,14 @@ import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from xlm.modules import segment_mask
+from xlm.modules import DiT, RotaryTransformer, TimestepEmbedding, segment_mask
 from xlm_mdlm import MDLMDiT, MDLMRotary
 
 VOCAB = 11
@@ -195,3 +196,18 @@ def test_saved_networks_come_back(tmp_path: Path) -> None:
 
 def test_networks_have_the_same_signature() -> None:
     assert str(inspect.signature(MDLMRotary.forward)) == str(inspect.signature(MDLMDiT.forward))
+
+
+def test_either_network_takes_a_trunk() -> None:
+    sizes: dict[str, Any] = {"vocab_size": VOCAB, "d_model": 16, "num_layers": 1, "num_heads": 2}
+    ids = torch.tensor([[1, 2, 3]])
+    for trunk in (RotaryTransformer(**sizes), DiT(**sizes)):
+        assert MDLMRotary(vocab_size=VOCAB, trunk=trunk)(ids).shape == (1, 3, VOCAB)
+    model = MDLMDiT(vocab_size=VOCAB, trunk=DiT(**sizes, d_condition=8), time_conditioning=True)
+    assert model.noise_embedding.d_condition == 8
+    assert model(ids, noise=torch.ones(1)).shape == (1, 3, VOCAB)
+    plain: Any = RotaryTransformer(**sizes)
+    with pytest.raises(ValueError, match=r"^model\.trunk \(.*RotaryTransformer\) takes no condition"):
+        MDLMDiT(vocab_size=VOCAB, trunk=plain)
+    with pytest.raises(ValueError, match="d_condition=8, and the condition has the width 4"):
+        MDLMDiT(vocab_size=VOCAB, trunk=DiT(**sizes, d_condition=8), noise_embedding=TimestepEmbedding(4))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from xlm.modules import RotaryTransformer
 from xlm_mlm import MLM
 
 transformers = pytest.importorskip("transformers", reason="the extra xlm-mlm[transformers] is not installed")
@@ -28,3 +29,20 @@ def test_auto_model_for_masked_lm(tmp_path: Path) -> None:
     assert torch.equal(output.logits, expected)
     losses = -expected.log_softmax(-1)[[0, 1], [1, 3], [9, 8]]
     torch.testing.assert_close(output.loss, losses.mean())
+
+
+def test_a_network_with_a_trunk(tmp_path: Path) -> None:
+    import xlm_mlm.hf_mlm as hf_mlm
+
+    trunk = RotaryTransformer(vocab_size=12, d_model=16, num_layers=2, num_heads=2, norm_eps=0.1)
+    model = MLM(vocab_size=12, trunk=trunk).eval()
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert isinstance(loaded, hf_mlm.MLMForMaskedLM)
+    assert (loaded.config.hidden_size, loaded.config.num_hidden_layers) == (16, 2)
+    ids = torch.tensor([[1, 2, 3, 4, 5]])
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, model(ids))
+    loaded.save_pretrained(tmp_path / "again")
+    again = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "again")
+    assert torch.equal(again(ids).logits, loaded(ids).logits)

@@ -164,7 +164,7 @@ class TestBlock:
 class TestNetwork:
     def test_network_equals_numpy(self):
         model, ids, conditions = network(), random_ids(3, 6), random_conditions(3)
-        hidden = model(ids, conditions)
+        hidden = model(ids, condition=conditions)
         for row in range(3):
             assert_same(hidden[row], network_forward(model, ids[row], conditions[row]))
 
@@ -174,7 +174,7 @@ class TestNetwork:
         seen = torch.rand(2, 5, 5, generator=generator) < 0.6
         seen |= torch.eye(5, dtype=torch.bool)
         positions = torch.tensor([[4, 0, 9, 2, 2], [0, 1, 2, 3, 100]])
-        hidden = model(ids, conditions, seen, positions)
+        hidden = model(ids, seen, positions, condition=conditions)
         for row in range(2):
             expected = network_forward(
                 model, ids[row], conditions[row], seen=seen[row].numpy(), positions=positions[row].numpy()
@@ -198,7 +198,7 @@ class TestNetwork:
         model = DiT(vocab_size=10, d_model=16, num_layers=1, num_heads=2, d_condition=6).double()
         model.blocks = nn.ModuleList()
         model.load_state_dict({"embedding.weight": vectors["in.x"].view(10, 16), **weights})
-        hidden = model(torch.arange(10).view(2, 5), vectors["in.cond"].double())
+        hidden = model(torch.arange(10).view(2, 5), condition=vectors["in.cond"].double())
         for row in range(2):
             assert_same(hidden[row], final_forward(x[row], silu(conditions[row]), *ours.values()))
 
@@ -206,7 +206,7 @@ class TestNetwork:
         model = DiT(vocab_size=11, d_model=16, num_layers=3, num_heads=2, d_condition=6)
         ids = random_ids(2, 5)
         expected = F.layer_norm(model.embedding(ids), (16,))
-        assert torch.equal(model(ids, 100 * torch.randn(2, 6)), expected)
+        assert torch.equal(model(ids, condition=100 * torch.randn(2, 6)), expected)
 
     def test_initial_weights_have_the_documented_spread(self):
         model = DiT(vocab_size=500, d_model=128, num_layers=2, num_heads=4, d_condition=32)
@@ -223,20 +223,20 @@ class TestNetwork:
         model, ids, conditions = network(), random_ids(3, 6), random_conditions(3)
         padded = F.pad(ids, (left, right), value=9)
         real = F.pad(torch.ones_like(ids, dtype=torch.bool), (left, right), value=False)
-        hidden = model(padded, conditions, real)
+        hidden = model(padded, real, condition=conditions)
         assert bool(hidden.isfinite().all())
-        assert_same(hidden[:, left : left + 6], model(ids, conditions).detach())
+        assert_same(hidden[:, left : left + 6], model(ids, condition=conditions).detach())
 
     def test_packed_segments_equal_separate_rows(self):
         model, ids = network(), random_ids(1, 7)
         condition = random_conditions(1)
-        packed = model(ids, condition, segment_mask(torch.tensor([[0, 0, 0, 1, 1, 1, 1]])))
-        separate = torch.cat((model(ids[:, :3], condition), model(ids[:, 3:], condition)), dim=1)
+        packed = model(ids, segment_mask(torch.tensor([[0, 0, 0, 1, 1, 1, 1]])), condition=condition)
+        separate = torch.cat([model(part, condition=condition) for part in (ids[:, :3], ids[:, 3:])], dim=1)
         assert_same(packed, separate.detach())
 
     def test_each_row_has_its_own_condition(self):
         model, ids = network(), random_ids(1, 5).expand(2, 5)
-        first, second = model(ids, random_conditions(2)).detach()
+        first, second = model(ids, condition=random_conditions(2)).detach()
         assert float((first - second).abs().amax(-1).min()) > 1e-2
 
     def test_rotary_dim_rotates_part_of_each_head(self):
@@ -247,27 +247,33 @@ class TestNetwork:
         cos, sin = rotary_angles(torch.arange(3).unsqueeze(0), 4, dtype=torch.float32)
         hidden = model.blocks[0](model.embedding(ids), F.silu(condition), cos, sin)
         shift, scale = model.final_modulation(F.silu(condition)).chunk(2, dim=-1)
-        torch.testing.assert_close(model(ids, condition), model.final_norm(hidden) * (1 + scale) + shift)
+        torch.testing.assert_close(
+            model(ids, condition=condition), model.final_norm(hidden) * (1 + scale) + shift
+        )
 
     def test_dropout_drops_the_updates_in_training_only(self):
         model, ids, conditions = network(dropout=1.0), random_ids(2, 5), random_conditions(2)
         without_blocks = network()
         without_blocks.blocks = torch.nn.ModuleList()
-        assert torch.equal(model.train()(ids, conditions), without_blocks(ids, conditions))
-        assert torch.equal(model.eval()(ids, conditions), network()(ids, conditions))
+        assert torch.equal(
+            model.train()(ids, condition=conditions), without_blocks(ids, condition=conditions)
+        )
+        assert torch.equal(model.eval()(ids, condition=conditions), network()(ids, condition=conditions))
 
     def test_bfloat16_autocast_is_close_to_float32(self):
         model, ids, conditions = network().float(), random_ids(4, 8), random_conditions(4).float()
-        exact = model(ids, conditions)
+        exact = model(ids, condition=conditions)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            rough = model(ids, conditions)
+            rough = model(ids, condition=conditions)
         relative_error = ((rough - exact).square().sum() / exact.square().sum()).sqrt()
         assert 0 < float(relative_error.detach()) < 0.05
 
     def test_there_are_no_buffers_and_the_meta_device_suffices(self):
         with torch.device("meta"):
             model = DiT(vocab_size=50_000, d_model=1024, num_layers=2, num_heads=16)
-            hidden = model(torch.zeros(2, 7, dtype=torch.int64), TimestepEmbedding(128)(torch.zeros(2)))
+            hidden = model(
+                torch.zeros(2, 7, dtype=torch.int64), condition=TimestepEmbedding(128)(torch.zeros(2))
+            )
         assert hidden.shape == (2, 7, 1024)
         assert not list(model.buffers())
 

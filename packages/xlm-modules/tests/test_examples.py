@@ -48,7 +48,7 @@ def test_ids_beyond_the_vocabulary_are_refused() -> None:
         with pytest.raises(ValueError, match=message):
             rotary(ids)
         with pytest.raises(ValueError, match=message):
-            dit(ids, torch.zeros(1, 8))
+            dit(ids, condition=torch.zeros(1, 8))
     assert rotary(torch.empty((0, 3), dtype=torch.int64)).shape == (0, 3, 8)
 
 

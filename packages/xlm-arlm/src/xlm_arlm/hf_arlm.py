@@ -21,7 +21,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
+from xlm.modules.hub import make_part
 from xlm_arlm.model_arlm import ARLM
+
+SIZES = ("d_model", "num_layers", "num_heads", "d_ff", "dropout", "activation", "rotary_dim")
+"""Arguments of the network that a trunk has instead."""
 
 
 class ARLMConfig(PreTrainedConfig):
@@ -42,7 +46,14 @@ class ARLMConfig(PreTrainedConfig):
     dropout: float = 0.0
     activation: Literal["gelu", "relu"] = "gelu"
     rotary_dim: int | None = None
+    trunk: dict[str, Any] | None = None
     use_cache: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Take the sizes that transformers asks for from a trunk that has them."""
+        for name in ("d_model", "num_layers", "num_heads"):
+            setattr(self, name, (self.trunk or {}).get(name, getattr(self, name)))
+        super().__post_init__(**kwargs)
 
 
 class ARLMForCausalLM(PreTrainedModel, GenerationMixin):
@@ -56,16 +67,12 @@ class ARLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: ARLMConfig) -> None:
         super().__init__(config)
-        self.model = ARLM(
-            vocab_size=config.vocab_size,
-            d_model=config.d_model,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            d_ff=config.d_ff,
-            dropout=config.dropout,
-            activation=config.activation,
-            rotary_dim=config.rotary_dim,
-        )
+        arguments: dict[str, Any]
+        if config.trunk is None:
+            arguments = {name: getattr(config, name) for name in SIZES}
+        else:
+            arguments = {"trunk": make_part("trunk", config.trunk)}
+        self.model = ARLM(vocab_size=config.vocab_size, **arguments)
         self.post_init()
 
     def forward(

@@ -5,6 +5,7 @@ of logits, and makes the logits of a few thousand cells at a time: at a vocabula
 training batch take gigabytes, more than everything else together.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from xlm.modules import KeyValueCache, RotaryTransformer, check_vocabulary
+from xlm.modules import CausalTrunk, KeyValueCache, RotaryTransformer, check_vocabulary
 from xlm.modules.hub import HubModel
+from xlm.modules.trunk import check_causal, check_hidden, choose_trunk
 
 _LOGITS_AT_ONCE = 2**25
 """Logits that the cross entropy holds at a time: 128 MiB in float32."""
@@ -34,6 +36,8 @@ class ARLM(
 
     Args:
         vocab_size: Number of token ids, special tokens included.
+        trunk: The network below the head, see :class:`xlm.modules.CausalTrunk`; instead of the sizes that
+            follow. None for a causal :class:`xlm.modules.RotaryTransformer` of these sizes.
         d_model: Width of the hidden states.
         num_layers: Number of blocks.
         num_heads: Number of attention heads; divides d_model.
@@ -41,23 +45,28 @@ class ARLM(
         dropout: Probability of dropping an entry of a block's update, in training.
         activation: Of the blocks: "gelu" (tanh form) or "relu".
         rotary_dim: Coordinates of each head to rotate, even; None for all.
+
+    Raises:
+        ValueError: If neither a trunk nor its sizes are given, or both, or the trunk does not fit.
     """
 
     def __init__(
         self,
         *,
         vocab_size: int,
-        d_model: int,
-        num_layers: int,
-        num_heads: int,
+        trunk: CausalTrunk | None = None,
+        d_model: int | None = None,
+        num_layers: int | None = None,
+        num_heads: int | None = None,
         d_ff: int | None = None,
         dropout: float = 0.0,
         activation: Literal["gelu", "relu"] = "gelu",
         rotary_dim: int | None = None,
     ) -> None:
         super().__init__()
-        self.transformer = RotaryTransformer(
-            vocab_size=vocab_size,
+        self.transformer = choose_trunk(
+            trunk,
+            partial(RotaryTransformer, vocab_size=vocab_size, causal=True),
             d_model=d_model,
             num_layers=num_layers,
             num_heads=num_heads,
@@ -65,9 +74,9 @@ class ARLM(
             dropout=dropout,
             activation=activation,
             rotary_dim=rotary_dim,
-            causal=True,
         )
-        self.token_head = nn.Linear(d_model, vocab_size, bias=False)
+        check_causal(self.transformer)
+        self.token_head = nn.Linear(self.transformer.d_model, vocab_size, bias=False)
         nn.init.normal_(self.token_head.weight, std=0.02)
 
     def forward(
@@ -102,6 +111,7 @@ class ARLM(
             ValueError: If there are targets but no positions, or ids are not of the vocabulary (on the CPU).
         """
         hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids, cache=cache)
+        check_hidden(hidden, input_ids, self.transformer)
         if positions is not None:
             hidden = torch.index_select(hidden.flatten(0, 1), 0, positions)
         if targets is None:

@@ -6,6 +6,7 @@ token, and the last slot at the first padding; here BOS reads the first, so padd
 """
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,8 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlm.modules import DiT, TimestepEmbedding
+from xlm.modules import ConditionedTrunk, DiT, TimestepEmbedding, Trunk
 from xlm.modules.hub import HubModel
+from xlm.modules.trunk import check_condition, check_hidden, choose_trunk, takes
 from xlm_flexmdm.types_flexmdm import FlexMDMOutput
 
 Head = Literal["expectation", "distribution"]
@@ -75,10 +77,15 @@ class FlexMDM(
 
     Args:
         vocab_size: Number of token ids, special tokens included.
+        max_length: Longest target in tokens: the largest gap, and the scale of g.
+        trunk: The network below the heads, see :class:`xlm.modules.ConditionedTrunk`; instead of the sizes
+            that follow. One without a condition never sees the time, which reaches the gap head alone.
+            None for a :class:`xlm.modules.DiT` of these sizes.
+        time_embedding: Makes the condition of the time; None for a
+            :class:`xlm.modules.TimestepEmbedding` of the trunk's d_condition, or of 128 if it has none.
         d_model: Width of the hidden states.
         num_layers: Number of blocks.
         num_heads: Number of attention heads; divides d_model.
-        max_length: Longest target in tokens: the largest gap, and the scale of g.
         d_condition: Width of the embedding of the time.
         d_ff: Width of the inner layers; None for 4 * d_model.
         dropout: Probability of dropping an entry of a block's update, in training.
@@ -86,17 +93,20 @@ class FlexMDM(
         head: "expectation" or "distribution", see above.
 
     Raises:
-        ValueError: If head is neither of the two, or max_length is below 1.
+        ValueError: If head is neither of the two, or max_length is below 1; if neither a trunk nor its sizes
+            are given, or both, or the trunk does not fit.
     """
 
     def __init__(
         self,
         *,
         vocab_size: int,
-        d_model: int,
-        num_layers: int,
-        num_heads: int,
         max_length: int,
+        trunk: ConditionedTrunk | Trunk | None = None,
+        time_embedding: TimestepEmbedding | None = None,
+        d_model: int | None = None,
+        num_layers: int | None = None,
+        num_heads: int | None = None,
         d_condition: int = 128,
         d_ff: int | None = None,
         dropout: float = 0.0,
@@ -110,9 +120,10 @@ class FlexMDM(
             raise ValueError(f"max_length must be at least 1, got {max_length}")
         self.max_length = max_length
         self.head = head
-        self.time_embedding = TimestepEmbedding(d_condition)
-        self.transformer = DiT(
-            vocab_size=vocab_size,
+        self.time_embedding = time_embedding or TimestepEmbedding(getattr(trunk, "d_condition", d_condition))
+        self.transformer = choose_trunk(
+            trunk,
+            partial(DiT, vocab_size=vocab_size),
             d_model=d_model,
             num_layers=num_layers,
             num_heads=num_heads,
@@ -121,10 +132,14 @@ class FlexMDM(
             dropout=dropout,
             rotary_dim=rotary_dim,
         )
-        self.token_head = nn.Linear(d_model, vocab_size)
+        self.is_conditioned = takes(self.transformer, "condition")
+        if self.is_conditioned:
+            check_condition(self.transformer, self.time_embedding.d_condition)
+        width = self.transformer.d_model
+        self.token_head = nn.Linear(width, vocab_size)
         self.gap_head = GapHead(
-            d_model=d_model,
-            d_condition=d_condition,
+            d_model=width,
+            d_condition=self.time_embedding.d_condition,
             num_outputs=1 if head == "expectation" else max_length + 1,
         )
         nn.init.normal_(self.token_head.weight, std=0.02)
@@ -160,8 +175,9 @@ class FlexMDM(
             max_length + 1) of the gap lengths.
         """
         condition: Tensor = self.time_embedding(time)
-        hidden: Tensor = self.transformer(input_ids, condition, attention_mask)
-        hidden = hidden.flatten(0, 1)
+        given = {"condition": condition} if self.is_conditioned else {}
+        hidden: Tensor = self.transformer(input_ids, attention_mask, **given)
+        hidden = check_hidden(hidden, input_ids, self.transformer).flatten(0, 1)
         token_logits: Tensor = self.token_head(hidden.index_select(0, token_positions))
         row = slot_positions // input_ids.shape[1]
         outputs: Tensor = self.gap_head(hidden.index_select(0, slot_positions), condition[row])

@@ -4,14 +4,16 @@ It sees neither time nor noise level: how much is missing has to be read off the
 through a last norm before the token head (the published code has none there).
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlm.modules import RotaryTransformer
+from xlm.modules import RotaryTransformer, Trunk
 from xlm.modules.hub import HubModel
+from xlm.modules.trunk import check_hidden, choose_trunk
 from xlm_ilm.types_ilm import ILMOutput
 
 Head = Literal["stop", "length"]
@@ -55,10 +57,12 @@ class ILM(
 
     Args:
         vocab_size: Number of token ids, special tokens included.
+        trunk: The network below the heads, see :class:`xlm.modules.Trunk`; instead of the sizes that follow.
+            None for a :class:`xlm.modules.RotaryTransformer` of these sizes.
         d_model: Width of the hidden states.
         num_layers: Number of blocks.
         num_heads: Number of attention heads; divides d_model.
-        d_ff: Width of the inner layers; None for 4 * d_model.
+        d_ff: Width of the inner layers, of the stop head beside any trunk, too; None for 4 * d_model.
         dropout: Probability of dropping an entry of a block's update, in training.
         activation: Of the blocks: "gelu" (tanh form) or "relu".
         rotary_dim: Coordinates of each head to rotate, even; None for all.
@@ -67,16 +71,18 @@ class ILM(
         num_length_classes: Classes of the length head, one more than the largest number of missing tokens.
 
     Raises:
-        ValueError: If num_length_classes is missing for the length head, or given without it.
+        ValueError: If num_length_classes is missing for the length head, or given without it; if neither
+            a trunk nor its sizes are given, or both, or the trunk does not fit.
     """
 
     def __init__(
         self,
         *,
         vocab_size: int,
-        d_model: int,
-        num_layers: int,
-        num_heads: int,
+        trunk: Trunk | None = None,
+        d_model: int | None = None,
+        num_layers: int | None = None,
+        num_heads: int | None = None,
         d_ff: int | None = None,
         dropout: float = 0.0,
         activation: Literal["gelu", "relu"] = "gelu",
@@ -90,20 +96,22 @@ class ILM(
                 f"head='length' needs num_length_classes and head='stop' has none, "
                 f"got head={head!r} and num_length_classes={num_length_classes}"
             )
-        self.transformer = RotaryTransformer(
-            vocab_size=vocab_size,
+        self.transformer = choose_trunk(
+            trunk,
+            partial(RotaryTransformer, vocab_size=vocab_size),
             d_model=d_model,
             num_layers=num_layers,
             num_heads=num_heads,
-            d_ff=d_ff,
+            d_ff=d_ff if trunk is None else None,
             dropout=dropout,
             activation=activation,
             rotary_dim=rotary_dim,
         )
-        self.token_head = nn.Linear(d_model, vocab_size, bias=False)
+        width = self.transformer.d_model
+        self.token_head = nn.Linear(width, vocab_size, bias=False)
         self.stop_head = StopHead(
-            d_model=d_model,
-            d_ff=4 * d_model if d_ff is None else d_ff,
+            d_model=width,
+            d_ff=4 * width if d_ff is None else d_ff,
             num_classes=2 if num_length_classes is None else num_length_classes,
         )
         for name, parameter in (*self.token_head.named_parameters(), *self.stop_head.named_parameters()):
@@ -135,6 +143,7 @@ class ILM(
             shape (rows, classes).
         """
         hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids)
+        check_hidden(hidden, input_ids, self.transformer)
         stop_logits: Tensor = self.stop_head(hidden[:, 0])
         if positions is not None:
             hidden = torch.index_select(hidden.flatten(0, 1), 0, positions)

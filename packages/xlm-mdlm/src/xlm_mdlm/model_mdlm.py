@@ -7,14 +7,16 @@ The logits are raw. That MASK has probability 0 and that unmasked cells are copi
 arXiv:2406.07524, section 3) is enforced by the loss and the samplers, for any network.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlm.modules import DiT, RotaryTransformer, TimestepEmbedding
+from xlm.modules import ConditionedTrunk, DiT, RotaryTransformer, TimestepEmbedding, Trunk
 from xlm.modules.hub import HubModel
+from xlm.modules.trunk import check_condition, check_hidden, choose_trunk
 
 
 class MDLMRotary(
@@ -25,13 +27,15 @@ class MDLMRotary(
     license="mit",
     paper_url="https://arxiv.org/abs/2406.07524",
 ):
-    """Masked diffusion network on the plain rotary transformer; it never sees the time.
+    """Masked diffusion network that never sees the time, on the plain rotary transformer or another trunk.
 
     ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` keep the weights as safetensors beside a
     ``config.json`` with the arguments below.
 
     Args:
         vocab_size: Number of token ids, special tokens included.
+        trunk: The network below the head, see :class:`xlm.modules.Trunk`; instead of the sizes that follow.
+            None for a :class:`xlm.modules.RotaryTransformer` of these sizes.
         d_model: Width of the hidden states.
         num_layers: Number of blocks.
         num_heads: Number of attention heads; divides d_model.
@@ -39,23 +43,28 @@ class MDLMRotary(
         dropout: Probability of dropping an entry of a block's update, in training.
         activation: Of the blocks: "gelu" (tanh form) or "relu".
         rotary_dim: Coordinates of each head to rotate, even; None for all.
+
+    Raises:
+        ValueError: If neither a trunk nor its sizes are given, or both, or the trunk does not fit.
     """
 
     def __init__(
         self,
         *,
         vocab_size: int,
-        d_model: int,
-        num_layers: int,
-        num_heads: int,
+        trunk: Trunk | None = None,
+        d_model: int | None = None,
+        num_layers: int | None = None,
+        num_heads: int | None = None,
         d_ff: int | None = None,
         dropout: float = 0.0,
         activation: Literal["gelu", "relu"] = "gelu",
         rotary_dim: int | None = None,
     ) -> None:
         super().__init__()
-        self.transformer = RotaryTransformer(
-            vocab_size=vocab_size,
+        self.transformer = choose_trunk(
+            trunk,
+            partial(RotaryTransformer, vocab_size=vocab_size),
             d_model=d_model,
             num_layers=num_layers,
             num_heads=num_heads,
@@ -64,7 +73,7 @@ class MDLMRotary(
             activation=activation,
             rotary_dim=rotary_dim,
         )
-        self.token_head = nn.Linear(d_model, vocab_size, bias=False)
+        self.token_head = nn.Linear(self.transformer.d_model, vocab_size, bias=False)
         nn.init.normal_(self.token_head.weight, std=0.02)
 
     def forward(
@@ -78,6 +87,7 @@ class MDLMRotary(
     ) -> Float[Tensor, "cells vocab"] | Float[Tensor, "rows length vocab"]:
         """Token logits; the arguments are those of :meth:`MDLMDiT.forward`, ``noise`` is ignored."""
         hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids)
+        check_hidden(hidden, input_ids, self.transformer)
         return _token_logits(self.token_head, hidden, positions)
 
 
@@ -101,6 +111,10 @@ class MDLMDiT(
 
     Args:
         vocab_size: Number of token ids, special tokens included.
+        trunk: The network below the head, see :class:`xlm.modules.ConditionedTrunk`; instead of the sizes
+            that follow. None for a :class:`xlm.modules.DiT` of these sizes.
+        noise_embedding: Makes the condition of the noise; None for a
+            :class:`xlm.modules.TimestepEmbedding` of the trunk's d_condition.
         d_model: Width of the hidden states.
         num_layers: Number of blocks.
         num_heads: Number of attention heads; divides d_model.
@@ -109,15 +123,20 @@ class MDLMDiT(
         dropout: Probability of dropping an entry of a block's update, in training.
         rotary_dim: Coordinates of each head to rotate, even; None for all.
         time_conditioning: Whether the network is conditioned on the noise.
+
+    Raises:
+        ValueError: If neither a trunk nor its sizes are given, or both, or the trunk does not fit.
     """
 
     def __init__(
         self,
         *,
         vocab_size: int,
-        d_model: int,
-        num_layers: int,
-        num_heads: int,
+        trunk: ConditionedTrunk | None = None,
+        noise_embedding: TimestepEmbedding | None = None,
+        d_model: int | None = None,
+        num_layers: int | None = None,
+        num_heads: int | None = None,
         d_condition: int = 128,
         d_ff: int | None = None,
         dropout: float = 0.0,
@@ -126,9 +145,12 @@ class MDLMDiT(
     ) -> None:
         super().__init__()
         self.time_conditioning = time_conditioning
-        self.noise_embedding = TimestepEmbedding(d_condition)
-        self.transformer = DiT(
-            vocab_size=vocab_size,
+        self.noise_embedding = noise_embedding or TimestepEmbedding(
+            getattr(trunk, "d_condition", d_condition)
+        )
+        self.transformer = choose_trunk(
+            trunk,
+            partial(DiT, vocab_size=vocab_size),
             d_model=d_model,
             num_layers=num_layers,
             num_heads=num_heads,
@@ -137,7 +159,8 @@ class MDLMDiT(
             dropout=dropout,
             rotary_dim=rotary_dim,
         )
-        self.token_head = nn.Linear(d_model, vocab_size)
+        check_condition(self.transformer, self.noise_embedding.d_condition)
+        self.token_head = nn.Linear(self.transformer.d_model, vocab_size)
         nn.init.zeros_(self.token_head.weight)
         nn.init.zeros_(self.token_head.bias)
 
@@ -176,9 +199,9 @@ class MDLMDiT(
                 "this network is conditioned on time, but its batch has none: give MDLMLikelihoodCollator "
                 "time_conditioning=True and the noise schedule of the training"
             )
-        hidden: Tensor = self.transformer(
-            input_ids, self.noise_embedding(noise), attention_mask, position_ids
-        )
+        condition: Tensor = self.noise_embedding(noise)
+        hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids, condition=condition)
+        check_hidden(hidden, input_ids, self.transformer)
         return _token_logits(self.token_head, hidden, positions)
 
 

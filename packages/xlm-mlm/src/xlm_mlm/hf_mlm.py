@@ -8,14 +8,18 @@
 Needs the extra ``xlm-mlm[transformers]``; nothing else in the package imports transformers.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import LongTensor, Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from xlm.modules.hub import make_part
 from xlm_mlm.model_mlm import MLM
+
+SIZES = ("d_model", "num_layers", "num_heads", "d_ff", "dropout", "activation", "rotary_dim")
+"""Arguments of the network that a trunk has instead."""
 
 
 class MLMConfig(PreTrainedConfig):
@@ -36,6 +40,13 @@ class MLMConfig(PreTrainedConfig):
     dropout: float = 0.0
     activation: Literal["gelu", "relu"] = "gelu"
     rotary_dim: int | None = None
+    trunk: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Take the sizes that transformers asks for from a trunk that has them."""
+        for name in ("d_model", "num_layers", "num_heads"):
+            setattr(self, name, (self.trunk or {}).get(name, getattr(self, name)))
+        super().__post_init__(**kwargs)
 
 
 class MLMForMaskedLM(PreTrainedModel):
@@ -47,16 +58,12 @@ class MLMForMaskedLM(PreTrainedModel):
     # Copied from xlm_arlm.hf_arlm.ARLMForCausalLM.__init__
     def __init__(self, config: MLMConfig) -> None:
         super().__init__(config)
-        self.model = MLM(
-            vocab_size=config.vocab_size,
-            d_model=config.d_model,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            d_ff=config.d_ff,
-            dropout=config.dropout,
-            activation=config.activation,
-            rotary_dim=config.rotary_dim,
-        )
+        arguments: dict[str, Any]
+        if config.trunk is None:
+            arguments = {name: getattr(config, name) for name in SIZES}
+        else:
+            arguments = {"trunk": make_part("trunk", config.trunk)}
+        self.model = MLM(vocab_size=config.vocab_size, **arguments)
         self.post_init()
 
     def forward(

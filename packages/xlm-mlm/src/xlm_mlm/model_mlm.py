@@ -4,14 +4,16 @@ It sees neither time nor mask rate: both can be read off the row, and the best p
 tokens does not depend on them.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlm.modules import RotaryTransformer
+from xlm.modules import RotaryTransformer, Trunk
 from xlm.modules.hub import HubModel
+from xlm.modules.trunk import check_hidden, choose_trunk
 
 
 class MLM(
@@ -29,6 +31,8 @@ class MLM(
 
     Args:
         vocab_size: Number of token ids, special tokens included.
+        trunk: The network below the head, see :class:`xlm.modules.Trunk`; instead of the sizes that follow.
+            None for a :class:`xlm.modules.RotaryTransformer` of these sizes.
         d_model: Width of the hidden states.
         num_layers: Number of blocks.
         num_heads: Number of attention heads; divides d_model.
@@ -36,23 +40,28 @@ class MLM(
         dropout: Probability of dropping an entry of a block's update, in training.
         activation: Of the blocks: "gelu" (tanh form) or "relu".
         rotary_dim: Coordinates of each head to rotate, even; None for all.
+
+    Raises:
+        ValueError: If neither a trunk nor its sizes are given, or both, or the trunk does not fit.
     """
 
     def __init__(
         self,
         *,
         vocab_size: int,
-        d_model: int,
-        num_layers: int,
-        num_heads: int,
+        trunk: Trunk | None = None,
+        d_model: int | None = None,
+        num_layers: int | None = None,
+        num_heads: int | None = None,
         d_ff: int | None = None,
         dropout: float = 0.0,
         activation: Literal["gelu", "relu"] = "gelu",
         rotary_dim: int | None = None,
     ) -> None:
         super().__init__()
-        self.transformer = RotaryTransformer(
-            vocab_size=vocab_size,
+        self.transformer = choose_trunk(
+            trunk,
+            partial(RotaryTransformer, vocab_size=vocab_size),
             d_model=d_model,
             num_layers=num_layers,
             num_heads=num_heads,
@@ -61,7 +70,7 @@ class MLM(
             activation=activation,
             rotary_dim=rotary_dim,
         )
-        self.token_head = nn.Linear(d_model, vocab_size, bias=False)
+        self.token_head = nn.Linear(self.transformer.d_model, vocab_size, bias=False)
         nn.init.normal_(self.token_head.weight, std=0.02)
 
     def forward(
@@ -88,6 +97,7 @@ class MLM(
             Logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab).
         """
         hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids)
+        check_hidden(hidden, input_ids, self.transformer)
         if positions is not None:
             hidden = torch.index_select(hidden.flatten(0, 1), 0, positions)
         logits: Tensor = self.token_head(hidden)

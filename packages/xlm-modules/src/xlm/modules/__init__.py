@@ -35,9 +35,12 @@ from xlm.modules.transformer import (
     RotaryTransformer,
     segment_mask,
 )
+from xlm.modules.trunk import CausalTrunk, ConditionedTrunk, Trunk
 from xlm.modules.unmasking import confidence, take_top, unmask_counts
 
 __all__ = [
+    "CausalTrunk",
+    "ConditionedTrunk",
     "Cosine",
     "CosineSquared",
     "DiT",
@@ -57,6 +60,7 @@ __all__ = [
     "Sine",
     "TimestepEmbedding",
     "TokenSampling",
+    "Trunk",
     "add_sums",
     "apply_rotary",
     "apply_temperature",

@@ -60,7 +60,7 @@ class TimestepEmbedding(nn.Module):
         super().__init__()
         if num_frequencies < 2 or num_frequencies % 2 != 0:
             raise ValueError(f"num_frequencies must be even and at least 2, got {num_frequencies}")
-        self.num_frequencies = num_frequencies
+        self.d_condition, self.num_frequencies = d_condition, num_frequencies
         self.input = nn.Linear(num_frequencies, d_condition)
         self.output = nn.Linear(d_condition, d_condition)
 
@@ -135,9 +135,9 @@ class DiTBlock(nn.Module):
 class DiT(nn.Module):
     """Embedding, modulated blocks and a last modulated norm: token ids and a condition to hidden states.
 
-    Weights are drawn from N(0, 1 / d_model), but the
-    modulation starts at zero: the blocks are identities and the hidden states are the normed embeddings,
-    whatever the condition.
+    A :class:`xlm.modules.ConditionedTrunk`. Weights are drawn from N(0, 1 / d_model), but the modulation
+    starts at zero: the blocks are identities and the hidden states are the normed embeddings, whatever the
+    condition.
 
     Args:
         vocab_size: Number of token ids.
@@ -171,6 +171,13 @@ class DiT(nn.Module):
             vocab_size=vocab_size, d_model=d_model, num_layers=num_layers, num_heads=num_heads, d_ff=d_ff
         )
         check_sizes(d_condition=d_condition)
+        self.vocab_size, self.d_model, self.num_layers, self.num_heads = (
+            vocab_size,
+            d_model,
+            num_layers,
+            num_heads,
+        )
+        self.d_condition, self.d_ff, self.dropout = d_condition, d_ff, dropout
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(
             DiTBlock(
@@ -198,20 +205,22 @@ class DiT(nn.Module):
     def forward(
         self,
         input_ids: Int[Tensor, "batch length"],
-        condition: Float[Tensor, "batch d_condition"],
         attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | None = None,
         position_ids: Int[Tensor, "batch length"] | None = None,
+        *,
+        condition: Float[Tensor, "batch d_condition"] | None = None,
     ) -> Float[Tensor, "batch length d_model"]:
         """Hidden states after the last modulated norm.
 
         Args:
             input_ids: Token ids, shape (batch, length).
-            condition: Condition of each row, say from :class:`TimestepEmbedding`, shape (batch, d_condition);
-                a SiLU is applied to it here.
             attention_mask: As in :class:`xlm.modules.RotaryTransformer`: shape (batch, length) or (batch,
                 length, length), None if nothing is padding.
             position_ids: Position of each token, shape (batch, length); the default is that of
                 :class:`xlm.modules.RotaryTransformer`.
+            condition: Condition of each row, say from :class:`TimestepEmbedding`, shape (batch, d_condition);
+                a SiLU is applied to it here. None for a condition of zeros: the same, learnt, modulation for
+                every row.
 
         Returns:
             Hidden states, shape (batch, length, d_model); those at padding have no meaning, but are finite.
@@ -222,6 +231,8 @@ class DiT(nn.Module):
             position_ids = default_positions(input_ids.shape[1], attention_mask, input_ids.device)
         cos, sin = rotary_angles(position_ids, self.rotary_dim, dtype=hidden.dtype)
         mask = None if attention_mask is None else broadcast_over_heads(attention_mask)
+        if condition is None:
+            condition = hidden.new_zeros(len(hidden), self.d_condition)
         condition = F.silu(condition)
         for block in self.blocks:
             hidden = block(hidden, condition, cos, sin, mask)

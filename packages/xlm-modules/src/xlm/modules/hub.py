@@ -1,16 +1,23 @@
 """Saving and loading: safetensors beside a ``config.json``, in a folder or on the Hugging Face Hub.
 
-This is huggingface_hub's mixin but for four things. Weights above a size are split into several files.
+This is huggingface_hub's mixin but for five things. Weights above a size are split into several files.
 Weights that are missing, left over or of another shape are an error that names each; the mixin would leave
 random weights in their place. Pickles are never read. And a folder that is not there is called so.
+
+A part that the network's constructor is given, such as a trunk, stands in ``config.json`` as class and
+arguments (``{"_target_": "xlm.modules.DiT", ...}``). Only classes that an installed package declares (entry
+points ``xlm.classes``) are made of it, unless the caller says ``trust_remote_code=True``.
 
 Needs the extra ``hub`` (``xlm-modules[hub]``); nothing else here imports this module.
 """
 
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, save_torch_model, snapshot_download
@@ -19,6 +26,11 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+TARGET = "_target_"
+"""Key of the class of a part in ``config.json``, as in the configs of Hydra."""
+CLASSES = "xlm.classes"
+"""Entry points with which packages declare the classes that a config may name."""
+
 
 class HubModel(PyTorchModelHubMixin):
     """Gives a network ``save_pretrained``, ``from_pretrained`` and ``push_to_hub``."""
@@ -26,11 +38,21 @@ class HubModel(PyTorchModelHubMixin):
     max_shard_size = "5GB"
     """Size of a file of weights from which on they are split."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let the mixin remember arguments that are modules; they are described when the network is saved."""
+        super().__init_subclass__(coders={nn.Module: (_unchanged, _unchanged)}, **kwargs)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         assert isinstance(self, nn.Module)
         save_torch_model(self, save_directory, max_shard_size=self.max_shard_size)
         kind = {"architectures": [type(self).__name__], "model_type": type(self).__module__.split(".")[0]}
-        arguments = self._hub_mixin_config if isinstance(self._hub_mixin_config, dict) else {}
+        given = self._hub_mixin_config if isinstance(self._hub_mixin_config, dict) else {}
+        parameters = inspect.signature(type(self)).parameters
+        arguments = {
+            name: describe_part(name, value) if isinstance(value, nn.Module) else value
+            for name, value in given.items()
+            if value is not None or parameters[name].default is not None
+        }
         (save_directory / "config.json").write_text(json.dumps(kind | arguments, indent=2) + "\n")
 
     @classmethod
@@ -54,11 +76,13 @@ class HubModel(PyTorchModelHubMixin):
             cache_dir: Where downloads are kept; None for the Hub's cache.
             local_files_only: Whether to take a repository from the cache only.
             revision: Branch, tag or commit of the repository; None for main.
-            **model_kwargs: ``map_location`` and ``strict`` as in torch; arguments of the network, which come
-                before those that ``config.json`` holds.
+            **model_kwargs: ``map_location`` and ``strict`` as in torch; ``trust_remote_code``, whether
+                ``config.json`` may name any class (False); arguments of the network, which come before those
+                that ``config.json`` holds.
 
         Raises:
-            ValueError: If there is no such folder, or it has no ``config.json`` and no arguments are given.
+            ValueError: If there is no such folder, it has no ``config.json`` and no arguments are given, or a
+                class is named there that no package declares.
             FileNotFoundError: If it has no weights.
             RuntimeError: If weights are missing, left over or of another shape, naming each.
         """
@@ -84,6 +108,7 @@ class HubModel(PyTorchModelHubMixin):
         token: str | bool | None,
         map_location: str = "cpu",
         strict: bool = True,
+        trust_remote_code: bool = False,
         **model_kwargs: object,
     ) -> Self:
         folder = Path(model_id)
@@ -101,11 +126,82 @@ class HubModel(PyTorchModelHubMixin):
         files = weight_files(folder)
         if not model_kwargs:
             raise ValueError(f"{model_id} has no config.json with the arguments of {cls.__name__}")
-        model = cls(**model_kwargs)
+        parts = {
+            name: make_part(name, cast("Mapping[str, Any]", value), trusted=trust_remote_code)
+            for name, value in model_kwargs.items()
+            if isinstance(value, Mapping) and TARGET in value
+        }
+        model = cls(**model_kwargs | parts)
         assert isinstance(model, nn.Module)
         state = {name: value for file in files for name, value in load_file(file).items()}
         model.load_state_dict(state | dict(tied_weights(model, state)), strict=strict)
         return model.to(map_location).eval()
+
+
+def describe_part(name: str, part: nn.Module) -> dict[str, Any]:
+    """A part of a network as ``config.json`` holds it: its class, and the arguments it was made with.
+
+    Args:
+        name: The network's argument, for the message.
+        part: Keeps each argument of its constructor in an attribute of the same name.
+
+    Returns:
+        The arguments, with the class under ``_target_``.
+
+    Raises:
+        ValueError: If an argument is not kept, or is no plain value.
+    """
+    own = f"{type(part).__module__}.{type(part).__qualname__}"
+    description: dict[str, Any] = {TARGET: _declared().get(own, own)}
+    for argument in inspect.signature(type(part)).parameters:
+        if not hasattr(part, argument):
+            raise ValueError(
+                f"{name} ({own}) does not keep its argument {argument}, so config.json cannot hold it: set "
+                f"self.{argument} in its constructor"
+            )
+        description[argument] = getattr(part, argument)
+    try:
+        json.dumps(description)
+    except TypeError as error:
+        raise ValueError(f"{name} ({own}) has arguments that config.json cannot hold: {error}") from error
+    return description
+
+
+def make_part(name: str, description: Mapping[str, Any], *, trusted: bool = False) -> nn.Module:
+    """Make the part of a network that :func:`describe_part` described.
+
+    Args:
+        name: The network's argument, for the message.
+        description: Its class under ``_target_``, and its arguments.
+        trusted: Whether the class may be any importable one.
+
+    Returns:
+        The part, with random weights.
+
+    Raises:
+        ValueError: If no installed package declares the class, or it is no network.
+    """
+    target = description[TARGET]
+    own = {alias: path for path, alias in _declared().items()}.get(target, target if trusted else None)
+    if own is None:
+        raise ValueError(
+            f"{name}: no installed package declares {target!r} (entry points {CLASSES}). If you trust who "
+            f"wrote config.json: trust_remote_code=True; or give it yourself: {name}=..."
+        )
+    module, _, attribute = str(own).rpartition(".")
+    made = getattr(import_module(module), attribute)
+    if not (inspect.isclass(made) and issubclass(made, nn.Module)):
+        raise ValueError(f"{name}: {target} is no torch.nn.Module")
+    return made(**{key: value for key, value in description.items() if key != TARGET})
+
+
+def _declared() -> dict[str, str]:
+    """Where each declared class is defined, and the name under which configs know it."""
+    return {point.value.replace(":", "."): point.name for point in entry_points(group=CLASSES)}
+
+
+def _unchanged(value: Any) -> Any:
+    return value
 
 
 def find(place: str | Path) -> str:

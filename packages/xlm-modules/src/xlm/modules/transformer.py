@@ -206,7 +206,7 @@ class RotaryBlock(nn.Module):
 
 
 class RotaryTransformer(nn.Module):
-    """Embedding, blocks and a last norm: token ids to hidden states.
+    """Embedding, blocks and a last norm: token ids to hidden states (a :class:`xlm.modules.Trunk`).
 
     Weights are drawn from N(0, 1 / d_model), which keeps the variance of what they multiply (LeCun et al.
     1998, "Efficient BackProp") at every width: standard deviation 0.036 at d_model 768, 0.088 at 128. Those
@@ -249,6 +249,13 @@ class RotaryTransformer(nn.Module):
         check_sizes(
             vocab_size=vocab_size, d_model=d_model, num_layers=num_layers, num_heads=num_heads, d_ff=d_ff
         )
+        self.vocab_size, self.d_model, self.num_layers, self.num_heads = (
+            vocab_size,
+            d_model,
+            num_layers,
+            num_heads,
+        )
+        self.d_ff, self.dropout, self.activation, self.norm_eps = d_ff, dropout, activation, norm_eps
         self.causal = causal
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(
@@ -282,6 +289,7 @@ class RotaryTransformer(nn.Module):
         input_ids: Int[Tensor, "batch length"],
         attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | None = None,
         position_ids: Int[Tensor, "batch length"] | None = None,
+        *,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch length d_model"]:
         """Hidden states after the last norm.

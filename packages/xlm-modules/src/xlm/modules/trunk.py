@@ -1,0 +1,205 @@
+"""The trunk of a network: what turns token ids into hidden states, below the heads of any model family.
+
+A trunk is an ``nn.Module`` that fits :class:`Trunk`; nothing is inherited. Its signature says what it takes
+beyond the ids: a family with a time hands it ``condition``, one that decodes with a cache ``cache``. It keeps
+its constructor's arguments as attributes of the same names, where ``save_pretrained`` finds them.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from xlm.modules.cache import KeyValueCache
+
+KEY = "model.trunk"
+"""Where a config says which trunk it is; messages begin with it."""
+
+
+class Trunk(Protocol):
+    """Token ids to hidden states: :class:`xlm.modules.RotaryTransformer`, :class:`xlm.modules.DiT`, yours."""
+
+    d_model: int
+    """Width of the hidden states, which the heads are made for."""
+
+    def __call__(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | None = None,
+        position_ids: Int[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch length d_model"]:
+        """Hidden states of each token.
+
+        Args:
+            input_ids: Token ids, shape (batch, length).
+            attention_mask: True at real tokens, shape (batch, length); or True where a query (axis 1) sees a
+                key (axis 2), shape (batch, length, length); None if nothing is padding.
+            position_ids: Position of each token in the text, shape (batch, length): the columns need not be
+                in the order of the text. By default the number of real tokens to the left.
+
+        Returns:
+            Hidden states, shape (batch, length, d_model); those at padding are finite.
+        """
+        ...
+
+
+class ConditionedTrunk(Protocol):
+    """A trunk that is conditioned on a vector per row, such as an embedding of the time."""
+
+    d_model: int
+    """Width of the hidden states."""
+    d_condition: int
+    """Width of the condition."""
+
+    def __call__(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | None = None,
+        position_ids: Int[Tensor, "batch length"] | None = None,
+        *,
+        condition: Float[Tensor, "batch d_condition"] | None = None,
+    ) -> Float[Tensor, "batch length d_model"]:
+        """As :class:`Trunk`, with the condition of each row, shape (batch, d_condition)."""
+        ...
+
+
+class CausalTrunk(Protocol):
+    """A trunk whose tokens see themselves and their left only, and which decodes token by token."""
+
+    d_model: int
+    """Width of the hidden states."""
+    causal: bool
+    """True: no hidden state depends on what stands on its right."""
+
+    def __call__(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | None = None,
+        position_ids: Int[Tensor, "batch length"] | None = None,
+        *,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "batch length d_model"]:
+        """As :class:`Trunk`; with a cache the ids are those that follow what it holds."""
+        ...
+
+
+AnyTrunk = TypeVar("AnyTrunk", Trunk, ConditionedTrunk, CausalTrunk)
+
+
+def choose_trunk(given: AnyTrunk | None, default: Callable[..., AnyTrunk], **sizes: object) -> AnyTrunk:
+    """The trunk that is given, or the default one of the given sizes; not both.
+
+    Args:
+        given: A trunk, or None.
+        default: The class that is made without one.
+        **sizes: Arguments of ``default``; None where a required one is not given.
+
+    Returns:
+        The trunk, its signature checked.
+
+    Raises:
+        ValueError: If neither a trunk nor all sizes are given, sizes are given beside a trunk, or the trunk
+            does not fit.
+    """
+    parameters = inspect.signature(default).parameters
+    required = [name for name in sizes if parameters[name].default is inspect.Parameter.empty]
+    if given is not None:
+        defaults = {name: None if name in required else parameters[name].default for name in sizes}
+        if extra := [name for name, size in sizes.items() if size != defaults[name]]:
+            raise ValueError(
+                f"{KEY} is given, so {', '.join(extra)} would change nothing: such sizes are arguments of "
+                f"the trunk ({KEY}.{extra[0]})"
+            )
+        check_trunk(given)
+        return given
+    if missing := [name for name in required if sizes[name] is None]:
+        raise ValueError(f"without a trunk the network needs {', '.join(missing)}")
+    return default(**sizes)
+
+
+def check_trunk(trunk: object) -> None:
+    """Check a trunk by its signature.
+
+    Raises:
+        ValueError: Naming ``model.trunk``, its class and what is missing.
+    """
+    name = _name(trunk)
+    if not isinstance(trunk, nn.Module):
+        raise ValueError(f"{name} is no torch.nn.Module, so its weights would not be trained")
+    width = getattr(trunk, "d_model", None)
+    if not isinstance(width, int) or width < 1:
+        raise ValueError(f"{name} has no d_model, the width of its hidden states, which the heads need")
+    try:
+        inspect.signature(trunk.forward).bind("input_ids", "attention_mask", "position_ids")
+    except TypeError as error:
+        raise ValueError(
+            f"{name} cannot be called as (input_ids, attention_mask, position_ids): {error}"
+        ) from error
+
+
+def takes(trunk: object, keyword: str) -> bool:
+    """Whether a trunk takes ``condition`` or ``cache``, by its signature."""
+    assert isinstance(trunk, nn.Module)
+    parameters = inspect.signature(trunk.forward).parameters.values()
+    return any(p.name == keyword or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def check_condition(trunk: object, d_condition: int) -> None:
+    """Check that a trunk takes a condition of this width.
+
+    Raises:
+        ValueError: Naming ``model.trunk``, its class and what is missing.
+    """
+    if not takes(trunk, "condition"):
+        raise ValueError(f"{_name(trunk)} takes no condition: this network hands it the noise of each row")
+    if (width := getattr(trunk, "d_condition", None)) != d_condition:
+        raise ValueError(
+            f"{_name(trunk)} has d_condition={width}, and the condition has the width {d_condition}"
+        )
+
+
+def check_causal(trunk: object) -> None:
+    """Check that a trunk says it is causal, and that it takes a cache.
+
+    Raises:
+        ValueError: Naming ``model.trunk``, its class and what is missing.
+    """
+    if getattr(trunk, "causal", False) is not True:
+        raise ValueError(
+            f"{_name(trunk)} is not causal: a token would see the one that is to be predicted. A trunk "
+            "whose tokens see nothing on their right says so by its attribute causal = True"
+        )
+    if not takes(trunk, "cache"):
+        raise ValueError(f"{_name(trunk)} takes no cache, with which this network decodes token by token")
+
+
+def check_hidden(
+    hidden: Float[Tensor, "batch length d_model"], input_ids: Int[Tensor, "batch length"], trunk: object
+) -> Float[Tensor, "batch length d_model"]:
+    """The hidden states that a trunk gave for a batch, if they have the shape that was announced.
+
+    Args:
+        hidden: What the trunk returned.
+        input_ids: What it was called with, shape (batch, length).
+        trunk: The trunk.
+
+    Returns:
+        ``hidden``.
+
+    Raises:
+        ValueError: Naming ``model.trunk``, its class, and both shapes.
+    """
+    width: int = getattr(trunk, "d_model")  # noqa: B009  # an nn.Module has any attribute
+    if hidden.shape != (*input_ids.shape, width):
+        raise ValueError(
+            f"{_name(trunk)} gave hidden states of shape {tuple(hidden.shape)} for ids of shape "
+            f"{tuple(input_ids.shape)}; with its d_model={width} they have the shape "
+            f"{(*input_ids.shape, width)}"
+        )
+    return hidden
+
+
+def _name(trunk: object) -> str:
+    return f"{KEY} ({type(trunk).__module__}.{type(trunk).__qualname__})"

@@ -1,0 +1,205 @@
+"""Trunks: what a network takes as one, what it refuses in one line, and how it is saved and read again."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xlm.modules import CausalTrunk, ConditionedTrunk, DiT, KeyValueCache, RotaryTransformer, Trunk
+from xlm.modules.hub import HubModel, describe_part, make_part
+from xlm.modules.trunk import check_causal, check_condition, check_hidden, choose_trunk, takes
+
+SIZES: dict[str, Any] = {"vocab_size": 9, "d_model": 8, "num_layers": 1, "num_heads": 2}
+
+
+class Bag(nn.Module):
+    """A trunk of a researcher: each token alone, ``extra`` columns wider than it says."""
+
+    def __init__(self, *, vocab_size: int, d_model: int, extra: int = 0) -> None:
+        super().__init__()
+        self.vocab_size, self.d_model, self.extra = vocab_size, d_model, extra
+        self.embedding = nn.Embedding(vocab_size, d_model + extra)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        hidden: Tensor = self.embedding(input_ids)
+        return hidden
+
+
+class CausalBag(Bag):
+    """Says that its tokens see nothing on their right."""
+
+    causal = True
+
+
+class Network(nn.Module, HubModel):
+    """A family's network, reduced to what is about the trunk."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        trunk: Trunk | None = None,
+        d_model: int | None = None,
+        num_layers: int | None = None,
+        num_heads: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.transformer = choose_trunk(
+            trunk,
+            partial(RotaryTransformer, vocab_size=vocab_size),
+            d_model=d_model,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            dropout=dropout,
+        )
+        self.head = nn.Linear(self.transformer.d_model, vocab_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = check_hidden(self.transformer(ids), ids, self.transformer)
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+def test_the_trunks_of_the_package_fit_their_protocols() -> None:
+    plain: Trunk = RotaryTransformer(**SIZES)
+    causal: CausalTrunk = RotaryTransformer(**SIZES, causal=True)
+    conditioned: ConditionedTrunk = DiT(**SIZES, d_condition=4)
+    ids = torch.tensor([[1, 2, 3]])
+    for trunk in (plain, causal, conditioned):
+        assert trunk(ids).shape == (1, 3, trunk.d_model)
+    check_causal(causal)
+    assert causal(ids, cache=KeyValueCache()).shape == (1, 3, 8)
+    check_condition(conditioned, 4)
+    assert takes(conditioned, "condition")
+    assert not takes(plain, "condition")
+
+
+def test_a_dit_without_a_condition_is_one_with_a_condition_of_zeros() -> None:
+    trunk = DiT(**SIZES, d_condition=4)
+    for parameter in trunk.parameters():
+        nn.init.normal_(parameter)
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    assert torch.equal(trunk(ids), trunk(ids, condition=torch.zeros(2, 4)))
+    assert not torch.equal(trunk(ids), trunk(ids, condition=torch.ones(2, 4)))
+
+
+def test_a_given_trunk_and_its_sizes_make_the_same_network() -> None:
+    torch.manual_seed(0)
+    flat = Network(**SIZES)
+    torch.manual_seed(0)
+    nested = Network(vocab_size=9, trunk=RotaryTransformer(**SIZES))
+    assert list(flat.state_dict()) == list(nested.state_dict())
+    for name, value in flat.state_dict().items():
+        assert torch.equal(value, nested.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "without a trunk the network needs d_model, num_layers, num_heads$"),
+        ({"d_model": 8, "num_heads": 2}, "needs num_layers$"),
+        ({"trunk": Bag(vocab_size=9, d_model=8), "d_model": 8}, r"model\.trunk is given, so d_model would"),
+        ({"trunk": Bag(vocab_size=9, d_model=8), "dropout": 0.1}, r"\(model\.trunk\.dropout\)$"),
+        ({"trunk": object()}, r"^model\.trunk \(builtins\.object\) is no torch\.nn\.Module"),
+        ({"trunk": nn.Linear(2, 3)}, r"^model\.trunk \(torch.*Linear\) has no d_model"),
+    ],
+)
+def test_what_is_no_trunk_or_too_much_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Network(vocab_size=9, **arguments)
+
+
+def test_a_trunk_that_cannot_be_called_as_one_is_refused() -> None:
+    class OnlyIds(Bag):
+        def forward(self, input_ids: Tensor) -> Tensor:  # type: ignore[override]
+            return self.embedding(input_ids)
+
+    with pytest.raises(ValueError, match=r"OnlyIds\) cannot be called as \(input_ids, "):
+        Network(vocab_size=9, trunk=OnlyIds(vocab_size=9, d_model=8))
+
+
+def test_hidden_states_of_another_shape_are_refused_with_both_shapes() -> None:
+    network = Network(vocab_size=9, trunk=Bag(vocab_size=9, d_model=8, extra=1))
+    expected = (
+        r"^model\.trunk \(.*Bag\) gave hidden states of shape \(2, 3, 9\) for ids of shape \(2, 3\); with "
+        r"its d_model=8 they have the shape \(2, 3, 8\)$"
+    )
+    with pytest.raises(ValueError, match=expected):
+        network(torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_what_a_family_needs_beyond_the_ids_is_asked_of_the_signature() -> None:
+    bag = Bag(vocab_size=9, d_model=8)
+    with pytest.raises(ValueError, match=r"^model\.trunk \(.*Bag\) takes no condition"):
+        check_condition(bag, 4)
+    with pytest.raises(ValueError, match=r"DiT\) has d_condition=128, and the condition has the width 4"):
+        check_condition(DiT(**SIZES), 4)
+    with pytest.raises(ValueError, match=r"RotaryTransformer\) is not causal"):
+        check_causal(RotaryTransformer(**SIZES))
+    with pytest.raises(ValueError, match=r"CausalBag\) takes no cache"):
+        check_causal(CausalBag(vocab_size=9, d_model=8))
+
+
+class TestSaving:
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+    def test_a_network_with_a_trunk_comes_back(self, tmp_path: Path) -> None:
+        network = Network(vocab_size=9, trunk=RotaryTransformer(**SIZES, dropout=0.5)).eval()
+        network.save_pretrained(tmp_path)
+        content = json.loads((tmp_path / "config.json").read_text())
+        assert content["trunk"]["_target_"] == "xlm.modules.RotaryTransformer"
+        assert content["trunk"]["dropout"] == 0.5
+        assert "d_model" not in content
+        again = Network.from_pretrained(tmp_path)
+        assert torch.equal(again(self.ids), network(self.ids))
+        again.save_pretrained(tmp_path / "again")
+        assert json.loads((tmp_path / "again" / "config.json").read_text()) == content
+
+    def test_a_flat_network_is_written_as_before(self, tmp_path: Path) -> None:
+        Network(**SIZES).save_pretrained(tmp_path)
+        content = json.loads((tmp_path / "config.json").read_text())
+        assert {key: content[key] for key in content if key not in ("architectures", "model_type")} == {
+            **SIZES,
+            "dropout": 0.0,
+        }
+
+    def test_a_class_that_no_package_declares_needs_trust(self, tmp_path: Path) -> None:
+        network = Network(vocab_size=9, trunk=Bag(vocab_size=9, d_model=8)).eval()
+        network.save_pretrained(tmp_path)
+        with pytest.raises(
+            ValueError, match=r"^trunk: no installed package declares '.*\.Bag'.*trust_remote_code"
+        ):
+            Network.from_pretrained(tmp_path)
+        given = Network.from_pretrained(tmp_path, trunk=Bag(vocab_size=9, d_model=8))
+        assert torch.equal(given(self.ids), network(self.ids))
+
+    @pytest.mark.parametrize(
+        "target", ["os.system", "xlm.modules.trunk.inspect.sys.exit", "xlm.modules.LogLinear"]
+    )
+    def test_nothing_else_is_called(self, tmp_path: Path, target: str) -> None:
+        Network(vocab_size=9, trunk=RotaryTransformer(**SIZES)).save_pretrained(tmp_path)
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"trunk": {"_target_": target}}))
+        with pytest.raises(
+            ValueError, match=r"^trunk: (no installed package declares|.* is no torch.nn.Module)"
+        ):
+            Network.from_pretrained(tmp_path)
+
+    def test_with_trust_any_importable_module_is_made(self) -> None:
+        node = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
+        with pytest.raises(ValueError, match="no installed package declares"):
+            make_part("trunk", node)
+        assert isinstance(make_part("trunk", node, trusted=True), nn.Linear)
+
+    def test_an_argument_that_is_not_kept_is_named(self) -> None:
+        trunk = Bag(vocab_size=9, d_model=8)
+        del trunk.extra
+        with pytest.raises(ValueError, match=r"^trunk \(.*Bag\) does not keep its argument extra"):
+            describe_part("trunk", trunk)
