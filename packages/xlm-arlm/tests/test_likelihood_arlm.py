@@ -1,4 +1,10 @@
-"""The likelihood is exact: chain rule, and all probabilities add up to 1."""
+"""Proves, with x_n = EOS and x ranging over all targets after a prompt,
+
+    -log p(x | prompt) = sum_{i=1}^{n} -log p(x_i | prompt, x_1, ..., x_{i-1}),    sum_x p(x | prompt) = 1:
+
+the chain rule is exact for any network, and every factor is a distribution, so that what has not ended at a
+length has the rest of the mass (neural language models in this form: Bengio et al. 2003, JMLR 3).
+"""
 
 import math
 

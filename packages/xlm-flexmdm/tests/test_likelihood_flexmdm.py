@@ -1,4 +1,13 @@
-"""The likelihood bound by enumeration in float64, integrated over time by quadrature.
+"""Proves, with the hazards b = beta'/(1 - beta) and a = alpha'/(1 - alpha), q_j the distribution of the token
+at mask j, and G_i the mean gap of slot i, both given x_t and x_1,
+
+    int_0^1 E_{x_t} [b sum_j KL(q_j || f_j) + a sum_i D(G_i, g_i)] dt >= -log p(x_1):
+
+the left side is the divergence of two Markov chains, that of x_t given x_1 and the network's; averaged over
+the data it is their entropy if f and g are the posterior's (process: Kim et al. 2025, arXiv:2509.01025,
+section 4). The published bound draws one embedding of x_t in x_1 and is looser.
+
+All x_t are enumerated in float64, time is integrated by quadrature.
 
 Both schedules are linear where nothing else is said: with s = -log(1 - t), both hazards times dt are ds, and
 a token is absent with probability exp(-s) and masked with probability s exp(-s).

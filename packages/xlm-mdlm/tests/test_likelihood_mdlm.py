@@ -1,4 +1,12 @@
-"""The likelihood bound by enumeration in float64: all sets of masked cells against all orders of writing."""
+"""Proves, with m a uniform set of n of the L cells and w(t) = -alpha'_t / (1 - alpha_t), alpha from 1 to 0,
+
+    int_0^1 w(t) E_{x_t} sum_{masked i} CE_i dt = sum_{n=1}^{L} E_{|m|=n} (1/n) sum_{i in m} CE_i
+                                                >= -log p(x_0):
+
+in the variable u = 1 - alpha_t no schedule is left, and integrating u leaves each n the weight 1/n; the left
+side is the negative ELBO of the reverse process (Sahoo et al. 2024, arXiv:2406.07524, section 3.4).
+All m against all orders of writing, enumerated in float64.
+"""
 
 import itertools
 import math

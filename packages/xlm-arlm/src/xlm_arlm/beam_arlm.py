@@ -17,7 +17,7 @@ from xlm.modules import KeyValueCache, require
 from xlm.modules.records import Prediction, TracedPrediction
 from xlm_arlm.predictor_arlm import (
     largest,
-    limited_room,
+    limited_budget,
     make_prediction,
     next_token_logits,
     start,
@@ -92,7 +92,7 @@ class ARLMBeamPredictor:
             The best hypothesis of each row. ``nfe`` counts the calls of the network in which any hypothesis
             of the row took part.
         """
-        budget = limited_room(batch, self._max_new_tokens)
+        budget = limited_budget(batch, self._max_new_tokens)
         new_ids = torch.full((len(budget), largest(budget)), self._pad_id, device=budget.device)
         num_new = torch.zeros_like(budget)
         nfe = torch.zeros_like(budget)

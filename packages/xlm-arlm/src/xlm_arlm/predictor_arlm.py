@@ -1,5 +1,9 @@
 """Inference: a row is written token by token, from left to right, until EOS or a limit ends it.
 
+    while len(x) < limit and x[-1] != EOS:
+        logits = network(x)[-1]
+        x = [*x, draw(logits)]
+
 The network sees the prompts once and from then on only the newest token of each row: keys and values of all
 tokens before are kept in a cache. Rows that end leave the batch and the cache.
 
@@ -91,7 +95,7 @@ class ARLMPredictor:
         Returns:
             The targets. A row that reaches its limit keeps what it has.
         """
-        budget = limited_room(batch, self._max_new_tokens)
+        budget = limited_budget(batch, self._max_new_tokens)
         new_ids = torch.full((len(budget), largest(budget)), self._pad_id, device=budget.device)
         num_new = torch.zeros_like(budget)
         nfe = torch.zeros_like(budget)
@@ -119,7 +123,7 @@ class ARLMPredictor:
         return self._sampling.draw(logits, uniforms)
 
 
-def limited_room(batch: ARLMPromptBatch, max_new_tokens: int | None) -> Int[Tensor, " rows"]:
+def limited_budget(batch: ARLMPromptBatch, max_new_tokens: int | None) -> Int[Tensor, " rows"]:
     """(rows,) the most tokens that each row may get."""
     return batch["budget"] if max_new_tokens is None else batch["budget"].clamp(max=max_new_tokens)
 

@@ -1,6 +1,13 @@
 """Inference: masks are inserted and unmasked along the time of the interpolant, in N steps from 0 to 1.
 
-A step from t to t' evaluates the network once, at t. Each mask is then unmasked with the probability that its
+    for t, s in pairwise(times):                              # 0 = t_0 < t_1 < ... < t_N = 1
+        logits, gaps = network(x, t)
+        cells = masked & (rand(masked.shape) < (beta(s) - beta(t)) / (1 - beta(t)))
+        counts = poisson(gaps * (alpha(s) - alpha(t)) / (1 - alpha(t)))
+        x[cells] = draw(logits[cells])
+        x = insert_masks(x, counts)                           # counts[i] of them right of column i
+
+A step from t to s evaluates the network once, at t. Each mask is then unmasked with the probability that its
 T2 lies in the step, and each open slot receives as many masks as a Poisson distribution gives, with the mean
 that the rate of insertion has in the step. The last step inserts nothing, since what it inserts would stay
 MASK, and unmasks every mask. The distribution of the result therefore approaches that of the continuous
@@ -55,10 +62,10 @@ class FlexMDMPredictor:
         max_new_tokens: The most tokens to insert; None for the budget that the batch gives each row.
             Insertions beyond it are cut as :func:`xlm_flexmdm.fit_to_budget` says; the step's others stay.
         sampler: "hazard_integrated": a mask is unmasked with the exact probability
-            (beta(t') - beta(t)) / (1 - beta(t)), and the mean number of masks for a slot is
-            g (alpha(t') - alpha(t)) / (1 - alpha(t)). "tau_leaping", as published: both hazards are held at
-            their value at t, which gives 1 - exp(-(t' - t) beta'(t) / (1 - beta(t))) and
-            g (t' - t) alpha'(t) / (1 - alpha(t)).
+            (beta(s) - beta(t)) / (1 - beta(t)), and the mean number of masks for a slot is
+            g (alpha(s) - alpha(t)) / (1 - alpha(t)). "tau_leaping", as published: both hazards are held at
+            their value at t, which gives 1 - exp(-(s - t) beta'(t) / (1 - beta(t))) and
+            g (s - t) alpha'(t) / (1 - alpha(t)).
         order: Which masks a step unmasks. "random": each by itself. The others take as many masks as "random"
             would, those first that are furthest left ("position") or of which the network is surest:
             "top_prob", "margin" or "entropy" of its probabilities, see :func:`xlm.modules.confidence`.
@@ -179,7 +186,7 @@ class FlexMDMPredictor:
 
 @dataclass(frozen=True)
 class _Step:
-    """What a step from t to t' does."""
+    """What a step from t to s does."""
 
     number: int
     """From 1."""

@@ -1,6 +1,13 @@
 """Inference: a row is written by inserting tokens until the stop head, or a limit, ends it.
 
-A step evaluates the network once on the rows that still go on. From the same evaluation each row first
+    while len(x) < limit:
+        token_logits, stop_logits = network(x)                # (slots, vocab) and (classes,)
+        if stops(softmax(stop_logits)[0]):
+            break
+        slot, token = draw(token_logits)                      # from one softmax over all slots and tokens
+        x = [*x[: slot + 1], token, *x[slot + 1 :]]
+
+A step evaluates the network once, on the rows that still go on. From the same evaluation each row first
 decides whether to stop, and otherwise inserts. A new token is appended to the row's buffer at the row's own
 length, with the position right of its slot, and the positions of the tokens on its right grow by one: nothing
 moves in memory, and the text is read off the positions at the end.

@@ -1,8 +1,19 @@
 """Samplers: which cells of a canvas are written when.
 
-Each starts from the masked cells of the canvas at t = 1 and leaves none masked (left of the end of the text).
-:class:`Ancestral`, :class:`FirstHitting` and :class:`Remasking` draw their cells without the network, see
-:mod:`xlm_mdlm.plan_mdlm`; :class:`ConfidenceOrder` asks it.
+The reverse process from t = 1, where all cells are masked, to t = 0, where none is:
+
+    for t, s in pairwise(times):                              # 1 = t_0 > t_1 > ... > t_N = 0
+        unmask = (alpha(s) - alpha(t)) / (1 - alpha(t))
+        cells = masked & (rand(masked.shape) < unmask)        # which cells: the network has no say
+        logits = network(x, -log(alpha(t)))
+        x[cells] = draw(logits[cells])                        # which tokens
+        masked = masked & ~cells
+
+:class:`Ancestral` has the distribution of this loop without its waste. Most of the N steps write nothing in a
+row, and need no evaluation of it. So the steps of all cells are drawn first and then carried out, row by row
+only those that write something: :mod:`xlm_mdlm.plan_mdlm`. :class:`FirstHitting` is the limit of many steps,
+:class:`Remasking` also masks cells again. In :class:`ConfidenceOrder` the network chooses the cells, so its
+loop stands there as it is. Each leaves no cell masked (left of the end of the text).
 """
 
 from dataclasses import dataclass

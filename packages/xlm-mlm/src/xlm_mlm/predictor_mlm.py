@@ -1,9 +1,15 @@
 """Inference: all cells start masked, and each step fills some of them, until no mask is left.
 
-A step evaluates the network once on the rows that still have masks, chooses cells by an order and a rule
-(:mod:`xlm_mlm.unmasking_mlm`), and draws their tokens independently of each other. Filled cells never change.
-In a random order the cells are chosen first, and logits are computed for them only; by confidence, for all
-masked cells.
+    while masked.any():
+        logits = network(x)
+        scores = rand(masked.shape)                           # or confidence(logits): the surest first
+        cells = rule.choose(scores, masked)                   # how many
+        x[cells] = draw(logits[cells])                        # independently of each other
+        masked = masked & ~cells
+
+A step evaluates the network once, on the rows that still have masks, and chooses cells by an order and a rule
+(:mod:`xlm_mlm.unmasking_mlm`). Filled cells never change. In a random order the cells are chosen first, and
+logits are computed for them only; by confidence, for all masked cells.
 
 The draws of a row depend on its seed, the step and the cell only, so that it comes out the same in any batch.
 """
