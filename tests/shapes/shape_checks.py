@@ -22,9 +22,11 @@ def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
 
 
 def _left_alone(hint: object) -> Iterator[object]:
-    """The Protocols and Self in a type, however deep."""
+    """The Protocols, their type variables and Self in a type, however deep."""
     base = typing.get_origin(hint) or hint
     if hint is Self or (isinstance(base, type) and Protocol in base.__bases__):
+        yield hint
+    if isinstance(hint, TypeVar) and any(True for part in hint.__constraints__ for _ in _left_alone(part)):
         yield hint
     for part in typing.get_args(hint):
         yield from _left_alone(part)

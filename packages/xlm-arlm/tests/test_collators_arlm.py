@@ -90,7 +90,7 @@ def test_fixed_tokens_must_be_a_prefix(collate: ARLMCollator, collate_prompts: A
 
 def test_fixed_must_fit_its_target(collate: ARLMCollator) -> None:
     row: ARLMExample = {"seed": 0, "target_ids": torch.tensor([7, 8]), "fixed": torch.tensor([True])}
-    with pytest.raises(ValueError, match="example 0: 'fixed' has 1 entries for 2 target tokens"):
+    with pytest.raises(ValueError, match="'fixed' of example 0 has 1 entries for 2 target tokens"):
         collate([row])
 
 
@@ -100,7 +100,7 @@ def test_limits_are_named() -> None:
     with pytest.raises(ValueError, match="example 1 has 3 target tokens, the limit is max_length=2"):
         collate([example([7]), example([7, 8, 9])])
     collate_prompts = ARLMPromptCollator(pad_id=PAD, bos_id=BOS, max_length=2)
-    with pytest.raises(ValueError, match="example 0 fixes 3 target tokens, the limit is max_length=2"):
+    with pytest.raises(ValueError, match="example 0 has 3 fixed target tokens, the limit is max_length=2"):
         collate_prompts([example([7, 8, 9], num_fixed=3)])
     # A reference is not read, so it may be of any length.
     assert collate_prompts([example([7, 8, 9])])["budget"].tolist() == [2]

@@ -278,7 +278,7 @@ def _bad(kind: str) -> FlexMDMExample:
         ("mask_in_target", r"holds MASK \(mask_id=2\)"),
         ("mask_in_prompt", r"holds MASK \(mask_id=2\)"),
         ("too_long", r"example 1 .* 5 target tokens, .*max_length=4"),
-        ("fixed", "'fixed' has 1 entries for 2 target tokens"),
+        ("fixed", "'fixed' of example 1 has 1 entries for 2 target tokens"),
     ],
 )
 def test_what_is_refused(kind: str, message: str) -> None:

@@ -243,7 +243,7 @@ def test_what_cannot_be_collated_is_refused() -> None:
         _collator(num_draws=0)
     with pytest.raises(ValueError, match="empty list"):
         _collator()([])
-    with pytest.raises(ValueError, match="'fixed' has 1 entries for 2 target tokens"):
+    with pytest.raises(ValueError, match="'fixed' of example 0 has 1 entries for 2 target tokens"):
         _collator()([{"seed": 0, "target_ids": torch.tensor([7, 8]), "fixed": torch.tensor([True])}])
     block: ILMExample = {"seed": 0, "target_ids": torch.tensor([7, 8]), "segment_ids": torch.tensor([0, 1])}
     with pytest.raises(ValueError, match="cannot keep the documents of a packed block apart"):
@@ -251,5 +251,5 @@ def test_what_cannot_be_collated_is_refused() -> None:
     limited = ILMPromptCollator(pad_id=PAD, cls_id=CLS, bos_id=BOS, max_length=3)
     reference: ILMExample = {"seed": 1, "target_ids": torch.arange(7, 11)}
     assert to_list(limited([reference])["budget"]) == [3]
-    with pytest.raises(ValueError, match=r"example 1 of the batch has 4 target tokens.*max_length=3"):
+    with pytest.raises(ValueError, match=r"example 1 has 4 target tokens.*max_length=3"):
         limited([{"seed": 0}, {**reference, "fixed": torch.tensor([True, False, False, False])}])

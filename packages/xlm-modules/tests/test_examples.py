@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from xlm.modules import DiT, RotaryTransformer, check_examples, places_of, seeds_of
+from xlm.modules import (
+    DiT,
+    RotaryTransformer,
+    check_examples,
+    check_lengths,
+    fixed_of,
+    places_of,
+    seeds_of,
+    segment_ids_of,
+)
+from xlm.modules.records import Example
 
 IDS = torch.arange(3)
 
@@ -58,3 +68,41 @@ def test_places_are_known_where_every_example_has_one() -> None:
     assert places.tolist() == [5, 0]
     assert places_of([{"seed": 0, "place": 5}, {"seed": 1}]) is None
     assert places_of([]) is None
+
+
+def test_the_longest_example_is_named_with_the_limit() -> None:
+    check_lengths([3, 4], 4)
+    check_lengths([3, 9], None)
+    with pytest.raises(ValueError, match=r"^example 1 has 5 target tokens, the limit is max_length=3: leave"):
+        check_lengths([4, 5], 3)
+    with pytest.raises(ValueError, match=r"^example 0 has 1 fixed tokens, the limit is target_length=0"):
+        check_lengths([1], 0, name="target_length", what="fixed tokens")
+
+
+def test_fixed_has_one_entry_for_each_target_token() -> None:
+    fixed = torch.tensor([True, False])
+    assert fixed_of(0, {"seed": 0, "fixed": fixed}, 2) is fixed
+    assert fixed_of(0, {"seed": 0}, 2).tolist() == [False, False]
+    with pytest.raises(ValueError, match=r"^'fixed' of example 4 has 2 entries for 3 target tokens"):
+        fixed_of(4, {"seed": 0, "fixed": fixed}, 3)
+
+
+def test_documents_of_packed_blocks_fit_their_targets() -> None:
+    def block(*segments: int, prompt: int = 0, target: int | None = None) -> Example:
+        length = len(segments) if target is None else target
+        return {
+            "seed": 0,
+            "prompt_ids": torch.zeros(prompt, dtype=torch.int64),
+            "target_ids": torch.zeros(length, dtype=torch.int64),
+            "segment_ids": torch.tensor(segments),
+        }
+
+    found = segment_ids_of([block(0, 0, 1), block(0)])
+    assert found is not None
+    assert found.tolist() == [[0, 0, 1], [0, -1, -1]]
+    assert segment_ids_of([{"seed": 0}]) is None
+    with pytest.raises(ValueError, match=r"^some examples have 'segment_ids' and some have none"):
+        segment_ids_of([block(0), {"seed": 0}])
+    for wrong in (block(0, 1, prompt=1), block(0, 1, target=3)):
+        with pytest.raises(ValueError, match=r"^example 1 needs one entry of 'segment_ids' for each target"):
+            segment_ids_of([block(0), wrong])

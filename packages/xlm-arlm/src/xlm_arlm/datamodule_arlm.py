@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from xlm.modules import check_examples
+from xlm.modules import check_examples, check_lengths, fixed_of, segment_ids_of
 from xlm.modules.records import Example
 from xlm_arlm.types_arlm import ARLMBatch, ARLMPromptBatch
 
@@ -56,6 +56,7 @@ class ARLMCollator:
         num_fixed = [_num_fixed(number, example) for number, example in enumerate(examples)]
         num_prompt = [len(example.get("prompt_ids", _NO_IDS)) for example in examples]
         rows = [self._row(number, example) for number, example in enumerate(examples)]
+        check_lengths([len(example.get("target_ids", _NO_IDS)) for example in examples], self._max_length)
         sizes = [len(row) for row in rows]
         input_ids = pad_sequence(rows, batch_first=True, padding_value=self._pad_id)
         column, size = torch.arange(input_ids.shape[1]), torch.tensor(sizes).unsqueeze(1)
@@ -67,7 +68,11 @@ class ARLMCollator:
             ]
         )
         predictable = (column > 0) & (column < size)
-        segment_ids = self._segment_ids(examples)
+        segment_ids = segment_ids_of(examples)
+        if segment_ids is not None and len(self._bos) + len(self._eos) > 0:
+            raise ValueError(
+                "a block with 'segment_ids' holds its special tokens already: set bos_id=None and eos_id=None"
+            )
         if segment_ids is not None:
             predictable[:, 1:] &= segment_ids[:, 1:] == segment_ids[:, :-1]
         is_target = column >= num_given.unsqueeze(1)
@@ -92,27 +97,7 @@ class ARLMCollator:
         target = example.get("target_ids")
         if target is None:
             raise ValueError(f"example {number} has no 'target_ids': there is nothing to learn from")
-        _require_length(f"example {number} has", len(target), self._max_length)
         return torch.cat((example.get("prompt_ids", _NO_IDS), self._bos, target, self._eos))
-
-    def _segment_ids(self, examples: Sequence[Example]) -> Tensor | None:
-        """(rows, length) number of the document of each token, -1 at padding; None without packed blocks."""
-        segments = [example["segment_ids"] for example in examples if "segment_ids" in example]
-        if not segments:
-            return None
-        if len(segments) < len(examples):
-            raise ValueError("some examples have 'segment_ids' and some have none: pack all of them")
-        if len(self._bos) + len(self._eos) > 0:
-            raise ValueError(
-                "a block with 'segment_ids' holds its special tokens already: set bos_id=None and eos_id=None"
-            )
-        for number, (example, segment) in enumerate(zip(examples, segments, strict=True)):
-            prompt, target = example.get("prompt_ids", _NO_IDS), example.get("target_ids", _NO_IDS)
-            if len(prompt) > 0 or len(segment) != len(target):
-                raise ValueError(
-                    f"example {number} needs one entry of 'segment_ids' for each target token, and no prompt"
-                )
-        return pad_sequence(segments, batch_first=True, padding_value=-1)
 
 
 class ARLMPromptCollator:
@@ -140,8 +125,7 @@ class ARLMPromptCollator:
         """
         check_examples(examples)
         num_fixed = [_num_fixed(number, example) for number, example in enumerate(examples)]
-        for number, length in enumerate(num_fixed):
-            _require_length(f"example {number} fixes", length, self._max_length)
+        check_lengths(num_fixed, self._max_length, what="fixed target tokens")
         rows = [
             torch.cat(
                 (example.get("prompt_ids", _NO_IDS), self._bos, example.get("target_ids", _NO_IDS)[:fixed])
@@ -168,22 +152,9 @@ def _special(token_id: int | None) -> Tensor:
     return _NO_IDS if token_id is None else torch.tensor([token_id])
 
 
-def _require_length(what: str, length: int, max_length: int | None) -> None:
-    if max_length is not None and length > max_length:
-        raise ValueError(
-            f"{what} {length} target tokens, the limit is max_length={max_length}: "
-            f"leave such examples out, or raise the limit"
-        )
-
-
 def _num_fixed(number: int, example: Example) -> int:
     """Number of fixed tokens, which must be the first of the target."""
-    fixed = example.get("fixed")
-    if fixed is None:
-        return 0
-    length = len(example.get("target_ids", _NO_IDS))
-    if len(fixed) != length:
-        raise ValueError(f"example {number}: 'fixed' has {len(fixed)} entries for {length} target tokens")
+    fixed = fixed_of(number, example, len(example.get("target_ids", _NO_IDS)))
     num_fixed = int(fixed.sum())
     if not bool(fixed[:num_fixed].all()):
         places = fixed.nonzero().squeeze(1).tolist()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xlm.modules import check_examples, seeds_of, take_top, uniform
+from xlm.modules import check_examples, check_lengths, fixed_of, seeds_of, take_top, uniform
 from xlm.modules.records import Example
 from xlm_ilm.types_ilm import ILMBatch, ILMPromptBatch
 
@@ -172,28 +172,14 @@ def _read_targets(examples: Sequence[Example], ids: list[Tensor], max_length: in
             "document per example, or pack without document numbers, which makes a block one text"
         )
     lengths = [len(row) for row in ids]
-    longest = max(lengths)
-    if max_length is not None and longest > max_length:
-        raise ValueError(
-            f"example {lengths.index(longest)} of the batch has {longest} target tokens, the limit is "
-            f"max_length={max_length}: leave such examples out, or raise the limit"
-        )
-    exists = torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)
-    fixed = torch.cat([_fixed(example, length) for example, length in zip(examples, lengths, strict=True)])
+    check_lengths(lengths, max_length)
+    exists = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+    fixed = [fixed_of(number, *pair) for number, pair in enumerate(zip(examples, lengths, strict=True))]
     return _Targets(
         ids=torch.zeros(exists.shape, dtype=torch.int64).masked_scatter(exists, torch.cat(ids)),
         exists=exists,
-        fixed=torch.zeros_like(exists).masked_scatter(exists, fixed),
+        fixed=torch.zeros_like(exists).masked_scatter(exists, torch.cat(fixed)),
     )
-
-
-def _fixed(example: Example, length: int) -> Tensor:
-    fixed = example.get("fixed")
-    if fixed is None:
-        return torch.zeros(length, dtype=torch.bool)
-    if len(fixed) != length:
-        raise ValueError(f"'fixed' has {len(fixed)} entries for {length} target tokens")
-    return fixed
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from xlm.modules import check_examples
+from xlm.modules import check_examples, check_lengths, fixed_of, segment_ids_of
 from xlm.modules.records import Example
 
 _NO_IDS = torch.empty(0, dtype=torch.int64)
@@ -100,7 +100,7 @@ class Layout:
         text_length = torch.tensor([len(target) for target in targets])
         bos = _NO_IDS if self.bos_id is None else torch.tensor([self.bos_id])
         target_start = torch.tensor([len(prompt) + len(bos) for prompt in prompts])
-        self._check_text_lengths(text_length)
+        check_lengths(text_length.tolist(), self.target_length, name="target_length")
 
         rows = [
             torch.cat((prompt, bos, target, self._filling(len(target))))
@@ -117,13 +117,18 @@ class Layout:
         last_of_text = column == (target_start + text_length - 1).unsqueeze(1)
         end_is_given = (given & last_of_text).any(1, keepdim=True)
         fixed_width = self.target_length is not None
-        bare = self.bos_id is None and not fixed_width
+        segment_ids = segment_ids_of(examples)
+        if segment_ids is not None and (self.bos_id is not None or fixed_width):
+            raise ValueError(
+                "a block with 'segment_ids' holds its special tokens already and has no end: set bos_id=None "
+                "and target_length=None"
+            )
         return Rows(
             ids=ids,
             attention_mask=column < end,
             eligible=torch.where(end_is_given, text, cells) & ~given,
             may_end=cells & right_of_given if fixed_width else torch.zeros_like(cells),
-            segment_ids=_segment_ids(examples, bare=bare),
+            segment_ids=segment_ids,
             target_start=target_start,
             num_tokens=(text & ~given).sum(1),
         )
@@ -136,14 +141,6 @@ class Layout:
         if self.eos_id is not None:
             filling[:1] = self.eos_id
         return filling
-
-    def _check_text_lengths(self, text_length: Tensor) -> None:
-        longest = int(text_length.max())
-        if self.target_length is not None and longest > self.target_length:
-            raise ValueError(
-                f"example {int(text_length.argmax())} has {longest} target tokens, the limit is "
-                f"target_length={self.target_length}: leave such examples out, or raise the limit"
-            )
 
     def _check_tokens(self, ids: Tensor, read: Tensor) -> None:
         special = [index for index in (self.mask_id, self.pad_id, self.eos_id) if index is not None]
@@ -162,33 +159,6 @@ def _given(examples: Sequence[Example], target_start: Tensor, length: int) -> Te
     """(rows, length) True at given target tokens."""
     given = torch.zeros(len(examples), length, dtype=torch.bool)
     for row, example in enumerate(examples):
-        if "fixed" not in example:
-            continue
-        fixed, size = example["fixed"], len(example.get("target_ids", _NO_IDS))
-        if len(fixed) != size:
-            raise ValueError(f"'fixed' of example {row} has {len(fixed)} entries for {size} target tokens")
-        start = int(target_start[row])
-        given[row, start : start + size] = fixed
+        start, size = int(target_start[row]), len(example.get("target_ids", _NO_IDS))
+        given[row, start : start + size] = fixed_of(row, example, size)
     return given
-
-
-# Copied from xlm_mlm.layout_mlm._segment_ids
-def _segment_ids(examples: Sequence[Example], *, bare: bool) -> Tensor | None:
-    """(rows, length) number of the document of each token, -1 at padding; None without packed blocks."""
-    segments = [example["segment_ids"] for example in examples if "segment_ids" in example]
-    if not segments:
-        return None
-    if len(segments) < len(examples):
-        raise ValueError("some examples have 'segment_ids' and some have none: pack all of them")
-    if not bare:
-        raise ValueError(
-            "a block with 'segment_ids' holds its special tokens already and has no end: set bos_id=None and "
-            "target_length=None"
-        )
-    for number, (example, segment) in enumerate(zip(examples, segments, strict=True)):
-        prompt, target = example.get("prompt_ids", _NO_IDS), example.get("target_ids", _NO_IDS)
-        if len(prompt) > 0 or len(segment) != len(target):
-            raise ValueError(
-                f"example {number} needs one entry of 'segment_ids' for each target token, and no prompt"
-            )
-    return pad_sequence(segments, batch_first=True, padding_value=-1)

@@ -2,7 +2,15 @@
 
 from xlm.modules.cache import KeyValueCache
 from xlm.modules.dit import DiT, DiTBlock, TimestepEmbedding
-from xlm.modules.examples import check_examples, check_vocabulary, places_of, seeds_of
+from xlm.modules.examples import (
+    check_examples,
+    check_lengths,
+    check_vocabulary,
+    fixed_of,
+    places_of,
+    seeds_of,
+    segment_ids_of,
+)
 from xlm.modules.optimizers import FusedAdamW, MuonWithAdamW
 from xlm.modules.options import require
 from xlm.modules.random import row_seeds, uniform
@@ -67,15 +75,18 @@ __all__ = [
     "at_least_float32",
     "categorical",
     "check_examples",
+    "check_lengths",
     "check_vocabulary",
     "confidence",
     "filter_top_k",
     "filter_top_p",
+    "fixed_of",
     "places_of",
     "require",
     "rotary_angles",
     "row_seeds",
     "seeds_of",
+    "segment_ids_of",
     "segment_mask",
     "stratified_times",
     "suppress_tokens",

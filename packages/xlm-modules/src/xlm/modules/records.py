@@ -88,8 +88,8 @@ class Trace:
     """Token id."""
 
     @staticmethod
-    def of(tables: Iterable[Int[Tensor, "5 edits"]]) -> "Trace":
-        """The trace of some tables of :func:`edits_of_step`, in their order; at least one."""
+    def of(tables: Iterable[Tensor]) -> "Trace":
+        """The trace of tables of :func:`edits_of_step`, (5, edits) each, in their order; at least one."""
         return Trace(*torch.cat(list(tables), dim=1))
 
 

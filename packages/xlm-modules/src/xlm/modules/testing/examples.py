@@ -1,8 +1,8 @@
-"""Examples of every kind, made from the family's own ordinary ids."""
+"""Examples of every kind, made from the family's own ordinary ids, and batches as the suite changes them."""
 
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from xlm.modules.records import Example
 from xlm.modules.testing.parts import to_list
 
+Batch = TypeVar("Batch", bound=Mapping[str, object])
 Kind = Literal["language_modelling", "prefix", "infilling", "unconditional"]
 Edge = Literal["no_ids", "prompt_only", "empty_target", "single_token", "full_length", "all_fixed"]
 
@@ -85,3 +86,21 @@ def holds_what_is_fixed(ids: list[int], example: Example) -> bool:
     )
     pattern = re.sub(r"(\.\*)+", ".*", "".join(parts))
     return re.fullmatch(pattern, "".join(map(chr, ids)), re.DOTALL) is not None
+
+
+def pad(batch: Batch, padding: Mapping[str, int], *, side: Literal["left", "right"]) -> Batch:
+    """The batch with three more columns of padding in the tensors that are named."""
+    padded = dict(batch)
+    shape = next(tensor.shape for key in padding if isinstance(tensor := batch[key], Tensor))
+    for key, value in padding.items():
+        # A mask that is left out is True everywhere.
+        tensor = torch.ones(shape, dtype=torch.bool) if batch[key] is None else cast("Tensor", batch[key])
+        columns = tensor.new_full((len(tensor), 3), value)
+        padded[key] = torch.cat((columns, tensor) if side == "left" else (tensor, columns), dim=1)
+    return cast("Batch", padded)
+
+
+def without_values(batch: Batch) -> Batch:
+    """The batch on the meta device, whose tensors have shapes only."""
+    moved = {key: value.to("meta") if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return cast("Batch", moved)

@@ -17,9 +17,9 @@ from xlm.modules.testing.assertions import (
     no_global_draws,
     refused_ids,
 )
-from xlm.modules.testing.batches import Batch, pad, without_values
 from xlm.modules.testing.examples import (
     KIND_OF_EDGE,
+    Batch,
     Edge,
     Kind,
     holds_what_is_fixed,
@@ -27,6 +27,8 @@ from xlm.modules.testing.examples import (
     make_examples,
     num_missing,
     num_target,
+    pad,
+    without_values,
 )
 from xlm.modules.testing.parts import (
     Collator,
