@@ -2,7 +2,8 @@
 
 This is huggingface_hub's mixin but for five things. Weights above a size are split into several files.
 Weights that are missing, left over or of another shape are an error that names each; the mixin would leave
-random weights in their place. Pickles are never read. And a folder that is not there is called so.
+random weights in their place. Pickles are never read. A folder that is not there is called so. And
+``config.json`` is bounded: what is too large, too deep or no JSON is one error that names the file.
 
 A part that the network's constructor is given, such as a trunk, stands in ``config.json`` as class and
 arguments (``{"_target_": "xlm.modules.DiT", ...}``). Only classes that an installed package declares (entry
@@ -13,7 +14,7 @@ Needs the extra ``hub`` (``xlm-modules[hub]``); nothing else here imports this m
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -26,6 +27,13 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+CONFIG = "config.json"
+LARGEST = 2**18
+"""Bytes of ``config.json``."""
+DEEPEST = 32
+"""Levels of lists and mappings in one another."""
+LONGEST_NUMBER = 40
+"""Digits of an integer."""
 TARGET = "_target_"
 """Key of the class of a part in ``config.json``, as in the configs of Hydra."""
 CLASSES = "xlm.classes"
@@ -53,7 +61,7 @@ class HubModel(PyTorchModelHubMixin):
             for name, value in given.items()
             if value is not None or parameters[name].default is not None
         }
-        (save_directory / "config.json").write_text(json.dumps(kind | arguments, indent=2) + "\n")
+        (save_directory / CONFIG).write_text(json.dumps(kind | arguments, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(
@@ -81,20 +89,24 @@ class HubModel(PyTorchModelHubMixin):
                 that ``config.json`` holds.
 
         Raises:
-            ValueError: If there is no such folder, it has no ``config.json`` and no arguments are given, or a
-                class is named there that no package declares.
+            ValueError: If there is no such folder, its ``config.json`` cannot be used or names a class that no
+                package declares, or it has none and no arguments are given.
             FileNotFoundError: If it has no weights.
             RuntimeError: If weights are missing, left over or of another shape, naming each.
         """
-        return super().from_pretrained(
-            find(pretrained_model_name_or_path),
-            force_download=force_download,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            revision=revision,
-            **model_kwargs,
-        )
+        place = find(pretrained_model_name_or_path)
+        if not Path(place).is_dir():
+            place = snapshot_download(
+                place,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+                allow_patterns=["*.safetensors", CONFIG],
+            )
+        check_config(Path(place, CONFIG))
+        return super().from_pretrained(place, **model_kwargs)
 
     @classmethod
     def _from_pretrained(
@@ -111,21 +123,11 @@ class HubModel(PyTorchModelHubMixin):
         trust_remote_code: bool = False,
         **model_kwargs: object,
     ) -> Self:
+        # model_id is a folder: from_pretrained has downloaded what is to be downloaded.
         folder = Path(model_id)
-        if not folder.is_dir():
-            downloaded = snapshot_download(
-                model_id,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-                allow_patterns="*.safetensors",
-            )
-            folder = Path(downloaded)
         files = weight_files(folder)
         if not model_kwargs:
-            raise ValueError(f"{model_id} has no config.json with the arguments of {cls.__name__}")
+            raise ValueError(f"{model_id} has no {CONFIG} with the arguments of {cls.__name__}")
         parts = {
             name: make_part(name, cast("Mapping[str, Any]", value), trusted=trust_remote_code)
             for name, value in model_kwargs.items()
@@ -222,6 +224,42 @@ def find(place: str | Path) -> str:
     except HFValidationError:  # its message is about the names of repositories
         pass
     raise ValueError(f"{place}: there is no such folder (and a repository of the Hub is called USER/NAME)")
+
+
+def check_config(file: Path) -> None:
+    """See that a ``config.json``, where there is one, holds the arguments of a network.
+
+    Raises:
+        ValueError: If it is too large or too deep, is no JSON in UTF-8, or holds something else.
+    """
+    if not file.is_file():
+        return
+    with file.open("rb") as stream:
+        content = stream.read(LARGEST + 1)
+    try:
+        if len(content) > LARGEST:
+            raise ValueError(f"it is larger than {LARGEST // 1024} KiB")
+        found: object = json.loads(content.decode("utf-8"), parse_int=_integer)
+        _check_depth(found)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be used: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} cannot be used: it holds a {type(found).__name__}, not arguments by name")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"it holds an integer of {len(digits):,} digits, {digits[:10]}...")
+    return int(digits)
+
+
+def _check_depth(value: object, levels: int = DEEPEST) -> None:
+    if isinstance(value, dict | list):
+        if levels == 0:
+            raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+        inner = cast("Iterable[object]", value.values() if isinstance(value, dict) else value)
+        for part in inner:
+            _check_depth(part, levels - 1)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -88,6 +88,27 @@ class SavingSuite:
         with pytest.raises(ValueError, match=r"saved has no config\.json with the arguments of"):
             network.from_pretrained("saved")
 
+    @pytest.mark.parametrize(
+        ("content", "found"),
+        [
+            (b'{"d_model": ' + b"[" * 500 + b"]" * 500 + b"}", "nested more than 32 levels deep"),
+            (b"[" * 100_000, "recursion"),
+            (b'{"d_model": ' + b"9" * 5000 + b"}", r"an integer of 5,000 digits, 9999999999\.\.\."),
+            (b'{"d_model": 16, "head": "\xff"}', "can't decode byte 0xff"),
+            (b"[16, 2, 2]", "it holds a list, not arguments by name"),
+            (b'{"d_model": 16', "delimiter"),
+            (b"", "Expecting value"),
+            (b" " * 2**18 + b"{}", "larger than 256 KiB"),
+        ],
+    )
+    def test_a_config_that_is_none_is_one_error(self, content: bytes, found: str, tmp_path: Path) -> None:
+        self._saved(tmp_path)
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(ValueError, match=found) as error:
+            self._load(tmp_path)
+        assert str(error.value).startswith(f"{tmp_path / 'config.json'} cannot be used: ")
+        assert "\n" not in str(error.value)
+
     def test_missing_and_extra_weights_are_named(self, tmp_path: Path) -> None:
         self._saved(tmp_path)
         old, new = self._rename_a_weight(tmp_path / "model.safetensors")
