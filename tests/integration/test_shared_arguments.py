@@ -1,5 +1,6 @@
 """``datamodule.collator``: the one place for what the collators of all loaders share."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -53,3 +54,23 @@ def test_what_one_loader_has_alone_is_changed_there() -> None:
     assert nodes["train.lm"]["min_time"] == 0.25
     again = "datamodule.train.lm.collator.bos_id=${datamodule.collator.bos_id}"
     assert len(collators("mdlm", again, resolve=True)) == 5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_collator_of_the_loss_is_refused_for_generation(family: str, tmp_path: Path) -> None:
+    from xlm.core.command import jobs
+    from xlm.core.training.slot_checks import check_slots
+
+    config, settings = composed(
+        f"star_tiny_{family}",
+        "job_type=eval",
+        "job_name=x",
+        f"datamodule.cache_dir={tmp_path}",
+        "datamodule.test.lm.uses=[generation]",
+        "task.source.num_rows={train: 4, val: 4, test: 4}",
+    )
+    harness, datamodule = jobs.assemble(config, settings)
+    with pytest.raises(
+        XLMError, match=r"^datamodule\.test\.lm\.uses: .*Generation needs a collator of prompts"
+    ):
+        check_slots(harness, datamodule, stages=("test",))

@@ -6,6 +6,7 @@ id; when the process has ended, a line with its id and its exit code (as a shell
 
 import json
 import os
+import resource
 import sys
 import threading
 from pathlib import Path
@@ -17,6 +18,7 @@ import toy_jobs
 
 from xlm.core.command import jobs  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from xlm.core.config.errors import XLMError
+from xlm.core.config.machine import explained
 from xlm.core.training import callbacks  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
@@ -50,12 +52,11 @@ def _obey(order: dict[str, Any]) -> int:
     os.environ.update(order["environment"])
     try:
         toy_jobs.run(Path(order["root"]), *order["overrides"])
-    except XLMError as error:
-        print(error, flush=True)
-        return error.exit_code
     except Exception as error:  # noqa: BLE001  # whatever it is, the test wants to read it
-        print(f"{type(error).__name__}: {error}", flush=True)
-        return 1
+        told = error if isinstance(error, XLMError) else explained(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        print(told or f"{type(error).__name__}: {error}", flush=True)
+        return told.exit_code if told else 1
     sys.stdout.flush()
     return 0
 

@@ -74,6 +74,8 @@ MISTAKES = {
     "unquoted": ((*TRAIN, "ckpt_path=epoch=1-step=4.ckpt"), """Hydra: 'ckpt_path="epoch=1-step=4.ckpt"'"""),
     "home": ((*TRAIN, "output_dir=~/x"), """Hydra: 'output_dir="~/x"'"""),
     "several values": (("job_type=train", "job_name=a,b"), "A run for each: -m job_name=a,b"),
+    "nothing to delete": ((*TRAIN, "~seed_nope"), "~seed_nope: there is no seed_nope, or its value is null"),
+    "null deleted": ((*TRAIN, "~source"), "value first: source=0 '~source'"),
     "no checkpoint": (("job_type=eval", "job_name=x", *TOY), "The run runs/x has no checkpoint"),
     "no such checkpoint": ((*TRAIN, *TOY, "ckpt_path=nope"), "ckpt_path: there is no file nope"),
 }  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from xlm.core.command import arguments, cli, compare
+from xlm.core.command.finished_runs import read_runs
 from xlm.core.config.differences import differing, named
 from xlm.core.config.errors import XLMError
 
@@ -184,6 +185,13 @@ def test_unlike_likelihoods_come_with_advice(capsys: pytest.CaptureFixture[str])
     text = capsys.readouterr().out
     assert compare.LENGTHS in text
     assert compare.BOUNDS not in text
+
+
+def test_the_home_folder_is_found(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    for pattern in ("[~/runs/arlm]", "[~/runs/arl*]"):
+        runs, _ = read_runs(pattern)
+        assert [run.folder for run in runs] == [here / "runs" / "arlm"]
 
 
 def test_no_torch_is_imported() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from xlm.core.config.errors import XLMError
 from xlm.core.saving.run_record import git_state
@@ -16,6 +18,18 @@ from .conftest import Run
 
 def records(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def shown_beside_hyperparameters(folder: Path) -> set[str]:
+    """The metrics of a run in TensorBoard's tab HPARAMS; its event files must hold values of them."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    named = {info.name.tag for info in HParamsPluginData.FromString(content).experiment.metric_infos}
+    assert named <= set(events.Tags()["scalars"])
+    started = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert "optimizer.lr" in HParamsPluginData.FromString(started).session_start_info.hparams
+    return named
 
 
 def test_train_leaves_its_results_as_files(run_toy: Run, tmp_path: Path) -> None:
@@ -38,6 +52,7 @@ def test_train_leaves_its_results_as_files(run_toy: Run, tmp_path: Path) -> None
     assert versions["started"] <= versions["ended"]
     assert versions["earlier"] == []
     assert "optimizer.lr: 0.1" in (run / "tensorboard" / "hparams.yaml").read_text()
+    assert shown_beside_hyperparameters(run / "tensorboard") == set(results)
     trace = records(run / "traces.jsonl")
     assert [row["text"] for row in trace] == [row["text"] for row in rows[:3]]
     assert trace[1]["steps"] == [

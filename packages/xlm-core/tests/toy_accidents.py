@@ -1,6 +1,8 @@
 """Callbacks that bring accidents to a training: kills, signals, errors, NaN."""
 
 import os
+import resource
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -81,6 +83,35 @@ class KillInSave(Callback):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         torch.save = half_save  # the process ends with it
+
+
+class FaultAt(Callback):
+    """Brings a fault of the machine at the given micro-batch.
+
+    Args:
+        batch: The micro-batch.
+        kind: "memory": the step has no memory. "deleted": the run's folder goes. "limit": no file may become
+            larger than a KiB. "killed": the second process of two is killed.
+    """
+
+    def __init__(self, *, batch: int, kind: str) -> None:
+        self.batch = batch
+        self.kind = kind
+
+    @override
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx != self.batch:
+            return
+        if self.kind == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        if self.kind == "deleted":
+            shutil.rmtree(trainer.default_root_dir)
+        if self.kind == "limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+        if self.kind == "killed" and trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class FailAt(Callback):

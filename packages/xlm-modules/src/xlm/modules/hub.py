@@ -89,8 +89,8 @@ class HubModel(PyTorchModelHubMixin):
                 that ``config.json`` holds.
 
         Raises:
-            ValueError: If there is no such folder, its ``config.json`` cannot be used or names a class that no
-                package declares, or it has none and no arguments are given.
+            ValueError: If there is no such folder, its ``config.json`` cannot be used or names a class that
+                no package declares, or it has none and no arguments are given.
             FileNotFoundError: If it has no weights.
             RuntimeError: If weights are missing, left over or of another shape, naming each.
         """

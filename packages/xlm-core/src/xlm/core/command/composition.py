@@ -1,5 +1,6 @@
 """What Hydra says when it cannot compose a command line, in one line that says what to type."""
 
+import re
 from collections.abc import Iterator
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,6 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 from xlm.core.command.arguments import what
 from xlm.core.command.discovery import is_part, providers
 from xlm.core.config.near import did_you_mean, listed
+
+NOT_DELETED = re.compile(r"Could not delete from config\. '(?P<key>[^']+)' does not exist")
+"""What Hydra says of ``~KEY``, also where KEY is there and its value is null."""
 
 
 def explain(error: Exception, arguments: list[str]) -> str:
@@ -27,6 +31,8 @@ def explain(error: Exception, arguments: list[str]) -> str:
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return _no_key(cause, arguments)
     reason = " ".join(str(error).split()) or type(error).__name__
+    if deleted := NOT_DELETED.match(reason):
+        return _not_deleted(deleted["key"], arguments)
     if reason.startswith("Ambiguous value"):
         override = next(word for word in arguments if word in reason)
         return (
@@ -34,6 +40,14 @@ def explain(error: Exception, arguments: list[str]) -> str:
             f"A run for each: -m {override}"
         )
     return reason if isinstance(error, HydraException) else f"{type(error).__name__}: {reason}"
+
+
+def _not_deleted(key: str, arguments: list[str]) -> str:
+    told = next((word for word in arguments if word.startswith("~") and key in word), f"~{key}")
+    return (
+        f"{told}: there is no {key}, or its value is null, which Hydra cannot delete. If it is there, give "
+        f"it a value first: {key}=0 '~{key}'"
+    )
 
 
 def quoted(override: str) -> str:

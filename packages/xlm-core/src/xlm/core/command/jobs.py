@@ -52,7 +52,7 @@ from xlm.core.training.fork import Fork
 from xlm.core.training.harness import Harness
 from xlm.core.training.interruption import InterruptedTrainingError, requeue
 from xlm.core.training.lr_schedules import WarmupSchedule
-from xlm.core.training.monitors import check_monitors
+from xlm.core.training.monitors import check_monitors, log_outcome
 from xlm.core.training.precision import HalfWeights
 from xlm.core.training.processor import describe_threads, note_on_precision
 from xlm.core.training.slot_checks import check_optimizer, check_slots
@@ -149,6 +149,7 @@ def _train(config: DictConfig, settings: RunSettings, folder: RunFolder) -> dict
         source.load(harness.model, str(folder.best_checkpoint()))
         writer = evaluate_test_split(trainer, harness, datamodule, folder.path, settings)
         results, traces = harness.results, writer.traces
+    log_outcome(trainer, hyperparameters(record), results)
     if trainer.is_global_zero:
         report.write_metrics(folder.path / "metrics.json", results)
         traces_file = report.write_traces(folder.path / "traces.jsonl", traces)

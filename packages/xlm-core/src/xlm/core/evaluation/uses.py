@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from xlm.core.config.checks import blame, refuse
 from xlm.core.config.entry_points import USES, load
+from xlm.core.config.errors import XLMError
 from xlm.core.data import LoadedBatch
 from xlm.core.evaluation.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric
 from xlm.core.evaluation.predictions import GeneratedTexts, decode
@@ -193,6 +194,14 @@ class GenerationUse:
                 prediction = slots.predictor(slots.model, batch.batch, batch.seeds, trace=True)
         except _EnoughError:
             return
+        except XLMError as error:
+            if isinstance(error.__cause__, KeyError):  # what the batches of other collators do not have
+                raise XLMError(
+                    f"{key}.uses: the predictor asks for {error.__cause__}, which the batches of its "
+                    "collator do not have. Generation needs a collator of prompts, as that of another "
+                    "loader whose `uses` names generation"
+                ) from error
+            raise
         finally:
             handle.remove()
         missing = [name for name in ("ids", "lengths", "nfe", "trace") if not hasattr(prediction, name)]

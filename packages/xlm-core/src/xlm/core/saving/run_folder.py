@@ -19,6 +19,7 @@ from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
 from xlm.core.config.machine import blamed_on
 from xlm.core.config.places import no_checkpoint
+from xlm.core.config.texts import read_yaml
 from xlm.core.saving import run_record
 from xlm.core.saving.checkpoints import LAST, PREVIOUS, damage, write_text_atomically
 from xlm.core.saving.processes import is_first
@@ -112,10 +113,7 @@ class RunFolder:
             XLMError: When it is not there, or is none.
         """
         file = self.path / CONFIG
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise XLMError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+        content = read_yaml(file, str(file))
         if not isinstance(content, dict):
             raise XLMError(f"{file} is not the config of a run: it holds a {type(content).__name__}")
         return cast("dict[str, Any]", content)

@@ -1,11 +1,12 @@
-"""Do callbacks wait for figures that the run will produce? Asked before training."""
+"""Figures that callbacks wait for, asked before training, and those that runs are told apart by, after it."""
 
 import difflib
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from xlm.core.config.errors import XLMError
 from xlm.core.training.harness import Harness
@@ -37,6 +38,16 @@ def check_monitors(trainer: lightning.Trainer, harness: Harness, training_figure
                 f"monitor={monitor}: the run has no such figure, for which "
                 f"{type(callback).__qualname__} waits. {hint}Known: {', '.join(sorted(known))}"
             )
+
+
+def log_outcome(trainer: lightning.Trainer, settings: dict[str, Any], figures: Mapping[str, float]) -> None:
+    """Show the run in TensorBoard's tab HPARAMS, by its settings and its final figures.
+
+    Other loggers show runs by what was logged last.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(settings, dict(figures), trainer.global_step)
 
 
 def _is_known(callback: Callback) -> bool:
