@@ -77,5 +77,5 @@ def share_of_frequent_answers(experiment: str, overrides: tuple[str, ...], draws
         for ids, length in zip(predicted.ids.tolist(), predicted.lengths.tolist(), strict=True)
     ]
     frequent = [Counter(answers[i : i + draws]).most_common(1)[0][0] for i in range(0, len(answers), draws)]
-    targets = [tuple(row["target_ids"].tolist()) for row in rows]
-    return sum(map(tuple.__eq__, frequent, targets)) / len(rows)
+    targets = [tuple(row["target_ids"].tolist()) for row in rows if "target_ids" in row]
+    return sum(answer == target for answer, target in zip(frequent, targets, strict=True)) / len(rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]  # made when it is imported
 
 from xlm.core.config.errors import XLMError
 from xlm.core.saving.run_record import git_state
@@ -26,7 +26,7 @@ def shown_beside_hyperparameters(folder: Path) -> set[str]:
     events.Reload()
     content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     named = {info.name.tag for info in HParamsPluginData.FromString(content).experiment.metric_infos}
-    assert named <= set(events.Tags()["scalars"])
+    assert named <= set(events.scalars.Keys())
     started = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert "optimizer.lr" in HParamsPluginData.FromString(started).session_start_info.hparams
     return named
