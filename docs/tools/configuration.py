@@ -20,7 +20,7 @@ from xlm.core.command.discovery import ConfigPackage, config_packages
 from xlm.core.config.schema import RunSettings
 
 ROOT = Path(__file__).parents[2]
-COMPOSITIONS = ("experiment", "recipe", "family", "task", "datamodule", "debug")
+COMPOSITIONS = ("experiment", "recipe", "task", "datamodule", "debug")
 """Groups whose options set keys that are explained elsewhere."""
 
 
@@ -47,15 +47,15 @@ class Option:
 
     @property
     def purpose(self) -> str:
-        """The comment at the head of the file, or what a plain pair of recipe and family is made of."""
+        """The comment at the head of the file, or what a plain experiment is made of."""
         lines: list[str] = []
         for line in self.text.splitlines():
             if not line.startswith("#"):
                 break
             if not line.startswith("# @package"):
                 lines.append(line.lstrip("# "))
-        pair = re.findall(r"override /(recipe|family): (\w+)", self.text)
-        return " ".join(lines) or ", ".join(f"{group} `{name}`" for group, name in pair)
+        parts = re.findall(r"override /(recipe|model_type|model): (\w+)", self.text)
+        return " ".join(lines) or ", ".join(f"{group} `{name}`" for group, name in parts)
 
 
 def options() -> list[Option]:

@@ -29,9 +29,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, DataModule
         "compile=true",
         f"datamodule.cache_dir={tmp_path_factory.mktemp('cache')}",
         "task.source.num_rows={train: 16, val: 16, test: 16}",
-        "model.d_model=32",
-        "model.num_layers=1",
-        "model.num_heads=2",
+        "model.trunk.d_model=32",
+        "model.trunk.num_layers=1",
+        "model.trunk.num_heads=2",
     )
     harness, data = assemble(config, settings)
     harness.eval()  # the draws of dropout differ once compiled

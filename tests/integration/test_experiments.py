@@ -10,7 +10,7 @@ import torch
 from .published import Published
 from .running import EXPERIMENTS, composed, run_fast
 
-SMALL_NETWORK = ("model.d_model=32", "model.num_layers=2", "model.num_heads=2")
+SMALL_NETWORK = ("model.trunk.d_model=32", "model.trunk.num_layers=2", "model.trunk.num_heads=2")
 FEW_ROWS = "task.source.num_rows={train: 64, val: 16, test: 16}"
 
 
@@ -82,9 +82,9 @@ def test_a_star_experiment_trains(experiment: str, tmp_path: Path, cache: Path) 
 
 
 ONE_BATCH = (
-    "model.d_model=16",
-    "model.num_layers=1",
-    "model.num_heads=1",
+    "model.trunk.d_model=16",
+    "model.trunk.num_layers=1",
+    "model.trunk.num_heads=1",
     "trainer.precision=32-true",
     "trainer.accumulate_grad_batches=1",
     "trainer.max_steps=2",

@@ -38,9 +38,9 @@ def test_a_family_gives_back_what_it_learnt_by_heart(family: str, tmp_path: Path
         f"trainer.val_check_interval={STEPS[family]}",  # once, when all is learnt
         "callbacks.progress=null",
         "task.source.num_rows={train: 16, val: 16, test: 16}",
-        "model.d_model=64",
-        "model.num_layers=2",
-        "model.num_heads=2",
+        "model.trunk.d_model=64",
+        "model.trunk.num_layers=2",
+        "model.trunk.num_heads=2",
         "optimizer.lr=3e-3",
         # Down to 0: at a constant rate answers come and go, at steps that depend on the processor.
         "lr_scheduler.name=linear",

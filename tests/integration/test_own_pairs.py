@@ -11,10 +11,11 @@ from .running import composed, run_fast
 
 SMALL = (
     "recipe=pairs",
-    "family=tiny_mdlm",
-    "model.d_model=16",
-    "model.num_layers=1",
-    "model.num_heads=1",
+    "model_type=mdlm",
+    "model=rotary_tiny_mdlm",
+    "model.trunk.d_model=16",
+    "model.trunk.num_layers=1",
+    "model.trunk.num_heads=1",
     "predictor.sampler.num_steps=4",
     "trainer.precision=32-true",
     "trainer.max_steps=2",
@@ -61,11 +62,24 @@ def test_a_column_that_is_not_there_is_named(pairs: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("recipe", ["pairs", "text"])
 def test_data_that_are_not_named_are_asked_for(recipe: str) -> None:
     with pytest.raises(XLMError, match=r"source: missing\. Name the data: source=FILE"):
-        composed(None, "job_type=train", "job_name=x", f"recipe={recipe}", "family=tiny_mdlm")
+        composed(
+            None,
+            "job_type=train",
+            "job_name=x",
+            f"recipe={recipe}",
+            "model_type=mdlm",
+            "model=rotary_tiny_mdlm",
+        )
 
 
 def test_the_recipe_of_texts_names_its_column() -> None:
-    chosen = ("recipe=text", "family=tiny_mdlm", "source=my.jsonl", "text_column=body")
+    chosen = (
+        "recipe=text",
+        "model_type=mdlm",
+        "model=rotary_tiny_mdlm",
+        "source=my.jsonl",
+        "text_column=body",
+    )
     config, settings = composed(None, "job_type=train", "job_name=x", *chosen)
     assert settings.task.preprocess["column"] == settings.task.tokenizer["column"] == "body"
     assert config.source == "my.jsonl"

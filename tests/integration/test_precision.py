@@ -10,7 +10,7 @@ from xlm.core.training.precision import HalfWeights
 
 from .running import EXPERIMENTS, composed
 
-SMALL = ("model.d_model=32", "model.num_layers=2", "model.num_heads=2")
+SMALL = ("model.trunk.d_model=32", "model.trunk.num_layers=2", "model.trunk.num_heads=2")
 FEW_ROWS = "task.source.num_rows={train: 16, val: 16, test: 16}"
 TINY = [name for name in EXPERIMENTS if name.startswith("star_tiny_")]
 

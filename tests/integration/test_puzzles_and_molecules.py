@@ -12,7 +12,7 @@ from xlm.tasks.sudoku_extreme import generated_rows
 
 from .running import EXPERIMENTS, composed, run_fast
 
-SMALL_NETWORK = ("model.d_model=32", "model.num_layers=1", "model.num_heads=2")
+SMALL_NETWORK = ("model.trunk.d_model=32", "model.trunk.num_layers=1", "model.trunk.num_heads=2")
 FEW_ROWS = "task.source.num_rows={train: 64, val: 16, test: 16}"
 FAST = ("test_after_training=false", "trainer.val_check_interval=4", "show_generations=0")
 

@@ -19,7 +19,7 @@ def test_torchrun_trains_with_two_processes(tmp_path: Path) -> None:
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
         *("-m", "xlm.core", "job_type=train", "job_name=two", "experiment=star_tiny_mlm", "debug=fast"),
         *("trainer.devices=2", "+trainer/strategy=fsdp2", "trainer.accelerator=cpu", "callbacks=ema"),
-        *(f"output_dir={tmp_path}", f"datamodule.cache_dir={tmp_path / 'cache'}", "model.num_layers=2"),
+        *(f"output_dir={tmp_path}", f"datamodule.cache_dir={tmp_path / 'cache'}", "model.trunk.num_layers=2"),
         "task.source.num_rows={train: 64, val: 16, test: 17}",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -17,11 +17,10 @@ TOOLS = {
     "doctor": "what is installed, what is wrong with it, how to mend it",
 }
 GROUPS = {
-    "experiment": "a recipe and a family, with what is particular to the pair",
+    "experiment": "a recipe, a model type and a model, with what is particular to them",
     "recipe": "a data set and the numbers of a training on it, the same for every family",
-    "family": "a family with a network; recipe=RECIPE family=FAMILY is an experiment of your own",
     "task": "a data set with its tokenizer and metrics",
-    "model_type": "a family: loss, predictor, metrics of the loss",
+    "model_type": "a family: data loaders, loss, predictor, metrics of the loss",
     "noise": "the noise schedule of a masked family",
     "model": "a network",
     "datamodule": "data loaders and their collators",

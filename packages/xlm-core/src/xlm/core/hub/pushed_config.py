@@ -24,7 +24,7 @@ from xlm.core.hub.repository import HubModel
 FILE = "xlm_config.yaml"
 TOKENIZER = "tokenizer*.json"
 EXPERIMENT = "pushed_with_the_model"
-CHOICES = ("experiment", "recipe", "family", "task", "model", "model_type", "datamodule")
+CHOICES = ("experiment", "recipe", "task", "model", "model_type", "datamodule")
 """Groups; with one of them the user has said what to compose."""
 TAKEN = (
     "task", "model", "noise", "loss", "loss_metrics", "predictor", "datamodule", "optimizer", "lr_scheduler",
