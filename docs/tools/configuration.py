@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
-import griffe
 import yaml
 from pydantic import BaseModel
 
 from xlm.core.command.discovery import ConfigPackage, config_packages
+from xlm.core.config.meanings import argument_meanings, comment_at, field_meanings
 from xlm.core.config.schema import RunSettings
 
 ROOT = Path(__file__).parents[2]
@@ -70,19 +70,6 @@ def options() -> list[Option]:
 
 
 # ---- keys that the harness reads ----------------------------------------------------------------------
-
-
-def field_meanings() -> dict[str, dict[str, str]]:
-    """The docstring of each field of each class of the schema."""
-    module = _loader().load("xlm.core.config.schema")
-    return {
-        name: {
-            field: " ".join(attribute.docstring.value.split())
-            for field, attribute in found.attributes.items()
-            if attribute.docstring
-        }
-        for name, found in module.classes.items()
-    }
 
 
 def schema_rows() -> Iterator[tuple[str, str, str, str]]:
@@ -225,7 +212,7 @@ def _mapping_rows(
         if name in ("defaults", "_partial_", "_recursive_", "_convert_"):
             continue
         path = f"{prefix}{name}"
-        comment = _comment(lines, key.start_mark.line)
+        comment = comment_at(lines, key.start_mark.line)
         if name == "_target_":
             yield path, value.value, ""
         elif isinstance(value, yaml.MappingNode) and any(k.value == "_target_" for k, _ in value.value):
@@ -237,47 +224,11 @@ def _mapping_rows(
             yield path, _source(value, lines), comment or known.get(name, "")
 
 
-def _comment(lines: list[str], line: int) -> str:
-    """The comment behind a line, else the one in the line above it."""
-    if match := re.search(r"\s#\s*(.+)$", lines[line]):
-        return match.group(1)
-    if line and (match := re.match(r"\s+#\s*(.+)$", lines[line - 1])):
-        return match.group(1)
-    return ""
-
-
 def _source(node: yaml.Node, lines: list[str]) -> str:
     start, end = node.start_mark, node.end_mark
     if start.line != end.line:
         return _yaml(yaml.safe_load("\n".join(lines[start.line : end.line])))
     return lines[start.line][start.column : end.column].strip()
-
-
-def argument_meanings(target: str) -> dict[str, str]:
-    """What the docstring of a class or function of ours says about its arguments."""
-    if not target.startswith("xlm"):
-        return {}
-    module = _loader().load(
-        target.split(".")[0] if not target.startswith("xlm.") else ".".join(target.split(".")[:2])
-    )
-    _loader().resolve_aliases(external=False)
-    found: Any = module[target.removeprefix(f"{module.path}.")]
-    if isinstance(found, griffe.Alias):
-        found = found.final_target
-    meanings = {
-        name: " ".join(attribute.docstring.value.split())
-        for name, attribute in getattr(found, "attributes", {}).items()
-        if attribute.docstring
-    }
-    for section in found.docstring.parse("google") if found.docstring else []:
-        if section.kind is griffe.DocstringSectionKind.parameters:
-            meanings |= {item.name: " ".join(item.description.split()) for item in section.value}
-    return meanings
-
-
-@cache
-def _loader() -> griffe.GriffeLoader:
-    return griffe.GriffeLoader(search_paths=[str(path) for path in ROOT.glob("packages/*/src")])
 
 
 def unexplained() -> list[str]:
@@ -357,7 +308,7 @@ INTRODUCTION = """# Every configuration key
 This page is made from `xlm.core.config.schema` and from the YAML files of the installed packages when the
 site is built. Any key can be set on the command line (`KEY=VALUE`), a group's option is chosen by
 `GROUP=OPTION`, a key that is not there yet is added with `+KEY=VALUE`. `--cfg job` shows what a command
-comes to.
+comes to, `--cfg explained` with the meaning, the default and the file of each of its keys.
 
 *Slot* stands for a node with a `_target_`: any importable class or function. *Required* means that an
 experiment or the command line must say it. `NAME` stands for a name of your choice."""

@@ -41,6 +41,8 @@ VALUED = (
     "--experimental-rerun",
 )  # fmt: skip
 """Options with a value in the next word."""
+EXPLAINED = "explained"
+"""What ``--cfg`` shows beside what Hydra knows."""
 BRINGS_CONFIGS = ("--config-dir", "-cd", "--config-path", "-cp", "hydra.searchpath")
 """Beginnings of words with which only Hydra knows every option of a group."""
 
@@ -83,6 +85,17 @@ def options_first(arguments: list[str]) -> list[str]:
         if word in VALUED:
             options += [value for value in (next(words, None),) if value is not None]
     return [*options, *others]
+
+
+def wants_explanation(arguments: list[str]) -> bool:
+    """Whether the command line asks for ``--cfg explained``."""
+    pairs = list(zip(arguments, [*arguments[1:], ""], strict=True))
+    return f"--cfg={EXPLAINED}" in arguments or any((flag, EXPLAINED) in pairs for flag in ("--cfg", "-c"))
+
+
+def without_explanation(arguments: list[str]) -> list[str]:
+    """The command line without ``--cfg explained``, which Hydra does not know."""
+    return [word for word in arguments if word not in ("--cfg", "-c", EXPLAINED, f"--cfg={EXPLAINED}")]
 
 
 def _check_flags(arguments: list[str]) -> None:

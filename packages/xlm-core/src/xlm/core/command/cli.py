@@ -5,7 +5,15 @@ import os
 import sys
 from importlib.metadata import distributions
 
-from xlm.core.command.arguments import GROUPS, JOBS, TOOLS, check_arguments, options_first
+from xlm.core.command.arguments import (
+    GROUPS,
+    JOBS,
+    TOOLS,
+    check_arguments,
+    options_first,
+    wants_explanation,
+    without_explanation,
+)
 from xlm.core.command.completion import candidates, script
 from xlm.core.command.discovery import is_part, providers
 from xlm.core.config.errors import XLMError
@@ -28,6 +36,7 @@ OVERRIDES = {
 }
 OPTIONS = {
     "--cfg job": "show the composed config and stop",
+    "--cfg explained": "the same with the meaning, default and file of each key",
     "--config-dir FOLDER": "a folder of configs of your own: task/mine.yaml becomes task=mine",
     "-m, --multirun": "run once for each value: -m seed=1,2,3 'job_name=run_${seed}'",
     "--version": "versions of the installed XLM packages",
@@ -175,5 +184,6 @@ def main() -> None:
         sys.exit(f"Error: {error}")
     from xlm.core.command import compose as run  # imports Hydra and pydantic
 
-    sys.argv[1:] = options_first(arguments)
-    run.main()
+    explained = wants_explanation(arguments)
+    sys.argv[1:] = options_first(without_explanation(arguments) if explained else arguments)
+    run.main(run.explain if explained else run.run_job)

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xlm.core.command import composition
 from xlm.core.command.discovery import config_packages, providers
+from xlm.core.command.explain import explanation
 from xlm.core.config import machine
 from xlm.core.config.errors import XLMError
 from xlm.core.config.places import check_places, expand_home
@@ -134,6 +135,11 @@ def run_job(config: DictConfig) -> None:
     jobs.run(config, settings)
 
 
+def explain(config: DictConfig) -> None:
+    """Print what each key of the config means, its default and its file; nothing is run."""
+    print(explanation(config))  # noqa: T201
+
+
 def let_waiting_threads_sleep() -> None:
     """Threads of an operation that wait for the last of them sleep instead of spinning.
 
@@ -143,14 +149,14 @@ def let_waiting_threads_sleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def task(config: DictConfig) -> None:
+def task(config: DictConfig, job: Callable[[DictConfig], None] = run_job) -> None:
     """What Hydra calls: a mistake of the user or a fault of the machine ends in its message.
 
     Any other exception is one of the program, and keeps its stack trace.
     """
     try:
         hide_from_files()
-        run_job(config)
+        job(config)
     except Exception as error:
         told = error if isinstance(error, XLMError) else machine.explained(error)
         if told is None or os.environ.get(FULL_ERROR) == "1":
@@ -184,11 +190,15 @@ def hide_from_files() -> None:
             hide_file(Path(hydra_config.runtime.output_dir, hydra_config.output_subdir, name))
 
 
-def main() -> None:
-    """Entry of the command line once its arguments look sensible."""
+def main(job: Callable[[DictConfig], None] = run_job) -> None:
+    """Entry of the command line once its arguments look sensible.
+
+    Args:
+        job: What is done with the composed config.
+    """
     register_search_path()
     if not any(argument.lstrip("+").startswith("ckpt_path=") for argument in sys.argv):
-        compose_and_run()
+        compose_and_run(job)
         return
     from xlm.core.hub.pushed_config import as_experiment  # imports the client of the Hub
 
@@ -196,12 +206,12 @@ def main() -> None:
         with as_experiment(sys.argv[1:]) as (arguments, folder):
             PackageConfigs.pushed = folder
             sys.argv[1:] = arguments
-            compose_and_run()
+            compose_and_run(job)
     except XLMError as error:
         sys.exit(f"Error: {error}")
 
 
-def compose_and_run() -> None:
+def compose_and_run(job: Callable[[DictConfig], None]) -> None:
     """Hand the command line to Hydra."""
     wants_all = os.environ.get(FULL_ERROR)
     began = False
@@ -210,7 +220,7 @@ def compose_and_run() -> None:
         nonlocal began
         began = True
         _set_environment(FULL_ERROR, wants_all)
-        task(config)
+        task(config, job)
 
     os.environ[FULL_ERROR] = "1"  # until a job begins Hydra hands its errors on, to be told in our words
     try:
