@@ -137,9 +137,9 @@ class LoaderSettings(Settings):
     """Makes a batch of examples (`xlm.core.protocols.Collator`)."""
     batch_size: Rows
     """Rows of a batch, for each process and micro-batch."""
-    num_workers: Annotated[int, Field(ge=0, le=MOST_PROCESSES)]
+    num_workers: Annotated[int, Field(ge=0, le=MOST_PROCESSES)] = 0
     """Processes that read and collate ahead; 0: none. Results do not depend on it."""
-    max_rows: Count | None
+    max_rows: Count | None = None
     """Only the first examples of the split (rows, or blocks where packed); null: all. In a stream: rows."""
     columns: list[Column] | None = None
     """What an example carries of prompt_ids, target_ids, fixed; null: all that the task has. []: nothing but
