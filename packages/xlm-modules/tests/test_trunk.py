@@ -192,6 +192,12 @@ class TestSaving:
         ):
             Network.from_pretrained(tmp_path)
 
+    def test_a_class_or_arguments_that_make_no_sense_are_a_value_error(self) -> None:
+        with pytest.raises(ValueError, match="no installed package declares"):
+            make_part("trunk", {"_target_": ["xlm.modules.DiT"]}, trusted=True)
+        with pytest.raises(ValueError, match=r"^trunk: xlm\.modules\.DiT does not take the arguments"):
+            make_part("trunk", {"_target_": "xlm.modules.DiT", "width": 3})
+
     def test_with_trust_any_importable_module_is_made(self) -> None:
         node = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
         with pytest.raises(ValueError, match="no installed package declares"):

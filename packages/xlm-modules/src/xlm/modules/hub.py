@@ -181,10 +181,11 @@ def make_part(name: str, description: Mapping[str, Any], *, trusted: bool = Fals
         The part, with random weights.
 
     Raises:
-        ValueError: If no installed package declares the class, or it is no network.
+        ValueError: If no installed package declares the class, it is no network, or it takes other arguments.
     """
     target = description[TARGET]
-    own = {alias: path for path, alias in _declared().items()}.get(target, target if trusted else None)
+    names = {alias: path for path, alias in _declared().items()}
+    own = names.get(target, target if trusted else None) if isinstance(target, str) else None
     if own is None:
         raise ValueError(
             f"{name}: no installed package declares {target!r} (entry points {CLASSES}). If you trust who "
@@ -194,7 +195,10 @@ def make_part(name: str, description: Mapping[str, Any], *, trusted: bool = Fals
     made = getattr(import_module(module), attribute)
     if not (inspect.isclass(made) and issubclass(made, nn.Module)):
         raise ValueError(f"{name}: {target} is no torch.nn.Module")
-    return made(**{key: value for key, value in description.items() if key != TARGET})
+    try:
+        return made(**{key: value for key, value in description.items() if key != TARGET})
+    except TypeError as error:
+        raise ValueError(f"{name}: {target} does not take the arguments of config.json: {error}") from error
 
 
 def _declared() -> dict[str, str]:
