@@ -30,8 +30,10 @@ from omegaconf import DictConfig
 from typing_extensions import override
 
 from xlm.core.command.compose import CORE_CONFIGS, check, register_search_path
-from xlm.core.command.jobs import HARMLESS_WARNINGS, assemble, make_trainer
+from xlm.core.training.assembly import assemble
 from xlm.core.training.harness import Harness
+from xlm.core.training.run import resolve
+from xlm.core.training.trainer import HARMLESS_WARNINGS, make_trainer
 
 WINDOW = 20
 """Steps that one of the two makes before it is the other's turn."""
@@ -117,14 +119,14 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         config = composed(Path(folder), options.experiment, options.steps)
-        settings = check(config, {})
+        check(config)
         torch.manual_seed(0)
-        harness, datamodule = assemble(config, settings)
-        trainer = make_trainer(config, settings, Path(folder, "runs", "loop"))
+        harness, datamodule = assemble(run := resolve(config))
+        trainer = make_trainer(run, Path(folder, "runs", "loop"))
         if options.profile:
             profile(lambda: trainer.fit(harness, datamodule))
             return
-        clip = settings.trainer.gradient_clip_val or float("inf")
+        clip = run.settings.trainer.gradient_clip_val or float("inf")
         batches = iter(datamodule.train_dataloader())
         plain = PlainLoop(harness, batches, num_steps=options.steps, clip=clip)
         trainer.callbacks.append(plain)

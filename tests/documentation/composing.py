@@ -24,7 +24,7 @@ def composed_for(arguments: list[str]) -> DictConfig:
         config = compose("config", single_run(arguments), return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    check(config, dict(HydraConfig.get().runtime.choices))
+    check(config)
     return config
 
 

@@ -6,14 +6,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from xlm.core.command.compose import CORE_CONFIGS, check, register_search_path
+from xlm.core.command.compose import CORE_CONFIGS, check, register_search_path, run_job
 from xlm.core.command.discovery import providers
-from xlm.core.config.schema import RunSettings
 
 EXPERIMENTS = list(providers("experiment"))
 
 
-def composed(experiment: str | None, *overrides: str) -> tuple[DictConfig, RunSettings]:
+def composed(experiment: str | None, *overrides: str) -> DictConfig:
     """A composed and checked config; without an experiment the overrides name a recipe and a family."""
     chosen = [] if experiment is None else [f"experiment={experiment}"]
     register_search_path()
@@ -21,16 +20,15 @@ def composed(experiment: str | None, *overrides: str) -> tuple[DictConfig, RunSe
         config = compose("config", [*chosen, *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    return config, check(config, dict(HydraConfig.get().runtime.choices))
+    check(config)
+    return config
 
 
 def run_fast(
     folder: Path, cache: Path, job_type: str, experiment: str | None, *overrides: str
 ) -> dict[str, float]:
     """Run a job with ``debug=fast`` on a few rows."""
-    from xlm.core.command import jobs
-
-    config, settings = composed(
+    config = composed(
         experiment,
         f"job_type={job_type}",
         "job_name=fast",
@@ -42,4 +40,4 @@ def run_fast(
         "callbacks.progress=null",
         *overrides,
     )
-    return jobs.run(config, settings)
+    return run_job(config)

@@ -20,9 +20,10 @@ pytestmark = pytest.mark.slow  # a C++ compiler is at work
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, DataModule]:
-    from xlm.core.command.jobs import assemble
+    from xlm.core.training.assembly import assemble
+    from xlm.core.training.run import resolve
 
-    config, settings = composed(
+    config = composed(
         "star_tiny_mdlm",
         "job_type=train",
         "job_name=x",
@@ -33,7 +34,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, DataModule
         "model.trunk.num_layers=1",
         "model.trunk.num_heads=2",
     )
-    harness, data = assemble(config, settings)
+    harness, data = assemble(resolve(config))
     harness.eval()  # the draws of dropout differ once compiled
     return harness, data
 

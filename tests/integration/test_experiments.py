@@ -31,25 +31,25 @@ def test_an_experiment_is_instantiated(
     """The network is made on the meta device: its shapes, not its memory."""
     from xlm.core.config.build import make
     from xlm.core.config.checks import check_call
-    from xlm.core.training.assembly import make_slots, make_tokenizer
+    from xlm.core.training.assembly import make_slots
+    from xlm.core.training.run import resolve
 
     # One cache for all, where a tokenizer that is trained finds itself again.
     cache = f"datamodule.cache_dir={tmp_path_factory.getbasetemp() / 'instantiated'}"
     overrides = published.overrides(experiment)
-    config, settings = composed(experiment, "job_type=train", "job_name=x", cache, *overrides)
-    tokenizer = make_tokenizer(config)
+    run = resolve(composed(experiment, "job_type=train", "job_name=x", cache, *overrides))
     # First, so that the family is imported here: a constant of a module made below would stay on meta.
-    for stage, loaders in settings.datamodule.loaders.items():
-        for name in loaders:
+    for stage, loaders in run.settings.datamodule.loaders.items():
+        for name, loader in loaders.items():
             key = f"datamodule.{stage}.{name}.collator"
-            check_call(make(config, key), key, "Collator", "examples")
+            check_call(make(loader.collator, key), key, "Collator", "examples")
     with torch.device("meta"):
-        slots = make_slots(config, tokenizer)
+        slots = make_slots(run)
     assert sum(parameter.numel() for parameter in slots.model.parameters()) > 0
     check_call(slots.loss, "loss", "Loss", "model batch")
     check_call(slots.predictor, "predictor", "Predictor", "model batch seeds", trace=False)
-    for key in ("source", "preprocess"):
-        inspect.signature(make(config, f"task.{key}"))
+    inspect.signature(make(run.settings.task.source, "task.source"))
+    inspect.signature(make(run.settings.task.preprocess, "task.preprocess"))
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("star_tiny_")])

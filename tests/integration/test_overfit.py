@@ -24,7 +24,7 @@ MOST_NATS = {"flexmdm": 0.12}
 
 @pytest.mark.parametrize("family", STEPS)
 def test_a_family_gives_back_what_it_learnt_by_heart(family: str, tmp_path: Path) -> None:
-    from xlm.core.command import jobs
+    from xlm.core.command.compose import run_job
 
     overrides = (
         "debug=overfit",
@@ -46,7 +46,7 @@ def test_a_family_gives_back_what_it_learnt_by_heart(family: str, tmp_path: Path
         "lr_scheduler.name=linear",
         "test_after_training=false",
     )
-    results = jobs.run(*composed(f"star_tiny_{family}", "job_type=train", *overrides))
+    results = run_job(composed(f"star_tiny_{family}", "job_type=train", *overrides))
     if family in DRAWS:
         share = share_of_frequent_answers(f"star_tiny_{family}", overrides, DRAWS[family])
     else:
@@ -60,13 +60,14 @@ def test_a_family_gives_back_what_it_learnt_by_heart(family: str, tmp_path: Path
 
 def share_of_frequent_answers(experiment: str, overrides: tuple[str, ...], draws: int) -> float:
     """The share of rows whose most frequent generation, of several with other seeds, is their target."""
-    from xlm.core.command import jobs
     from xlm.core.hub import source
     from xlm.core.saving.run_folder import RunFolder
+    from xlm.core.training.assembly import assemble
+    from xlm.core.training.run import resolve
 
-    config, settings = composed(experiment, "job_type=eval", *overrides)
-    harness, datamodule = jobs.assemble(config, settings)
-    last = RunFolder(Path(settings.output_dir, settings.job_name)).last_checkpoint().header
+    run = resolve(composed(experiment, "job_type=eval", *overrides))
+    harness, datamodule = assemble(run)
+    last = RunFolder(run.folder).last_checkpoint().header
     assert last is not None
     source.load(harness.model, str(last.path))
     rows = datamodule.first_examples("test", "prediction", 8)

@@ -80,6 +80,6 @@ def test_the_recipe_of_texts_names_its_column() -> None:
         "source=my.jsonl",
         "text_column=body",
     )
-    config, settings = composed(None, "job_type=train", "job_name=x", *chosen)
-    assert settings.task.preprocess["column"] == settings.task.tokenizer["column"] == "body"
+    config = composed(None, "job_type=train", "job_name=x", *chosen)
+    assert config.task.preprocess["column"] == config.task.tokenizer["column"] == "body"
     assert config.source == "my.jsonl"

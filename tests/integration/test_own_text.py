@@ -85,7 +85,7 @@ def test_a_pattern_without_text_is_one_error(tmp_path: Path) -> None:
 
 
 def test_other_tokens_and_another_metric_are_a_choice_each(published: Published) -> None:
-    config, _ = composed(
+    config = composed(
         None,
         "job_type=train",
         "job_name=x",

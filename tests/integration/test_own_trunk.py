@@ -72,7 +72,7 @@ def test_a_config_makes_the_network_of_its_sizes(family: str) -> None:
     names = ["rotary_micro_mdlm", "dit_tiny_mdlm"] if family == "mdlm" else [None]
     for name in names:
         chosen = [] if name is None else [f"model={name}"]
-        config, _ = composed(f"star_tiny_{family}", "job_type=train", "job_name=x", *chosen)
+        config = composed(f"star_tiny_{family}", "job_type=train", "job_name=x", *chosen)
         config.vocab.size = 20  # as the tokenizer fills it in
         node: dict[str, Any] = dict(config.model)
         torch.manual_seed(1)

@@ -22,13 +22,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def parts(experiment: str, cache: Path) -> tuple[Any, Any, Any]:
     """The slots, a batch that trains and one that generates."""
-    from xlm.core.command.jobs import assemble
+    from xlm.core.training.assembly import assemble
+    from xlm.core.training.run import resolve
 
-    config, settings = composed(
+    config = composed(
         experiment, "job_type=train", "job_name=x", f"datamodule.cache_dir={cache}", FEW_ROWS, *SMALL
     )
     torch.manual_seed(0)
-    harness, data = assemble(config, settings)
+    harness, data = assemble(resolve(config))
     train = data.collate("train", "lm")(data.first_examples("train", "lm", 16))
     generation = data.collate("test", "prediction")(data.first_examples("test", "prediction", 16))
     return harness.slots, train, generation

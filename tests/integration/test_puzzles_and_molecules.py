@@ -63,7 +63,8 @@ def test_given_fragments_stay_in_the_generations(family: str, tmp_path: Path, ca
 
 def test_a_local_copy_goes_the_way_of_the_published_set(tmp_path: Path) -> None:
     """The published layout in a folder; a puzzle with two solutions is refused and counted."""
-    from xlm.core.training.assembly import make_parts, make_prepared, make_tokenizer
+    from xlm.core.training.assembly import make_parts, make_prepared
+    from xlm.core.training.run import resolve
 
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -74,7 +75,7 @@ def test_a_local_copy_goes_the_way_of_the_published_set(tmp_path: Path) -> None:
             writer = csv.DictWriter(file, ["source", "question", "answer", "rating"])
             writer.writeheader()
             writer.writerows(rows)
-    config, settings = composed(
+    config = composed(
         "sudoku_extreme_mdlm",
         "job_type=prepare_data",
         "job_name=x",
@@ -82,7 +83,8 @@ def test_a_local_copy_goes_the_way_of_the_published_set(tmp_path: Path) -> None:
         f"datamodule.cache_dir={tmp_path / 'cache'}",
         "task.source.one_in=3",
     )
-    prepared = make_prepared(settings, make_parts(config, settings, make_tokenizer(config)))
+    run = resolve(config)
+    prepared = make_prepared(run, make_parts(run))
     cards = prepared.cards
     assert cards["train"].rows + cards["val"].rows == cards["test"].rows == 59
     assert cards["val"].rows > 0

@@ -48,7 +48,7 @@ def test_a_new_package_passes_its_checks(my_model: Path, tests: list[str]) -> No
 @pytest.mark.usefixtures("my_model")
 def test_the_skeleton_trains_under_the_conditions_of_the_families() -> None:
     def conditions(name: str) -> tuple[int, dict[str, object]]:
-        config, _ = composed(f"star_tiny_{name}", "job_type=train", "job_name=x")
+        config = composed(f"star_tiny_{name}", "job_type=train", "job_name=x")
         vocab = {"vocab.size": 14, "vocab.pad_id": 0, "vocab.mask_id": 1, "vocab.special_ids": [0, 1]}
         for key, value in vocab.items():
             OmegaConf.update(config, key, value)

@@ -17,7 +17,7 @@ JOB = ("job_type=train", "job_name=x")
 
 def collators(family: str, *overrides: str, resolve: bool) -> dict[str, dict[str, Any]]:
     """The node of each loader's collator, by the loader's key."""
-    config, _ = composed(f"star_tiny_{family}", *JOB, *overrides)
+    config = composed(f"star_tiny_{family}", *JOB, *overrides)
     data = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=resolve))["datamodule"]
     return {
         f"{stage}.{name}": loader["collator"]
@@ -58,10 +58,11 @@ def test_what_one_loader_has_alone_is_changed_there() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_collator_of_the_loss_is_refused_for_generation(family: str, tmp_path: Path) -> None:
-    from xlm.core.command import jobs
+    from xlm.core.training.assembly import assemble
+    from xlm.core.training.run import resolve
     from xlm.core.training.slot_checks import check_slots
 
-    config, settings = composed(
+    config = composed(
         f"star_tiny_{family}",
         "job_type=eval",
         "job_name=x",
@@ -69,7 +70,7 @@ def test_a_collator_of_the_loss_is_refused_for_generation(family: str, tmp_path:
         "datamodule.test.lm.uses=[generation]",
         "task.source.num_rows={train: 4, val: 4, test: 4}",
     )
-    harness, datamodule = jobs.assemble(config, settings)
+    harness, datamodule = assemble(resolve(config))
     with pytest.raises(
         XLMError, match=r"^datamodule\.test\.lm\.uses: .*Generation needs a collator of prompts"
     ):

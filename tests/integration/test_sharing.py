@@ -27,16 +27,15 @@ FAMILIES = {
 def random_run(folder: Path, experiment: str, overrides: tuple[str, ...]) -> nn.Module:
     """A run's folder with random weights; returns its network."""
     from xlm.core.config.build import make
-    from xlm.core.training.assembly import make_tokenizer
+    from xlm.core.training.run import resolve
 
-    config, _ = composed(
+    config = composed(
         experiment, "job_type=train", "job_name=run", f"output_dir={folder}", *SMALL_NETWORK, *overrides
     )
     (folder / "run" / "checkpoints").mkdir(parents=True)
     recorded = yaml.safe_dump(OmegaConf.to_container(config, resolve=False))
     (folder / "run" / "config.yaml").write_text(recorded)
-    make_tokenizer(config)
-    model = cast("nn.Module", make(config, "model"))
+    model = cast("nn.Module", make(resolve(config).settings.model, "model"))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -49,13 +48,13 @@ def random_run(folder: Path, experiment: str, overrides: tuple[str, ...]) -> nn.
 def test_a_family_is_shared(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoTokenizer
 
-    from xlm.core.command import jobs
+    from xlm.core.command.compose import run_job
     from xlm.core.config.build import make
-    from xlm.core.training.assembly import make_tokenizer
+    from xlm.core.training.run import resolve
 
     model = random_run(tmp_path, experiment, FAMILIES[experiment])
-    config, settings = composed(experiment, "job_type=export", "job_name=run", f"output_dir={tmp_path}")
-    jobs.run(config, settings)
+    config = composed(experiment, "job_type=export", "job_name=run", f"output_dir={tmp_path}")
+    run_job(config)
     (folder,) = tmp_path.glob("run/export/*/model")
 
     # The example of the card, as it stands. Weights that are the same bits give logits that are.
@@ -76,15 +75,15 @@ def test_a_family_is_shared(experiment: str, tmp_path: Path, monkeypatch: pytest
         )
     again = OmegaConf.merge(config, written)
     assert isinstance(again, type(config))
-    tokenizer = make_tokenizer(again)
-    loaded = cast("nn.Module", make(again, "model"))
+    run = resolve(again)
+    loaded = cast("nn.Module", make(run.settings.model, "model"))
     load(loaded, str(folder))
     assert_same_weights(loaded, model)
 
     text = "3 1 4 [SEP] 5"
     assert AutoTokenizer.from_pretrained(folder)(
         text, add_special_tokens=False
-    ).input_ids == tokenizer.encode(text)
+    ).input_ids == run.tokenizer.encode(text)
 
 
 def assert_same_weights(found: nn.Module, expected: nn.Module) -> None:

@@ -16,7 +16,7 @@ import lightning  # noqa: F401  # pyright: ignore[reportUnusedImport]  # the imp
 import toy_family  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import toy_jobs
 
-from xlm.core.command import jobs  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from xlm.core.command import evaluate, train  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from xlm.core.config.errors import XLMError
 from xlm.core.config.machine import explained
 from xlm.core.training import callbacks  # noqa: F401  # pyright: ignore[reportUnusedImport]

@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
 
-from xlm.core.command import jobs
-from xlm.core.command.compose import check
 from xlm.core.config.errors import XLMError
+from xlm.core.training.assembly import assemble
+from xlm.core.training.run import resolve
 from xlm.core.training.slot_checks import check_slots
 
 from .conftest import Compose, Run
@@ -38,9 +37,7 @@ def test_a_misfit_is_named_before_training(override: str, message: str, run_toy:
 
 
 def test_a_fitting_family_passes_and_is_left_as_it_was(compose_toy: Compose) -> None:
-    config = compose_toy("job_type=train")
-    settings = check(config, dict(HydraConfig.get().runtime.choices))
-    harness, datamodule = jobs.assemble(config, settings)
+    harness, datamodule = assemble(resolve(compose_toy("job_type=train")))
     before: dict[str, Any] = {name: value.clone() for name, value in harness.model.state_dict().items()}
     random_state = torch.get_rng_state()
     check_slots(harness, datamodule)

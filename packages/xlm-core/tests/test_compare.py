@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from xlm.core.command import arguments, cli, compare
+from xlm.core.command import arguments, cli
+from xlm.core.command.compare import BOUNDS, LENGTHS
 from xlm.core.command.finished_runs import read_runs
+from xlm.core.command.job import read_tool
+from xlm.core.command.jobs import Compare
 from xlm.core.config.differences import differing, named
 from xlm.core.config.errors import XLMError
 
@@ -23,6 +26,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_run("arlm", 1, {"accuracy": 0.4, "bound": 0.0, "nll": 1.0}, model={"d_model": 64})
     make_run("other", 1, {"accuracy": 0.1, "bound": 0.0, "nll": 9.0}, task="lm1b")
     return tmp_path
+
+
+def compare(*words: str) -> None:
+    assert read_tool("compare", Compare, ["job_type=compare", *words]).run() == 0
 
 
 def make_run(name: str, seed: int, figures: dict[str, float], task: str = "star", **more: object) -> None:
@@ -41,7 +48,7 @@ def make_run(name: str, seed: int, figures: dict[str, float], task: str = "star"
 
 
 def test_seeds_become_a_mean_with_its_interval(capsys: pytest.CaptureFixture[str]) -> None:
-    compare.main(["job_type=compare", "runs=[runs/ilm_s*,runs/arlm]"])
+    compare("runs=[runs/ilm_s*,runs/arlm]")
     [written] = Path("runs/compare").glob("*/comparison.json")
     table = json.loads(written.read_text())["star"]
     found = table["prediction/exact_match"]["ilm_s* (3 seeds)"]
@@ -56,14 +63,14 @@ def test_seeds_become_a_mean_with_its_interval(capsys: pytest.CaptureFixture[str
 
 
 def test_bounds_and_exact_values_stand_in_different_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    compare.main(["job_type=compare", "runs=[runs/ilm_s1,runs/arlm]"])
+    compare("runs=[runs/ilm_s1,runs/arlm]")
     text = capsys.readouterr().out
     assert "| lm/nll (upper bound, with length) | 3 | – |" in text
     assert "| lm/nll (exact, with length) | – | 1 |" in text
 
 
 def test_each_task_has_its_own_table(capsys: pytest.CaptureFixture[str]) -> None:
-    compare.main(["job_type=compare", "runs=[runs/arlm,runs/other]"])
+    compare("runs=[runs/arlm,runs/other]")
     text = capsys.readouterr().out
     assert text.index("## star") < text.index("## lm1b")
     assert "| | other |" in text
@@ -82,7 +89,7 @@ def evaluation(run: str, folder: str, accuracy: float, **config: Any) -> None:
 def test_settings_of_one_name_are_told_apart_by_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
     for place, steps in (("a", 1), ("b", 4)):
         evaluation("mdlm", place, steps / 10, predictor={"sampler": {"num_steps": steps, "kind": "p"}})
-    compare.main(["job_type=compare", "runs=[runs/mdlm/eval/*]"])
+    compare("runs=[runs/mdlm/eval/*]")
     found = written()["prediction/exact_match"]
     assert {name: value["mean"] for name, value in found.items()} == {
         "mdlm num_steps=1": 0.1,
@@ -99,7 +106,7 @@ def test_seeds_and_settings_of_one_sweep() -> None:
         for lr in (0.1, 0.2):
             figures = {"accuracy": seed * lr, "bound": 1.0, "nll": 2.0}
             make_run(f"t_s{seed}_{lr}", seed, figures, optimizer={"lr": lr})
-    compare.main(["job_type=compare", "runs=[runs/t_*]"])
+    compare("runs=[runs/t_*]")
     found = written()["prediction/exact_match"]
     assert {name: sorted(value["values"].values()) for name, value in found.items()} == {
         "t_s* (2 seeds) lr=0.1": [0.1, 0.2],
@@ -128,14 +135,14 @@ def test_callbacks_that_change_the_weights_make_a_setting() -> None:
     for seed, callback in ((4, "ema"), (5, "samples"), (6, "throughput")):
         figures = {"accuracy": 0.5, "bound": 1.0, "nll": 2.0}
         make_run(f"w{seed}", seed, figures, callbacks={callback: {"_target_": f"C.{callback}"}})
-    compare.main(["job_type=compare", "runs=[runs/w*]"])
+    compare("runs=[runs/w*]")
     assert set(written()["prediction/exact_match"]) == {"w4", "w* (2 seeds)"}
 
 
 def test_evaluations_of_several_checkpoints_of_one_run() -> None:
     for step in (1, 2):
         evaluation("a", str(step), step / 10, ckpt_path=f"step-{step}.ckpt")
-    compare.main(["job_type=compare", "runs=[runs/a/eval/*]"])
+    compare("runs=[runs/a/eval/*]")
     found = written()["prediction/exact_match"]
     assert {name: value["mean"] for name, value in found.items()} == {
         "a ckpt_path=step-1.ckpt": 0.1,
@@ -148,7 +155,7 @@ def test_an_unfinished_run_in_a_pattern_is_left_out(capsys: pytest.CaptureFixtur
     Path("runs/ilm_s4/config.yaml").write_text("seed: 4")
     make_run("ilm_s5", 5, {"accuracy": 0.5, "bound": 1.0, "nll": 2.0})
     Path("runs/ilm_s5/versions.json").write_text('{"ended": null}')
-    compare.main(["job_type=compare", "runs=[runs/ilm_*]"])
+    compare("runs=[runs/ilm_*]")
     text = capsys.readouterr().out
     assert "runs/ilm_s4 is left out: no metrics.json" in text
     assert "runs/ilm_s5 is left out: no end in its versions.json" in text
@@ -165,7 +172,7 @@ def test_losses_of_unlike_families_and_settings_stand_in_rows_of_their_own() -> 
     run("l1", _target_="a.Loss", weight="one")
     run("l2", _target_="a.Loss", weight="two")
     run("l3", _target_="b.Loss")
-    compare.main(["job_type=compare", "runs=[runs/l1,runs/l2,runs/l3]"])
+    compare("runs=[runs/l1,runs/l2,runs/l3]")
     kinds = ("a.Loss, weight=one", "a.Loss, weight=two", "b.Loss")
     for figure in ("lm/loss", "lm/term"):
         for kind, name in zip(kinds, ("l1", "l2", "l3"), strict=True):
@@ -174,23 +181,23 @@ def test_losses_of_unlike_families_and_settings_stand_in_rows_of_their_own() -> 
 
 
 def test_unlike_likelihoods_come_with_advice(capsys: pytest.CaptureFixture[str]) -> None:
-    compare.main(["job_type=compare", "runs=[runs/ilm_s1,runs/arlm]"])
+    compare("runs=[runs/ilm_s1,runs/arlm]")
     text = capsys.readouterr().out
-    assert compare.BOUNDS in text
-    assert compare.LENGTHS not in text
+    assert BOUNDS in text
+    assert LENGTHS not in text
     make_run("told", 1, {"accuracy": 0.5, "bound": 1.0, "nll": 2.0}, model={"d_model": 1})
     path = Path("runs/told/metrics.json")
     path.write_text(path.read_text().replace('models_length": 1.0', 'models_length": 0.0'))
-    compare.main(["job_type=compare", "runs=[runs/ilm_s1,runs/told]"])
+    compare("runs=[runs/ilm_s1,runs/told]")
     text = capsys.readouterr().out
-    assert compare.LENGTHS in text
-    assert compare.BOUNDS not in text
+    assert LENGTHS in text
+    assert BOUNDS not in text
 
 
 def test_the_home_folder_is_found(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(here))
-    for pattern in ("[~/runs/arlm]", "[~/runs/arl*]"):
-        runs, _ = read_runs(pattern)
+    for pattern in ("~/runs/arlm", "~/runs/arl*"):
+        runs, _ = read_runs([pattern])
         assert [run.folder for run in runs] == [here / "runs" / "arlm"]
 
 
@@ -233,7 +240,7 @@ def test_a_mistake_is_told(message: str, here: Path) -> None:
         (here / name / "metrics.json").write_text(metrics)
     make_run("ilm_again", 1, {"accuracy": 0.5, "bound": 1.0, "nll": 2.0})
     with pytest.raises(XLMError, match=message):
-        compare.main(["job_type=compare", *MISTAKES[message]])
+        compare(*MISTAKES[message])
     assert not (here / "runs" / "compare").exists()
 
 

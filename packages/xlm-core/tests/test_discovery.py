@@ -46,6 +46,6 @@ def test_a_clash_of_names_is_reported_when_it_is_used(
     twins = (ConfigPackage("a", "xlm-a", broken_model), ConfigPackage("b", "xlm-b", broken_model))
     monkeypatch.setattr(discovery, "config_packages", lambda: twins)
     config = compose_toy("job_type=train")
-    run.check(config, {"debug": "fast"})
+    run.check(config)
     with pytest.raises(XLMError, match="experiment=broken is offered by xlm-a and xlm-b"):
-        run.check(config, {"experiment": "broken"})
+        run.check_origin("experiment", "broken")

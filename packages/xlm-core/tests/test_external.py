@@ -1,17 +1,27 @@
 """Packages of others: found by their metadata; a broken one stops no run that does not use it."""
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 from xlm.core.command import arguments, cli, doctor
+from xlm.core.command.compose import check
 from xlm.core.command.discovery import config_packages, providers
+from xlm.core.command.job import load_job
+from xlm.core.config.entry_points import offered
 from xlm.core.config.errors import XLMError
 
-from .conftest import Compose
+from .conftest import HERE, Compose, Run
 
 Install = Callable[..., Path]
+
+
+def forget() -> None:
+    config_packages.cache_clear()
+    offered.cache_clear()
 
 
 @pytest.fixture
@@ -21,23 +31,28 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
 
-    def install(name: str, code: str = "", configs: dict[str, str] | None = None) -> Path:
+    def install(
+        name: str, code: str = "", configs: dict[str, str] | None = None, jobs: dict[str, str] | None = None
+    ) -> Path:
         module = name.replace("-", "_")
         metadata = site / f"{module}-0.1.dist-info"
         metadata.mkdir()
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
-        (metadata / "entry_points.txt").write_text(f"[xlm.configs]\n{module} = {module}.configs\n")
+        points = [f"{job} = {target}" for job, target in (jobs or {}).items()]
+        (metadata / "entry_points.txt").write_text(
+            "\n".join([f"[xlm.configs]\n{module} = {module}.configs", "[xlm.jobs]", *points, ""])
+        )
         (site / module).mkdir()
         (site / module / "__init__.py").write_text(code)
         for path, text in (configs or {}).items():
             file = site / module / "configs" / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
-        config_packages.cache_clear()
+        forget()
         return site / module
 
     yield install
-    config_packages.cache_clear()
+    forget()
 
 
 BROKEN: dict[str, tuple[str, dict[str, str] | None]] = {
@@ -80,3 +95,125 @@ def test_what_is_wrong_is_said_when_it_is_used(install: Install, compose_toy: Co
         XLMError, match=r"lost-model declares configs in lost_model\.configs, which is not there"
     ):
         arguments.check_arguments(["experiment=lost_one"])
+
+
+JOBS = '''"""Jobs of somebody else."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from xlm.core.command.job import Job, Tool
+
+
+class Frontier(Job):
+    """Quality against what it costs, over a grid.
+
+    Each point is an evaluation.
+    """
+
+    sweep: dict[str, list[Annotated[int, Field(ge=1)]]]
+    repeats: int = 1
+
+    def run(self, run):
+        import torch
+
+        weights = torch.tensor([float(run.settings.model["vocab_size"])])
+        steps = {f"steps_{n}": float(n * self.repeats) for n in self.sweep["steps"]}
+        return {"vocab_size": weights.item(), **steps, "recorded": float(run.record["sweep"] == self.sweep)}
+
+
+class View(Tool):
+    """Look at runs."""
+
+    runs: list[str]
+
+    def run(self):
+        print("looking at", *self.runs)
+        return 3
+'''
+NAMES = {"frontier": "their_jobs.theirs:Frontier", "view": "their_jobs.theirs:View"}
+
+
+@pytest.fixture
+def their_jobs(install: Install, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (install("their-jobs", "", {"x/y.yaml": ""}, NAMES) / "theirs.py").write_text(JOBS)
+    yield
+    for module in ("their_jobs", "their_jobs.theirs"):
+        sys.modules.pop(module, None)
+
+
+def command_line(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
+    """What ``xlm`` ends with: its message or its exit code; None where it comes to its end."""
+    monkeypatch.setattr(sys, "argv", ["xlm", *words])
+    GlobalHydra.instance().clear()
+    try:
+        cli.main()
+    except SystemExit as ended:
+        return ended.code
+    return None
+
+
+@pytest.mark.usefixtures("their_jobs")
+def test_a_job_of_somebody_else_is_listed_and_not_imported() -> None:
+    lines = [line.split(maxsplit=2) for line in cli.help_text().splitlines()]
+    assert ["frontier", "their-jobs", "Quality against what it costs, over a grid"] in lines
+    assert ["view", "their-jobs", "Look at runs"] in lines
+    assert cli.complete("job_type=fr") == ["job_type=frontier"]
+    with pytest.raises(XLMError, match=r"no such job\. Did you mean frontier"):
+        arguments.check_arguments(["job_type=fronteer"])
+    assert "their_jobs" not in sys.modules
+
+
+@pytest.mark.usefixtures("their_jobs")
+def test_a_job_of_somebody_else_runs_on_a_run(run_toy: Run, compose_toy: Compose) -> None:
+    figures = run_toy("job_type=frontier", "++sweep={steps: [2, 8]}", "++repeats=3")
+    assert (figures["steps_2"], figures["steps_8"]) == (6.0, 24.0)
+    assert figures["recorded"] == 1.0
+    for override, message in {
+        "++sweep={steps: [0]}": "sweep.steps.0: got 0. Input should be greater than or equal to 1",
+        "seed=3": "sweep: missing",
+        "++sweap={steps: [1]}": "missing",
+    }.items():
+        with pytest.raises(XLMError, match=message):
+            check(compose_toy("job_type=frontier", override))
+    with pytest.raises(XLMError, match="sweep: unknown key"):
+        check(compose_toy("job_type=train", "++sweep={steps: [2]}"))
+
+
+@pytest.mark.usefixtures("their_jobs")
+def test_the_command_line_takes_the_keys_of_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("--config-dir", str(HERE / "toy_configs"), "job_type=frontier", "job_name=x", "experiment=toy")
+    assert command_line(monkeypatch, *words, "sweep={steps: [2]}", "sweep.more=[3]", "repeats=2") is None
+    assert command_line(monkeypatch, *words, "sweep={steps: [no]}") == (
+        "Error: The configuration is not valid:\n  sweep.steps.0: got 'no'. Input should be a valid integer."
+    )
+    assert command_line(monkeypatch, "job_type=view", "runs=[runs/a*,b]") == 3
+    assert "looking at runs/a* b" in capsys.readouterr().out
+    for words, message in {
+        ("runs=[a]", "speed=2"): "Error: speed: job_type=view knows runs=VALUE only.",
+        (): "Error: The configuration is not valid:\n  runs: missing. Set it: runs=VALUE.",
+    }.items():
+        assert command_line(monkeypatch, "job_type=view", *words) == message
+
+
+def test_a_broken_job_is_said_when_it_is_used(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install("a-package", "raise RuntimeError('no')", {"x/y.yaml": ""}, {"theirs": "a_package:Theirs"})
+    assert "theirs" in cli.help_text()
+    with pytest.raises(
+        XLMError, match="a_package:Theirs of a-package, which cannot be imported: RuntimeError: no"
+    ):
+        load_job("theirs")
+    assert doctor.main() == 1
+    assert (
+        "theirs of xlm.jobs is a_package:Theirs of a-package, which cannot be imported"
+        in capsys.readouterr().out
+    )
+    install("b-package", "", {"x/z.yaml": ""}, {"theirs": "b_package:Theirs", "odd": "b_package:__name__"})
+    with pytest.raises(XLMError, match=r"theirs of xlm\.jobs is offered by .-package .* and .-package"):
+        load_job("theirs")
+    with pytest.raises(XLMError, match="b_package:__name__ of b-package is neither a Job nor a Tool"):
+        load_job("odd")

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from xlm.core.command.compose import check
 from xlm.core.config.errors import XLMError
-from xlm.core.config.schema import validate
 from xlm.core.hub import source
 from xlm.core.hub.repository import HubModel, explained
 from xlm.core.saving.folder import put_weights, read_folder
@@ -306,18 +306,16 @@ def test_a_lost_connection_ends_in_one_line() -> None:
 
 
 def test_wrong_settings_of_a_push(compose_toy: Compose) -> None:
-    from omegaconf import OmegaConf
+    def begin(*overrides: str) -> None:
+        check(compose_toy("job_type=push_to_hub", *overrides))
 
-    def settings(*overrides: str) -> dict[str, Any]:
-        config = compose_toy("job_type=push_to_hub", *overrides)
-        return OmegaConf.to_container(config, resolve=True)  # pyright: ignore[reportReturnType]
-
-    with pytest.raises(XLMError, match=r"hub\.repo_id: missing. Set it: \+hub\.repo_id=USER/NAME"):
-        validate(settings())
+    with pytest.raises(XLMError, match=r"^hub\.repo_id: missing. Set it: \+hub\.repo_id=USER/NAME"):
+        begin()
     with pytest.raises(XLMError, match=r"set hub\.create_pr or hub\.revision, not both"):
-        validate(settings("+hub.repo_id=a/b", "hub.create_pr=true", "hub.revision=dev"))
-    assert validate(settings("+hub.repo_id=a/b")).hub.repo_id == "a/b"
-    assert validate(settings("hub.repo_id=a/b")).hub.repo_id == "a/b"
+        begin("+hub.repo_id=a/b", "hub.create_pr=true", "hub.revision=dev")
+    for name in ("+hub.repo_id=a/b", "hub.repo_id=a/b"):
+        _, settings = check(compose_toy("job_type=push_to_hub", name))
+        assert settings.hub.repo_id == "a/b"
 
 
 def test_a_push_to_no_valid_name_ends_before_work(run_toy: Run, tmp_path: Path) -> None:

@@ -13,14 +13,15 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from xlm.core.command import jobs
 from xlm.core.command.arguments import check_arguments
 from xlm.core.command.compose import check
 from xlm.core.config.errors import XLMError
 from xlm.core.config.machine import explained
 from xlm.core.config.places import check_places
-from xlm.core.training.assembly import make_slots, make_tokenizer
+from xlm.core.training.assembly import make_slots
+from xlm.core.training.run import resolve
 from xlm.core.training.slot_checks import check_optimizer
+from xlm.core.training.trainer import make_trainer
 
 from . import toy_jobs
 
@@ -150,11 +151,11 @@ def begin(config: DictConfig, words: list[str]) -> None:
     """What a job does with its command line before it reads data."""
     check_arguments(words)
     config = overridden(config, words)
-    settings = check(config, {})
-    check_places(settings)
-    slots = make_slots(config, make_tokenizer(config))
-    check_optimizer(slots, num_steps=settings.trainer.max_steps)
-    jobs.make_trainer(config, settings, Path(settings.output_dir))
+    job, checked = check(config)
+    check_places(checked, reads_checkpoint=job.reads_checkpoint)
+    run = resolve(config)
+    check_optimizer(make_slots(run), num_steps=run.settings.trainer.max_steps)
+    make_trainer(run, Path(run.settings.output_dir))
 
 
 @pytest.mark.parametrize("command", MISTAKES)

@@ -4,10 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from xlm.core.config.build import make, plain_node
+from xlm.core.config.build import make
 from xlm.core.config.errors import XLMError
+from xlm.core.training.run import resolve
+
+from .conftest import Compose
+
+
+def made(config: DictConfig) -> Any:
+    """What is made of the node ``loss`` once the config is resolved."""
+    node: Any = OmegaConf.to_container(config, resolve=True)
+    return make(node["loss"], "loss")
 
 
 def create(trace: Path) -> str:
@@ -35,7 +44,7 @@ def test_a_text_that_turns_into_a_resolver_is_refused(where: str, tmp_path: Path
         }
     )
     with pytest.raises(XLMError, match=r"^loss\.x\S*: a text that turns into a reference .* is not resolved"):
-        make(config, "loss")
+        made(config)
     assert not (tmp_path / "trace").exists()
 
 
@@ -49,6 +58,18 @@ def test_references_are_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
         "d": "x${size}y",
     }
     config = OmegaConf.create({"size": 3, "loss": node})
-    assert make(config, "loss") == {"a": 3, "b": ["noted"], "c": "$", "d": "x3y"}
-    config.size = 4  # references stay in the config
-    assert plain_node(config, "loss")["d"] == "x4y"
+    assert made(config) == {"a": 3, "b": ["noted"], "c": "$", "d": "x3y"}
+
+
+def test_a_run_is_resolved_once_and_its_record_keeps_the_references(compose_toy: Compose) -> None:
+    config = compose_toy("job_type=train", 'datamodule.cache_dir="~/cache"', "++sweep={steps: [1, 2]}")
+    before = OmegaConf.to_yaml(config)
+    run = resolve(config, own_keys=["sweep"])
+    assert OmegaConf.to_yaml(config) == before
+    assert run.settings.model["vocab_size"] == run.tokenizer.vocab_size == run.settings.vocab["size"]
+    assert run.settings.datamodule.cache_dir == str(Path.home() / "cache")
+    assert run.record["model"]["vocab_size"] == "${vocab.size}"
+    assert run.record["vocab"]["size"] is None
+    assert run.record["sweep"] == {"steps": [1, 2]}
+    with pytest.raises(XLMError, match="sweep: unknown key"):
+        resolve(config)

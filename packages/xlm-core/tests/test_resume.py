@@ -99,7 +99,7 @@ def test_a_checkpoint_that_is_whole_but_wrong_is_named_and_the_one_before_taken(
 
 def harness_of(run_toy: Run) -> Any:
     """What the run asks of a checkpoint."""
-    from xlm.core.command import jobs
+    from xlm.core.command import train
 
     asked: list[Any] = []
 
@@ -107,7 +107,7 @@ def harness_of(run_toy: Run) -> Any:
         asked.append(harness.misfit)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "fit", keep)
+        patch.setattr(train, "fit", keep)
         run_toy(*SHORT, "trainer.max_steps=12")
     return asked[0]
 

@@ -10,13 +10,13 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
-from xlm.core.command.compose import check
-from xlm.core.command.jobs import make_trainer
 from xlm.core.config.build import make
 from xlm.core.config.errors import XLMError
 from xlm.core.training.callbacks import EMA
 from xlm.core.training.harness import Harness
+from xlm.core.training.run import resolve
 from xlm.core.training.sharding import FSDP2
+from xlm.core.training.trainer import make_trainer
 
 from .conftest import Compose, Run
 
@@ -192,10 +192,9 @@ def test_a_compiler_that_fails_ends_in_one_message(
 def test_a_strategy_that_cannot_run_here_is_told_in_a_line(
     overrides: tuple[str, ...], told: str, compose_toy: Compose, tmp_path: Path
 ) -> None:
-    config = compose_toy(*TRAIN, *overrides)
-    settings = check(config, {})
+    run = resolve(compose_toy(*TRAIN, *overrides))
     with pytest.raises(XLMError, match=rf"(?s)^trainer.*{told}"):
-        make_trainer(config, settings, tmp_path)
+        make_trainer(run, tmp_path)
 
 
 def test_strategies_are_made_of_the_config(compose_toy: Compose, tmp_path: Path) -> None:
@@ -209,12 +208,11 @@ def test_strategies_are_made_of_the_config(compose_toy: Compose, tmp_path: Path)
         DDPStrategy: "trainer.strategy=ddp",
     }
     for kind, override in nodes.items():
-        config = compose_toy(*TRAIN, "trainer.devices=2", override)
-        trainer = make_trainer(config, check(config, {}), tmp_path)
+        trainer = make_trainer(resolve(compose_toy(*TRAIN, "trainer.devices=2", override)), tmp_path)
         assert type(trainer.strategy) is kind
         assert trainer.world_size == 2
-    config = compose_toy("trainer.strategy={_target_: lightning.pytorch.strategies.FSDPStrategy}")
-    assert type(make(config, "trainer.strategy")) is FSDPStrategy
+    node = {"_target_": "lightning.pytorch.strategies.FSDPStrategy"}
+    assert type(make(node, "trainer.strategy")) is FSDPStrategy
 
 
 def test_a_loss_that_is_divided_before_gives_the_same_weights(

@@ -6,17 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout  # pyright: ignore[reportAttributeAccessIssue]  # made by protobuf at run time
 
+from xlm.core.command.compose import check
 from xlm.core.config.entry_points import USES, offered
 from xlm.core.config.errors import XLMError
-from xlm.core.config.schema import validate
 from xlm.core.evaluation.metrics import LossMean
 
 from . import toy_jobs
@@ -139,10 +138,11 @@ def test_tensorboard_draws_a_term_of_training_and_validation_in_one_chart(jobs: 
 
 @pytest.mark.parametrize("uses", [uses for uses in LOADERS.values() if "generation" not in uses])
 def test_nothing_to_generate_is_refused(compose_toy: Compose, uses: list[str]) -> None:
-    config: Any = OmegaConf.to_container(compose_toy("job_type=generate"), resolve=True)
-    config["datamodule"]["test"] = {"lm": {**config["datamodule"]["test"]["lm"], "uses": uses}}
+    config = compose_toy(
+        "job_type=generate", "~datamodule.test.prediction", f"datamodule.test.lm.uses=[{','.join(uses)}]"
+    )
     with pytest.raises(XLMError, match=r"job_type=generate needs a loader with `uses: \[generation\]`"):
-        validate(config)
+        check(config)
 
 
 @pytest.mark.parametrize("job", ["train", "eval"])

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from xlm.core.command.compose import CORE_CONFIGS, check, register_search_path
+from xlm.core.command.compose import CORE_CONFIGS, register_search_path, run_job
 
 HERE = Path(__file__).parent
 
@@ -37,7 +37,4 @@ def composed(root: Path, *overrides: str) -> DictConfig:
 
 def run(root: Path, *overrides: str) -> dict[str, float]:
     """Compose, check and run a job as the command line does."""
-    from xlm.core.command import jobs
-
-    config = composed(root, *overrides)
-    return jobs.run(config, check(config, dict(HydraConfig.get().runtime.choices)))
+    return run_job(composed(root, *overrides))

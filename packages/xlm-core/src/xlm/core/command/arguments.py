@@ -1,21 +1,9 @@
 """Mistakes of the command line that can be seen without Hydra."""
 
-from xlm.core.command.discovery import config_packages, is_part, providers
+from xlm.core.command.discovery import config_packages, is_part, job_names, providers
 from xlm.core.config.errors import XLMError
 from xlm.core.config.near import did_you_mean, listed
 
-JOBS = {
-    "prepare_data": "download or generate the data set, tokenise it, cache it",
-    "train": "train, resume a run of the same name, test its best checkpoint",
-    "eval": "score a checkpoint: metrics.json and predictions.jsonl",
-    "generate": "generate with a checkpoint: predictions.jsonl",
-    "export": "write a checkpoint's weights, config, tokenizer and card as a folder to share",
-    "push_to_hub": "the same, pushed to the Hugging Face Hub: hub.repo_id=USER/NAME",
-}
-TOOLS = {
-    "compare": "one table over runs and seeds: 'runs=[runs/a_s*,runs/b]'",
-    "doctor": "what is installed, what is wrong with it, how to mend it",
-}
 GROUPS = {
     "experiment": "a recipe, a model type and a model, with what is particular to them",
     "recipe": "a data set and the numbers of a training on it, the same for every family",
@@ -66,7 +54,7 @@ def check_arguments(arguments: list[str]) -> None:
             continue
         if key == "job_type":
             if not _is_sweep(value):
-                check_choice(key, value, [*JOBS, *TOOLS], "job")
+                check_choice(key, value, job_names(), "job")
         elif key in GROUPS and value in ("null", ""):
             raise XLMError(f"{key}={value}: no option. To choose none: '~{key}'")
         elif adds and value == "null" and key.split(".")[0] in SEVERAL:

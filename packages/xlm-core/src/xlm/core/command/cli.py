@@ -3,19 +3,19 @@
 import io
 import os
 import sys
+from collections.abc import Iterator
 from importlib.metadata import distributions
 
 from xlm.core.command.arguments import (
     GROUPS,
-    JOBS,
-    TOOLS,
     check_arguments,
     options_first,
     wants_explanation,
     without_explanation,
 )
 from xlm.core.command.completion import candidates, script
-from xlm.core.command.discovery import is_part, providers
+from xlm.core.command.discovery import is_part, job_names, providers, summary
+from xlm.core.config.entry_points import JOBS, offered, owner
 from xlm.core.config.errors import XLMError
 from xlm.core.config.near import WIDTH, columns
 from xlm.core.config.secrets import hide_from_console
@@ -57,7 +57,7 @@ def help_text() -> str:
         "  xlm job_type=JOB job_name=NAME experiment=EXPERIMENT [KEY=VALUE ...]",
         "",
         "Jobs (job_type=):",
-        *(f"  {name:<14}{text}" for name, text in (JOBS | TOOLS).items()),
+        *_jobs(),
         "",
         "Models (model_type=):",
         *_by_package("model_type"),
@@ -80,6 +80,13 @@ def help_text() -> str:
         "HYDRA_FULL_ERROR=1 in the environment shows the stack trace of an error.",
     ]
     return "\n".join(lines)
+
+
+def _jobs() -> Iterator[str]:
+    """Each job with its package and its summary."""
+    for name in job_names():
+        points = offered(JOBS)[name]
+        yield f"  {name:<14}{' and '.join(map(owner, points)):<12}{summary(points[0])}"
 
 
 def _by_package(group: str) -> list[str]:
@@ -112,7 +119,7 @@ def complete(word: str) -> list[str]:
     """What an unfinished word of the command line may become."""
     keys = ["job_type=", "job_name=", *(f"{group}=" for group in GROUPS)]
     keys += [f"{override.partition('=')[0]}=" for override in OVERRIDES]
-    return candidates(word, [*dict.fromkeys(keys), "--help", "--version", "--cfg"], [*JOBS, *TOOLS])
+    return candidates(word, [*dict.fromkeys(keys), "--help", "--version", "--cfg"], job_names())
 
 
 def answer(arguments: list[str]) -> str | None:
@@ -130,22 +137,10 @@ def answer(arguments: list[str]) -> str | None:
     return version_text() if "--version" in arguments else None
 
 
-def run_tool(arguments: list[str]) -> bool:
-    """Run a job that is about other runs or the installation, and so has no config.
-
-    Returns:
-        Whether there was one to run.
-    """
-    if "job_type=doctor" in arguments:
-        from xlm.core.command import doctor
-
-        sys.exit(doctor.main())
-    if "job_type=compare" in arguments:
-        from xlm.core.command import compare
-
-        compare.main(arguments)
-        return True
-    return False
+def chosen_jobs(arguments: list[str]) -> list[str]:
+    """Names of the jobs of the command line; several in a sweep."""
+    given = [word.partition("=")[2] for word in arguments if word.lstrip("+").startswith("job_type=")]
+    return [name for value in given for name in value.split(",") if name in offered(JOBS)]
 
 
 def show(text: str) -> None:
@@ -178,11 +173,16 @@ def main() -> None:
         check_arguments(arguments)
         # The user's own files can fill slots. At the end: they cannot hide what is installed.
         sys.path.append(os.getcwd())  # noqa: PTH109
-        if run_tool(arguments):
-            return
+        from xlm.core.command.job import Tool, add_own_keys, load_job, read_tool  # imports pydantic
+
+        for name in chosen_jobs(arguments):
+            job = load_job(name)
+            if issubclass(job, Tool):
+                sys.exit(read_tool(name, job, arguments).run())
+            arguments = add_own_keys(job, arguments)
     except XLMError as error:
         sys.exit(f"Error: {error}")
-    from xlm.core.command import compose as run  # imports Hydra and pydantic
+    from xlm.core.command import compose as run  # imports Hydra
 
     explained = wants_explanation(arguments)
     sys.argv[1:] = options_first(without_explanation(arguments) if explained else arguments)

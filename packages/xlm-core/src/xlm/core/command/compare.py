@@ -55,20 +55,21 @@ class Table:
     """By metric and setting."""
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Compare the runs of ``runs=[...]`` and write ``comparison.md`` and ``comparison.json``.
+def compare(patterns: Sequence[str], output_dir: str) -> None:
+    """Compare runs and write ``comparison.md`` and ``comparison.json``.
+
+    Args:
+        patterns: Folders of runs, or patterns of them.
+        output_dir: Folder of the comparison, which has a folder of its own in there.
 
     Raises:
         XLMError: When there is nothing to compare, or a run has no results.
     """
-    given = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
-    if unknown := sorted(given.keys() - {"job_type", "runs", "output_dir"}):
-        raise XLMError(f"{unknown[0]}: job_type=compare knows runs=[FOLDER,...] and output_dir=FOLDER only")
-    runs, left_out = read_runs(given.get("runs", ""))
+    runs, left_out = read_runs(patterns)
     tables = summarise(runs)
     text = markdown(tables, runs, left_out)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-    folder = Path(given.get("output_dir", "runs")).expanduser() / "compare" / stamp
+    folder = Path(output_dir).expanduser() / "compare" / stamp
     folder.mkdir(parents=True)
     (folder / "comparison.md").write_text(text, encoding="utf-8")
     (folder / "comparison.json").write_text(json.dumps(as_json(tables), indent=2) + "\n", encoding="utf-8")

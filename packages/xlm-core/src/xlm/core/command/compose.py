@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -15,14 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xlm.core.command import composition
-from xlm.core.command.discovery import config_packages, providers
+from xlm.core.command.discovery import config_packages, job_names, providers
 from xlm.core.command.explain import explanation
+from xlm.core.command.job import Job, load_job, own_values
 from xlm.core.config import machine
 from xlm.core.config.errors import XLMError
-from xlm.core.config.places import check_places, expand_home
+from xlm.core.config.places import check_places, with_home
 from xlm.core.config.schema import RunSettings, validate
 from xlm.core.config.secrets import hide_file
-from xlm.core.config.validation import describe_missing
+from xlm.core.config.validation import describe_missing, validated
 
 CORE_CONFIGS = Path(__file__).parents[1] / "configs"
 SWEEP = "multirun.yaml"
@@ -53,41 +55,90 @@ def register_search_path() -> None:
         plugins.register(PackageConfigs)
 
 
-def check(config: DictConfig, choices: dict[str, Any]) -> RunSettings:
-    """Check a composed config and the origin of its parts.
+def run_job(config: DictConfig) -> dict[str, float]:
+    """Check a composed config, resolve it, do its job. What the command line does, notebooks do too.
 
-    Args:
-        config: What Hydra composed.
-        choices: The option chosen in each group.
+    Returns:
+        The job's metrics.
+
+    Raises:
+        XLMError: With every mistake that was found; most of them before torch is imported.
+    """
+    job, checked = check(config)
+    check_places(checked, reads_checkpoint=job.reads_checkpoint)
+    machine.tell_of_threads()
+    let_waiting_threads_sleep()
+    from xlm.core.training.compiling import explain_compiler  # the first import of torch and lightning
+    from xlm.core.training.run import resolve
+    from xlm.core.training.trainer import begin_process
+
+    begin_process(config.seed)
+    run = resolve(job.choose_config(config), own_keys=type(job).model_fields)
+    settings = run.settings
+    with explain_compiler(settings.model["_target_"]) if settings.compile else nullcontext():
+        return job.run(run)
+
+
+def check(config: DictConfig) -> tuple[Job, RunSettings]:
+    """Check a composed config as far as it can be without a tokenizer, and the origin of its parts.
+
+    Returns:
+        The job with the keys of its own, and all others without what the tokenizer will say.
 
     Raises:
         XLMError: With every mistake that was found.
     """
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     for group_and_package, option in choices.items():
-        group = group_and_package.split("@")[0]
-        found = providers(group).get(str(option), [])
-        if len(found) > 1:
-            names = " and ".join(package.distribution for package in found)
-            raise XLMError(
-                f"{group}={option} is offered by {names}. Hydra would silently take the first; "
-                "rename the file in one of them, or uninstall one."
-            )
+        check_origin(str(group_and_package).split("@")[0], str(option))
     raw = OmegaConf.to_container(config, resolve=False)
-    if missing := list(missing_keys(raw)):
-        raise XLMError("\n".join(["The configuration is not complete:", *map(describe_missing, missing)]))
+    _check_complete(raw)
     if config.get("noise") is not None and not refers_to("noise", raw):
         raise XLMError(
             f"noise: {config.noise.get('_target_')} is used by nothing here: no slot refers to ${{noise}}. "
             "Leave it out; only families of masked diffusion have a noise schedule"
         )
-    expand_home(config)
     if mistakes := list(_unshared(cast("dict[str, Any]", raw))):
         raise XLMError("\n".join(["One loader's collator differs from the others:", *mistakes]))
     try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+        plain = OmegaConf.to_container(with_home(config), resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         raise XLMError(f"The configuration refers to something that is not there: {error}") from error
-    return validate(cast("dict[str, Any]", plain))
+    values = cast("dict[str, Any]", plain)
+    if given := [name for name, value in values["vocab"].items() if value is not None]:
+        raise XLMError(
+            f"vocab: {', '.join(given)}: filled in from the tokenizer. Change task.tokenizer instead"
+        )
+    job_class = load_job(str(values["job_type"]))
+    if not issubclass(job_class, Job):
+        raise XLMError(f"job_type={values['job_type']}: it has no config; give it on the command line")
+    job = validated(job_class, own_values(job_class, values))
+    settings = validate({key: value for key, value in values.items() if key not in job_class.model_fields})
+    job.check(settings)
+    return job, settings
+
+
+def check_origin(group: str, option: str) -> None:
+    """Refuse an option that several packages offer.
+
+    Raises:
+        XLMError: Naming them.
+    """
+    found = providers(group).get(option, [])
+    if len(found) > 1:
+        names = " and ".join(package.distribution for package in found)
+        raise XLMError(
+            f"{group}={option} is offered by {names}. Hydra would silently take the first; "
+            "rename the file in one of them, or uninstall one."
+        )
+
+
+def _check_complete(raw: object) -> None:
+    """Refuse a config with keys that have no value."""
+    hints = {"job_type": f"Choose one of {', '.join(job_names())}."}
+    if missing := list(missing_keys(raw)):
+        lines = [describe_missing(key, hints.get(key)) for key in missing]
+        raise XLMError("\n".join(["The configuration is not complete:", *lines]))
 
 
 def _unshared(raw: Mapping[str, Any]) -> Iterator[str]:
@@ -124,22 +175,6 @@ def refers_to(key: str, node: object) -> bool:
     return isinstance(node, str) and f"${{{key}" in node
 
 
-def run_job(config: DictConfig) -> None:
-    """Check the config, then import and run the job."""
-    settings = check(config, dict(HydraConfig.get().runtime.choices))
-    check_places(settings)
-    machine.tell_of_threads()
-    let_waiting_threads_sleep()
-    from xlm.core.command import jobs  # the first import of torch and lightning
-
-    jobs.run(config, settings)
-
-
-def explain(config: DictConfig) -> None:
-    """Print what each key of the config means, its default and its file; nothing is run."""
-    print(explanation(config))  # noqa: T201
-
-
 def let_waiting_threads_sleep() -> None:
     """Threads of an operation that wait for the last of them sleep instead of spinning.
 
@@ -147,21 +182,6 @@ def let_waiting_threads_sleep() -> None:
     OpenMP reads the variable when torch is imported; one that is set already is left as it is.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
-def task(config: DictConfig, job: Callable[[DictConfig], None] = run_job) -> None:
-    """What Hydra calls: a mistake of the user or a fault of the machine ends in its message.
-
-    Any other exception is one of the program, and keeps its stack trace.
-    """
-    try:
-        hide_from_files()
-        job(config)
-    except Exception as error:
-        told = error if isinstance(error, XLMError) else machine.explained(error)
-        if told is None or os.environ.get(FULL_ERROR) == "1":
-            raise
-        end(told)
 
 
 def end(error: XLMError) -> NoReturn:
@@ -190,29 +210,18 @@ def hide_from_files() -> None:
             hide_file(Path(hydra_config.runtime.output_dir, hydra_config.output_subdir, name))
 
 
-def main(job: Callable[[DictConfig], None] = run_job) -> None:
-    """Entry of the command line once its arguments look sensible.
+def explain(config: DictConfig) -> None:
+    """Print what each key of the config means, its default and its file; nothing is run."""
+    print(explanation(config))  # noqa: T201
+
+
+def main(job: Callable[[DictConfig], object] = run_job) -> None:
+    """Let Hydra compose the command line, then do its job; called once the arguments look sensible.
 
     Args:
         job: What is done with the composed config.
     """
     register_search_path()
-    if not any(argument.lstrip("+").startswith("ckpt_path=") for argument in sys.argv):
-        compose_and_run(job)
-        return
-    from xlm.core.hub.pushed_config import as_experiment  # imports the client of the Hub
-
-    try:
-        with as_experiment(sys.argv[1:]) as (arguments, folder):
-            PackageConfigs.pushed = folder
-            sys.argv[1:] = arguments
-            compose_and_run(job)
-    except XLMError as error:
-        sys.exit(f"Error: {error}")
-
-
-def compose_and_run(job: Callable[[DictConfig], None]) -> None:
-    """Hand the command line to Hydra."""
     wants_all = os.environ.get(FULL_ERROR)
     began = False
 
@@ -220,11 +229,16 @@ def compose_and_run(job: Callable[[DictConfig], None]) -> None:
         nonlocal began
         began = True
         _set_environment(FULL_ERROR, wants_all)
-        task(config, job)
+        with mistakes_end_the_process():
+            hide_from_files()
+            job(config)
 
     os.environ[FULL_ERROR] = "1"  # until a job begins Hydra hands its errors on, to be told in our words
     try:
-        hydra.main(config_path=str(CORE_CONFIGS), config_name="config", version_base="1.3")(begin)()
+        with experiment_of_the_model(sys.argv[1:]) as (arguments, folder):
+            PackageConfigs.pushed = folder
+            sys.argv[1:] = arguments
+            hydra.main(config_path=str(CORE_CONFIGS), config_name="config", version_base="1.3")(begin)()
     except Exception as error:
         if began or wants_all == "1":
             raise
@@ -237,6 +251,30 @@ def compose_and_run(job: Callable[[DictConfig], None]) -> None:
         _set_environment(FULL_ERROR, wants_all)
         if {"-m", "--multirun"} & set(sys.argv):  # of a sweep whose first job did not compose
             hide_file(Path(SWEEP))
+
+
+def experiment_of_the_model(arguments: list[str]) -> AbstractContextManager[tuple[list[str], Path | None]]:
+    """The command line with the config beside the model in ``ckpt_path`` as an experiment, and its folder."""
+    if not any(argument.lstrip("+").startswith("ckpt_path=") for argument in arguments):
+        return nullcontext((arguments, None))
+    from xlm.core.hub.pushed_config import as_experiment  # imports the client of the Hub
+
+    return as_experiment(arguments)
+
+
+@contextmanager
+def mistakes_end_the_process() -> Generator[None]:
+    """End a mistake of the user or a fault of the machine in its message.
+
+    Any other exception is one of the program, and keeps its stack trace.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = error if isinstance(error, XLMError) else machine.explained(error)
+        if told is None or os.environ.get(FULL_ERROR) == "1":
+            raise
+        end(told)
 
 
 def _set_environment(name: str, value: str | None) -> None:

@@ -1,17 +1,20 @@
-"""Which packages bring configs, found without importing any of them.
+"""Which packages bring configs and jobs, found without importing any of them.
 
 A package lists its config folder under the entry-point group ``xlm.configs``, for example
 ``ilm = "xlm_ilm.configs"``. The folder is found through the import system's finders and handed to Hydra
 as a file path. (With Hydra's ``pkg://`` every listed package is imported at every start, and one broken
-model would stop an unrelated run.)
+model would stop an unrelated run.) Jobs are listed under ``xlm.jobs``, see `xlm.core.command.job`.
 """
 
+import ast
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+
+from xlm.core.config.entry_points import JOBS, offered, owner
 
 ENTRY_POINT_GROUP = "xlm.configs"
 
@@ -73,3 +76,35 @@ def providers(group: str) -> dict[str, list[ConfigPackage]]:
         for option in package.options(group):
             found[option].append(package)
     return dict(sorted(found.items()))
+
+
+def job_names() -> list[str]:
+    """Values of ``job_type``: the core's first, those of a module in the order of its source."""
+
+    def place(name: str) -> tuple[bool, str, int]:
+        point = offered(JOBS)[name][0]
+        classes = [*_summaries(point.module), point.attr]
+        return owner(point) != "xlm-core", point.module, classes.index(point.attr)
+
+    return sorted(offered(JOBS), key=place)
+
+
+def summary(point: EntryPoint) -> str:
+    """First line of the docstring of a job's class; empty where there is none."""
+    return _summaries(point.module).get(point.attr, "")
+
+
+@cache
+def _summaries(module: str) -> dict[str, str]:
+    """First line of the docstring of each class of a module, which is read and not imported."""
+    *above, name = module.split(".")
+    folder = find_folder(".".join(above)) if above else None
+    spec = PathFinder.find_spec(name, [str(folder)] if folder is not None else None)
+    if spec is None or spec.origin is None or not spec.has_location:
+        return {}
+    try:
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):  # said when the job is used
+        return {}
+    classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
+    return {node.name: (ast.get_docstring(node) or "").partition("\n")[0].rstrip(".") for node in classes}

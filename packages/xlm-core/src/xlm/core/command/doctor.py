@@ -12,8 +12,10 @@ from pathlib import Path
 import yaml
 from rich.text import Text
 
-from xlm.core.command.discovery import ConfigPackage, config_packages
+from xlm.core.command.discovery import ConfigPackage, config_packages, job_names
+from xlm.core.command.job import load_job
 from xlm.core.config.console import make_console
+from xlm.core.config.errors import XLMError
 from xlm.core.saving.run_record import package_versions
 
 TOKENS = {
@@ -91,6 +93,7 @@ def problems() -> Iterator[str]:
     """Everything that is broken, each with the way to mend it."""
     yield from _namespace()
     yield from _foreign()
+    yield from _jobs()
     offered: dict[str, list[str]] = {}
     for package in config_packages():
         yield from _package(package)
@@ -136,6 +139,14 @@ def _package(package: ConfigPackage) -> Iterator[str]:
             f"{package.distribution} cannot be imported ({type(error).__name__}: {error}): runs that "
             f"use it fail. `{Path(sys.executable).name} -c 'import {root}'` shows where."
         )
+
+
+def _jobs() -> Iterator[str]:
+    for name in job_names():
+        try:
+            load_job(name)
+        except XLMError as error:
+            yield str(error)
 
 
 def _config(path: Path, owner: str) -> Iterator[str]:

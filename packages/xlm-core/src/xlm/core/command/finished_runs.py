@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from xlm.core.config.differences import Flat, flatten
 from xlm.core.config.errors import XLMError
-from xlm.core.config.texts import read_json, read_yaml
+from xlm.core.config.recorded import read_config
+from xlm.core.config.texts import read_json
 from xlm.core.saving.versions import VERSIONS, is_unfinished
 
 HARMLESS = (
@@ -53,8 +54,8 @@ def _is_harmless(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in HARMLESS)
 
 
-def read_runs(pattern: str) -> tuple[list[Run], list[str]]:
-    """Read the runs that ``[runs/a_*,runs/b]`` names, in this order.
+def read_runs(patterns: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """Read the runs that names and patterns of folders stand for, in this order.
 
     Returns:
         The runs, and a line for each folder of a pattern that holds no results.
@@ -62,7 +63,7 @@ def read_runs(pattern: str) -> tuple[list[Run], list[str]]:
     Raises:
         XLMError: When a pattern names nothing that has results, or a run named in full has none.
     """
-    patterns = [part.strip().strip("'\"") for part in _without_brackets(pattern).split(",") if part.strip()]
+    patterns = [pattern for pattern in patterns if pattern]
     if not patterns:
         raise XLMError("runs: missing. Name the runs: 'runs=[runs/first_s*,runs/other]'")
     runs: dict[Path, Run] = {}
@@ -81,13 +82,8 @@ def read_runs(pattern: str) -> tuple[list[Run], list[str]]:
             else:
                 runs[folder] = read_run(folder)
     if not runs:
-        raise XLMError(f"runs: nothing in {pattern} has results. " + "; ".join(left_out))
+        raise XLMError(f"runs: nothing in {', '.join(patterns)} has results. " + "; ".join(left_out))
     return list(runs.values()), left_out
-
-
-def _without_brackets(pattern: str) -> str:
-    pattern = pattern.strip()
-    return pattern[1:-1] if pattern.startswith("[") and pattern.endswith("]") else pattern
 
 
 def find(part: str) -> tuple[list[Path], bool]:
@@ -132,7 +128,7 @@ def read_run(folder: Path) -> Run:
 
 def _mapping(path: Path, needs: Sequence[str]) -> dict[str, Any]:
     try:
-        found: object = (read_json if path.suffix == ".json" else read_yaml)(path, str(path))
+        found: object = (read_json if path.suffix == ".json" else read_config)(path, str(path))
     except XLMError as error:
         raise XLMError(f"runs: {error}. Leave this run out, or run it again") from error
     if not isinstance(found, dict) or any(key not in found for key in needs):

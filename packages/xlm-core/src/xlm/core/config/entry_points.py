@@ -9,6 +9,8 @@ from xlm.core.config.errors import XLMError
 
 USES = "xlm.uses"
 """What a loader may be used for: classes as `xlm.core.evaluation.uses.Use` describes them."""
+JOBS = "xlm.jobs"
+"""Values of ``job_type``: classes as `xlm.core.command.job` describes them."""
 LOSS, GENERATION = "loss", "generation"
 """The uses that two jobs are about: training, and job_type=generate."""
 
@@ -30,16 +32,17 @@ def load(group: str, name: str) -> Any:
     """
     point, *others = offered(group)[name]
     if others:
-        owners = " and ".join(f"{_owner(each)} ({each.value})" for each in (point, *others))
+        owners = " and ".join(f"{owner(each)} ({each.value})" for each in (point, *others))
         raise XLMError(f"{name} of {group} is offered by {owners}. Uninstall all but one of them.")
     try:
         return point.load()
     except Exception as error:  # whatever the package does when it is imported
         raise XLMError(
-            f"{name} of {group} is {point.value} of {_owner(point)}, which cannot be imported: "
+            f"{name} of {group} is {point.value} of {owner(point)}, which cannot be imported: "
             f"{type(error).__name__}: {error}"
         ) from error
 
 
-def _owner(point: EntryPoint) -> str:
+def owner(point: EntryPoint) -> str:
+    """Name of the distribution that brings it."""
     return point.dist.name if point.dist is not None else "an unknown package"

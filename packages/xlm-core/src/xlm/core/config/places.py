@@ -1,5 +1,6 @@
 """Paths of a config, looked at before torch is imported: ``~``, addresses, what is not there."""
 
+import copy
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,12 +12,15 @@ from xlm.core.config.schema import RunSettings
 PATHS = ("output_dir", "source", "ckpt_path", "datamodule.cache_dir")
 """Keys of paths. A ``~`` at the beginning is the home folder in each of them."""
 HUB = "hf://"
-READ_A_CHECKPOINT = ("eval", "generate", "export", "push_to_hub")
-"""Jobs that need a checkpoint: that of ``ckpt_path``, else the run's own."""
 
 
-def expand_home(config: DictConfig) -> None:
-    """Write the home folder in place of a leading ``~``, so that all that refers to a path means the same."""
+def with_home(config: DictConfig) -> DictConfig:
+    """A copy with the home folder in place of a leading ``~``, also for all that refers to a path.
+
+    Raises:
+        XLMError: When there is no such home.
+    """
+    config = copy.deepcopy(config)
     for key in PATHS:
         value = OmegaConf.select(config, key)
         if isinstance(value, str) and value.startswith("~"):
@@ -24,10 +28,15 @@ def expand_home(config: DictConfig) -> None:
                 OmegaConf.update(config, key, str(Path(value).expanduser()))
             except RuntimeError as error:
                 raise XLMError(f"{key}: {value}: {error}") from error
+    return config
 
 
-def check_places(settings: RunSettings) -> None:
+def check_places(settings: RunSettings, *, reads_checkpoint: bool) -> None:
     """Refuse paths that are addresses, folders that cannot be made, checkpoints that are not there.
+
+    Args:
+        settings: The config.
+        reads_checkpoint: Whether the job needs one: that of ``ckpt_path``, else the run's own.
 
     Raises:
         XLMError: Naming the key and what to do.
@@ -45,7 +54,7 @@ def check_places(settings: RunSettings) -> None:
     _check_folder("datamodule.cache_dir", Path(settings.datamodule.cache_dir))
     if settings.ckpt_path is not None:
         check_checkpoint(settings.ckpt_path)
-    elif settings.job_type in READ_A_CHECKPOINT and not any((run / "checkpoints").glob("*.ckpt")):
+    elif reads_checkpoint and not any((run / "checkpoints").glob("*.ckpt")):
         raise no_checkpoint(run)
 
 

@@ -5,21 +5,18 @@ keys are the constructor arguments of the class they name.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from xlm.core.config.entry_points import GENERATION, LOSS, USES, offered
-from xlm.core.config.errors import XLMError
+from xlm.core.config.entry_points import LOSS, USES, offered
 from xlm.core.config.names import Name
 from xlm.core.config.near import did_you_mean
-from xlm.core.config.validation import describe
+from xlm.core.config.validation import validated
 
 FORMAT_VERSION = 1
 """Version of the config's layout; a config of another version is refused."""
 
-JobType = Literal["prepare_data", "train", "eval", "generate", "push_to_hub", "export"]
-JOB_TYPES: tuple[str, ...] = get_args(JobType)
 Stage = Literal["train", "val", "test"]
 Column = Literal["prompt_ids", "target_ids", "fixed"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true"]
@@ -32,12 +29,6 @@ def _check_target(node: dict[str, Any]) -> dict[str, Any]:
     for flag in ("_partial_", "_recursive_"):
         if not isinstance(value := node.get(flag, False), bool):
             raise ValueError(f"{flag} is {value!r}, not true or false")
-    return node
-
-
-def _check_vocab(node: dict[str, Any]) -> dict[str, Any]:
-    if given := [name for name, value in node.items() if value is not None]:
-        raise ValueError(f"{', '.join(given)}: filled in from the tokenizer. Change task.tokenizer instead")
     return node
 
 
@@ -270,8 +261,8 @@ class RunSettings(Settings):
 
     format_version: Literal[1]
     """Version of the config's layout."""
-    job_type: JobType
-    """What to do."""
+    job_type: Text
+    """What to do: the name of a job that an installed package brings (`xlm --help` lists them)."""
     job_name: Name
     """Name of the run: its folder is output_dir/job_name."""
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
@@ -304,7 +295,7 @@ class RunSettings(Settings):
     """Figure of validation that decides which checkpoint is the best."""
     monitor_mode: Literal["min", "max"]
     """Whether the largest or the smallest is the best."""
-    vocab: Annotated[dict[str, Any], AfterValidator(_check_vocab)]
+    vocab: dict[str, int | list[int] | None]
     """Size and special ids of the tokenizer, filled in before slots are made; slots refer to it."""
     task: TaskSettings
     """The data set."""
@@ -341,39 +332,11 @@ class RunSettings(Settings):
     """Lightning loggers by name; null switches one off."""
 
     @model_validator(mode="after")
-    def _a_push_needs_a_place(self) -> "RunSettings":
-        if self.job_type == "push_to_hub" and self.hub.repo_id is None and not self.hub.dry_run:
-            raise ValueError("hub.repo_id: missing. Set it: +hub.repo_id=USER/NAME (or hub.dry_run=true)")
-        return self
-
-    @model_validator(mode="after")
-    def _a_fork_is_a_training(self) -> "RunSettings":
-        if self.from_run is not None and self.job_type != "train":
-            raise ValueError(f"from: a run to go on from is for job_type=train, not {self.job_type}")
-        if self.from_run is not None and self.ckpt_path is not None:
-            raise ValueError("from and ckpt_path: give one of them; from takes the optimizer's state too")
-        return self
-
-    @model_validator(mode="after")
-    def _one_generation_needs_a_metric_or_a_reader(self) -> "RunSettings":
-        if self.job_type == "generate" and not self.datamodule.only(GENERATION).test:
-            raise ValueError("datamodule.test: job_type=generate needs a loader with `uses: [generation]`")
-        return self
-
-    @model_validator(mode="after")
     def _files_need_a_name(self) -> "RunSettings":
         node = self.task.source
         is_a_format = node.get("path") in ("text", "json", "csv", "parquet")
         if self.source is None and is_a_format and node.get("data_files", "") is None:
             raise ValueError("source: missing. Name the data: source=FILE, a folder, or a quoted pattern")
-        return self
-
-    @model_validator(mode="after")
-    def _a_test_needs_a_loader(self) -> "RunSettings":
-        tests = self.job_type == "eval" or (self.job_type == "train" and self.test_after_training)
-        if tests and not self.datamodule.test:
-            skip = ", or set test_after_training=false" if self.job_type == "train" else ""
-            raise ValueError(f"datamodule.test: has no loader, so there is nothing to score. Give one{skip}")
         return self
 
 
@@ -383,8 +346,4 @@ def validate(config: Mapping[str, Any]) -> RunSettings:
     Raises:
         XLMError: Naming every key that is wrong, what was found there and what is allowed.
     """
-    try:
-        return RunSettings.model_validate(config)
-    except ValidationError as error:
-        lines = list(describe(error.errors(), config, RunSettings))
-        raise XLMError("\n".join(["The configuration is not valid:", *lines])) from None
+    return validated(RunSettings, config)

@@ -2,22 +2,38 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from xlm.core.config.errors import XLMError
 from xlm.core.config.near import did_you_mean
 
 HINTS = {
     "job_name": "Name the run: job_name=my_run (it becomes the folder of the run).",
-    "job_type": "Choose one of prepare_data, train, eval, generate, push_to_hub, export.",
     "task": "Choose an experiment (experiment=NAME) or a data set (task=NAME).",
     "model": "Choose an experiment (experiment=NAME) or a network (model=NAME).",
     "loss": "Choose an experiment (experiment=NAME) or a family (model_type=NAME).",
     "predictor": "Choose an experiment (experiment=NAME) or a family (model_type=NAME).",
     "datamodule": "Choose an experiment (experiment=NAME) or loaders (datamodule=NAME).",
 }
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def validated(model: type[ModelT], config: Mapping[str, Any]) -> ModelT:
+    """Check plain values against a schema.
+
+    Raises:
+        XLMError: Naming every key that is wrong, what was found there and what is allowed.
+    """
+    try:
+        return model.model_validate(config)
+    except ValidationError as error:
+        lines = describe(error.errors(), config, model)
+        raise XLMError("\n".join(["The configuration is not valid:", *lines])) from None
 
 
 def describe(errors: Sequence[ErrorDetails], config: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
@@ -86,10 +102,10 @@ def _is_key(part: int | str) -> bool:
     return not (isinstance(part, str) and ("[" in part or part.removeprefix("constrained-") in names))
 
 
-def describe_missing(key: str) -> str:
+def describe_missing(key: str, hint: str | None = None) -> str:
     """One line for a key without a value, with the way to give it one."""
-    return f"  {key}: {_missing(key)}"
+    return f"  {key}: {_missing(key, hint)}"
 
 
-def _missing(key: str) -> str:
-    return f"missing. {HINTS.get(key, f'Set it: {key}=VALUE.')}"
+def _missing(key: str, hint: str | None = None) -> str:
+    return f"missing. {hint or HINTS.get(key, f'Set it: {key}=VALUE.')}"

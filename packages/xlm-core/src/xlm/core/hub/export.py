@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -15,53 +16,56 @@ from xlm.core.config.build import make
 from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
 from xlm.core.config.integrity import describe_files
-from xlm.core.config.schema import FORMAT_VERSION, RunSettings
+from xlm.core.config.recorded import CONFIG as CONFIG_OF_RUN
+from xlm.core.config.recorded import read_config
+from xlm.core.config.schema import FORMAT_VERSION, validate
 from xlm.core.config.secrets import hide
-from xlm.core.config.texts import read_yaml
 from xlm.core.evaluation import report
 from xlm.core.hub import source
 from xlm.core.hub.allow_list import check_recorded, declaration
 from xlm.core.hub.card import CardFacts, make_card
 from xlm.core.hub.pushed_config import FILE, portable
 from xlm.core.protocols import Tokenizer
-from xlm.core.saving.folder import CONFIG, FILES, OWN, read_config
+from xlm.core.saving.folder import CONFIG, FILES, OWN
+from xlm.core.saving.folder import read_config as read_folder_config
 from xlm.core.saving.run_folder import RunFolder
-from xlm.core.training.assembly import make_tokenizer
+from xlm.core.training.run import LOCAL_FILES, LOCAL_SOURCE, Run
 
 SHARD_SIZE = "5GB"
 """Size of a file of weights from which on they are split for the Hub."""
 UNSPLIT = "1000TB"
+OF_THE_JOB = (
+    "job_type", "job_name", "output_dir", "ckpt_path", "weights", "allow_pickle", "trust_remote_code", "hub"
+)  # fmt: skip
+"""Keys of the composed config that hold also where the run has recorded another value."""
 WEIGHTS = {"ema": "moving average", "raw": "as trained"}
 
 
-def export(config: DictConfig, settings: RunSettings) -> dict[str, float]:
+def export(run: Run) -> dict[str, float]:
     """Write the weights of a checkpoint as one file, with everything that belongs to them."""
-    folder = write_folder(config, settings, max_shard_size=UNSPLIT)
+    folder = write_folder(run, max_shard_size=UNSPLIT)
     report.print_files({path.name: path for path in sorted(folder.iterdir())})
     return {}
 
 
-def write_folder(config: DictConfig, settings: RunSettings, *, max_shard_size: str = SHARD_SIZE) -> Path:
+def write_folder(run: Run, *, max_shard_size: str = SHARD_SIZE) -> Path:
     """Write a new folder below the run's; nothing there is overwritten.
 
     Args:
-        config: The composed config. The one that the run has recorded comes before it.
-        settings: The same, checked.
+        run: The run, with the config of :func:`recorded_config`.
         max_shard_size: Size from which on the weights are split.
 
     Raises:
         XLMError: When there is no checkpoint, or it does not fit the network.
     """
-    run = RunFolder(Path(settings.output_dir, settings.job_name))
+    settings, run_folder = run.settings, RunFolder(run.folder)
     own = settings.ckpt_path is None
-    checkpoint = str(run.best_checkpoint()) if settings.ckpt_path is None else settings.ckpt_path
-    config = _training_config(config, run, trusted=settings.trust_remote_code)
-    tokenizer = make_tokenizer(config)
-    model = cast("nn.Module", make(config, "model"))
+    checkpoint = str(run_folder.best_checkpoint()) if settings.ckpt_path is None else settings.ckpt_path
+    model = cast("nn.Module", make(settings.model, "model"))
     source.load(model, checkpoint, which=settings.weights, allow_pickle=settings.allow_pickle)
     about = source.about(checkpoint, which=settings.weights, allow_pickle=settings.allow_pickle)
 
-    job_folder = run.start_job(settings.job_type, plain(config))
+    job_folder = run_folder.start_job(settings.job_type, run.record)
     weights = WEIGHTS[about.kind]
     report.print_start(settings.job_type, job_folder, {"checkpoint": checkpoint, "weights": weights})
     folder = job_folder / "model"
@@ -70,39 +74,46 @@ def write_folder(config: DictConfig, settings: RunSettings, *, max_shard_size: s
         title=(settings.hub.repo_id or settings.job_name).rpartition("/")[2],
         origin=settings.hub.repo_id or ".",
         model=model,
-        config=plain(config, resolve=True),
+        config=hide(settings.model_dump(by_alias=True)),
         package=package_of(model),
         weights=weights,
         step=about.step,
-        metrics=_metrics(run) if own else {},
-        has_tokenizer=_save_tokenizer(tokenizer, folder),
+        metrics=_metrics(run_folder) if own else {},
+        has_tokenizer=_save_tokenizer(run.tokenizer, folder),
     )
     make_card(facts).save(folder / "README.md")  # first: the network would write a card of its own
     _save_model(model, facts.config["model"], folder, max_shard_size)
     _describe(model, about, folder)
-    (folder / FILE).write_text(
-        yaml.safe_dump(portable(plain(config), facts.config), sort_keys=False), "utf-8"
-    )
+    pushed = portable(_with_source(run.record, facts.config), facts.config)
+    (folder / FILE).write_text(yaml.safe_dump(pushed, sort_keys=False), "utf-8")
     return folder
 
 
-def _training_config(config: DictConfig, run: RunFolder, *, trusted: bool) -> DictConfig:
-    """The config that the run was trained with, else the composed one."""
-    file = run.path / "config.yaml"
+def _with_source(record: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the source that was read, where that is not the one that was composed."""
+    node = resolved["task"]["source"]
+    replaced = node["_target_"] in (LOCAL_SOURCE, LOCAL_FILES) or resolved["source"] is not None
+    return {**record, "task": {**record["task"], "source": node}} if replaced else dict(record)
+
+
+def recorded_config(config: DictConfig) -> DictConfig:
+    """The config that the run was trained with, else the composed one.
+
+    Where the job reads and writes, and what it makes of the model, is said by the composed one in any case.
+
+    Raises:
+        XLMError: When the recorded config is not valid, or names what is neither allowed nor composed.
+    """
+    file = Path(config.output_dir, config.job_name, CONFIG_OF_RUN).expanduser()
     if not file.is_file():
         return config
-    recorded = read_yaml(file, str(file))
-    if not isinstance(recorded, dict):
-        raise XLMError(f"{file} is no config: it holds no mapping of keys to values")
-    content = cast("dict[str, Any]", recorded)
-    if not trusted:
-        check_recorded(content, cast("dict[str, Any]", OmegaConf.to_container(config)), file)
-    return OmegaConf.create(content)
-
-
-def plain(config: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
-    """A config as plain values, without secrets."""
-    return hide(cast("dict[str, Any]", OmegaConf.to_container(config, resolve=resolve)))
+    recorded = read_config(file)
+    composed = cast("dict[str, Any]", OmegaConf.to_container(config))
+    if not config.trust_remote_code:
+        check_recorded(recorded, composed, file)
+    config = OmegaConf.create({**recorded, **{key: composed[key] for key in OF_THE_JOB}})
+    validate(cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True)))
+    return config
 
 
 def package_of(model: nn.Module) -> str | None:
@@ -173,5 +184,5 @@ def _describe(model: nn.Module, about: source.About, folder: Path) -> None:
         "training_config": FILE,
         FILES: describe_files(folder, _lasting(folder)),
     }
-    content = {**hide(read_config(folder)), OWN: told}
+    content = {**hide(read_folder_config(folder)), OWN: told}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -8,15 +8,15 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from omegaconf import DictConfig
 
 from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
-from xlm.core.config.schema import HubSettings, RunSettings
+from xlm.core.config.schema import HubSettings
 from xlm.core.evaluation import report
 from xlm.core.hub.export import write_folder
-from xlm.core.hub.repository import check_repo_id, explained
+from xlm.core.hub.repository import explained
 from xlm.core.saving.folder import INDEX, PART, SINGLE_FILE
+from xlm.core.training.run import Run
 
 MAIN = "main"
 
@@ -32,24 +32,22 @@ class Difference:
     """Weights of an earlier push that would be read together with the new ones."""
 
 
-def push_to_hub(config: DictConfig, settings: RunSettings) -> dict[str, float]:
+def push_to_hub(run: Run) -> dict[str, float]:
     """Write the folder of the model and push it; with ``hub.dry_run`` only the former."""
-    hub = settings.hub
-    if hub.repo_id is not None:
-        check_repo_id(hub.repo_id, "hub.repo_id")
+    hub = run.settings.hub
     if not hub.dry_run and get_token() is None:
         raise XLMError(
             "hub.repo_id: there is no token to push with. Log in with `hf auth login` or set HF_TOKEN; "
             "hub.dry_run=true writes the files without pushing"
         )
-    folder = write_folder(config, settings)
+    folder = write_folder(run)
     files = {path.name: path for path in sorted(folder.iterdir())}
     if hub.dry_run or hub.repo_id is None:
         say("Dry run: nothing was pushed.")
         report.print_files(files)
         return {}
     try:
-        url = push_folder(folder, hub.repo_id, hub, message=f"Push {settings.job_name} with XLM")
+        url = push_folder(folder, hub.repo_id, hub, message=f"Push {run.settings.job_name} with XLM")
     except XLMError as error:
         raise XLMError(f"{error}\nThe files are in {folder}. Run the same command again to push.") from error
     report.print_files(files)

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import MISSING
 
 from xlm.core.config.errors import XLMError
-from xlm.core.config.texts import read_yaml
+from xlm.core.config.recorded import read_config
 from xlm.core.hub.allow_list import check_names, check_objects
 from xlm.core.hub.places import is_elsewhere
 from xlm.core.hub.references import is_plain, without_defaults
@@ -157,10 +157,7 @@ def read(file: Path, origin: str, *, trusted: bool = False) -> dict[str, Any]:
     Raises:
         XLMError: When it is no config, or names what is not allowed.
     """
-    content = read_yaml(file, f"The config of {origin}")
-    if not isinstance(content, dict):
-        raise XLMError(f"The config of {origin} is no config: it holds no mapping of keys to values")
-    config = cast("dict[str, Any]", content)
+    config = read_config(file, f"The config of {origin}")
     taken = {key: config[key] for key in TAKEN if key in config}
     if isinstance(data := taken.get("datamodule"), dict):
         kept = cast("dict[str, Any]", data).items()

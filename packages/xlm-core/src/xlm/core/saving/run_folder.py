@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
@@ -19,7 +19,7 @@ from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
 from xlm.core.config.machine import blamed_on
 from xlm.core.config.places import no_checkpoint
-from xlm.core.config.texts import read_yaml
+from xlm.core.config.recorded import CONFIG, read_config
 from xlm.core.saving import run_record
 from xlm.core.saving.checkpoints import LAST, PREVIOUS, damage, write_text_atomically
 from xlm.core.saving.processes import is_first
@@ -54,9 +54,6 @@ KINDS = {
     "step": "one of every so many, kept for ever (callbacks=thinning)",
 }
 """Why a checkpoint is kept, by the beginning of its name."""
-
-
-CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -112,11 +109,7 @@ class RunFolder:
         Raises:
             XLMError: When it is not there, or is none.
         """
-        file = self.path / CONFIG
-        content = read_yaml(file, str(file))
-        if not isinstance(content, dict):
-            raise XLMError(f"{file} is not the config of a run: it holds a {type(content).__name__}")
-        return cast("dict[str, Any]", content)
+        return read_config(self.path / CONFIG)
 
     def _content(self) -> Iterator[Path]:
         """What lies in the folder, but for the lock."""

@@ -6,7 +6,6 @@ there on, as if it had held all along: the schedule stands at the same step.
 """
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from xlm.core.config.errors import XLMError
-from xlm.core.config.schema import RunSettings
 from xlm.core.saving.resume import Fits, Header
 from xlm.core.saving.run_folder import RunFolder, differences
 from xlm.core.training.loop_state import to_step_boundary
+from xlm.core.training.run import Run
 
 OF_EVERY_RUN = ("job_name", "job_type", "from", "hydra")
 """Keys whose difference says nothing."""
@@ -33,21 +32,19 @@ class Fork:
 
     Args:
         folder: Of the old run.
-        config: The new run's, as it is recorded.
-        settings: The same, checked.
+        new: The new run.
 
     Raises:
         XLMError: When there is no such run, or it is the run itself.
     """
 
     folder: Path
-    config: Mapping[str, Any]
-    settings: RunSettings
+    new: Run
 
     def __post_init__(self) -> None:
         path = self.folder.expanduser()
         object.__setattr__(self, "folder", path)
-        if path.resolve() == Path(self.settings.output_dir, self.settings.job_name).expanduser().resolve():
+        if path.resolve() == self.new.folder.expanduser().resolve():
             raise XLMError(f"from={path}: this is the run itself. Give the new one another job_name")
         if not path.is_dir():
             raise XLMError(
@@ -68,9 +65,10 @@ class Fork:
         header = self._run.last_checkpoint(fits).header
         if header is None:
             raise XLMError(f"from={self.folder}: no checkpoint in {self._run.checkpoints} fits this run")
-        if header.step >= self.settings.trainer.max_steps:
+        steps = self.new.settings.trainer.max_steps
+        if header.step >= steps:
             raise XLMError(
-                f"from={self.folder}: it is at step {header.step} of the {self.settings.trainer.max_steps} "
+                f"from={self.folder}: it is at step {header.step} of the {steps} "
                 "that trainer.max_steps allows. Raise trainer.max_steps, which counts the old run's steps too"
             )
         return header
@@ -78,7 +76,7 @@ class Fork:
     def describe(self, header: Header) -> dict[str, str]:
         """What the run begins with and what differs from the old one, for its first lines."""
         lines = {"forked": f"from step {header.step}: {header.path}"}
-        for key, old, new in differences(self._run.read_config(), self.config, OF_EVERY_RUN):
+        for key, old, new in differences(self._run.read_config(), self.new.record, OF_EVERY_RUN):
             lines[key] = f"{old!r} there, {new!r} here"
         return lines
 

@@ -24,7 +24,7 @@ def to_step_boundary(
     """
     loops = checkpoint["loops"]["fit_loop"]
     batches = step * trainer.accumulate_grad_batches
-    # An integer, the number of batches between two validations (see xlm.core.command.jobs.make_trainer).
+    # An integer, the number of batches between two validations (see xlm.core.training.trainer.make_trainer).
     validates_here = trainer.enable_validation and batches % cast("int", trainer.val_check_interval) == 0
     progress = loops["epoch_loop.batch_progress"]
     progress["total"] = _counts(batches)
