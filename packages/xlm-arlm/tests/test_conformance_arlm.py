@@ -1,11 +1,11 @@
-"""What every family has to show."""
+"""What every family has to show, and saving and loading its network."""
 
 from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import nn
 
-from xlm.modules.testing import ConformanceSuite, Edge, Kind
+from xlm.modules.testing import ConformanceSuite, Edge, Kind, SavingSuite
 from xlm_arlm import (
     ARLM,
     ARLMBatch,
@@ -53,3 +53,8 @@ class TestConformance(ConformanceSuite[ARLMBatch, ARLMPromptBatch]):
 class TestConformanceWithPromptLoss(TestConformance):
     def build_loss(self) -> ARLMLoss:
         return ARLMLoss(loss_on_prompt=True)
+
+
+class TestSaving(SavingSuite):
+    def build_model(self, d_model: int) -> ARLM:
+        return ARLM(vocab_size=12, d_model=d_model, num_layers=2, num_heads=2)

@@ -1,7 +1,12 @@
+"""What every family has to show, and saving and loading its network."""
+
 from types import MappingProxyType
 
+import torch
+from torch import nn
+
 from xlm.modules import Cosine, LogLinear
-from xlm.modules.testing import ConformanceSuite, Kind
+from xlm.modules.testing import ConformanceSuite, Kind, SavingSuite
 from xlm_flexmdm import (
     FlexMDM,
     FlexMDMBatch,
@@ -115,3 +120,13 @@ class TestPosteriorTargets(_FlexMDMConformance):
 
     def build_loss(self) -> FlexMDMLoss:
         return FlexMDMLoss(mask_id=2, suppressed_ids=SUPPRESSED, targets="posterior")
+
+
+class TestSaving(SavingSuite):
+    def build_model(self, d_model: int) -> FlexMDM:
+        return FlexMDM(vocab_size=12, d_model=d_model, num_layers=2, num_heads=2, d_condition=8, max_length=7)
+
+    def run(self, model: nn.Module) -> object:
+        cells = torch.tensor([0, 3, 7])
+        ids, time = torch.arange(12).reshape(2, 6), torch.tensor([0.2, 0.9])
+        return model(ids, time, 1 - time, token_positions=cells, slot_positions=cells)

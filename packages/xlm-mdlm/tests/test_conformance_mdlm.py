@@ -1,3 +1,5 @@
+"""What every family has to show, and saving and loading its network."""
+
 from types import MappingProxyType
 
 import pytest
@@ -5,7 +7,7 @@ import torch
 from torch import nn
 
 from xlm.modules import Cosine, LogLinear, NoiseSchedule
-from xlm.modules.testing import ConformanceSuite, Kind
+from xlm.modules.testing import ConformanceSuite, Kind, SavingSuite
 from xlm_mdlm import (
     Ancestral,
     ConfidenceOrder,
@@ -159,3 +161,13 @@ def test_rows_without_any_token_are_scored_and_generated() -> None:
     predict = MDLMPredictor(schedule=LogLinear(), sampler=Ancestral(4), mask_id=MASK, pad_id=PAD, eos_id=None)
     written = predict(model, prompts([{"seed": 0}]), torch.tensor([0]))
     assert (written.lengths.tolist(), written.nfe.tolist()) == ([0], [0])
+
+
+class TestSavingRotary(SavingSuite):
+    def build_model(self, d_model: int) -> MDLMRotary:
+        return MDLMRotary(vocab_size=12, d_model=d_model, num_layers=2, num_heads=2)
+
+
+class TestSavingDiT(SavingSuite):
+    def build_model(self, d_model: int) -> MDLMDiT:
+        return MDLMDiT(vocab_size=12, d_model=d_model, num_layers=2, num_heads=2, d_condition=8)

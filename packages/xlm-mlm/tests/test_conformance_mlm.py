@@ -1,8 +1,10 @@
+"""What every family has to show, and saving and loading its network."""
+
 from types import MappingProxyType
 
 import torch
 
-from xlm.modules.testing import ConformanceSuite, Kind
+from xlm.modules.testing import ConformanceSuite, Kind, SavingSuite
 from xlm_mlm import (
     MLM,
     MLMBatch,
@@ -125,3 +127,8 @@ def test_rows_without_any_token_are_scored_and_generated() -> None:
     predict = MLMPredictor(mask_id=MASK, pad_id=PAD, eos_id=None)
     written = predict(model, prompts([{"seed": 0}]), torch.tensor([0]))
     assert (written.lengths.tolist(), written.nfe.tolist()) == ([0], [0])
+
+
+class TestSaving(SavingSuite):
+    def build_model(self, d_model: int) -> MLM:
+        return MLM(vocab_size=12, d_model=d_model, num_layers=2, num_heads=2)

@@ -1,4 +1,4 @@
-"""Trunks: what a network takes as one, what it refuses in one line, and how it is saved and read again."""
+"""Trunks: their sizes, what a network takes as one, what it refuses in one line, how it is saved and read."""
 
 import json
 from functools import partial
@@ -209,3 +209,16 @@ class TestSaving:
         del trunk.extra
         with pytest.raises(ValueError, match=r"^trunk \(.*Bag\) does not keep its argument extra"):
             describe_part("trunk", trunk)
+
+
+SIZES = {"vocab_size": 5, "d_model": 8, "num_layers": 1, "num_heads": 2, "d_ff": 16}
+
+
+@pytest.mark.parametrize("network", [RotaryTransformer, DiT])
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("size", [0, -8])
+def test_a_size_below_one_is_refused(
+    network: type[RotaryTransformer] | type[DiT], name: str, size: int
+) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got {size}"):
+        network(**{**SIZES, name: size})  # pyright: ignore[reportArgumentType]  # the other arguments are no sizes
