@@ -4,9 +4,7 @@ import csv
 import json
 import os
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+import time
 from pathlib import Path
 
 import pytest
@@ -16,63 +14,11 @@ from torch import Tensor
 
 from xlm.core.training.sharding import CAN_SHARD_ON_CPUS
 
-HERE = Path(__file__).parent
+from .conftest import Server
+
 CODE_OF_KILL = 137
-
-
-class Server:
-    """Client of ``process_server.py``."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, HERE / "process_server.py"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *overrides: str, environments: Sequence[dict[str, str]] = ({},)) -> list[tuple[int, str]]:
-        """Run one process for each environment; gives exit codes and what each printed."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        logs: list[Path] = []
-        pids: list[int] = []
-        codes: dict[int, int] = {}
-        for environment in environments:
-            log = self.root / f"log-{len(list(self.root.glob('log-*')))}"
-            log.touch()
-            order = {
-                "root": str(self.root),
-                "overrides": overrides,
-                "environment": environment,
-                "log": str(log),
-            }
-            self.process.stdin.write(json.dumps(order) + "\n")
-            self.process.stdin.flush()
-            logs.append(log)
-        while len(codes) < len(environments):
-            words = [int(word) for word in self.process.stdout.readline().split()]
-            if len(words) == 1:
-                pids.append(words[0])
-            else:
-                codes[words[0]] = words[1]
-        return [(codes[pid], log.read_text()) for pid, log in zip(pids, logs, strict=True)]
-
-    def train(self, *overrides: str) -> tuple[int, str]:
-        """Run one training."""
-        [result] = self.run("job_type=train", *overrides)
-        return result
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("processes"))
-    yield server
-    server.process.communicate()
-
+SOON = 30
+"""Seconds in which the other processes end."""
 
 # The loss of a step tells which rows it has seen, and with which noise.
 TELLING = ("+task.source.token=null", "+loss.noisy=true")
@@ -391,3 +337,25 @@ def test_tensor_parallelism_is_refused(server: Server) -> None:
         assert code == 1, log
         assert "tensor_parallel_size is 2" in log
         assert "Traceback" not in log
+
+
+FAULT = "+callbacks.accident={{_target_: toy_accidents.FaultAt, batch: 3, kind: {}}}"
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(server: Server) -> None:
+    command = (*PLAIN, "job_name=full", "checkpoint_interval=2")
+    [(code, log)] = server.run(*command, FAULT.format("limit"))
+    assert code == 1
+    assert "a file may not become larger here. Raise the limit (ulimit -f)" in log.splitlines()[-1]
+    [(code, log)] = server.run(*command)
+    assert code == 0, log
+    assert "resuming" in log
+
+
+def test_a_killed_process_ends_the_other_soon(server: Server) -> None:
+    start = time.monotonic()
+    command = (*PLAIN, "job_name=pair", *PAIR, "trainer.strategy=ddp", "checkpoint_interval=2")
+    results = server.run(*command, FAULT.format("killed"), environments=two_processes())
+    assert time.monotonic() - start < SOON
+    assert [code for code, _ in results] == [1, CODE_OF_KILL], results
+    assert "Another process of this run has ended" in results[0][1].splitlines()[-1]
