@@ -268,7 +268,7 @@ def test_the_tokenizer_of_the_model_is_used_whatever_the_data(tmp_path: Path, sa
 
 def test_an_experiment_on_the_command_line_comes_first(tmp_path: Path) -> None:
     write(tmp_path, {"model": EVIL})
-    for group in ("experiment", "recipe", "family", "model", "task", "model_type"):
+    for group in ("experiment", "recipe", "model", "task", "model_type"):
         arguments = [f"ckpt_path={tmp_path}", f"{group}=mine"]
         with as_experiment(arguments) as (unchanged, folder):
             assert unchanged == arguments

@@ -211,14 +211,14 @@ class TestSaving:
             describe_part("trunk", trunk)
 
 
-SIZES = {"vocab_size": 5, "d_model": 8, "num_layers": 1, "num_heads": 2, "d_ff": 16}
+ALL_SIZES = {"vocab_size": 5, "d_model": 8, "num_layers": 1, "num_heads": 2, "d_ff": 16}
 
 
 @pytest.mark.parametrize("network", [RotaryTransformer, DiT])
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", ALL_SIZES)
 @pytest.mark.parametrize("size", [0, -8])
 def test_a_size_below_one_is_refused(
     network: type[RotaryTransformer] | type[DiT], name: str, size: int
 ) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got {size}"):
-        network(**{**SIZES, name: size})  # pyright: ignore[reportArgumentType]  # the other arguments are no sizes
+        network(**{**ALL_SIZES, name: size})  # pyright: ignore[reportArgumentType]  # the other arguments are no sizes
