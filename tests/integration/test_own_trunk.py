@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from xlm.core.config.build import make
 from xlm.core.config.errors import XLMError
@@ -74,9 +75,9 @@ def test_a_config_makes_the_network_of_its_sizes(family: str) -> None:
         chosen = [] if name is None else [f"model={name}"]
         config = composed(f"star_tiny_{family}", "job_type=train", "job_name=x", *chosen)
         config.vocab.size = 20  # as the tokenizer fills it in
-        node: dict[str, Any] = dict(config.model)
+        node: Any = OmegaConf.to_container(config.model, resolve=True)
         torch.manual_seed(1)
-        made = make(config, "model").state_dict()
+        made = make(node, "model").state_dict()
         sizes = {key: value for key, value in node.pop("trunk").items() if key not in ("_target_", "causal")}
         rest = {key: value for key, value in node.items() if not key.endswith(("_target_", "_embedding"))}
         torch.manual_seed(1)
