@@ -73,13 +73,12 @@ class EndsAtLatest(torch.nn.Module):
         input_ids: torch.Tensor,
         *arguments: object,
         positions: torch.Tensor,
-        targets: torch.Tensor,
-        cache: None,
     ) -> torch.Tensor:
-        entropy = self.model(input_ids, *arguments, positions=positions, targets=targets, cache=cache)
+        logits = self.model(input_ids, *arguments, positions=positions)
         at_limit = positions % input_ids.shape[1] == self.longest
-        certain = torch.where(targets == 3, 0.0, math.inf)
-        return torch.where(at_limit, certain, entropy)
+        certain = torch.full_like(logits[0], -math.inf)
+        certain[3] = 0.0
+        return torch.where(at_limit.unsqueeze(1), certain, logits)
 
 
 def test_probabilities_of_all_targets_up_to_a_length_add_up_to_one() -> None:

@@ -5,13 +5,12 @@ from typing import Any, cast
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlm.modules import DiT, RotaryTransformer, segment_mask
 from xlm_arlm import ARLM
 
-from .plain_law import VOCAB_SIZE, make_model, watch_head
+from .plain_law import make_model, watch_head
 
 
 def test_tokens_see_what_the_reference_attention_matrix_says(reference: dict[str, Tensor]) -> None:
@@ -71,36 +70,11 @@ def test_head_is_computed_at_the_positions_only(model: ARLM) -> None:
     torch.testing.assert_close(logits, model(ids).flatten(0, 1)[positions])
 
 
-def test_cross_entropy_in_pieces_is_that_of_the_logits(model: ARLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xlm_arlm.model_arlm._LOGITS_AT_ONCE", 3 * VOCAB_SIZE + 5)
-    ids = torch.tensor([[4, 7, 8, 3], [4, 9, 9, 10]])
-    positions, targets = torch.arange(8), torch.tensor([7, 8, 3, 0, 9, 9, 10, 3])
-    heads, handle = watch_head(model)
-    entropy = model(ids, positions=positions, targets=targets)
-    parameters = list(model.parameters())
-    weights = torch.linspace(0.5, 2.0, 8, dtype=torch.float64)
-    gradients = torch.autograd.grad(entropy @ weights, parameters)
-    handle.remove()
-    assert set(heads) == {3, 2}, "more rows of logits at a time than allowed"
-
-    expected = F.cross_entropy(model(ids).flatten(0, 1), targets, reduction="none")
-    torch.testing.assert_close(entropy, expected)
-    torch.testing.assert_close(gradients, torch.autograd.grad(expected @ weights, parameters))
-
-
-def test_cross_entropy_of_a_bfloat16_network_is_float32() -> None:
-    model = make_model().to(torch.bfloat16)
-    ids, positions = torch.tensor([[4, 7, 8, 3]]), torch.arange(3)
-    entropy = model(ids, positions=positions, targets=ids[0, 1:])
-    logits = model(ids)[0, :3].to(torch.float64)
-    expected = logits.logsumexp(-1) - logits.gather(1, ids[0, 1:, None]).squeeze(1)
-    assert entropy.dtype == torch.float32
-    torch.testing.assert_close(entropy.double(), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_targets_need_positions(model: ARLM) -> None:
-    with pytest.raises(ValueError, match="give both"):
-        model(torch.tensor([[4, 7]]), targets=torch.tensor([7, 3]))
+def test_a_readout_gets_the_cells_and_the_head(model: ARLM) -> None:
+    ids, positions = torch.tensor([[4, 7, 8, 3], [4, 9, 9, 10]]), torch.tensor([1, 6])
+    hidden, head = model(ids, positions=positions, readout=lambda hidden, head: (hidden, head))
+    assert head is model.token_head
+    torch.testing.assert_close(head(hidden), model(ids, positions=positions))
 
 
 def test_a_saved_network_comes_back(model: ARLM, tmp_path: Path) -> None:

@@ -153,7 +153,6 @@ class Says(nn.Module):
         attention_mask: Tensor | None,
         *,
         positions: Tensor,
-        targets: None,
         cache: object,
     ) -> Tensor:
         self.shapes.append((input_ids.shape[0], input_ids.shape[1]))

@@ -199,6 +199,7 @@ def batch_of(drops: Sequence[Dropped], num_missing: Sequence[int], prompt: Text 
         "open_slots": open_slots,
         "scored_row": scored.nonzero()[:, 0],
         "scored_column": scored.nonzero()[:, 1],
+        "num_scored": scored.sum(1).tolist(),
         "target_row": table[:, 0],
         "target_slot": table[:, 1],
         "target_token": table[:, 2],

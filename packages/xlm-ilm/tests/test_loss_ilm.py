@@ -41,6 +41,7 @@ def _reference_batch(reference: Mapping[str, Tensor]) -> ILMBatch:
         "open_slots": open_slots,
         "scored_row": scored.nonzero()[:, 0],
         "scored_column": scored.nonzero()[:, 1],
+        "num_scored": scored.sum(1).tolist(),
         "target_row": row.repeat_interleave(times),
         "target_slot": slot.repeat_interleave(times),
         "target_token": token.repeat_interleave(times),

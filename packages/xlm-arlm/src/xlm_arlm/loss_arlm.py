@@ -11,9 +11,9 @@ predicted. The network's head is computed at the predicted tokens only.
 import torch
 from torch import Tensor
 
-from xlm.modules import segment_mask
+from xlm.modules import TokenScores, segment_mask
 from xlm.modules.records import Likelihood
-from xlm_arlm.types_arlm import ARLMBatch, ARLMLossOutput, ARLMNetwork, call_model
+from xlm_arlm.types_arlm import ARLMBatch, ARLMLossOutput, ARLMNetwork, score_tokens
 
 
 class ARLMLoss:
@@ -34,13 +34,12 @@ class ARLMLoss:
         if self._loss_on_prompt:
             row = torch.cat((row, batch["given_row"]))
             column = torch.cat((column, batch["given_column"]))
-        entropy = _entropy(model, batch, row, column)
-        target_sum = entropy[:num_target].sum()
-        terms = {"target": target_sum}
+        scores = _scores(model, batch, row, column)
+        terms = {"target": -scores.log_probs[:num_target].sum()}
         if self._loss_on_prompt:
-            terms["prompt"] = entropy[num_target:].sum()
+            terms["prompt"] = -scores.log_probs[num_target:].sum()
         return ARLMLossOutput(
-            loss_sum=entropy.sum(),
+            loss_sum=scores.loss,
             loss_count=row.new_full((), len(row)),
             terms=terms,
             num_target=row.new_full((), num_target),
@@ -55,7 +54,7 @@ class ARLMLoss:
         it should, draws from this distribution given that none of them comes.
         """
         row = batch["target_row"]
-        entropy = _entropy(model, batch, row, batch["target_column"]).to(torch.float64)
+        entropy = -_scores(model, batch, row, batch["target_column"]).log_probs.to(torch.float64)
         nll = entropy.new_zeros(len(batch["input_ids"])).index_add(0, row, entropy)
         return Likelihood(
             nll=nll,
@@ -66,16 +65,16 @@ class ARLMLoss:
         )
 
 
-def _entropy(model: ARLMNetwork, batch: ARLMBatch, row: Tensor, column: Tensor) -> Tensor:
-    """(tokens,) -log p of the tokens in some places, each given those on its left."""
+def _scores(model: ARLMNetwork, batch: ARLMBatch, row: Tensor, column: Tensor) -> TokenScores:
+    """-log p of the tokens in some places, each given those on its left."""
     # The last column has no token on its right and is left out.
     width = batch["input_ids"].shape[1] - 1
-    return call_model(
+    return score_tokens(
         model,
         batch["input_ids"][:, :-1],
         _mask_of_inputs(batch),
         positions=row * width + column - 1,
-        targets=batch["input_ids"][row, column],
+        tokens=batch["input_ids"][row, column],
     )
 
 

@@ -1,25 +1,19 @@
 """The network: a causal transformer with a linear head for the next token.
 
-The head is computed only where it is asked for. With ``targets`` the network returns cross entropies instead
-of logits, and makes the logits of a few thousand cells at a time: at a vocabulary of 50,000 those of a
-training batch take gigabytes, more than everything else together.
+The head is computed only where it is asked for, and a readout takes its place in training: at a vocabulary of
+50,000 the logits of a batch take gigabytes, more than everything else together
+(:func:`xlm.modules.linear_cross_entropy`).
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from xlm.modules import CausalTrunk, KeyValueCache, RotaryTransformer, check_vocabulary
+from xlm.modules import CausalTrunk, KeyValueCache, Readout, RotaryTransformer, read_tokens
 from xlm.modules.hub import HubModel
 from xlm.modules.trunk import check_causal, check_hidden, choose_trunk
-
-_LOGITS_AT_ONCE = 2**25
-"""Logits that the cross entropy holds at a time: 128 MiB in float32."""
 
 
 class ARLM(
@@ -49,6 +43,8 @@ class ARLM(
     Raises:
         ValueError: If neither a trunk nor its sizes are given, or both, or the trunk does not fit.
     """
+
+    takes_readout = True
 
     def __init__(
         self,
@@ -86,10 +82,10 @@ class ARLM(
         position_ids: Int[Tensor, "rows length"] | None = None,
         *,
         positions: Int[Tensor, " cells"] | None = None,
-        targets: Int[Tensor, " cells"] | None = None,
+        readout: Readout[Any] | None = None,
         cache: KeyValueCache | None = None,
-    ) -> Float[Tensor, "rows length vocab"] | Float[Tensor, "cells vocab"] | Float[Tensor, " cells"]:
-        """Scores of the next token, or the cross entropy of given ones.
+    ) -> Any:
+        """Scores of the next token.
 
         Args:
             input_ids: Token ids, shape (rows, length); with a cache, those that follow what it holds.
@@ -100,41 +96,16 @@ class ARLM(
                 on its left.
             positions: Cells to compute the head for, as indices into the rows * length cells, shape (cells,).
                 None for all of them.
-            targets: The next token at each of the ``positions``, shape (cells,).
+            readout: What to make of the hidden states of the cells and the head instead of logits.
             cache: Keys and values of the tokens so far; those of ``input_ids`` are appended to it.
 
         Returns:
-            Logits of the next token, shape (cells, vocab) or, without ``positions``, (rows, length, vocab).
-            With ``targets`` their cross entropies in nats, in float32 at least, shape (cells,).
+            Logits of the next token, shape (cells, vocab) or, without ``positions``, (rows, length, vocab);
+            or what ``readout`` gives.
 
         Raises:
-            ValueError: If there are targets but no positions, or ids are not of the vocabulary (on the CPU).
+            ValueError: If ids are not of the vocabulary (on the CPU).
         """
         hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids, cache=cache)
         check_hidden(hidden, input_ids, self.transformer)
-        if positions is not None:
-            hidden = torch.index_select(hidden.flatten(0, 1), 0, positions)
-        if targets is None:
-            logits: Tensor = self.token_head(hidden)
-            return logits
-        if positions is None:
-            raise ValueError("targets are the next tokens at positions: give both")
-        check_vocabulary(targets, self.token_head.out_features)
-        return self._cross_entropy(hidden, targets)
-
-    def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """(cells,) cross entropies. Of several pieces, each computes its logits again for its gradient."""
-        size = max(_LOGITS_AT_ONCE // self.token_head.out_features, 1)
-        if len(targets) <= size:
-            return self._cross_entropy_piece(hidden, targets)
-        pieces = [
-            checkpoint(self._cross_entropy_piece, *piece, use_reentrant=False)
-            for piece in zip(hidden.split(size), targets.split(size), strict=True)
-        ]
-        return torch.cat(pieces)
-
-    def _cross_entropy_piece(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        logits: Tensor = self.token_head(hidden)
-        # In bfloat16 the log-probability of a likely token would have two digits.
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(wide, targets, reduction="none")
+        return read_tokens(hidden, self.token_head, positions, readout)

@@ -10,12 +10,20 @@ all rows are continued at the same column. BOS and EOS are there where the colla
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NotRequired, TypedDict
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from xlm.modules import KeyValueCache
+from xlm.modules import (
+    KeyValueCache,
+    TokenScores,
+    TokenTargets,
+    call_with_readout,
+    linear_cross_entropy,
+)
 from xlm.modules.records import LossOutput
 
 
@@ -78,8 +86,21 @@ def call_model(
     attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None,
     *,
     positions: Int[Tensor, " cells"],
-    targets: Int[Tensor, " cells"] | None = None,
     cache: KeyValueCache | None = None,
-) -> Float[Tensor, "cells vocab"] | Float[Tensor, " cells"]:
+) -> Float[Tensor, "cells vocab"]:
     """Call the network through ``forward``, as loss and predictors do; see :meth:`xlm_arlm.ARLM.forward`."""
-    return model(input_ids, attention_mask, positions=positions, targets=targets, cache=cache)
+    return model(input_ids, attention_mask, positions=positions, cache=cache)
+
+
+def score_tokens(
+    model: ARLMNetwork,
+    input_ids: Int[Tensor, "rows length"],
+    attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None,
+    *,
+    positions: Int[Tensor, " cells"],
+    tokens: Int[Tensor, " cells"],
+) -> TokenScores:
+    """Call the network as :func:`call_model` does, but only for the sum of -log p of the next tokens."""
+    targets = TokenTargets(token=tokens, weight=torch.ones(len(tokens), device=tokens.device))
+    readout = partial(linear_cross_entropy, targets=targets)
+    return call_with_readout(model, readout, input_ids, attention_mask, positions=positions)

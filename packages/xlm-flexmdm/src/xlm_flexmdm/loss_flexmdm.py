@@ -19,7 +19,7 @@ Logits are computed at masked cells, gaps at open slots, and nowhere else.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from xlm.modules import at_least_float32, check_vocabulary, suppress_tokens
+from xlm.modules import TokenScores, TokenTargets, at_least_float32, check_vocabulary
 from xlm_flexmdm.posterior_flexmdm import embedding_posterior, expected_gaps
 from xlm_flexmdm.types_flexmdm import (
     FlexMDMBatch,
@@ -35,7 +35,7 @@ from xlm_flexmdm.types_flexmdm import (
     FlexMDMLossOutput,
     FlexMDMNetwork,
     FlexMDMOutput,
-    call_model,
+    score_tokens,
 )
 
 Targets = Literal["drawn", "posterior"]
@@ -91,22 +91,26 @@ class FlexMDMLoss:
                 network (on a device the first makes the loss infinite, the second is an error of the device).
         """
         cells, slots = _places(batch)
-        output = _evaluate(model, batch, cells, slots)
         clean_ids = cells.read(batch["clean_ids"])
-        logits = self._allowed_logits(output.token_logits, batch)
+        weight = batch["unmasking_weight"][cells.row]
         if self._targets == "posterior":
-            unmasking, insertion = _posterior_terms(output, logits, batch, cells, slots)
+            posterior = _Posterior.of(batch, cells, slots)
+            targets = posterior.targets(cells, weight)
         else:
-            unmasking = cells.sum_by_row(F.cross_entropy(logits, clean_ids, reduction="none"))
-            insertion = slots.sum_by_row(_gap_terms(output, slots.read(batch["gaps"])))
-        unmasking_sum = (batch["unmasking_weight"] * unmasking).sum()
-        insertion_sum = (batch["insertion_weight"] * insertion).sum()
+            posterior, targets = None, TokenTargets(token=clean_ids, weight=weight)
+        scores, output = self._evaluate(model, batch, cells, slots, targets, wants_best=True)
+        if posterior is None:
+            unmasking_sum, gap_terms = scores.loss, _gap_terms(output, slots.read(batch["gaps"]))
+        else:
+            unmasking_sum = scores.loss + (weight * posterior.negative_entropies()).sum()
+            gap_terms = gap_divergence(posterior.mean_gaps, _expected_gaps(output))
+        insertion_sum = (batch["insertion_weight"] * slots.sum_by_row(gap_terms)).sum()
         return FlexMDMLossOutput(
             loss_sum=unmasking_sum + insertion_sum,
             loss_count=batch["num_missing"].sum(),
             terms={"unmasking": unmasking_sum, "insertion": insertion_sum},
             num_masked=batch["masked"].sum(),
-            num_correct=(logits.detach().argmax(-1) == clean_ids).sum(),
+            num_correct=(scores.best == clean_ids).sum(),
         )
 
     def likelihood(self, model: FlexMDMNetwork, batch: FlexMDMBatch) -> FlexMDMLikelihood:
@@ -157,34 +161,65 @@ class FlexMDMLoss:
     def _bounds(self, model: FlexMDMNetwork, batch: FlexMDMBatch) -> tuple[Tensor, Tensor]:
         """The tight and the published form of each row (rows,), float64."""
         cells, slots = _places(batch)
-        output = _evaluate(model, batch, cells, slots)
-        logits = self._allowed_logits(output.token_logits, batch)
-        gaps = at_least_float32(output.expected_gaps).double()
-        unmasking, insertion = _posterior_terms(output, logits, batch, cells, slots)
-        tight = batch["unmasking_weight"] * unmasking + batch["insertion_weight"] * insertion
+        posterior = _Posterior.of(batch, cells, slots)
+        possible = posterior.targets(cells, torch.ones_like(cells.row, dtype=torch.float64))
+        clean_ids = cells.read(batch["clean_ids"])
+        number = torch.arange(len(clean_ids), device=clean_ids.device)
+        assert possible.cell is not None
+        targets = TokenTargets(
+            token=torch.cat((possible.token, clean_ids)),
+            weight=torch.cat((possible.weight, torch.ones_like(number))),
+            cell=torch.cat((possible.cell, number)),
+        )
+        scores, output = self._evaluate(model, batch, cells, slots, targets)
+        of_possible, of_clean = scores.log_probs.double().split((len(possible.token), len(clean_ids)))
+        gaps = _expected_gaps(output)
 
-        entropies = F.cross_entropy(logits, cells.read(batch["clean_ids"]), reduction="none")
-        published = batch["unmasking_weight"] * cells.sum_by_row(entropies)
+        tight = batch["unmasking_weight"] * cells.sum_by_row(posterior.divergences(of_possible))
+        tight += batch["insertion_weight"] * slots.sum_by_row(gap_divergence(posterior.mean_gaps, gaps))
+        published = batch["unmasking_weight"] * cells.sum_by_row(-of_clean)
         published += batch["insertion_weight"] * slots.sum_by_row(
             gap_divergence(slots.read(batch["gaps"]).double(), gaps)
         )
         return tight, published
 
-    def _allowed_logits(self, logits: Tensor, batch: FlexMDMBatch) -> Tensor:
-        """(cells, vocab) logits with -inf at suppressed tokens, in float32 at least."""
+    def _evaluate(
+        self,
+        model: FlexMDMNetwork,
+        batch: FlexMDMBatch,
+        cells: "_Places",
+        slots: "_Places",
+        targets: TokenTargets,
+        *,
+        wants_best: bool = False,
+    ) -> tuple[TokenScores, FlexMDMOutput]:
+        """Score tokens of the cells, MASK and suppressed tokens having probability 0."""
+        scores, output = score_tokens(
+            model,
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch["time"],
+            batch["missing_chance"],
+            token_positions=cells.flat,
+            slot_positions=slots.flat,
+            targets=replace(targets, suppressed_ids=self._suppressed_ids, wants_best=wants_best),
+        )
+        self._check_targets(batch, scores.vocab_size)
+        return scores, output
+
+    def _check_targets(self, batch: FlexMDMBatch, vocab_size: int) -> None:
+        """Refuse targets of probability 0, masked or not; on a device, it would force a synchronisation."""
         ids, fixed = batch["target_ids"], batch["target_fixed"]
-        # Checked on the CPU only: on a device it would force a synchronisation.
         if ids.device.type == "cpu":
             suppressed = torch.tensor(self._suppressed_ids)
             real = torch.arange(ids.shape[1]) < batch["target_lengths"].unsqueeze(1)
-            check_vocabulary(ids[real], logits.shape[-1])
+            check_vocabulary(ids[real], vocab_size)
             clash = ids[real & ~fixed & torch.isin(ids, suppressed)]
             if len(clash) > 0:
                 raise ValueError(
                     f"the targets hold token id {int(clash[0])}, which has probability 0 as MASK or "
                     "one of suppressed_ids"
                 )
-        return suppress_tokens(logits, self._suppressed_ids)
 
 
 @dataclass(frozen=True)
@@ -220,30 +255,52 @@ def _places(batch: FlexMDMBatch) -> tuple[_Places, _Places]:
     )
 
 
-def _evaluate(model: FlexMDMNetwork, batch: FlexMDMBatch, cells: _Places, slots: _Places) -> FlexMDMOutput:
-    return call_model(
-        model,
-        batch["input_ids"],
-        batch["attention_mask"],
-        batch["time"],
-        batch["missing_chance"],
-        token_positions=cells.flat,
-        slot_positions=slots.flat,
-    )
+@dataclass(frozen=True)
+class _Posterior:
+    """What a masked cell and an open slot are over all paths to x_t, given x_t and x_1."""
+
+    q: Tensor
+    """(cells, target) probability of each target token; equal tokens are added up at the first of them."""
+    ids: Tensor
+    """(cells, target) the target tokens of the cell's row."""
+    mean_gaps: Tensor
+    """(slots,) float64."""
+
+    @staticmethod
+    def of(batch: FlexMDMBatch, cells: _Places, slots: _Places) -> "_Posterior":
+        posterior, mean_gaps = _posterior(batch)
+        ids = batch["target_ids"]
+        by_index = posterior[cells.row, cells.column - batch["target_start"][cells.row]]
+        q = by_index
+        if by_index.numel() > 0:  # there may be no target tokens at all
+            first = (ids.unsqueeze(2) == ids.unsqueeze(1)).byte().argmax(2)[cells.row]
+            q = torch.zeros_like(by_index).scatter_add(1, first, by_index)
+        # The slot of BOS is the first of mean_gaps.
+        slot = slots.column - batch["target_start"][slots.row] + 1
+        return _Posterior(q=q, ids=ids[cells.row], mean_gaps=mean_gaps[slots.row, slot])
+
+    def targets(self, cells: _Places, weight: Tensor) -> TokenTargets:
+        """The cross-entropies -q log f, each cell with its weight (cells,)."""
+        number = torch.arange(len(self.q), device=self.q.device)
+        return TokenTargets(
+            token=self.ids.flatten(),
+            weight=(weight.unsqueeze(1) * self.q).flatten(),
+            cell=number.unsqueeze(1).expand_as(self.q).flatten(),
+        )
+
+    def negative_entropies(self) -> Tensor:
+        """(cells,) sum of q log q."""
+        return torch.xlogy(self.q, self.q).sum(1)
+
+    def divergences(self, log_f: Tensor) -> Tensor:
+        """(cells,) KL(q || f) with log f of the ``targets``, in their order."""
+        # Without the mask, padding with a suppressed id would add 0 * inf.
+        cross = torch.where(self.q > 0, self.q * log_f.view_as(self.q), 0.0)
+        return self.negative_entropies() - cross.sum(1)
 
 
-def _posterior_terms(
-    output: FlexMDMOutput, logits: Tensor, batch: FlexMDMBatch, cells: _Places, slots: _Places
-) -> tuple[Tensor, Tensor]:
-    """sum_j KL(q_j || f_j) and sum_i D(G_i, g_i) of each row (rows,), float64."""
-    posterior, mean_gaps = _posterior(batch)
-    target_column = cells.column - batch["target_start"][cells.row]
-    unmasking = _divergences(posterior[cells.row, target_column], logits, batch["target_ids"], cells.row)
-    # The slot of BOS is the first of mean_gaps.
-    slot = slots.column - batch["target_start"][slots.row] + 1
-    expected = at_least_float32(output.expected_gaps).double()
-    insertion = gap_divergence(mean_gaps[slots.row, slot], expected)
-    return cells.sum_by_row(unmasking), slots.sum_by_row(insertion)
+def _expected_gaps(output: FlexMDMOutput) -> Tensor:
+    return at_least_float32(output.expected_gaps).double()
 
 
 def _gap_terms(output: FlexMDMOutput, gaps: Tensor) -> Tensor:
@@ -279,19 +336,6 @@ def _posterior(batch: FlexMDMBatch) -> tuple[Tensor, Tensor]:
     matches = real & same & (given == batch["target_fixed"].unsqueeze(1))
     posterior = embedding_posterior(matches, num_cells)
     return posterior, expected_gaps(posterior, num_cells, batch["target_lengths"])
-
-
-def _divergences(posterior: Tensor, logits: Tensor, target_ids: Tensor, row: Tensor) -> Tensor:
-    """(cells,) KL(q_j || f_j); q_j(v) sums the ``posterior`` (cells, target) over tokens equal to v."""
-    if len(row) == 0:
-        return logits.sum(1).double()  # of no cells, hence empty; there may be no target tokens at all
-    same = target_ids.unsqueeze(2) == target_ids.unsqueeze(1)
-    first = same.byte().argmax(2)[row]
-    q = torch.zeros_like(posterior).scatter_add(1, first, posterior)
-    log_f = logits.gather(1, target_ids[row]).double() - logits.logsumexp(1, keepdim=True).double()
-    # Without the mask, padding with a suppressed id would add 0 * inf.
-    cross = torch.where(posterior > 0, posterior * log_f, 0.0)
-    return -cross.sum(1) + torch.xlogy(q, q).sum(1)
 
 
 def _take(batch: FlexMDMBatch, rows: slice) -> FlexMDMBatch:

@@ -7,14 +7,14 @@ token, and the last slot at the first padding; here BOS reads the first, so padd
 
 import math
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlm.modules import ConditionedTrunk, DiT, TimestepEmbedding, Trunk
+from xlm.modules import ConditionedTrunk, DiT, Readout, TimestepEmbedding, Trunk, read_tokens
 from xlm.modules.hub import HubModel
 from xlm.modules.trunk import check_condition, check_hidden, choose_trunk, takes
 from xlm_flexmdm.types_flexmdm import FlexMDMOutput
@@ -97,6 +97,8 @@ class FlexMDM(
             are given, or both, or the trunk does not fit.
     """
 
+    takes_readout = True
+
     def __init__(
         self,
         *,
@@ -157,6 +159,7 @@ class FlexMDM(
         *,
         token_positions: Int[Tensor, " cells"],
         slot_positions: Int[Tensor, " slots"],
+        readout: Readout[Any] | None = None,
     ) -> FlexMDMOutput:
         """Distributions of masked tokens and of gaps.
 
@@ -169,18 +172,19 @@ class FlexMDM(
             token_positions: Cells to compute token logits for, as indices into the rows * length columns,
                 shape (cells,).
             slot_positions: Columns whose slot to compute g for, likewise, shape (slots,).
+            readout: What to make of the hidden states of the cells and the token head instead of logits.
 
         Returns:
-            Token logits (cells, vocab), g (slots,) and, with head="distribution", logits (slots,
-            max_length + 1) of the gap lengths.
+            Token logits (cells, vocab), or in their place what ``readout`` gives; g (slots,); and, with
+            head="distribution", logits (slots, max_length + 1) of the gap lengths.
         """
         condition: Tensor = self.time_embedding(time)
         given = {"condition": condition} if self.is_conditioned else {}
         hidden: Tensor = self.transformer(input_ids, attention_mask, **given)
-        hidden = check_hidden(hidden, input_ids, self.transformer).flatten(0, 1)
-        token_logits: Tensor = self.token_head(hidden.index_select(0, token_positions))
+        check_hidden(hidden, input_ids, self.transformer)
+        token_logits = read_tokens(hidden, self.token_head, token_positions, readout)
         row = slot_positions // input_ids.shape[1]
-        outputs: Tensor = self.gap_head(hidden.index_select(0, slot_positions), condition[row])
+        outputs: Tensor = self.gap_head(hidden.flatten(0, 1).index_select(0, slot_positions), condition[row])
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         chance = missing_chance.to(outputs.dtype)[row]
         if self.head == "expectation":

@@ -12,11 +12,13 @@ tokens; :mod:`xlm_flexmdm.datamodule_flexmdm` has the rule.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from functools import partial
+from typing import Any, NamedTuple, TypedDict
 
 from jaxtyping import Bool, Float, Float64, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from xlm.modules import TokenScores, TokenTargets, linear_cross_entropy, takes_readout
 from xlm.modules.records import Likelihood, LossOutput
 
 
@@ -89,7 +91,7 @@ class FlexMDMOutput(NamedTuple):
     """What the network returns: a tuple, so that FSDP and other wrappers find the tensors in it."""
 
     token_logits: Float[Tensor, "cells vocab"]
-    """Scores of each token at the cells that were asked for."""
+    """Scores of each token at the cells that were asked for; or what a readout makes of them."""
     expected_gaps: Float[Tensor, " slots"]
     """g, the expected number of missing tokens in the slots that were asked for, at least 0."""
     gap_logits: Float[Tensor, "slots classes"] | None
@@ -141,3 +143,29 @@ def call_model(
         token_positions=token_positions,
         slot_positions=slot_positions,
     )
+
+
+def score_tokens(
+    model: FlexMDMNetwork,
+    input_ids: Int[Tensor, "rows length"],
+    attention_mask: Bool[Tensor, "rows length"],
+    time: Float64[Tensor, " rows"],
+    missing_chance: Float64[Tensor, " rows"],
+    *,
+    token_positions: Int[Tensor, " cells"],
+    slot_positions: Int[Tensor, " slots"],
+    targets: TokenTargets,
+) -> tuple[TokenScores, FlexMDMOutput]:
+    """Call the network as :func:`call_model` does, but only for -log p of some tokens, and for the gaps."""
+    readout = partial(linear_cross_entropy, targets=targets)
+    named = {"readout": readout} if takes_readout(model) else {}
+    output: Any = model(
+        input_ids,
+        time,
+        missing_chance,
+        attention_mask,
+        token_positions=token_positions,
+        slot_positions=slot_positions,
+        **named,
+    )
+    return output.token_logits if named else readout(output.token_logits, nn.Identity()), output

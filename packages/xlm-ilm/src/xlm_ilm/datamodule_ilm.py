@@ -74,6 +74,7 @@ class ILMCollator:
             "open_slots": rows.open_slots,
             "scored_row": scored_row,
             "scored_column": scored_column,
+            "num_scored": scored.sum(1).tolist(),
             "target_row": row,
             # A dropped token would stand right of the last survivor on its left.
             "target_slot": rows.column[row, index] - 1,

@@ -25,9 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xlm.modules import at_least_float32, check_vocabulary, suppress_tokens
+from xlm.modules import TokenScores, TokenTargets, at_least_float32
 from xlm.modules.records import Likelihood
-from xlm_ilm.types_ilm import ILMBatch, ILMLossOutput, ILMNetwork, call_model
+from xlm_ilm.types_ilm import ILMBatch, ILMLossOutput, ILMNetwork, score_tokens
 
 RowWeight = Literal["one", "length_plus_one"]
 
@@ -88,10 +88,10 @@ class ILMLoss:
             ValueError: If a dropped token is among suppressed_ids, or N exceeds the length head (on a device
                 the first makes the loss infinite, the second is an error of the device).
         """
-        token, stop_logits = self._token_terms(model, batch)
         num_dropped = batch["num_dropped"]
         weight = self._row_weights(batch)
-        token_sum = (weight * token).sum()
+        scores, stop_logits = self._score(model, batch, weight)
+        token_sum = scores.loss
         can_grow = batch["open_slots"].any(1)
         stop = torch.where(can_grow, self._stop_terms(stop_logits, num_dropped), 0.0)
         stop_sum = (weight * self._stop_weight * stop).sum()
@@ -120,9 +120,12 @@ class ILMLoss:
         predictor that draws to stop, has no filters and the same suppressed ids; for data of several lengths
         the minimum is reached under row_weight="length_plus_one". A length head stops with P(N = 0).
         """
-        token, stop_logits = self._token_terms(model, batch)
+        num_dropped, row = batch["num_dropped"], batch["target_row"]
+        scores, stop_logits = self._score(model, batch, torch.ones_like(num_dropped))
+        token = -scores.log_probs.new_zeros(len(num_dropped)).index_add(0, row, scores.log_probs)
+        token = token / num_dropped.clamp(min=1)
         log_class = stop_logits.to(torch.float64).log_softmax(-1)
-        complete = batch["num_dropped"] == 0
+        complete = num_dropped == 0
         stop = -torch.where(complete, log_class[:, 0], log_class[:, 1:].logsumexp(-1))
         stop = torch.where(batch["open_slots"].any(1), stop, 0.0)
         size = batch["num_missing"].to(torch.float64)
@@ -136,29 +139,29 @@ class ILMLoss:
             models_length=True,
         )
 
-    def _token_terms(self, model: ILMNetwork, batch: ILMBatch) -> tuple[Tensor, Tensor]:
-        """The token term of each row (rows,), and the stop logits (rows, classes)."""
-        num_dropped = batch["num_dropped"]
+    def _score(self, model: ILMNetwork, batch: ILMBatch, weight: Tensor) -> tuple[TokenScores, Tensor]:
+        """log J of the dropped tokens and the sum of weight (rows,) * token; stop logits (rows, classes)."""
+        self._check_targets(batch["target_token"])
         row, column = batch["scored_row"], batch["scored_column"]
-        cells = row * batch["input_ids"].shape[1] + column
-        output = call_model(model, batch["input_ids"], batch["attention_mask"], positions=cells)
-        check_vocabulary(batch["target_token"], output.token_logits.shape[-1])
-        logits = self._allowed_logits(output.token_logits, batch["target_token"])
-
-        log_total = _log_sum_exp_by_row(logits.logsumexp(-1), row, len(num_dropped))
         cell_number = torch.empty_like(batch["input_ids"])
         cell_number[row, column] = torch.arange(len(row), device=row.device)
-        target_cell = cell_number[batch["target_row"], batch["target_slot"]]
-        log_joint = logits[target_cell, batch["target_token"]] - log_total[batch["target_row"]]
-        summed = log_joint.new_zeros(len(num_dropped)).index_add(0, batch["target_row"], log_joint)
-        return -summed / num_dropped.clamp(min=1), at_least_float32(output.stop_logits)
+        scores, stop_logits = score_tokens(
+            model,
+            batch["input_ids"],
+            batch["attention_mask"],
+            positions=row * batch["input_ids"].shape[1] + column,
+            targets=TokenTargets(
+                token=batch["target_token"],
+                weight=(weight / batch["num_dropped"].clamp(min=1).double())[batch["target_row"]],
+                cell=cell_number[batch["target_row"], batch["target_slot"]],
+                group_sizes=batch["num_scored"],
+                suppressed_ids=self._suppressed_ids,
+            ),
+        )
+        return scores, at_least_float32(stop_logits)
 
-    def _allowed_logits(self, logits: Tensor, target_token: Tensor) -> Tensor:
-        """(cells, vocab) logits with -inf at suppressed tokens.
-
-        Whether targets are among them is checked on the CPU only: on a device it would force a
-            synchronisation.
-        """
+    def _check_targets(self, target_token: Tensor) -> None:
+        """Refuse dropped tokens of probability 0; on a device, the check would force a synchronisation."""
         if self._suppressed_ids and target_token.device.type == "cpu":
             clash = target_token[torch.isin(target_token, torch.tensor(self._suppressed_ids))]
             if len(clash) > 0:
@@ -166,7 +169,6 @@ class ILMLoss:
                     f"the targets hold token id {int(clash[0])}, which has probability 0 as one of "
                     "suppressed_ids"
                 )
-        return suppress_tokens(logits, self._suppressed_ids)
 
     def _stop_terms(self, stop_logits: Tensor, num_dropped: Tensor) -> Tensor:
         """(rows,) cross entropy of the stop head."""
@@ -187,11 +189,3 @@ class ILMLoss:
         if self._row_weight == "one":
             return torch.ones_like(batch["num_missing"])
         return batch["num_missing"] + 1
-
-
-def _log_sum_exp_by_row(values: Tensor, row: Tensor, num_rows: int) -> Tensor:
-    """(rows,) log of the sum of exp(values) over the entries of each row; -inf for a row without entries."""
-    highest = values.new_full((num_rows,), -math.inf).scatter_reduce(0, row, values.detach(), "amax")
-    total = values.new_zeros(num_rows).index_add(0, row, (values - highest[row]).exp())
-    # log(1) at rows without entries: log(0) has no gradient to multiply by 0.
-    return highest + total.masked_fill(total == 0, 1.0).log()

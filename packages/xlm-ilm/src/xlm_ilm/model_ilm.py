@@ -5,13 +5,12 @@ through a last norm before the token head (the published code has none there).
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlm.modules import RotaryTransformer, Trunk
+from xlm.modules import Readout, RotaryTransformer, Trunk, read_tokens
 from xlm.modules.hub import HubModel
 from xlm.modules.trunk import check_hidden, choose_trunk
 from xlm_ilm.types_ilm import ILMOutput
@@ -75,6 +74,8 @@ class ILM(
             a trunk nor its sizes are given, or both, or the trunk does not fit.
     """
 
+    takes_readout = True
+
     def __init__(
         self,
         *,
@@ -127,6 +128,7 @@ class ILM(
         position_ids: Int[Tensor, "rows length"] | None = None,
         *,
         positions: Int[Tensor, " cells"] | None = None,
+        readout: Readout[Any] | None = None,
     ) -> ILMOutput:
         """Scores of insertions and of stopping.
 
@@ -137,15 +139,14 @@ class ILM(
                 the order of the text, except that CLS is the first. By default they are.
             positions: Cells to compute token logits for, as indices into the rows * length cells,
                 shape (cells,). None for all of them.
+            readout: What to make of the hidden states of the cells and the token head instead of logits.
 
         Returns:
-            Token logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab); stop logits,
-            shape (rows, classes).
+            Token logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab), or in their
+            place what ``readout`` gives; stop logits, shape (rows, classes).
         """
         hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids)
         check_hidden(hidden, input_ids, self.transformer)
         stop_logits: Tensor = self.stop_head(hidden[:, 0])
-        if positions is not None:
-            hidden = torch.index_select(hidden.flatten(0, 1), 0, positions)
-        token_logits: Tensor = self.token_head(hidden)
+        token_logits = read_tokens(hidden, self.token_head, positions, readout)
         return ILMOutput(token_logits=token_logits, stop_logits=stop_logits)

@@ -10,11 +10,13 @@ token; :mod:`xlm_ilm.datamodule_ilm` has the rule.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from functools import partial
+from typing import Any, NamedTuple, TypedDict
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from xlm.modules import TokenScores, TokenTargets, linear_cross_entropy, takes_readout
 from xlm.modules.records import LossOutput
 
 
@@ -32,6 +34,8 @@ class ILMBatch(TypedDict):
     nonzero() on a GPU forces a synchronisation."""
     scored_column: Int[Tensor, " cells"]
     """Column of each of these slots; ascending in a row."""
+    num_scored: list[int]
+    """Number of these slots in each row, plain numbers: the head's pieces are cut between rows."""
     target_row: Int[Tensor, " drops"]
     """Row of each dropped token; ascending."""
     target_slot: Int[Tensor, " drops"]
@@ -65,7 +69,8 @@ class ILMOutput(NamedTuple):
     """What the network returns: a tuple, so that FSDP and other wrappers find the tensors in it."""
 
     token_logits: Float[Tensor, "cells vocab"] | Float[Tensor, "rows length vocab"]
-    """Scores of inserting each token right of a cell, for the cells that were asked for."""
+    """Scores of inserting each token right of a cell, for the cells that were asked for; or what a readout
+    makes of them."""
     stop_logits: Float[Tensor, "rows classes"]
     """Scores of the classes of the stop head; class 0 says that nothing is missing."""
 
@@ -104,3 +109,20 @@ def call_model(
 ) -> ILMOutput:
     """Call the network as the loss and the predictor do; for the arguments see :meth:`ILM.forward`."""
     return model(input_ids, attention_mask, position_ids, positions=positions)
+
+
+def score_tokens(
+    model: ILMNetwork,
+    input_ids: Int[Tensor, "rows length"],
+    attention_mask: Bool[Tensor, "rows length"],
+    *,
+    positions: Int[Tensor, " cells"],
+    targets: TokenTargets,
+) -> tuple[TokenScores, Float[Tensor, "rows classes"]]:
+    """Call the network as :func:`call_model` does, but only for -log p of insertions; and stop logits."""
+    readout = partial(linear_cross_entropy, targets=targets)
+    if takes_readout(model):
+        output: Any = model(input_ids, attention_mask, positions=positions, readout=readout)
+        return output.token_logits, output.stop_logits
+    output = call_model(model, input_ids, attention_mask, positions=positions)
+    return readout(output.token_logits, nn.Identity()), output.stop_logits

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xlm.modules import check_vocabulary, segment_mask
+from xlm.modules import segment_mask
 from xlm.modules.records import Likelihood
-from xlm_mdlm.types_mdlm import NUM_LEVELS, MDLMBatch, MDLMLossOutput, MDLMNetwork, call_model
+from xlm_mdlm.types_mdlm import NUM_LEVELS, MDLMBatch, MDLMLossOutput, MDLMNetwork, score_tokens
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 
 
@@ -56,16 +56,15 @@ class MDLMLoss:
         Raises:
             ValueError: If a masked token is impossible in its cell (on a device, the loss is infinite).
         """
-        cells = self._masked_cells(model, batch)
-        loss_sum = (batch["weight"].to(cells.entropy.dtype)[cells.row] * cells.entropy).sum()
+        cells = self._masked_cells(model, batch, batch["weight"])
         num_masked, num_eligible = batch["masked"].sum(1), batch["num_eligible"]
         # The interval of n / L in (0, 1] among NUM_LEVELS equal ones, closed on the right; 0 adds nothing.
         level = ((num_masked * NUM_LEVELS - 1) // num_eligible.clamp(min=1)).clamp(min=0)
-        level_of_cell, entropy = level[cells.row], cells.entropy.detach()
+        level_of_cell, entropy = level[cells.row], cells.entropy
         return MDLMLossOutput(
-            loss_sum=loss_sum,
+            loss_sum=cells.weighted_sum,
             loss_count=num_eligible.sum(),
-            terms={"token": loss_sum},
+            terms={"token": cells.weighted_sum},
             num_masked=num_masked.sum(),
             num_correct=cells.correct.sum(),
             masked_by_level=level.new_zeros(NUM_LEVELS).index_add(0, level, num_masked),
@@ -94,8 +93,8 @@ class MDLMLoss:
                 "a training batch has no likelihood: its times begin at min_time and follow the training "
                 "schedule. Use MDLMLikelihoodCollator"
             )
-        cells = self._masked_cells(model, batch)
         weight = batch["weight"]
+        cells = self._masked_cells(model, batch, weight)
         bound = torch.zeros_like(weight).index_add(0, cells.row, weight[cells.row] * cells.entropy)
         num_draws = int(batch["num_draws"])
         return Likelihood(
@@ -106,20 +105,23 @@ class MDLMLoss:
             models_length=bool(batch["models_length"].all()),
         )
 
-    def _masked_cells(self, model: MDLMNetwork, batch: MDLMBatch) -> "_MaskedCells":
+    def _masked_cells(self, model: MDLMNetwork, batch: MDLMBatch, weight: Tensor) -> "_MaskedCells":
+        """The masked cells, and the sum over them of CE times the weight (rows,) of their row."""
         row, column = batch["masked_row"], batch["masked_column"]
-        cells = row * batch["input_ids"].shape[1] + column
+        token = batch["target_ids"][row, column]
+        targets = self._vocabulary.targets(token, weight[row], batch["may_end"][row, column])
         mask = segment_mask(batch["segment_ids"]) if "segment_ids" in batch else batch["attention_mask"]
-        logits = call_model(model, batch["input_ids"], mask, batch.get("noise"), positions=cells)
-        logits = self._vocabulary.restrict(logits, batch["may_end"][row, column])
-        targets = batch["target_ids"][row, column]
-        check_vocabulary(targets, logits.shape[-1])
-        of_target = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
-        _check_possible(targets, of_target)
+        scores = score_tokens(
+            model,
+            batch["input_ids"],
+            mask,
+            batch.get("noise"),
+            positions=row * batch["input_ids"].shape[1] + column,
+            targets=targets,
+        )
+        _check_possible(token, scores.log_probs)
         return _MaskedCells(
-            entropy=logits.logsumexp(1) - of_target,
-            row=row,
-            correct=logits.detach().argmax(1) == targets,
+            weighted_sum=scores.loss, entropy=-scores.log_probs, row=row, correct=scores.best == token
         )
 
 
@@ -127,6 +129,8 @@ class MDLMLoss:
 class _MaskedCells:
     """The masked cells of all rows, (cells,) each."""
 
+    weighted_sum: Tensor
+    """Sum of weight * CE, the only part that has a gradient: shape ()."""
     entropy: Tensor
     """CE in nats."""
     row: Tensor
@@ -134,7 +138,6 @@ class _MaskedCells:
     """Whether the most probable token is the right one."""
 
 
-# Copied from xlm_mlm.loss_mlm._check_possible
 def _check_possible(targets: Tensor, log_weights: Tensor) -> None:
     """Refuse masked tokens of probability 0; on a device, the check would force a synchronisation."""
     if targets.device.type != "cpu":

@@ -8,13 +8,21 @@ arXiv:2406.07524, section 3) is enforced by the loss and the samplers, for any n
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlm.modules import ConditionedTrunk, DiT, RotaryTransformer, TimestepEmbedding, Trunk
+from xlm.modules import (
+    ConditionedTrunk,
+    DiT,
+    Readout,
+    RotaryTransformer,
+    TimestepEmbedding,
+    Trunk,
+    read_tokens,
+)
 from xlm.modules.hub import HubModel
 from xlm.modules.trunk import check_condition, check_hidden, choose_trunk
 
@@ -47,6 +55,8 @@ class MDLMRotary(
     Raises:
         ValueError: If neither a trunk nor its sizes are given, or both, or the trunk does not fit.
     """
+
+    takes_readout = True
 
     def __init__(
         self,
@@ -84,11 +94,12 @@ class MDLMRotary(
         position_ids: Int[Tensor, "rows length"] | None = None,
         *,
         positions: Int[Tensor, " cells"] | None = None,
-    ) -> Float[Tensor, "cells vocab"] | Float[Tensor, "rows length vocab"]:
+        readout: Readout[Any] | None = None,
+    ) -> Any:
         """Token logits; the arguments are those of :meth:`MDLMDiT.forward`, ``noise`` is ignored."""
         hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids)
         check_hidden(hidden, input_ids, self.transformer)
-        return _token_logits(self.token_head, hidden, positions)
+        return read_tokens(hidden, self.token_head, positions, readout)
 
 
 class MDLMDiT(
@@ -127,6 +138,8 @@ class MDLMDiT(
     Raises:
         ValueError: If neither a trunk nor its sizes are given, or both, or the trunk does not fit.
     """
+
+    takes_readout = True
 
     def __init__(
         self,
@@ -172,7 +185,8 @@ class MDLMDiT(
         position_ids: Int[Tensor, "rows length"] | None = None,
         *,
         positions: Int[Tensor, " cells"] | None = None,
-    ) -> Float[Tensor, "cells vocab"] | Float[Tensor, "rows length vocab"]:
+        readout: Readout[Any] | None = None,
+    ) -> Any:
         """Token logits.
 
         Args:
@@ -185,9 +199,11 @@ class MDLMDiT(
                 counted, see :class:`xlm.modules.RotaryTransformer`.
             positions: Cells to compute logits for, as indices into the rows * length cells, shape (cells,).
                 None for all of them.
+            readout: What to make of the hidden states of the cells and the head instead of logits.
 
         Returns:
-            Logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab).
+            Logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab); or what ``readout``
+            gives.
 
         Raises:
             ValueError: If the network is conditioned on time and there is no noise.
@@ -202,11 +218,4 @@ class MDLMDiT(
         condition: Tensor = self.noise_embedding(noise)
         hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids, condition=condition)
         check_hidden(hidden, input_ids, self.transformer)
-        return _token_logits(self.token_head, hidden, positions)
-
-
-def _token_logits(head: nn.Linear, hidden: Tensor, positions: Tensor | None) -> Tensor:
-    if positions is not None:
-        hidden = torch.index_select(hidden.flatten(0, 1), 0, positions)
-    logits: Tensor = head(hidden)
-    return logits
+        return read_tokens(hidden, self.token_head, positions, readout)

@@ -11,11 +11,13 @@ predicted; the padding on the right of a row is none of these.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NotRequired, TypedDict
 
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from xlm.modules import TokenScores, TokenTargets, call_with_readout, linear_cross_entropy
 from xlm.modules.records import LossOutput
 
 NUM_LEVELS = 4
@@ -106,3 +108,17 @@ def call_model(
 ) -> Float[Tensor, "cells vocab"]:
     """Call the network as the loss and the predictor do; for the arguments see :meth:`MDLMDiT.forward`."""
     return model(input_ids, attention_mask, noise, positions=positions)
+
+
+def score_tokens(
+    model: MDLMNetwork,
+    input_ids: Int[Tensor, "rows length"],
+    attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None,
+    noise: Float[Tensor, " rows"] | None,
+    *,
+    positions: Int[Tensor, " cells"],
+    targets: TokenTargets,
+) -> TokenScores:
+    """Call the network as :func:`call_model` does, but only for -log p of some tokens of the cells."""
+    readout = partial(linear_cross_entropy, targets=targets)
+    return call_with_readout(model, readout, input_ids, attention_mask, noise, positions=positions)

@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from xlm.modules import check_vocabulary, segment_mask
+from xlm.modules import TokenScores, segment_mask
 from xlm.modules.records import Likelihood
-from xlm_mlm.types_mlm import MLMBatch, MLMLossOutput, MLMNetwork, call_model
+from xlm_mlm.types_mlm import MLMBatch, MLMLossOutput, MLMNetwork, score_tokens
 from xlm_mlm.vocabulary_mlm import CellVocabulary
 
 Normalise = Literal["masked_cells", "rows"]
@@ -69,17 +69,16 @@ class MLMLoss:
         Raises:
             ValueError: If a masked token is impossible in its cell (on a device, the loss is infinite).
         """
-        entropy, row, correct = self._masked_cells(model, batch)
-        num_masked = batch["masked"].sum(1)
-        if self._normalise == "masked_cells":
-            loss_sum, loss_count = entropy.sum(), num_masked.sum()
-        else:
-            # The weight of a cell is 1 / masks of its row: rows without masks add nothing.
-            loss_sum, loss_count = (entropy / num_masked[row]).sum(), (batch["num_eligible"] > 0).sum()
+        row, num_masked = batch["masked_row"], batch["masked"].sum(1)
+        # With "rows", the weight of a cell is 1 / masks of its row: rows without masks add nothing.
+        by_row = self._normalise == "rows"
+        weight = 1 / num_masked[row].double() if by_row else torch.ones_like(row)
+        scores = self._masked_cells(model, batch, weight)
+        correct = scores.best == batch["target_ids"][row, batch["masked_column"]]
         return MLMLossOutput(
-            loss_sum=loss_sum,
-            loss_count=loss_count,
-            terms={"token": loss_sum},
+            loss_sum=scores.loss,
+            loss_count=(batch["num_eligible"] > 0).sum() if by_row else num_masked.sum(),
+            terms={"token": scores.loss},
             num_masked=num_masked.sum(),
             num_eligible=batch["num_eligible"].sum(),
             num_correct=correct.sum(),
@@ -114,8 +113,8 @@ class MLMLoss:
                 "rows with a fixed mask rate have no likelihood: the bound is a mean over all numbers of "
                 "masks. Use MLMLikelihoodCollator, or MLMCollator without mask_rate and schedule"
             )
-        entropy, row, _ = self._masked_cells(model, batch)
-        weight = batch["likelihood_weight"]
+        row, weight = batch["masked_row"], batch["likelihood_weight"]
+        entropy = -self._masked_cells(model, batch, weight[row]).log_probs
         bound = torch.zeros_like(weight).index_add(0, row, weight[row] * entropy)
         num_draws = int(batch["num_draws"])
         return Likelihood(
@@ -126,19 +125,20 @@ class MLMLoss:
             models_length=bool(batch["models_length"].all()),
         )
 
-    def _masked_cells(self, model: MLMNetwork, batch: MLMBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each masked cell (cells,): cross-entropy, row, and whether the most probable token is right."""
+    def _masked_cells(self, model: MLMNetwork, batch: MLMBatch, weight: Tensor) -> TokenScores:
+        """The cross-entropies of the masked cells and their sum with the cells' weights (cells,)."""
         row, column = batch["masked_row"], batch["masked_column"]
-        cells = row * batch["input_ids"].shape[1] + column
+        token = batch["target_ids"][row, column]
         mask = segment_mask(batch["segment_ids"]) if "segment_ids" in batch else batch["attention_mask"]
-        logits = call_model(model, batch["input_ids"], mask, positions=cells)
-        logits = self._vocabulary.restrict(logits, batch["may_end"][row, column])
-        targets = batch["target_ids"][row, column]
-        check_vocabulary(targets, logits.shape[-1])
-        of_target = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
-        _check_possible(targets, of_target)
-        correct = logits.detach().argmax(1) == targets
-        return logits.logsumexp(1) - of_target, row, correct
+        scores = score_tokens(
+            model,
+            batch["input_ids"],
+            mask,
+            positions=row * batch["input_ids"].shape[1] + column,
+            targets=self._vocabulary.targets(token, weight, batch["may_end"][row, column]),
+        )
+        _check_possible(token, scores.log_probs)
+        return scores
 
 
 def _check_possible(targets: Tensor, log_weights: Tensor) -> None:

@@ -5,13 +5,12 @@ tokens does not depend on them.
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from xlm.modules import RotaryTransformer, Trunk
+from xlm.modules import Readout, RotaryTransformer, Trunk, read_tokens
 from xlm.modules.hub import HubModel
 from xlm.modules.trunk import check_hidden, choose_trunk
 
@@ -44,6 +43,8 @@ class MLM(
     Raises:
         ValueError: If neither a trunk nor its sizes are given, or both, or the trunk does not fit.
     """
+
+    takes_readout = True
 
     def __init__(
         self,
@@ -80,7 +81,8 @@ class MLM(
         position_ids: Int[Tensor, "rows length"] | None = None,
         *,
         positions: Int[Tensor, " cells"] | None = None,
-    ) -> Float[Tensor, "cells vocab"] | Float[Tensor, "rows length vocab"]:
+        readout: Readout[Any] | None = None,
+    ) -> Any:
         """Token logits.
 
         Args:
@@ -92,13 +94,12 @@ class MLM(
                 counted, see :class:`xlm.modules.RotaryTransformer`.
             positions: Cells to compute logits for, as indices into the rows * length cells, shape (cells,).
                 None for all of them.
+            readout: What to make of the hidden states of the cells and the head instead of logits.
 
         Returns:
-            Logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab).
+            Logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab); or what ``readout``
+            gives.
         """
         hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids)
         check_hidden(hidden, input_ids, self.transformer)
-        if positions is not None:
-            hidden = torch.index_select(hidden.flatten(0, 1), 0, positions)
-        logits: Tensor = self.token_head(hidden)
-        return logits
+        return read_tokens(hidden, self.token_head, positions, readout)

@@ -11,11 +11,13 @@ predicted; the padding on the right of a row is none of these.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NotRequired, TypedDict
 
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from xlm.modules import TokenScores, TokenTargets, call_with_readout, linear_cross_entropy
 from xlm.modules.records import LossOutput
 
 
@@ -97,3 +99,16 @@ def call_model(
     :meth:`xlm_mlm.MLM.forward`.
     """
     return model(input_ids, attention_mask, positions=positions)
+
+
+def score_tokens(
+    model: MLMNetwork,
+    input_ids: Int[Tensor, "rows length"],
+    attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None,
+    *,
+    positions: Int[Tensor, " cells"],
+    targets: TokenTargets,
+) -> TokenScores:
+    """Call the network as :func:`call_model` does, but only for -log p of some tokens of the cells."""
+    readout = partial(linear_cross_entropy, targets=targets)
+    return call_with_readout(model, readout, input_ids, attention_mask, positions=positions)

@@ -8,10 +8,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from xlm.modules import suppress_tokens
+from xlm.modules import TokenTargets, suppress_tokens
 
 
 class CellVocabulary:
@@ -53,6 +53,28 @@ class CellVocabulary:
         for token in self.end_ids:
             possible[:, token] = logits[:, token].masked_fill(~may_end, -math.inf)
         return possible
+
+    def targets(
+        self,
+        token: Int[Tensor, " cells"],
+        weight: Float[Tensor, " cells"],
+        may_end: Bool[Tensor, " cells"],
+    ) -> TokenTargets:
+        """The tokens of cells, whose softmax is over the possible ones, as in :meth:`restrict`.
+
+        Args:
+            token: The token of each cell, shape (cells,).
+            weight: Weight of its -log p in the loss, shape (cells,).
+            may_end: True at cells where EOS and PAD are possible, shape (cells,).
+        """
+        return TokenTargets(
+            token=token,
+            weight=weight,
+            suppressed_ids=self._impossible_in_text,
+            end_ids=self.end_ids,
+            may_end=may_end,
+            wants_best=True,
+        )
 
     def ends(self, ids: Tensor) -> Tensor:
         """True at ids that end a text, of any shape."""

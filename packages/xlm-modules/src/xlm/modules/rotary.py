@@ -52,7 +52,8 @@ def apply_rotary(
         Rotated queries or keys, same shape and dtype as x.
     """
     half = cos.shape[-1]
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return torch.cat((rotated.to(x.dtype), rest), dim=-1)
+    rotated, rest = x[..., : 2 * half], x[..., 2 * half :]
+    wide_cos = torch.cat((cos, cos), dim=-1).unsqueeze(1)
+    signed_sin = torch.cat((-sin, sin), dim=-1).unsqueeze(1)
+    rotated = (rotated * wide_cos + rotated.roll(half, dims=-1) * signed_sin).to(x.dtype)
+    return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] > 0 else rotated

@@ -10,10 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from xlm.modules.options import require
+
+_CANDIDATES = 2048
+"""Largest logits in which top-p looks first for its tokens, without sorting the vocabulary."""
+_BLOCK = 128
+"""Columns whose probabilities are added up together."""
+_LOGITS_AT_ONCE = 2**18
+"""Logits of the rows that are drawn together: 1 MiB in float32, which a processor's cache holds."""
 
 
 def at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -93,12 +101,8 @@ def filter_top_k(logits: Float[Tensor, "*rows vocab"], top_k: int) -> Float[Tens
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     if top_k >= logits.shape[-1]:
         return logits
-    # torch.topk breaks ties differently from device to device: its values are used, its indices are not.
-    smallest_kept = logits.topk(top_k).values[..., -1:]
-    above = logits > smallest_kept
-    tied = logits == smallest_kept
-    keep = above | (tied & (tied.cumsum(-1) <= top_k - above.sum(-1, keepdim=True)))
-    return logits.masked_fill(~keep, -torch.inf)
+    number = torch.full_like(logits[..., :1], top_k, dtype=torch.long)
+    return _keep_best(logits, logits.topk(top_k).values, number)
 
 
 def filter_top_p(logits: Float[Tensor, "*rows vocab"], top_p: float) -> Float[Tensor, "*rows vocab"]:
@@ -121,21 +125,42 @@ def filter_top_p(logits: Float[Tensor, "*rows vocab"], top_p: float) -> Float[Te
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
     if top_p == 1:
         return logits
-    ordered, order = logits.to(torch.float64).sort(dim=-1, descending=True, stable=True)
-    mass = ordered.softmax(-1).cumsum(-1)
-    drop_ordered = torch.zeros_like(mass, dtype=torch.bool)
-    drop_ordered[..., 1:] = mass[..., :-1] >= top_p
-    drop = torch.zeros_like(drop_ordered).scatter(-1, order, drop_ordered)
-    return logits.masked_fill(drop, -torch.inf)
+    wide = at_least_float32(logits)
+    highest = wide.amax(-1, keepdim=True)
+    total = (wide - highest).exp_().sum(-1, keepdim=True, dtype=torch.float64)
+    best = wide.topk(min(_CANDIDATES, wide.shape[-1])).values
+    mass = (best - highest).exp().cumsum(-1, dtype=torch.float64) / total
+    if best.shape[-1] < wide.shape[-1] and not bool((mass[..., -1] >= top_p).all()):
+        best = wide.sort(dim=-1, descending=True).values
+        mass = (best - highest).exp().cumsum(-1, dtype=torch.float64) / total
+    # The last candidate stays where rounding keeps the mass of all tokens below top_p.
+    number = 1 + (mass[..., :-1] < top_p).sum(-1, keepdim=True)
+    return _keep_best(logits, best.to(logits.dtype), number)
+
+
+def _keep_best(logits: Tensor, best: Tensor, number: Tensor) -> Tensor:
+    """Keep exactly a number (..., 1) of the largest logits of each row, of which ``best`` (..., candidates)
+    are the values in descending order; of equal ones those with the lowest ids.
+
+    torch.topk breaks ties differently from device to device: its values are used, its indices are not.
+    """
+    smallest = best.gather(-1, number - 1)
+    keep = logits >= smallest
+    if bool((keep.sum(-1, keepdim=True) > number).any()):  # seldom: logits equal to the smallest that stays
+        tied = logits == smallest
+        num_tied = number - (logits > smallest).sum(-1, keepdim=True)
+        keep &= ~tied | (tied.cumsum(-1) <= num_tied)
+    return logits.masked_fill(~keep, -torch.inf)
 
 
 def categorical(
     logits: Float[Tensor, "rows vocab"], uniforms: Float64[Tensor, " rows"]
 ) -> Int[Tensor, " rows"]:
-    """Draw one token per row from softmax(logits), by inverting the cumulative distribution in float64.
+    """Draw one token per row from softmax(logits), by inverting the cumulative distribution.
 
     The token is the first one whose cumulative probability exceeds the row's uniform number. A token with
-    logit -inf is never drawn. For very many rows call it in pieces: it needs some rows * vocab float64.
+    logit -inf is never drawn. Weights are exponentials in the logits' precision, float32 at least, and sums
+    are in float64, a few rows at a time.
 
     Args:
         logits: Unnormalised log-probabilities, any float dtype, shape (rows, vocab).
@@ -147,16 +172,47 @@ def categorical(
     Raises:
         ValueError: If a row has no token to draw: all logits are -inf, or one is NaN or +inf.
     """
-    wide = logits.to(torch.float64)
-    weights = (wide - wide.amax(-1, keepdim=True)).exp()
-    # A parallel cumsum may rise by rounding at a column of weight 0, hence the explicit exclusion.
-    cumulative = torch.where(weights > 0, weights.cumsum(-1), 0.0)
-    total = cumulative.amax(-1)
-    if not bool((total > 0).all()):
+    rows = max(_LOGITS_AT_ONCE // max(logits.shape[-1], 1), 1)
+    drawn, totals = zip(*map(_draw, logits.split(rows), uniforms.split(rows)), strict=True)
+    if not bool((torch.cat(totals) > 0).all()):
         raise ValueError("a row of logits has no token to draw: all are -inf, or one is NaN or +inf")
-    # uniform < 1 implies uniform * total < total after rounding too, so some column exceeds it.
-    exceeds = cumulative > (uniforms * total).unsqueeze(-1)
-    return exceeds.byte().argmax(-1)
+    return torch.cat(drawn)
+
+
+def _draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """The token of each row and the sum of its weights, (rows,) each: first a block of columns is drawn, then
+    one of its columns, so that only the sums of blocks and one block are added up column by column."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    weights = (wide - wide.amax(-1, keepdim=True)).exp_()
+    if weights.shape[-1] <= 2 * _BLOCK:
+        columns = weights.to(torch.float64)
+        cumulative = columns.cumsum(-1)
+        total = cumulative.amax(-1)
+        return _first_above(cumulative, columns, uniforms * total)[0], total
+    num_blocks = -(-weights.shape[-1] // _BLOCK)
+    blocks = F.pad(weights, (0, num_blocks * _BLOCK - weights.shape[-1])).unflatten(-1, (num_blocks, _BLOCK))
+    sums = blocks.sum(-1, dtype=torch.float64)
+    cumulative = sums.cumsum(-1)
+    total = cumulative.amax(-1)
+    block, place = _first_above(cumulative, sums, uniforms * total)
+    columns = blocks.gather(1, block[:, None, None].expand(-1, 1, _BLOCK)).squeeze(1).to(torch.float64)
+    column, _ = _first_above(columns.cumsum(-1), columns, place)
+    return block * _BLOCK + column, total
+
+
+def _first_above(cumulative: Tensor, weights: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """The first column with weight whose cumulative weight exceeds the row's place, the last one with weight
+    if none does, and how far into it the place lies, (rows,) each.
+
+    By rounding, a sum in parallel may rise at a column without weight, and a sum of sums may differ from the
+    sum of all.
+    """
+    has_weight = weights > 0
+    exceeds = has_weight & (cumulative > place.unsqueeze(-1))
+    last = weights.shape[-1] - 1 - has_weight.flip(-1).byte().argmax(-1)
+    first = torch.where(exceeds.any(-1), exceeds.byte().argmax(-1), last).unsqueeze(-1)
+    before = (cumulative.gather(-1, first) - weights.gather(-1, first)).squeeze(-1)
+    return first.squeeze(-1), place - before
 
 
 @dataclass(frozen=True)
@@ -211,12 +267,13 @@ class TokenSampling:
         Raises:
             ValueError: If a row has no token to draw.
         """
-        # In float64 from the start: tokens that differ in the logits must not become equal by the division.
-        filtered = logits.to(torch.float64)
-        if not self.is_greedy:
-            filtered = apply_temperature(filtered, self.temperature)
+        if self.is_greedy:
+            return logits.argmax(-1)
         if self.top_k is not None:
-            filtered = filter_top_k(filtered, self.top_k)
+            logits = filter_top_k(logits, self.top_k)
+        if self.temperature != 1:
+            # In float64: tokens that differ in the logits must not become equal for top-p by the division.
+            logits = apply_temperature(logits.to(torch.float64), self.temperature)
         if self.top_p is not None:
-            filtered = filter_top_p(filtered, self.top_p)
-        return filtered.argmax(-1) if self.is_greedy else categorical(filtered, uniforms)
+            logits = filter_top_p(logits, self.top_p)
+        return categorical(logits, uniforms)
