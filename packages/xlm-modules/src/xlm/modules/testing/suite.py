@@ -201,6 +201,22 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             assert gradient.isfinite().all(), f"the gradient of {name} is not finite"
             assert gradient.any(), f"the gradient of {name} is zero: the loss does not depend on it"
 
+    def test_a_readout_gives_what_the_logits_give(self) -> None:
+        for kind, batch in self._loss_batches():
+            model = self._model()
+            parameters = list(model.parameters())
+            output = self.build_loss()(model, batch)
+            of_logits = self.build_loss()(CountingModel(model), batch)
+            assert_close(output.loss_sum, of_logits.loss_sum, f"{kind}: loss with a readout and of logits")
+            gradients = (
+                torch.autograd.grad(loss.loss_sum, parameters, allow_unused=True)
+                for loss in (output, of_logits)
+            )
+            for mine, other in zip(*gradients, strict=True):
+                assert (mine is None) == (other is None), f"{kind}: a weight with one gradient of two"
+                if mine is not None and other is not None:
+                    assert_close(mine, other, f"{kind}: gradients with a readout and of logits")
+
     def test_loss_in_lower_precision(self) -> None:
         loss = self.build_loss()
         for kind, batch in self._loss_batches():
