@@ -72,7 +72,11 @@ def test_head_is_computed_at_the_positions_only(model: ARLM) -> None:
 
 def test_a_readout_gets_the_cells_and_the_head(model: ARLM) -> None:
     ids, positions = torch.tensor([[4, 7, 8, 3], [4, 9, 9, 10]]), torch.tensor([1, 6])
-    hidden, head = model(ids, positions=positions, readout=lambda hidden, head: (hidden, head))
+
+    def both(hidden: Tensor, head: nn.Module) -> tuple[Tensor, nn.Module]:
+        return hidden, head
+
+    hidden, head = model(ids, positions=positions, readout=both)
     assert head is model.token_head
     torch.testing.assert_close(head(hidden), model(ids, positions=positions))
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xlm.modules import TokenTargets, cross_entropy_of_logits, linear_cross_entropy, token_head
 
@@ -147,7 +148,7 @@ def test_only_the_buffer_and_the_gradients_are_allocated() -> None:
     targets = TokenTargets(token=torch.zeros(256, dtype=torch.long), weight=torch.ones(256))
     largest = 0
 
-    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    class Largest(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal largest
             made = func(*args, **(kwargs or {}))
@@ -230,7 +231,9 @@ def test_no_number_is_read_from_the_device() -> None:
         torch.empty(CELLS, WIDTH, device="meta", requires_grad=True),
         nn.Linear(WIDTH, VOCAB).to("meta"),
     )
-    for options in ({}, {"cell": torch.empty(CELLS, dtype=torch.long, device="meta"), "group_sizes": [6, 7]}):
+    cell = torch.empty(CELLS, dtype=torch.long, device="meta")
+    kinds: list[dict[str, Any]] = [{}, {"cell": cell, "group_sizes": [6, 7]}]
+    for options in kinds:
         targets = TokenTargets(
             token=torch.empty(CELLS, dtype=torch.long, device="meta"),
             weight=torch.empty(CELLS, device="meta"),

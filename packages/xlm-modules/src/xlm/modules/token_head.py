@@ -146,6 +146,7 @@ def linear_cross_entropy(
     is_linear = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
     if not is_linear or _compute_dtype(hidden) == torch.float16:
         return cross_entropy_of_logits(head(hidden), targets)
+    assert isinstance(head, nn.Linear)
     check_vocabulary(targets.token, head.out_features)
     return _in_pieces(hidden, head.weight, head.bias, targets)
 
@@ -339,14 +340,14 @@ def _cell_of_target(targets: TokenTargets) -> Tensor:
 
 def _forbid(logits: Tensor, targets: TokenTargets, rows: slice) -> None:
     """Set the logits of tokens of probability 0 to -inf, in place."""
+    ends: list[tuple[int, Tensor]] = []
     if targets.may_end is not None:
         never = ~targets.may_end[rows]
         ends = [(token, logits.select(1, token).masked_fill(never, -math.inf)) for token in targets.end_ids]
     for token in targets.suppressed_ids:
         logits.select(1, token).fill_(-math.inf)
-    if targets.may_end is not None:
-        for token, column in ends:
-            logits.select(1, token).copy_(column)
+    for token, column in ends:
+        logits.select(1, token).copy_(column)
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
