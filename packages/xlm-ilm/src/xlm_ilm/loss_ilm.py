@@ -19,15 +19,16 @@ there is no target tensor of shape (rows, length, vocab).
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xlm.modules import TokenScores, TokenTargets, at_least_float32
+from xlm.modules import TokenScores, TokenTargets, at_least_float32, linear_cross_entropy
 from xlm.modules.records import Likelihood
-from xlm_ilm.types_ilm import ILMBatch, ILMLossOutput, ILMNetwork, score_tokens
+from xlm_ilm.types_ilm import ILMBatch, ILMLossOutput, ILMNetwork, call_model
 
 RowWeight = Literal["one", "length_plus_one"]
 
@@ -145,18 +146,19 @@ class ILMLoss:
         row, column = batch["scored_row"], batch["scored_column"]
         cell_number = torch.empty_like(batch["input_ids"])
         cell_number[row, column] = torch.arange(len(row), device=row.device)
-        scores, stop_logits = score_tokens(
+        targets = TokenTargets(
+            token=batch["target_token"],
+            weight=(weight / batch["num_dropped"].clamp(min=1).double())[batch["target_row"]],
+            cell=cell_number[batch["target_row"], batch["target_slot"]],
+            group_sizes=batch["num_scored"],
+            suppressed_ids=self._suppressed_ids,
+        )
+        scores, stop_logits = call_model(
             model,
+            partial(linear_cross_entropy, targets=targets),
             batch["input_ids"],
             batch["attention_mask"],
             positions=row * batch["input_ids"].shape[1] + column,
-            targets=TokenTargets(
-                token=batch["target_token"],
-                weight=(weight / batch["num_dropped"].clamp(min=1).double())[batch["target_row"]],
-                cell=cell_number[batch["target_row"], batch["target_slot"]],
-                group_sizes=batch["num_scored"],
-                suppressed_ids=self._suppressed_ids,
-            ),
         )
         return scores, at_least_float32(stop_logits)
 

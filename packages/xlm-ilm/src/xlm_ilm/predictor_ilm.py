@@ -22,9 +22,9 @@ from typing import Literal, overload
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from xlm.modules import TokenSampling, require, suppress_tokens, uniform
+from xlm.modules import TokenSampling, logits_in_pieces, require, suppress_tokens, uniform
 from xlm.modules.records import INSERT, Prediction, Trace, TracedPrediction, edits_of_step
 from xlm_ilm.types_ilm import (
     ILMNetwork,
@@ -147,9 +147,11 @@ class ILMPredictor:
             nfe[rows] += 1
             input_ids, attention_mask, position_ids = text.window(rows)
             cells = _Cells.of(text.open_slots[rows, : input_ids.shape[1]])
-            output = call_model(model, input_ids, attention_mask, position_ids, positions=cells.flat)
-            stops = self._draw_stop(output.stop_logits, seeds[rows], step)
-            edits += self._insert(text, rows, cells, ~stops, output.token_logits, seeds[rows], step)
+            scored, stop_logits = call_model(
+                model, self._score, input_ids, attention_mask, position_ids, positions=cells.flat
+            )
+            stops = self._draw_stop(stop_logits, seeds[rows], step)
+            edits += self._insert(text, rows, cells, ~stops, scored, seeds[rows], step)
             rows = text.growing(rows[~stops])
         ids, lengths = text.targets(self._pad_id)
         if not trace:
@@ -169,13 +171,12 @@ class ILMPredictor:
         rows: Tensor,
         cells: "_Cells",
         goes_on: Tensor,
-        token_logits: Tensor,
+        scored: "_Scored",
         seeds: Tensor,
         step: int,
     ) -> list[Tensor]:
         """Insert into each row that goes on, and return the edits."""
-        logits = suppress_tokens(token_logits, self._suppressed_ids)
-        scores = self._scores(logits, cells)
+        scores = cells.spread(scored.scores)
         free = cells.exists & goes_on.unsqueeze(1)
         edits: list[Tensor] = []
         for insertion in range(self._insertions_per_step):
@@ -183,7 +184,7 @@ class ILMPredictor:
             if len(able) == 0:
                 break
             uniforms = uniform(seeds[able], 2, step=step, stream=_STREAM_INSERT + insertion)
-            slot, token = self._draw_insertion(logits, scores, cells, free, able, uniforms)
+            slot, token = self._draw_insertion(scored, scores, cells, free, able, uniforms)
             free[able, slot] = False
             gap = text.insert(rows[able], cells.column[able, slot], token)
             edits.append(edits_of_step(step, INSERT, rows[able], gap, token))
@@ -195,18 +196,27 @@ class ILMPredictor:
         tokens = self._token_sampling
         return self._sampling == "joint" and tokens.is_filtered and not tokens.is_greedy
 
-    def _scores(self, logits: Tensor, cells: "_Cells") -> Tensor:
-        """Log-weights of slots (rows, slots) or pairs (rows, slots, vocab); -inf where there is no slot."""
+    def _score(self, hidden: Tensor, head: nn.Module) -> "_Scored":
+        """The readout: log-weights of slots (cells,) or pairs (cells, vocab), without a table of logits for
+        slots."""
         if self._draws_pairs:
-            return cells.spread(logits)
-        if self._sampling == "two_stage":
-            return cells.spread(logits.logsumexp(-1))
-        if self._token_sampling.is_greedy:
-            return cells.spread(logits.amax(-1))
-        return cells.spread((logits / self._token_sampling.temperature).logsumexp(-1))
+            scores = suppress_tokens(head(hidden), self._suppressed_ids)
+        else:
+            pieces = logits_in_pieces(hidden, head, self._suppressed_ids)
+            scores = torch.cat([self._slot_scores(logits) for logits in pieces])
+        return _Scored(scores, hidden, head)
+
+    def _slot_scores(self, logits: Tensor) -> Tensor:
+        """(cells,) log-weight of each slot."""
+        if self._sampling == "joint" and self._token_sampling.is_greedy:
+            return logits.amax(-1)
+        if self._sampling == "joint" and self._token_sampling.temperature != 1:
+            logits.div_(self._token_sampling.temperature)
+        highest = logits.amax(-1, keepdim=True)
+        return logits.sub_(highest).exp_().sum(-1).log() + highest.squeeze(-1)
 
     def _draw_insertion(
-        self, logits: Tensor, scores: Tensor, cells: "_Cells", free: Tensor, able: Tensor, uniforms: Tensor
+        self, scored: "_Scored", scores: Tensor, cells: "_Cells", free: Tensor, able: Tensor, uniforms: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One slot, as its number among the row's open slots, and one token for each of the ``able`` rows."""
         if self._draws_pairs:
@@ -215,8 +225,21 @@ class ILMPredictor:
             return pair // scores.shape[2], pair % scores.shape[2]
         free_scores = scores[able].masked_fill(~free[able], -math.inf)
         slot = self._slot_sampling.draw(free_scores, uniforms[:, 0])
-        token = self._token_sampling.draw(logits[cells.first[able] + slot], uniforms[:, 1])
+        hidden = scored.hidden[cells.first[able] + slot]
+        logits = suppress_tokens(scored.head(hidden), self._suppressed_ids)
+        token = self._token_sampling.draw(logits, uniforms[:, 1])
         return slot, token
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The open slots of some rows, read out."""
+
+    scores: Tensor
+    """Log-weights of slots (cells,), or of pairs (cells, vocab)."""
+    hidden: Tensor
+    """(cells, d_model), from which the logits of the slot that is drawn are made once more."""
+    head: nn.Module
 
 
 @dataclass(frozen=True)

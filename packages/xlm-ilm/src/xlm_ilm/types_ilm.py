@@ -10,13 +10,12 @@ token; :mod:`xlm_ilm.datamodule_ilm` has the rule.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlm.modules import TokenScores, TokenTargets, linear_cross_entropy, takes_readout
+from xlm.modules import Readout, takes_readout
 from xlm.modules.records import LossOutput
 
 
@@ -95,34 +94,27 @@ class ILMLossOutput(LossOutput):
     """Sum of P(stop) over the incomplete rows."""
 
 
+T = TypeVar("T")
 ILMNetwork = Callable[..., ILMOutput]
 """What losses and predictors call: the network or what stands for it, such as ``torch.compile(network)``."""
 
 
 def call_model(
     model: ILMNetwork,
+    readout: Readout[T],
     input_ids: Int[Tensor, "rows length"],
     attention_mask: Bool[Tensor, "rows length"],
     position_ids: Int[Tensor, "rows length"] | None = None,
     *,
     positions: Int[Tensor, " cells"],
-) -> ILMOutput:
-    """Call the network as the loss and the predictor do; for the arguments see :meth:`ILM.forward`."""
-    return model(input_ids, attention_mask, position_ids, positions=positions)
+) -> tuple[T, Float[Tensor, "rows classes"]]:
+    """Call the network as the loss and the predictor do; for the arguments see :meth:`ILM.forward`.
 
-
-def score_tokens(
-    model: ILMNetwork,
-    input_ids: Int[Tensor, "rows length"],
-    attention_mask: Bool[Tensor, "rows length"],
-    *,
-    positions: Int[Tensor, " cells"],
-    targets: TokenTargets,
-) -> tuple[TokenScores, Float[Tensor, "rows classes"]]:
-    """Call the network as :func:`call_model` does, but only for -log p of insertions; and stop logits."""
-    readout = partial(linear_cross_entropy, targets=targets)
+    Returns:
+        What the readout makes of the token head at the cells, and stop logits, shape (rows, classes).
+    """
     if takes_readout(model):
-        output: Any = model(input_ids, attention_mask, positions=positions, readout=readout)
+        output: Any = model(input_ids, attention_mask, position_ids, positions=positions, readout=readout)
         return output.token_logits, output.stop_logits
-    output = call_model(model, input_ids, attention_mask, positions=positions)
-    return readout(output.token_logits, nn.Identity()), output.stop_logits
+    logits, stop_logits = model(input_ids, attention_mask, position_ids, positions=positions)
+    return readout(logits, nn.Identity()), stop_logits

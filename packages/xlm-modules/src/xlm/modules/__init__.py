@@ -43,6 +43,7 @@ from xlm.modules.token_head import (
     call_with_readout,
     cross_entropy_of_logits,
     linear_cross_entropy,
+    logits_in_pieces,
     read_tokens,
     takes_readout,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "filter_top_p",
     "fixed_of",
     "linear_cross_entropy",
+    "logits_in_pieces",
     "places_of",
     "read_tokens",
     "require",

@@ -20,7 +20,7 @@ differentiable steps.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from xlm.modules.examples import check_vocabulary
+from xlm.modules.sampling import at_least_float32, suppress_tokens
 
 T = TypeVar("T")
 Readout = Callable[[Float[Tensor, "cells d_model"], nn.Module], T]
@@ -125,6 +126,34 @@ def call_with_readout(model: Callable[..., Any], readout: Readout[T], *arguments
     return readout(model(*arguments, **named), nn.Identity())
 
 
+def logits_in_pieces(
+    hidden: Float[Tensor, "cells d_model"], head: nn.Module, suppressed_ids: Sequence[int] = ()
+) -> Iterator[Float[Tensor, "piece vocab"]]:
+    """The logits of some cells after those of the ones before them, without gradients.
+
+    All pieces share one buffer: what is needed of a piece is taken before the next one is made.
+
+    Args:
+        hidden: Hidden states of the cells, shape (cells, d_model).
+        head: The last layer, d_model to the vocabulary; the identity if ``hidden`` are logits.
+        suppressed_ids: Tokens whose logits are -inf.
+
+    Yields:
+        Logits of consecutive cells, in float32 at least, shape (piece, vocab).
+    """
+    if not _is_linear(head) or _compute_dtype(hidden) != head.weight.dtype:
+        yield suppress_tokens(head(hidden), suppressed_ids)
+        return
+    size = max(_LOGITS_AT_ONCE // head.out_features, 1)
+    table = hidden.new_empty(min(size, len(hidden)), head.out_features)
+    for states in hidden.split(size):
+        logits = torch.mm(states, head.weight.T, out=table[: len(states)])
+        logits = at_least_float32(logits if head.bias is None else logits.add_(head.bias))
+        for token in suppressed_ids:
+            logits.select(1, token).fill_(-math.inf)
+        yield logits
+
+
 def linear_cross_entropy(
     hidden: Float[Tensor, "cells d_model"], head: nn.Module, targets: TokenTargets
 ) -> TokenScores:
@@ -143,10 +172,8 @@ def linear_cross_entropy(
         RuntimeError: In the backward pass, if the gradient is to be differentiated again, or in a second
             backward pass.
     """
-    is_linear = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
-    if not is_linear or _compute_dtype(hidden) == torch.float16:
+    if not _is_linear(head) or _compute_dtype(hidden) == torch.float16:
         return cross_entropy_of_logits(head(hidden), targets)
-    assert isinstance(head, nn.Linear)
     check_vocabulary(targets.token, head.out_features)
     return _in_pieces(hidden, head.weight, head.bias, targets)
 
@@ -348,6 +375,10 @@ def _forbid(logits: Tensor, targets: TokenTargets, rows: slice) -> None:
         logits.select(1, token).fill_(-math.inf)
     for token, column in ends:
         logits.select(1, token).copy_(column)
+
+
+def _is_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
+    return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
