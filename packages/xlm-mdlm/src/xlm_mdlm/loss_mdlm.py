@@ -138,6 +138,7 @@ class _MaskedCells:
     """Whether the most probable token is the right one."""
 
 
+# Copied from xlm_mlm.loss_mlm._check_possible
 def _check_possible(targets: Tensor, log_weights: Tensor) -> None:
     """Refuse masked tokens of probability 0; on a device, the check would force a synchronisation."""
     if targets.device.type != "cpu":

@@ -20,7 +20,7 @@ differentiable steps.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -148,7 +148,7 @@ def logits_in_pieces(
     table = hidden.new_empty(min(size, len(hidden)), head.out_features)
     for states in hidden.split(size):
         logits = torch.mm(states, head.weight.T, out=table[: len(states)])
-        logits = at_least_float32(logits if head.bias is None else logits.add_(head.bias))
+        logits = at_least_float32(_add_bias(logits, head.bias))
         for token in suppressed_ids:
             logits.select(1, token).fill_(-math.inf)
         yield logits
@@ -175,7 +175,7 @@ def linear_cross_entropy(
     if not _is_linear(head) or _compute_dtype(hidden) == torch.float16:
         return cross_entropy_of_logits(head(hidden), targets)
     check_vocabulary(targets.token, head.out_features)
-    return _in_pieces(hidden, head.weight, head.bias, targets)
+    return _uncompiled(hidden, head.weight, head.bias, targets)
 
 
 def cross_entropy_of_logits(logits: Float[Tensor, "cells vocab"], targets: TokenTargets) -> TokenScores:
@@ -199,11 +199,14 @@ def cross_entropy_of_logits(logits: Float[Tensor, "cells vocab"], targets: Token
     return TokenScores(loss=loss, log_probs=log_probs.detach(), best=best, vocab_size=logits.shape[1])
 
 
-@torch.compiler.disable
 def _in_pieces(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: TokenTargets) -> TokenScores:
     differentiates = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     made: Any = _LinearCrossEntropy.apply(hidden, weight, bias, targets, differentiates)
     return TokenScores(*made, vocab_size=len(weight))
+
+
+_uncompiled = cast("Callable[..., TokenScores]", torch.compiler.disable(_in_pieces))
+"""A loop over pieces whose number differs from batch to batch is not for a compiler."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -233,8 +236,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for piece in pieces:
             rows = slice(piece.start, piece.stop)
             logits = torch.mm(states[rows], matrix.T, out=buffer[: len(piece)]).to(wide)
-            if bias is not None:
-                logits += bias
+            logits = _add_bias(logits, bias)
             _forbid(logits, targets, rows)
             if best is not None:
                 best[rows] = logits.argmax(1)
@@ -375,6 +377,11 @@ def _forbid(logits: Tensor, targets: TokenTargets, rows: slice) -> None:
         logits.select(1, token).fill_(-math.inf)
     for token, column in ends:
         logits.select(1, token).copy_(column)
+
+
+def _add_bias(logits: Tensor, bias: Tensor | None) -> Tensor:
+    """Add a bias in place."""
+    return logits if bias is None else logits.add_(bias)
 
 
 def _is_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
