@@ -25,7 +25,6 @@ from typing import Any, NamedTuple, TypeGuard, TypeVar, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from typing_extensions import override
 
 from xlm.modules.examples import check_vocabulary
 from xlm.modules.sampling import at_least_float32, suppress_tokens
@@ -213,7 +212,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Loss, log-probabilities and best tokens; the gradients of the loss are made on the way."""
 
     @staticmethod
-    @override
     def forward(
         ctx: Any,
         hidden: Tensor,
@@ -261,7 +259,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return _weighted_sum(log_probs, targets), log_probs, best
 
     @staticmethod
-    @override
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError(
