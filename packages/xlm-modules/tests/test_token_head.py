@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from xlm.modules import TokenTargets, cross_entropy_of_logits, linear_cross_entropy, token_head
+from xlm.modules import (
+    TokenTargets,
+    cross_entropy_of_logits,
+    linear_cross_entropy,
+    logits_in_pieces,
+    token_head,
+)
 
 CELLS, WIDTH, VOCAB = 13, 5, 11
 BOTH = pytest.mark.parametrize("way", ["in pieces", "of logits"])
@@ -159,6 +165,29 @@ def test_only_the_buffer_and_the_gradients_are_allocated() -> None:
     with Largest():
         linear_cross_entropy(hidden, head, targets).loss.backward()
     assert largest == vocab * 8  # the gradient of the weights; the logits would be 256 * vocab
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_logits_come_in_pieces(dtype: torch.dtype, bias: bool) -> None:
+    hidden, head = made(dtype, bias=bias)
+    pieces = [logits.clone() for logits in logits_in_pieces(hidden, head, [0, 4])]
+    assert [len(logits) for logits in pieces] == [4, 4, 4, 1]
+    expected = head(hidden).to(pieces[0].dtype)
+    expected[:, [0, 4]] = -math.inf
+    assert pieces[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(torch.cat(pieces), expected)
+
+
+@torch.no_grad()
+def test_logits_that_a_network_gave_are_left_as_they_are() -> None:
+    hidden, head = made()
+    table = head(hidden)
+    before = table.clone()
+    [logits] = logits_in_pieces(table, nn.Identity(), [3])
+    assert torch.equal(table, before)
+    assert bool((logits[:, 3] == -math.inf).all())
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "head"])

@@ -146,8 +146,7 @@ def logits_in_pieces(
     size = max(_LOGITS_AT_ONCE // head.out_features, 1)
     table = hidden.new_empty(min(size, len(hidden)), head.out_features)
     for states in hidden.split(size):
-        logits = torch.mm(states, head.weight.T, out=table[: len(states)])
-        logits = at_least_float32(_add_bias(logits, head.bias))
+        logits = at_least_float32(_product(states, head.weight.T, head.bias, table[: len(states)]))
         for token in suppressed_ids:
             logits.select(1, token).fill_(-math.inf)
         yield logits
@@ -234,7 +233,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for piece in pieces:
             rows = slice(piece.start, piece.stop)
             logits = torch.mm(states[rows], matrix.T, out=buffer[: len(piece)]).to(wide)
-            logits = _add_bias(logits, bias)
+            if bias is not None:
+                logits += bias
             _forbid(logits, targets, rows)
             if best is not None:
                 best[rows] = logits.argmax(1)
@@ -376,9 +376,10 @@ def _forbid(logits: Tensor, targets: TokenTargets, rows: slice) -> None:
         logits.select(1, token).copy_(column)
 
 
-def _add_bias(logits: Tensor, bias: Tensor | None) -> Tensor:
-    """Add a bias in place."""
-    return logits if bias is None else logits.add_(bias)
+def _product(states: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    if bias is None:
+        return torch.mm(states, matrix, out=out)
+    return torch.addmm(bias, states, matrix, out=out)
 
 
 def _is_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
