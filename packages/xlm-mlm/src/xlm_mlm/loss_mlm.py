@@ -72,7 +72,7 @@ class MLMLoss:
         row, num_masked = batch["masked_row"], batch["masked"].sum(1)
         # With "rows", the weight of a cell is 1 / masks of its row: rows without masks add nothing.
         by_row = self._normalise == "rows"
-        weight = 1 / num_masked[row].double() if by_row else torch.ones_like(row)
+        weight = 1 / num_masked[row].double() if by_row else torch.ones_like(row, dtype=torch.float64)
         scores = self._masked_cells(model, batch, weight)
         correct = scores.best == batch["target_ids"][row, batch["masked_column"]]
         return MLMLossOutput(
