@@ -40,6 +40,21 @@ def test_times_are_the_same_however_the_stream_is_split():
     assert torch.equal(narrow, together)
 
 
+def test_digits_equal_those_of_exact_integers():
+    """Digit j is bit j of the place, flipped by bit 51 of a d + b, with d the digits before it."""
+    seeds, places, stream = row_seeds(0, 0, torch.arange(64)), torch.arange(64) * 1_234_567, 3
+    expected: list[int] = []
+    for place in places.tolist():
+        digits = 0
+        for bit in range(20):
+            window = torch.tensor([(place >> (bit + 1)) * 20 + bit])
+            factor, summand = (int(u * 2**52) for u in uniform(window, 2, step=0, stream=stream)[0].tolist())
+            digits = 2 * digits + ((place >> bit) & 1 ^ ((factor * digits + summand) >> 51) & 1)
+        expected.append(digits)
+    times = stratified_times(seeds, places, stream=stream)
+    assert (times * 2**20).long().tolist() == expected
+
+
 def test_times_lie_on_the_grid_of_uniform_numbers():
     odd = times_of(torch.arange(10_000)) * 2.0**53
     assert bool((odd == odd.floor()).all())

@@ -18,6 +18,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from xlm.modules import (
     check_examples,
@@ -225,9 +226,9 @@ class _Layout:
             raise ValueError(
                 f"a text holds MASK (mask_id={self.mask_id}), which stands for what is not known"
             )
-        bos_column = torch.tensor([[len(prompt)] for prompt in prompts])
+        bos_column = torch.tensor([len(prompt) for prompt in prompts]).unsqueeze(1)
         # Column of each present token, and of the next present one on its left for an absent token.
-        column = bos_column + present.cumsum(1)
+        column = present.cumsum(1).add_(bos_column)
         size = bos_column + 1 + present.sum(1, keepdim=True)
         width = int(size.max())
         columns = torch.arange(width)
@@ -331,17 +332,17 @@ def _read_targets(examples: Sequence[Example], ids: list[Tensor], max_length: in
     lengths = [len(row) for row in ids]
     check_lengths(lengths, max_length)
     exists = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
-    fixed = [fixed_of(number, *pair) for number, pair in enumerate(zip(examples, lengths, strict=True))]
-    return _Targets(
-        ids=torch.zeros(exists.shape, dtype=torch.int64).masked_scatter(exists, torch.cat(ids)),
-        exists=exists,
-        fixed=torch.zeros_like(exists).masked_scatter(exists, torch.cat(fixed)),
-    )
+    fixed = torch.zeros_like(exists)
+    if any("fixed" in example for example in examples):
+        given = [fixed_of(number, *pair) for number, pair in enumerate(zip(examples, lengths, strict=True))]
+        fixed.masked_scatter_(exists, torch.cat(given))
+    return _Targets(ids=pad_sequence(ids, batch_first=True), exists=exists, fixed=fixed)
 
 
 # Copied from xlm_ilm.datamodule_ilm._open_after
 def _open_after(targets: _Targets) -> Tensor:
     """(rows, target) whether the slot of a target token is open: see the head of this file."""
-    missing_next = torch.zeros_like(targets.missing)
-    missing_next[:, :-1] = targets.missing[:, 1:]
-    return targets.missing | missing_next
+    missing = targets.missing
+    open_after = missing.clone()
+    open_after[:, :-1] |= missing[:, 1:]
+    return open_after

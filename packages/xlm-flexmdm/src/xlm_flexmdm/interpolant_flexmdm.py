@@ -105,6 +105,6 @@ class Interpolant:
         """
         present = insertion_uniforms < self.alpha(t)
         # A level below alpha(0) > 0 is present from time 0 on; its inverse would lie outside [0, 1].
-        insertion_time = 1 - self.insertion.inverse(insertion_uniforms).clamp(0, 1)
-        masked = unmasking_uniforms * (1 - self.beta(insertion_time)) < 1 - self.beta(t)
+        insertion_time = self.insertion.inverse(insertion_uniforms).clamp(0, 1).neg_().add_(1)
+        masked = (1 - self.beta(insertion_time)).mul_(unmasking_uniforms) < 1 - self.beta(t)
         return present, present & masked

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from xlm.modules import check_examples, check_lengths, fixed_of, seeds_of, take_top, uniform
 from xlm.modules.records import Example
@@ -175,12 +176,11 @@ def _read_targets(examples: Sequence[Example], ids: list[Tensor], max_length: in
     lengths = [len(row) for row in ids]
     check_lengths(lengths, max_length)
     exists = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
-    fixed = [fixed_of(number, *pair) for number, pair in enumerate(zip(examples, lengths, strict=True))]
-    return _Targets(
-        ids=torch.zeros(exists.shape, dtype=torch.int64).masked_scatter(exists, torch.cat(ids)),
-        exists=exists,
-        fixed=torch.zeros_like(exists).masked_scatter(exists, torch.cat(fixed)),
-    )
+    fixed = torch.zeros_like(exists)
+    if any("fixed" in example for example in examples):
+        given = [fixed_of(number, *pair) for number, pair in enumerate(zip(examples, lengths, strict=True))]
+        fixed.masked_scatter_(exists, torch.cat(given))
+    return _Targets(ids=pad_sequence(ids, batch_first=True), exists=exists, fixed=fixed)
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,9 @@ class _Layout:
     def pack(self, examples: Sequence[Example], targets: _Targets, kept: Tensor) -> _Rows:
         """Rows of the prompts and the ``kept`` (rows, target) target tokens."""
         prompts = [example.get("prompt_ids", _NO_IDS) for example in examples]
-        bos_column = torch.tensor([[1 + len(prompt)] for prompt in prompts])
+        bos_column = torch.tensor([1 + len(prompt) for prompt in prompts]).unsqueeze(1)
         target_start = bos_column + 1
-        target_column = target_start + kept.cumsum(1) - kept.long()
+        target_column = kept.cumsum(1).sub_(kept.long()).add_(target_start)
         size = target_start + kept.sum(1, keepdim=True)
         width = int(size.max())
 
@@ -222,6 +222,7 @@ class _Layout:
 
 def _open_after(targets: _Targets) -> Tensor:
     """(rows, target) whether the slot of a target token is open: see the head of this file."""
-    missing_next = torch.zeros_like(targets.missing)
-    missing_next[:, :-1] = targets.missing[:, 1:]
-    return targets.missing | missing_next
+    missing = targets.missing
+    open_after = missing.clone()
+    open_after[:, :-1] |= missing[:, 1:]
+    return open_after

@@ -27,7 +27,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from xlm.modules import check_examples, check_lengths, fixed_of, segment_ids_of
 from xlm.modules.records import Example
@@ -100,21 +99,17 @@ class Layout:
         target_start = torch.tensor([len(prompt) + len(bos) for prompt in prompts])
         check_lengths(text_length.tolist(), self.target_length, name="target_length")
 
-        rows = [
-            torch.cat((prompt, bos, target, self._filling(len(target))))
-            for prompt, target in zip(prompts, targets, strict=True)
-        ]
-        end = torch.tensor([len(row) for row in rows]).unsqueeze(1)
-        ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id)
+        fixed_width = self.target_length is not None
+        end = target_start + (text_length if self.target_length is None else self.target_length)
+        ids = self._join(prompts, bos, targets, end.tolist())
+        end = end.unsqueeze(1)
         column = torch.arange(ids.shape[1])
         cells = (column >= target_start.unsqueeze(1)) & (column < end)
         text = cells & (column < (target_start + text_length).unsqueeze(1))
-        given = _given(examples, target_start, ids.shape[1])
+        given = _given(examples, target_start.tolist(), ids.shape[1])
         self._check_tokens(ids, given if only_given else text)
-        right_of_given = given.flip(1).cumsum(1).flip(1) == 0
         last_of_text = column == (target_start + text_length - 1).unsqueeze(1)
         end_is_given = (given & last_of_text).any(1, keepdim=True)
-        fixed_width = self.target_length is not None
         segment_ids = segment_ids_of(examples)
         if segment_ids is not None and (self.bos_id is not None or fixed_width):
             raise ValueError(
@@ -125,24 +120,33 @@ class Layout:
             ids=ids,
             attention_mask=column < end,
             eligible=torch.where(end_is_given, text, cells) & ~given,
-            may_end=cells & right_of_given if fixed_width else torch.zeros_like(cells),
+            may_end=cells & _right_of_last(given) if fixed_width else torch.zeros_like(cells),
             segment_ids=segment_ids,
             target_start=target_start,
             num_tokens=(text & ~given).sum(1),
         )
 
-    def _filling(self, text_length: int) -> Tensor:
-        """EOS and PADs behind a text."""
-        if self.target_length is None:
-            return _NO_IDS
-        filling = torch.full((self.target_length - text_length,), self.pad_id)
-        if self.eos_id is not None:
-            filling[:1] = self.eos_id
-        return filling
+    def _join(
+        self, prompts: Sequence[Tensor], bos: Tensor, targets: Sequence[Tensor], ends: Sequence[int]
+    ) -> Tensor:
+        """(rows, length) ids: prompt, BOS, target, EOS of a fixed width, PAD up to the longest row."""
+        width = max(ends)
+        padding = torch.full((width,), self.pad_id)
+        eos = _NO_IDS if self.target_length is None or self.eos_id is None else torch.tensor([self.eos_id])
+        parts: list[Tensor] = []
+        for prompt, target, end in zip(prompts, targets, ends, strict=True):
+            text = len(prompt) + len(bos) + len(target)
+            # A text that fills its width has no EOS.
+            filling = (eos, padding[: width - text - len(eos)]) if text < end else (padding[: width - text],)
+            parts += (prompt, bos, target, *filling)
+        return torch.cat(parts).view(len(ends), width)
 
     def _check_tokens(self, ids: Tensor, read: Tensor) -> None:
         special = [index for index in (self.mask_id, self.pad_id, self.eos_id) if index is not None]
-        wrong = read & torch.isin(ids, torch.tensor(special))
+        wrong = torch.zeros_like(read)
+        for index in special:
+            wrong |= ids == index
+        wrong &= read
         if wrong.any():
             row, column = wrong.nonzero()[0].tolist()
             raise ValueError(
@@ -152,10 +156,16 @@ class Layout:
             )
 
 
-def _given(examples: Sequence[Example], target_start: Tensor, length: int) -> Tensor:
+def _given(examples: Sequence[Example], target_starts: Sequence[int], length: int) -> Tensor:
     """(rows, length) True at given target tokens."""
     given = torch.zeros(len(examples), length, dtype=torch.bool)
-    for row, example in enumerate(examples):
-        start, size = int(target_start[row]), len(example.get("target_ids", _NO_IDS))
-        given[row, start : start + size] = fixed_of(row, example, size)
+    for row, (example, start) in enumerate(zip(examples, target_starts, strict=True)):
+        if "fixed" in example:
+            size = len(example.get("target_ids", _NO_IDS))
+            given[row, start : start + size] = fixed_of(row, example, size)
     return given
+
+
+def _right_of_last(given: Tensor) -> Tensor:
+    """(rows, length) True right of the last given token of a row; everywhere where none is given."""
+    return given.flip(1).cumsum(1).flip(1) == 0

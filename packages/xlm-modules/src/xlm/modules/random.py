@@ -70,21 +70,29 @@ def uniform(
     state = torch.zeros_like(seeds, dtype=torch.int64)
     for word in (seeds, stream, step):
         state = _absorb(state, word)
-    positions = torch.arange(num, device=seeds.device)
-    words = _absorb(state.unsqueeze(1), positions)
-    return (_shift_right(words, 12).to(torch.float64) + 0.5) * 2.0**-52
+    words = _absorb(state.unsqueeze(1), torch.arange(num, device=seeds.device))
+    words >>= 12
+    words &= 2**52 - 1
+    return words.to(torch.float64).add_(0.5).mul_(2.0**-52)
 
 
 def _absorb(state: Tensor, word: int | Tensor) -> Tensor:
     increment = _signed((word + 1) * _GOLDEN) if isinstance(word, int) else (word.long() + 1) * _GOLDEN
-    return _mix(state + increment)
+    return _mix_(state + increment)
 
 
-def _mix(words: Tensor) -> Tensor:
-    words = (words ^ _shift_right(words, 30)) * _MIX_FIRST
-    words = (words ^ _shift_right(words, 27)) * _MIX_SECOND
-    return words ^ _shift_right(words, 31)
+def _mix_(words: Tensor) -> Tensor:
+    """The finaliser in place: new tables would cost more than the arithmetic."""
+    shifted = torch.empty_like(words)
+    words ^= _shift_right(words, 30, out=shifted)
+    words *= _MIX_FIRST
+    words ^= _shift_right(words, 27, out=shifted)
+    words *= _MIX_SECOND
+    words ^= _shift_right(words, 31, out=shifted)
+    return words
 
 
-def _shift_right(words: Tensor, bits: int) -> Tensor:
-    return (words >> bits) & ((1 << (64 - bits)) - 1)
+def _shift_right(words: Tensor, bits: int, *, out: Tensor) -> Tensor:
+    torch.bitwise_right_shift(words, bits, out=out)
+    out &= 2 ** (64 - bits) - 1
+    return out

@@ -49,10 +49,11 @@ def stratified_times(
     places = places.long()
     factors, summands = _coin_tables(places, stream)
     place_bits = places >> torch.arange(_PLACE_BITS, device=places.device).unsqueeze(1)
+    # The coin of a digit is moved to the sign, where adding the bit of the place flips it.
+    factors, summands = factors << 12, (summands << 12) + (place_bits << 63)
     digits = torch.zeros_like(places)
-    for place_bit, factor, summand in zip(place_bits, factors, summands, strict=True):
-        coin = torch.addcmul(summand, factor, digits) >> 51
-        digits = torch.add((place_bit ^ coin) & 1, digits, alpha=2)
+    for factor, summand in zip(factors.unbind(), summands.unbind(), strict=True):
+        digits = torch.add(torch.addcmul(summand, factor, digits) < 0, digits, alpha=2)
     # Integers, so that no rounding carries a time into the next part.
     cell = (digits << _SEED_BITS) + (drawn * 2.0**_SEED_BITS).long()
     return (cell.to(torch.float64) + 0.5) * 2.0 ** -(_PLACE_BITS + _SEED_BITS)
