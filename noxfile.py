@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,13 @@ def shape_checks(package: str) -> list[str]:
     return ["-o", "pythonpath=tests/shapes", f"--jaxtyping-packages={module},shape_checks.checked"]
 
 
+def side_by_side(*jobs: Callable[[], object]) -> None:
+    """Run jobs that each keep one core busy, two at a time; ends with the first error, if there is one."""
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(job) for job in jobs]:
+            done.result()
+
+
 def test_session(package: str) -> Callable[[nox.Session], None]:
     def test(session: nox.Session) -> None:
         sync(session, "--package", package, *test_groups(package), *test_extras(package))
@@ -158,7 +166,7 @@ def processors(session: nox.Session) -> None:
             environment = (
                 ENVIRONMENT | instructions | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
             )
-            session.run("pytest", "-q", *tests, *session.posargs, env=environment)
+            session.run("pytest", "-q", "-m", "", *tests, *session.posargs, env=environment)
 
 
 @nox.session
@@ -214,28 +222,30 @@ def wheels(session: nox.Session) -> None:
     outside = outside_folder()
     dist = outside / "dist"
     uv(session, "build", "--quiet", "--all-packages", "--wheel", "--out-dir", str(dist))
-    python = make_environment(session, outside / "everything")
-    uv(session, "pip", "install", "--quiet", "--python", python, *wheel_files(dist))
-    with session.chdir(outside):
+
+    def everything() -> None:
+        python = make_environment(session, outside / "everything")
+        uv(session, "pip", "install", "--quiet", "--python", python, *wheel_files(dist))
         xlm = str(Path(python).with_name("xlm"))
         environment = {**ENVIRONMENT, "XLM_CACHE": str(outside / "cache")}
         job = ("job_type=train", "job_name=wheels", "experiment=star_tiny_ilm", "debug=fast")
         session.run(xlm, *job, env=environment, external=True)
         session.run(python, "-c", CHECK_ORIGIN, str(outside), env=ENVIRONMENT, external=True)
 
+    def alone() -> None:
+        python = make_environment(session, outside / "alone")
+        for name in [modules, *families]:
+            built = [str(next(dist.glob(f"{module_of(part)}-*.whl"))) for part in {name, modules}]
+            # What is not declared goes; what stays is compiled already, which is most of the time.
+            uv(session, "pip", "install", "--quiet", "--exact", "--python", python, *built)
+            readme = str(ROOT / "packages" / name / "README.md")
+            check = (python, "-W", "error", "-c", CHECK_STANDALONE, name, readme)
+            session.run(*check, env=ENVIRONMENT, external=True)
+
     modules = "xlm-modules"
     families = [name for name in PACKAGES if (ROOT / "packages" / name / "src" / module_of(name)).is_dir()]
-    for name in [modules, *families]:
-        python = make_environment(session, outside / name)
-        alone = [str(next(dist.glob(f"{module_of(part)}-*.whl"))) for part in {name, modules}]
-        uv(session, "pip", "install", "--quiet", "--python", python, *alone)
-        readme = str(ROOT / "packages" / name / "README.md")
-        with session.chdir(outside):
-            session.run(
-                *(python, "-W", "error", "-c", CHECK_STANDALONE, name, readme),
-                env=ENVIRONMENT,
-                external=True,
-            )
+    with session.chdir(outside):
+        side_by_side(everything, alone)
 
 
 def module_of(package: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .published import Published
+from .published import FEW_STEPS, Published
 from .running import EXPERIMENTS, composed, run_fast
 
 SMALL_NETWORK = ("model.trunk.d_model=32", "model.trunk.num_layers=2", "model.trunk.num_heads=2")
@@ -77,7 +77,8 @@ def test_a_family_trains_evaluates_and_generates(experiment: str, tmp_path: Path
     [name for name in EXPERIMENTS if name.startswith("star_") and not name.startswith("star_tiny_")],
 )
 def test_a_star_experiment_trains(experiment: str, tmp_path: Path, cache: Path) -> None:
-    run_fast(tmp_path, cache, "train", experiment, FEW_ROWS, *SMALL_NETWORK, "trainer.precision=32-true")
+    few = (FEW_ROWS, *FEW_STEPS.get(experiment.rpartition("_")[2], ()), *SMALL_NETWORK)
+    run_fast(tmp_path, cache, "train", experiment, *few, "trainer.precision=32-true")
     assert (tmp_path / "fast" / "predictions.jsonl").exists()
 
 
