@@ -181,6 +181,7 @@ def test_a_state_that_another_implementation_saved_is_taken(
     resumed = copy.deepcopy(network)
     anew = make(resumed)
     anew.load_state_dict(copy.deepcopy(saved))
+    assert anew.param_groups[-1]["fused"] is True
     _train(network, [optimizer], range(2, 4))
     _train(resumed, [anew], range(2, 4))
     for ours, theirs in zip(network.parameters(), resumed.parameters(), strict=True):

@@ -28,6 +28,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 CONFIG = "config.json"
+OWN = "xlm"
+"""Key of ``config.json`` under which XLM keeps what is no argument of the network."""
+FORMAT_VERSION = 2
+"""Latest version of ``config.json`` that is read."""
 LARGEST = 2**18
 """Bytes of ``config.json``."""
 DEEPEST = 32
@@ -234,7 +238,8 @@ def check_config(file: Path) -> None:
     """See that a ``config.json``, where there is one, holds the arguments of a network.
 
     Raises:
-        ValueError: If it is too large or too deep, is no JSON in UTF-8, or holds something else.
+        ValueError: If it is too large or too deep, is no JSON in UTF-8, holds something else, or is of a
+            later version.
     """
     if not file.is_file():
         return
@@ -249,6 +254,13 @@ def check_config(file: Path) -> None:
         raise ValueError(f"{file} cannot be used: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{file} cannot be used: it holds a {type(found).__name__}, not arguments by name")
+    own = cast("dict[str, object]", found).get(OWN)
+    version = cast("dict[str, object]", own).get("format_version") if isinstance(own, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ValueError(
+            f"{file} has format version {version}, this xlm-modules reads up to {FORMAT_VERSION}. "
+            "Update xlm-modules."
+        )
 
 
 def _integer(digits: str) -> int:

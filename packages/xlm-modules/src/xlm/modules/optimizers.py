@@ -47,6 +47,10 @@ class FusedAdamW(AdamW):
         super().__init__(named, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
         self._step_supports_amp_scaling = False
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, also one of torch's AdamW; whether the step is fused stays as it is here."""
+        super().load_state_dict(_with_fusing_of(self, state_dict))
+
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon for the matrices inside the network, AdamW for everything else.
@@ -99,6 +103,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
         muon = {"params": inside, "lr": lr, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__([muon, *self._adamw.param_groups], {})
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, also one of torch's Muon and AdamW; whether AdamW is fused stays as it is here."""
+        super().load_state_dict(_with_fusing_of(self, state_dict))
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -133,6 +141,15 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for parameter, direction in zip(parameters, orthogonalise(updates), strict=True):
             parameter.mul_(1 - lr * group["weight_decay"])
             parameter.add_(direction, alpha=-lr * 0.2 * max(parameter.shape) ** 0.5)
+
+
+def _with_fusing_of(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state whose groups are fused as those of ``optimizer``, which the kernel's step counts depend on."""
+    groups = [
+        {**saved, "fused": own["fused"]} if "fused" in own else saved
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=False)
+    ]
+    return {**state, "param_groups": [*groups, *state["param_groups"][len(groups) :]]}
 
 
 def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:

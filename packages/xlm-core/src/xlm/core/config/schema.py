@@ -14,9 +14,6 @@ from xlm.core.config.names import Name
 from xlm.core.config.near import did_you_mean
 from xlm.core.config.validation import validated
 
-FORMAT_VERSION = 1
-"""Version of the config's layout; a config of another version is refused."""
-
 Stage = Literal["train", "val", "test"]
 Column = Literal["prompt_ids", "target_ids", "fixed"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true"]
@@ -259,8 +256,8 @@ class HubSettings(Settings):
 class RunSettings(Settings):
     """The whole config of a job."""
 
-    format_version: Literal[1]
-    """Version of the config's layout."""
+    format_version: Literal[2]
+    """Version of the config's layout (`xlm.core.config.format`)."""
     job_type: Text
     """What to do: the name of a job that an installed package brings (`xlm --help` lists them)."""
     job_name: Name

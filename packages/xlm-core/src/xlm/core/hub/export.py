@@ -15,10 +15,11 @@ from torch import nn
 from xlm.core.config.build import make
 from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
+from xlm.core.config.format import FORMAT_VERSION
 from xlm.core.config.integrity import describe_files
 from xlm.core.config.recorded import CONFIG as CONFIG_OF_RUN
 from xlm.core.config.recorded import read_config
-from xlm.core.config.schema import FORMAT_VERSION, validate
+from xlm.core.config.schema import validate
 from xlm.core.config.secrets import hide
 from xlm.core.evaluation import report
 from xlm.core.hub import source

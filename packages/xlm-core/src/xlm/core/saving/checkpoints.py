@@ -20,12 +20,12 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from typing_extensions import override
 
 from xlm.core.config.errors import XLMError
+from xlm.core.config.format import FORMAT_VERSION
 from xlm.core.config.integrity import damaged_files, describe_files, read_record
 from xlm.core.saving import sharded_files
 
-FORMAT_VERSION = 1
-"""Version of what a checkpoint of training holds; one of a later version is refused."""
 FORMAT_KEY = "xlm_format_version"
+"""Key of a checkpoint's version; one of a later version is refused. Version 1 holds the same as version 2."""
 LAST = "last.ckpt"
 """The checkpoint that training normally resumes from."""
 PREVIOUS = "previous.ckpt"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
+from xlm.core.config.format import FORMAT_VERSION, KEY, check_version
 from xlm.core.config.integrity import damaged_files, parse_record
 from xlm.core.config.texts import read_json
 from xlm.core.saving.checkpoints import NO_CHECKSUMS
@@ -143,7 +144,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a folder, empty if there is none.
 
     Raises:
-        XLMError: When it is not JSON, or no mapping.
+        XLMError: When it is not JSON, or no mapping, or of a later version.
     """
     file = folder / CONFIG
     if not file.is_file():
@@ -151,10 +152,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     content = read_json(file, str(file))
     if not isinstance(content, dict):
         raise XLMError(f"{file} holds a {type(content).__name__}, not the arguments of a network by name")
-    return cast("dict[str, Any]", content)
+    config = cast("dict[str, Any]", content)
+    check_version(_own(config).get(KEY, FORMAT_VERSION), str(file))
+    return config
 
 
 def read_own(folder: Path) -> dict[str, Any]:
     """What XLM has written into ``config.json`` of a folder beside the network's arguments."""
-    own = read_config(folder).get(OWN)
+    return _own(read_config(folder))
+
+
+def _own(config: Mapping[str, Any]) -> dict[str, Any]:
+    own = config.get(OWN)
     return cast("dict[str, Any]", own) if isinstance(own, dict) else {}

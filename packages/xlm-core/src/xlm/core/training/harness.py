@@ -15,12 +15,13 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT, OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import override
 
+from xlm.core.config.format import FORMAT_VERSION
 from xlm.core.config.schema import LoaderSettings, Stage
 from xlm.core.data import LoadedBatch
 from xlm.core.evaluation.evaluation import Evaluation
 from xlm.core.evaluation.slots import Slots
 from xlm.core.saving import resume
-from xlm.core.saving.checkpoints import FORMAT_KEY, FORMAT_VERSION
+from xlm.core.saving.checkpoints import FORMAT_KEY
 from xlm.core.saving.sharded_state import is_sharded, put_whole_state, whole
 from xlm.core.training.fork import Fork
 from xlm.core.training.interruption import InterruptedTrainingError, Interruption

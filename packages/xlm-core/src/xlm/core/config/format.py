@@ -1,0 +1,223 @@
+"""The versions of what XLM writes, and the table that translates version 1.
+
+Version 2 differs from version 1 in names and places only: classes of the core moved, the noise schedule and
+the arguments that all collators share became nodes of their own, and a network became a trunk and its heads.
+What version 1 wrote is read in the words of version 2, so nothing else has to know of it.
+
+The table is closed. It names classes of families because old files do; later families have no place in it.
+"""
+
+import copy
+import re
+from typing import Any, cast
+
+from xlm.core.config.errors import XLMError
+
+FORMAT_VERSION = 2
+"""Version of configs, checkpoints and exported folders that are written."""
+KEY = "format_version"
+TARGET = "_target_"
+
+RENAMED = {
+    **{
+        f"xlm.core.callbacks.{name}": f"xlm.core.training.callbacks.{name}"
+        for name in (
+            "EMA", "GradientNorm", "LastCheckpoint", "Samples", "Throughput", "TrainingProgress",
+            "ValidationReport",
+        )
+    },
+    "xlm.core.lr_schedules.WarmupSchedule": "xlm.core.training.lr_schedules.WarmupSchedule",
+    "xlm.core.optimizers.MuonWithAdamW": "xlm.modules.MuonWithAdamW",
+    "xlm.core.sharding.FSDP2": "xlm.core.training.sharding.FSDP2",
+}  # fmt: skip
+"""Classes by their names in version 1."""
+
+ADAMW = {
+    "torch.optim.AdamW": (
+        "xlm.modules.FusedAdamW",
+        {TARGET, "_partial_", "lr", "betas", "eps", "weight_decay"},
+    )
+}
+"""What ``optimizer=adamw`` made in version 1, what it makes now, and the arguments of both. A node with other
+arguments was the user's choice and stays."""
+
+NEW = {"from": None, "noise": None}
+"""Keys that version 1 did not have."""
+
+ADDED = {
+    "xlm_mlm.MLMCollator": {"schedule": "${noise}"},
+    "xlm_flexmdm.FlexMDMLoss": {"mask_id": "${vocab.mask_id}"},
+}
+"""Arguments that the class has in every config of version 2."""
+
+NOISE = {
+    "xlm_mdlm.MDLMPredictor": ("schedule",),
+    "xlm_flexmdm.FlexMDMPredictor": ("interpolant.insertion", "interpolant.unmasking"),
+}
+"""Where a predictor held its noise schedules in version 1. In version 2 the first is ``noise``, and others
+that are equal refer to it."""
+
+SHARED = {
+    "xlm_arlm": ("pad_id", "bos_id", "eos_id", "max_length"),
+    "xlm_mlm": ("pad_id", "mask_id", "bos_id", "eos_id", "target_length"),
+    "xlm_mdlm": ("pad_id", "mask_id", "bos_id", "eos_id", "target_length"),
+    "xlm_ilm": ("pad_id", "cls_id", "bos_id", "max_length"),
+    "xlm_flexmdm": ("pad_id", "mask_id", "bos_id", "max_length"),
+}
+"""Arguments of a family's collators that are written once, in ``datamodule.collator``, in version 2."""
+
+SIZES = (
+    "d_model", "num_layers", "num_heads", "d_condition", "d_ff", "dropout", "activation", "rotary_dim",
+)  # fmt: skip
+"""Arguments of a network in version 1 that are those of its trunk in version 2."""
+ROTARY = {TARGET: "xlm.modules.RotaryTransformer"}
+DIT = {TARGET: "xlm.modules.DiT", "d_condition": 128}
+EMBEDDING = {
+    TARGET: "xlm.modules.TimestepEmbedding",
+    "d_condition": "${oc.select:model.trunk.d_condition,128}",
+}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "xlm_arlm.ARLM": {"trunk": {**ROTARY, "causal": True}},
+    "xlm_mlm.MLM": {"trunk": ROTARY},
+    "xlm_mdlm.MDLMRotary": {"trunk": ROTARY},
+    "xlm_mdlm.MDLMDiT": {"noise_embedding": EMBEDDING, "trunk": DIT},
+    "xlm_ilm.ILM": {"trunk": ROTARY, "d_ff": "${oc.select:model.trunk.d_ff,null}"},
+    "xlm_flexmdm.FlexMDM": {"time_embedding": EMBEDDING, "trunk": DIT},
+}
+"""Arguments of a network in version 2 in place of the sizes; a size only where the network had it."""
+
+REFERENCE = re.compile(r"(\$\{(?:oc\.select:)?)([\w.]+)")
+
+
+def check_version(version: object, name: str) -> None:
+    """See that a file is of a version that is read here.
+
+    Args:
+        version: What stands there.
+        name: What the user calls the file, for messages.
+
+    Raises:
+        XLMError: When it is none, or a later one.
+    """
+    if type(version) is not int or version < 1:
+        raise XLMError(f"{name}: its {KEY} is {version!r}, not a number from 1 to {FORMAT_VERSION}")
+    if version > FORMAT_VERSION:
+        raise XLMError(
+            f"{name} has format version {version}, this xlm-core reads up to {FORMAT_VERSION}. "
+            "Update xlm-core."
+        )
+
+
+def current(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A config that an earlier job has written, as this version writes it.
+
+    Args:
+        config: Plain values, of any version; without one it is of this version. It is left as it is.
+        name: What the user calls the file, for messages.
+
+    Raises:
+        XLMError: When it is of a later version.
+    """
+    version = config.get(KEY, FORMAT_VERSION)
+    check_version(version, name)
+    if version == FORMAT_VERSION:
+        return config
+    new: dict[str, Any] = {**NEW, **copy.deepcopy(config), KEY: FORMAT_VERSION}
+    _rename(new)
+    _share_arguments(new)
+    # References are rewritten last: to where a node stands now.
+    return cast("dict[str, Any]", _refer(new, {**_move_noise(new), **_move_sizes(new)}))
+
+
+def _rename(node: object) -> None:
+    """Give every class its present name and the arguments that it has everywhere."""
+    if isinstance(node, list):
+        for value in cast("list[object]", node):
+            _rename(value)
+    elif isinstance(node, dict):
+        content = cast("dict[str, Any]", node)
+        target = content.get(TARGET)
+        if isinstance(target, str):
+            fused, arguments = ADAMW.get(target, (target, set[str]()))
+            content[TARGET] = fused if content.keys() <= arguments else RENAMED.get(target, target)
+            for key, value in ADDED.get(target, {}).items():
+                content.setdefault(key, value)
+        for value in content.values():
+            _rename(value)
+
+
+def _share_arguments(config: dict[str, Any]) -> None:
+    """Write the arguments in which all collators agree once."""
+    data = _mapping(config, "datamodule")
+    collators = [
+        collator
+        for stage in ("train", "val", "test")
+        for loader in _mapping(data, stage).values()
+        if isinstance(loader, dict) and (collator := _mapping(cast("dict[str, Any]", loader), "collator"))
+    ]
+    families = {str(collator.get(TARGET)).partition(".")[0] for collator in collators}
+    if "collator" in data or len(families) != 1:
+        return
+    shared: dict[str, Any] = {}
+    for key in SHARED.get(families.pop(), ()):
+        given = [collator for collator in collators if key in collator]
+        if given and all(collator[key] == given[0][key] for collator in given):
+            shared[key] = given[0][key]
+            for collator in given:
+                collator[key] = f"${{datamodule.collator.{key}}}"
+    if shared:
+        data["collator"] = shared
+
+
+def _move_noise(config: dict[str, Any]) -> dict[str, str]:
+    """Make the noise schedule of the predictor a node of its own; tells where what stands now."""
+    predictor = _mapping(config, "predictor")
+    moved: dict[str, str] = {}
+    for key in NOISE.get(str(predictor.get(TARGET)), ()):
+        *above, name = key.split(".")
+        holder = _mapping(predictor, *above)
+        node = _mapping(holder, name)
+        if node and config["noise"] in (None, node):
+            config["noise"], holder[name] = node, "${noise}"
+            moved[f"predictor.{key}"] = "noise"
+    return moved
+
+
+def _move_sizes(config: dict[str, Any]) -> dict[str, str]:
+    """Make the sizes of the network those of its trunk; tells where what stands now."""
+    model = _mapping(config, "model")
+    added = copy.deepcopy(NETWORKS.get(str(model.get(TARGET)), {}))
+    if not added or "trunk" in model:
+        return {}
+    sizes = {key: model.pop(key) for key in SIZES if key in model}
+    added = {key: value for key, value in added.items() if key not in SIZES or key in sizes}
+    first = {key: model.pop(key) for key in (TARGET, "vocab_size") if key in model}
+    trunk = {**added["trunk"], "vocab_size": first.get("vocab_size"), **sizes}
+    # Weights are drawn in the order of the keys.
+    config["model"] = {**first, **added, "trunk": trunk, **model}
+    return {f"model.{key}": f"model.trunk.{key}" for key in sizes}
+
+
+def _refer(node: object, moved: dict[str, str]) -> object:
+    """``node`` with its references to keys that have moved."""
+
+    def place(match: re.Match[str]) -> str:
+        names = match[2].split(".")
+        for cut in range(len(names), 0, -1):
+            if (now := moved.get(".".join(names[:cut]))) is not None:
+                return match[1] + ".".join([now, *names[cut:]])
+        return match[0]
+
+    if isinstance(node, dict):
+        return {key: _refer(value, moved) for key, value in cast("dict[str, object]", node).items()}
+    if isinstance(node, list):
+        return [_refer(value, moved) for value in cast("list[object]", node)]
+    return REFERENCE.sub(place, node) if isinstance(node, str) else node
+
+
+def _mapping(node: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The mapping below ``keys``, an empty one where there is none."""
+    for key in keys:
+        value: object = node.get(key)
+        node = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    return node
