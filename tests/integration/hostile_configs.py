@@ -171,6 +171,7 @@ def attack_place(draw: random.Random, config: Config, folder: Path) -> None:
          "https://evil.example/x", "s3://x/y", "simplecache::https://evil.example", "\\\\host\\x", "link/x"]
     )  # fmt: skip
     node, key = pick(draw, config, leaves=draw.random() < 0.3)
+    node = config["model"] if node is config else node  # new keys beside it are not taken over
     others: list[Any] = ["path", "data_files", "folder", "vocabulary", "saved"]
     chosen = draw.choice([key] if isinstance(node, list) else [key, *others])
     put((node, "saved" if chosen == "monitor" else chosen), place)  # the name of a metric is no place
