@@ -1,9 +1,9 @@
-"""What the training collators cost: CPU time of a batch on one core, and its size.
+"""CPU time of the training collators per batch on one core, and the size of a batch.
 
     uv run python benchmarks/collators.py
 
-A data loader's worker does nothing else than this for each batch, and ships what comes out of it to the
-training process. Needs torch and the families only.
+This is the whole work of a data loader's worker, which sends the batch to the training process. Needs torch
+and the families only.
 """
 
 import statistics

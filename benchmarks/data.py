@@ -38,7 +38,7 @@ console = Console()
 BLOCK, BATCH, END = 1024, 32, 50256
 WORDS_OF_A_DOCUMENT = 500
 LOADED = 200
-"""Batches for which each loader is timed, the start of its worker included."""
+"""Number of batches for which each loader is timed, including the start of its worker."""
 SLOT = {"_target_": "benchmarks.data"}
 
 
@@ -83,7 +83,7 @@ def plays(split: str) -> Iterator[dict[str, str]]:
 
 
 def endless_plays(split: str) -> Iterator[dict[str, str]]:
-    """The plays again and again: a stream that no memory holds."""
+    """The plays repeated endlessly: a stream larger than memory."""
     while True:
         yield from plays(split)
 
@@ -94,7 +94,7 @@ def text_of(row: Any, tokenizer: Any) -> dict[str, str]:
 
 
 def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds of this process and of those that it started and that have ended."""
+    """CPU seconds of this process and of its finished children."""
 
     def now() -> float:
         times = os.times()
@@ -154,10 +154,10 @@ def measure_preparation(folder: Path) -> PreparedTask:
 
 
 def measure_loaders(prepared: PreparedTask) -> None:
-    """What one worker delivers with the training collator of each family, and with the cheapest one.
+    """Throughput of one worker with the training collator of each family, and with the cheapest one.
 
-    Printed are CPU milliseconds of the two processes for a batch, and batches a second: of the clock, and as
-    they would be if each process had a core of its own.
+    Prints CPU milliseconds of the two processes per batch, and batches per second: in wall time, and as they
+    would be with one core per process.
     """
     special = {"pad_id": END + 1, "mask_id": END + 2, "bos_id": END + 3, "cls_id": END + 4}
     for name, collate in {"stack": stack, **training_collators(**special)}.items():
@@ -183,7 +183,7 @@ def measure_loaders(prepared: PreparedTask) -> None:
 
 
 def stream_memory(batches: int, connection: Any) -> None:
-    """Peak memory of a process that streams so many batches."""
+    """Peak memory of a process that streams this many batches."""
     datasets.disable_progress_bars()
     task = task_settings(streaming=True)
     parts = TaskParts(source=endless_plays, preprocess=text_of, tokenizer=GPT2Tokenizer())
@@ -236,7 +236,7 @@ def measure_long_documents() -> None:
 
 
 def in_a_process(work: Callable[[int, Any], None], argument: int) -> Any:
-    """What the function sends from a fresh process, whose peak of memory is its own."""
+    """Run the function in a fresh process, to measure its own peak memory."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(argument, theirs))

@@ -1,15 +1,15 @@
-"""What the families do on a GPU, in one command of at most 8 minutes.
+"""Benchmarks of the families on a GPU, in one command of at most 8 minutes.
 
     python benchmarks/gpu.py --out FOLDER            # needs torch and the families, for its jobs xlm-core
-    python benchmarks/gpu.py --out FOLDER --small    # the same on a CPU, with tiny networks: does it run?
+    python benchmarks/gpu.py --out FOLDER --small    # a test on a CPU with tiny networks
 
-Width 768, 12 blocks, rows of 1024 tokens, a vocabulary of 50,257. Written as soon as it is known: every
-result as a line of FOLDER/gpu.jsonl, all of them as tables in FOLDER/gpu.md. A part that fails or runs out of
-its time is a row that says so.
+Width 768, 12 blocks, rows of 1024 tokens, a vocabulary of 50,257. Results are written as
+soon as they are available: as lines of FOLDER/gpu.jsonl, and as tables in FOLDER/gpu.md. A part that fails or
+exceeds its time is a row with the error.
 
 The parts, each a process of its own: the device's rates; each family's training steps and generation; the
 same steps compiled; and jobs of `xlm` (resumed, with FSDP2, in 16-mixed), which are not timed and run while
-networks compile. Processes get ready side by side, and then measure one after the other.
+networks compile. Processes prepare in parallel, and then measure one after the other.
 """
 
 import argparse
@@ -36,12 +36,12 @@ READY_SECONDS = {"device": 120.0, "plain": 120.0, "compiled": 240.0}
 TURN_SECONDS = {"device": 30.0, "plain": 60.0, "compiled": 75.0}
 JOBS_SECONDS = 150.0
 SMALL_PATIENCE = 10.0
-"""How much longer the limits are for --small: a CPU may have other work."""
+"""Factor of the time limits for --small, since a CPU may be shared."""
 
 
 @dataclass
 class Results:
-    """What is known so far, also in files."""
+    """The results so far, also in files."""
 
     folder: Path
     found: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -84,7 +84,7 @@ class Part:
         self.lines.put(None)
 
     def follow(self, seconds: float, tell: Callable[[dict[str, Any]], None]) -> bool:
-        """Pass on results until the part is ready (True) or at its end (False); stop it when time is up."""
+        """Report results until the part is ready (True) or ends (False); stop it at the time limit."""
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -106,7 +106,7 @@ class Part:
     def measure(self, seconds: float, tell: Callable[[dict[str, Any]], None]) -> None:
         """Let a part that is ready measure."""
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended meanwhile, which follow() finds
+        with suppress(BrokenPipeError):  # the process has ended, which follow() reports
             self.process.stdin.write("go\n")
             self.process.stdin.flush()
         self.follow(seconds, tell)

@@ -1,4 +1,4 @@
-"""What a training step must compute, counted, and what the device can: both ends of the share of its peak."""
+"""Operations of a training step and peak rates of the device, for the fraction of its peak."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ def training_flops(family: str, model: nn.Module, batch: Mapping[str, Any]) -> f
 
     6 for each weight of a block and real token, 12 d L^2 for the attention of a block and a row of L tokens
     (half of it in a causal network, which needs no more), 6 d V for each cell whose logits are needed.
-    Nothing that is computed twice counts twice; padding counts nothing.
+    Recomputation and padding are not counted.
     """
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     lengths = torch.full((len(ids),), ids.shape[1]) if mask is None else mask.sum(1).cpu()
@@ -39,7 +39,7 @@ def training_flops(family: str, model: nn.Module, batch: Mapping[str, Any]) -> f
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Mean seconds of one repeat; the device has finished all before and after."""
+    """Mean seconds of one repeat, with synchronisations before and after."""
     wait(device)
     start = time.perf_counter()
     for _ in range(repeats):
@@ -49,7 +49,7 @@ def seconds_of(work: Callable[[], object], device: torch.device, repeats: int) -
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done everything."""
+    """Synchronise with the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -73,7 +73,7 @@ def copy_bytes(device: torch.device, megabytes: int) -> float:
 
 
 def attention_kernels(work: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """Names of the kernels that attend, and the five kernels that take most time, of one piece of work."""
+    """Names of the attention kernels, and the five slowest kernels, of a function."""
     from torch.profiler import ProfilerActivity, profile
 
     cuda = device.type == "cuda"
@@ -102,6 +102,6 @@ def shorten(name: str) -> str:
 
 
 def gradient_norm(model: nn.Module) -> float:
-    """Norm of all gradients together."""
+    """Total gradient norm."""
     gradients: list[Tensor] = [p.grad for p in model.parameters() if p.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))

@@ -1,4 +1,4 @@
-"""The five families with everything that a plain loop needs, for the benchmarks on a GPU: no harness."""
+"""The five families with all parts of a plain loop, without the harness, for the GPU benchmarks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from xlm_mlm import MLM, MLMCollator, MLMLoss, MLMPredictor, MLMPromptCollator
 
 NAMES = ("arlm", "mlm", "ilm", "mdlm", "flexmdm")
 PAD, CLS, MASK, EOS, BOS, FIRST = 0, 1, 2, 3, 4, 7
-"""Special ids, those of NumberTokenizer; ids below FIRST never stand in a text."""
+"""Special ids, those of NumberTokenizer; ids below FIRST never occur in a text."""
 SPECIAL = list(range(FIRST))
 
 
@@ -63,7 +63,7 @@ class Parts:
 
 
 def text_parts(family: str, size: Size, max_length: int) -> Parts:
-    """A family as its experiments on long texts have it: every row is one text of ``max_length`` tokens."""
+    """A family with the settings of its experiments on long texts, with ``max_length`` tokens per row."""
     ids: dict[str, Any] = {"pad_id": PAD, "mask_id": MASK, "bos_id": None, "eos_id": None}
     cells: dict[str, Any] = {"mask_id": MASK, "pad_id": PAD, "eos_id": None, "suppressed_ids": SPECIAL}
     if family == "arlm":
@@ -94,7 +94,7 @@ def text_parts(family: str, size: Size, max_length: int) -> Parts:
 
 
 def path_parts(family: str, size: Size, max_length: int) -> Parts:
-    """A family as it learns the paths of star graphs soonest; texts have up to ``max_length`` tokens."""
+    """A family with its best settings for star graphs; texts have up to ``max_length`` tokens."""
     ids: dict[str, Any] = {"pad_id": PAD, "mask_id": MASK, "bos_id": BOS, "eos_id": EOS}
     cells: dict[str, Any] = {"mask_id": MASK, "pad_id": PAD, "eos_id": EOS, "suppressed_ids": SPECIAL}
     if family == "arlm":
@@ -187,7 +187,7 @@ def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def mean_loss(parts: Parts, network: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """The loss that an optimizer step takes the gradient of."""
+    """The loss of an optimizer step."""
     output = parts.loss(network, batch)
     loss: Tensor = output.loss_sum / output.loss_count.clamp(min=1)
     return loss

@@ -27,7 +27,7 @@ COMMON = (
     "callbacks.progress=null",
 )
 RUNS: dict[str, tuple[str, ...]] = {
-    "undisturbed": (),
+    "uninterrupted": (),
     "again": (),
     "interrupted": (),
     "fsdp2": ("+trainer/strategy=fsdp2",),
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """Where it stops and goes on."""
+        """Path of its last checkpoint."""
         return self.folder / "checkpoints" / "last.ckpt"
 
     def curve(self) -> dict[int, float]:
@@ -84,18 +84,18 @@ class Run:
         return state
 
     def last_words(self) -> str:
-        """The line that says what went wrong."""
+        """The last line of its log."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return f"exit code {self.process.returncode}: {lines[-1] if lines else 'no output'}"[:400]
 
 
 def tell(job: str, result: str) -> None:
-    """Write down what a job gave."""
+    """Report the result of a job."""
     print(json.dumps({"what": "job", "job": job, "result": result}), flush=True)
 
 
 def tell_error(job: str, error: str) -> None:
-    """Write down what went wrong."""
+    """Report an error."""
     print(json.dumps({"what": f"job: {job}", "error": error}), flush=True)
 
 
@@ -128,19 +128,19 @@ def interrupt(run: Run, deadline: float) -> int | None:
 
 
 def compare(runs: dict[str, Run], stopped: int | None, steps: int) -> None:
-    """Say what the runs that came to their end show."""
+    """Report the comparison of the finished runs."""
     good = {name for name, run in runs.items() if run.process.returncode == 0}
     for name in sorted(set(runs) - good):
         tell_error(name, runs[name].last_words())
-    if "undisturbed" not in good:
+    if "uninterrupted" not in good:
         return
-    first = runs["undisturbed"]
+    first = runs["uninterrupted"]
     reference = first.curve()
     if {"interrupted", "again"} <= good and stopped is not None:
         tell(
             "resumed",
             f"stopped at step {stopped} of {steps} and resumed; largest difference of a weight at the end "
-            f"{apart(first, runs['interrupted']):.1e}, of two undisturbed runs "
+            f"{apart(first, runs['interrupted']):.1e}, of two uninterrupted runs "
             f"{apart(first, runs['again']):.1e}",
         )
     for name in ("fsdp2", "16-mixed", "bf16-mixed"):
@@ -168,7 +168,7 @@ def main() -> None:
         f"trainer.accelerator={'cpu' if options.small else 'gpu'}",
         "trainer.devices=1",
     )
-    names = ("undisturbed", "again", "interrupted", "fsdp2") if options.small else tuple(RUNS)
+    names = ("uninterrupted", "again", "interrupted", "fsdp2") if options.small else tuple(RUNS)
     with tempfile.TemporaryDirectory() as folder:
         runs: dict[str, Run] = {}
         try:

@@ -1,8 +1,7 @@
 """The parts of gpu.py that run in a process of their own: one part of one family.
 
-A part first gets ready (imports, the network, a small comparison, compiling), says so, and waits for its
-turn; what it then measures has the device alone. Each result is one line of JSON on stdout as soon as it is
-known.
+A part prepares (imports, the network, a small comparison, compiling), reports that it is ready, and waits for
+its turn; it then measures alone on the device. Each result is one line of JSON on stdout.
 """
 
 import argparse
@@ -35,12 +34,12 @@ WARM_UP, TIMED, BATCHES = 3, 10, 4
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is."""
+    """Sizes of networks and batches."""
 
     size: Size
     length: int
     rows: int
-    """Of a training batch; halved while the memory does not suffice."""
+    """Rows of a training batch; halved until they fit into memory."""
     matmul: int
     new_tokens: int
     generated_rows: int
@@ -48,17 +47,17 @@ class Scale:
 
 LARGE = Scale(Size(768, 12, 12, 50257, dropout=0.1), 1024, 32, 8192, 128, 8)
 SMALL = Scale(Size(32, 2, 2, 97, dropout=0.1), 24, 4, 64, 6, 2)
-"""For a CPU: does it run at all?"""
+"""Sizes for a test on a CPU."""
 
 Tell = Callable[[dict[str, Any]], None]
 
 
 @contextmanager
 def told(tell: Tell, what: str) -> Iterator[None]:
-    """Report an error as the result of ``what``, and go on with the next thing."""
+    """Report an error as the result of ``what``, and continue."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001  # the table shows it; the other figures are wanted all the same
+    except Exception as error:  # noqa: BLE001  # the table shows it; the other results are still measured
         traceback.print_exc()
         frames = [
             f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
@@ -84,7 +83,7 @@ def device_figures(scale: Scale, device: torch.device, tell: Tell) -> None:
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 as Lightning's bf16-mixed has it."""
+    """bfloat16 as in Lightning's bf16-mixed."""
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
@@ -160,7 +159,7 @@ def train(
     tell: Tell,
     compiled: bool,
 ) -> Trained:
-    """Time training steps; halve the rows while the memory does not suffice."""
+    """Time training steps; halve the rows until they fit into memory."""
     parts.model.train()
     rows = scale.rows
     while True:
@@ -208,7 +207,7 @@ def timed(family: str, trained: Trained, tokens: int, tell: Tell, compiled: bool
 
 
 def look_for_waits(family: str, trained: Trained, tell: Tell) -> None:
-    """One step in which every wait of the host for the device is an error."""
+    """One step in which every synchronisation with the device is an error."""
     if trained.device.type != "cuda":
         return
     torch.cuda.set_sync_debug_mode("error")
@@ -252,7 +251,7 @@ def generate(family: str, scale: Scale, parts: Parts, device: torch.device, tell
 
 
 class AnyShape(nn.Module):
-    """A compiled network whose rows, columns and cells may be of any number, so that it is compiled once."""
+    """A network compiled once for any number of rows, columns and cells."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

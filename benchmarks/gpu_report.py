@@ -1,4 +1,4 @@
-"""Markdown tables of what gpu.py found."""
+"""Markdown tables of the results of gpu.py."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ def report(found: Sequence[Row]) -> str:
         ("Failed", "", {"what": _plain("what"), "error": _error}),
         ("Training", "training", _training(peak)),
         ("Loss and gradient beside the CPU's float32", "equal to the CPU", _EQUAL),
-        ("The host waits for the device in a step", "waits in a step", _WAITS),
+        ("Synchronisations with the device in a step", "waits in a step", _WAITS),
         ("Kernels", "kernels", _KERNELS),
         ("Compiling", "compiling", {"family": _plain("family"), "seconds": lambda r: f"{r['seconds']:.0f}"}),
         ("Generation, untrained networks", "generation", _GENERATION),

@@ -2,12 +2,12 @@
 
     python benchmarks/gpu_star.py --minutes 5 --out FOLDER --checkpoints OTHER
 
-Bare loops over graphs that are made as they are needed, in worker processes; those of the validation and the
-test of the tasks are left out. Several trainings share the GPU, since small networks leave most of it idle.
-They begin in the order of ORDER, each for its share of the time or until it makes no more mistakes. Another
-visit with the same folder of checkpoints goes on (with the weights: the optimizer starts anew, with a
-warm-up); `--only` chooses what is not done yet. FOLDER gets gpu_star.jsonl, a line for each validation and
-test, and gpu_star.md. `--small` tries it all on a CPU.
+Bare loops over graphs that worker processes generate on demand, without those of the tasks' validation and
+test splits. Several trainings share the GPU, since small networks leave most of it idle. They start in the
+order of ORDER, each for its fraction of the time or until it makes no more mistakes. A later call with the
+same folder of checkpoints continues from the weights (with a new optimizer and a warm-up); `--only` selects
+trainings. FOLDER receives gpu_star.jsonl, a line per validation and test, and gpu_star.md. `--small` tests it
+on a CPU.
 """
 
 import argparse
@@ -53,12 +53,12 @@ ORDER = {
 }
 """Levels and families in the order in which they begin, with their shares of the time."""
 LAST_WORDS_SECONDS = 25.0
-"""How long a training may take to end (the test) once its time is over."""
+"""Seconds that a training may take for its test after its time is over."""
 
 
 @dataclass
 class Visit:
-    """What is running, what is to come, and what came out."""
+    """Running trainings, the queue, and the results."""
 
     options: argparse.Namespace
     deadline: float
@@ -95,7 +95,7 @@ class Visit:
             return task, end
 
     def work(self) -> None:
-        """Run trainings until there is none left, or no time."""
+        """Run trainings until the queue is empty or the time is over."""
         while (chosen := self.next()) is not None:
             task, end = chosen
             self.train(*task, end)

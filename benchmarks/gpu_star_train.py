@@ -34,9 +34,9 @@ class Settings:
     learning_rate: float = 1.5e-3
     warm_up: int = 200
     cool_down: float = 0.25
-    """Share of the time at the end in which the learning rate falls to nearly zero."""
+    """Final fraction of the time in which the learning rate decays to nearly zero."""
     average: float = 0.995
-    """Decay of the average of the weights, with which it is tested."""
+    """Decay of the average of the weights, which is tested."""
     tested: int = 1000
     validated: int = 500
     between: float = 10.0
@@ -51,11 +51,11 @@ SETTINGS = {
 }
 SMALL = Settings(d_model=32, num_layers=2, num_heads=2, rows=16, tested=8, validated=4, between=1.0)
 PERFECT = 0.9985
-"""Exact match in the validation at which a training ends before its time."""
+"""Exact match in validation at which a training stops early."""
 
 
 class Graphs(IterableDataset[Any]):
-    """Batches of new graphs of the training split, collated; every worker makes others."""
+    """Batches of new graphs of the training split, collated; different in every worker."""
 
     def __init__(self, level: StarLevel, rows: int, collate: Callable[[list[Any]], Any], seed: int) -> None:
         self.level = level
@@ -134,7 +134,7 @@ class Average:
 
 
 def exact_match(parts: Parts, model: nn.Module, rows: list[Any], device: torch.device) -> tuple[float, float]:
-    """Share of the rows whose target is generated, and the mean number of evaluations."""
+    """Exact match, and the mean number of evaluations."""
     hits = evaluations = 0
     for start in range(0, len(rows), 500):
         some = rows[start : start + 500]
@@ -149,7 +149,7 @@ def exact_match(parts: Parts, model: nn.Module, rows: list[Any], device: torch.d
 
 
 def save(path: Path, model: nn.Module, steps: int, rows: int, seconds: float) -> None:
-    """Weights in half precision, which is enough to go on from, and small."""
+    """Weights in half precision, sufficient to continue from."""
     weights = {name: value.half().cpu() for name, value in model.state_dict().items()}
     part = path.with_suffix(".part")
     torch.save({"weights": weights, "steps": steps, "rows": rows, "seconds": seconds}, part)

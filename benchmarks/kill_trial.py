@@ -1,14 +1,13 @@
-"""Kills one training again and again at random moments, and compares it with an undisturbed one.
+"""Kills one training repeatedly at random times, and compares it with an uninterrupted one.
 
     nice -n 10 python benchmarks/kill_trial.py --kills 30
     nice -n 10 python benchmarks/kill_trial.py --kills 15 --streaming
 
-The toy family of the core's tests with everything that a resumed run could get wrong at once: several
-workers, accumulated batches, EMA, dropout, warm-up and cosine, validation and checkpoints in between, and a
-loss that depends on which rows it sees and on their noise. Each process dies by SIGKILL a random time after
-a random step, one in three in the middle of writing a checkpoint, one in six soon after its start. With
---streaming the rows are not prepared but read as the training goes, shuffled through a buffer and bucketed
-by length, over several epochs.
+The toy family of the core's tests with all features that a resume could break: several workers, accumulated
+batches, EMA, dropout, warm-up and cosine, validation and checkpoints in between, and a loss that depends on
+its rows and on their noise. SIGKILL ends each process a random time after a random step, one in three while a
+checkpoint is written, one in six soon after its start. With --streaming the rows are read during training,
+shuffled through a buffer and bucketed by length, over several epochs.
 """
 
 import argparse
@@ -30,7 +29,7 @@ TESTS = Path(__file__).parents[1] / "packages" / "xlm-core" / "tests"
 STEPS = 200
 HARD = (
     "job_type=train",
-    "+task.source.token=null",  # rows that differ, in a loss that their noise weighs
+    "+task.source.token=null",  # different rows, in a loss weighted by their noise
     "+loss.noisy=true",
     "task.source.num_rows=300",
     "datamodule.val.lm.max_rows=20",
@@ -88,7 +87,7 @@ class Server:
 
 
 def curve(run: Path, column: str) -> dict[int, str]:
-    """A logged figure by step; a step that was done twice must have given the same."""
+    """A logged metric by step; a repeated step must have the same value."""
     figures: dict[int, str] = {}
     for file in run.glob("csv/version_*/metrics.csv"):
         with file.open() as lines:
@@ -123,12 +122,12 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--streaming", action="store_true", help="read the rows as the training goes")
+    parser.add_argument("--streaming", action="store_true", help="read the rows during training")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder), *(STREAMING if options.streaming else ()))
-        assert server.train("undisturbed") == 0
+        assert server.train("uninterrupted") == 0
         kills = in_writing = 0
         run = server.root / "runs" / "killed"
         code = -1
@@ -144,7 +143,7 @@ def main() -> None:
                 elif writing:
                     overrides = [ACCIDENT.format(f"KillInSave, step: {step + 1}")]
                 else:
-                    # Two of three kills get on, so that all of them come before the end.
+                    # Two of three kills make progress, so that all happen before the end.
                     batch = 2 * step + chance.randint(1, 4 * STEPS // options.kills)
                     overrides = [
                         ACCIDENT.format(f"KillSoon, batch: {batch}, seconds: {chance.uniform(0, 0.1)}")
@@ -153,11 +152,11 @@ def main() -> None:
             kills += code == 128 + signal.SIGKILL
             in_writing += code == 128 + signal.SIGKILL and writing
             print(f"kill {kills}: exit code {code}", flush=True)
-        undisturbed = server.root / "runs" / "undisturbed"
-        same_losses = curve(run, "train/loss") == curve(undisturbed, "train/loss")
+        uninterrupted = server.root / "runs" / "uninterrupted"
+        same_losses = curve(run, "train/loss") == curve(uninterrupted, "train/loss")
         complete = sorted(curve(run, "train/loss")) == list(range(STEPS))
-        validated = curve(run, "val/lm/nll_per_token") == curve(undisturbed, "val/lm/nll_per_token")
-        weights = equal(learnt(run), learnt(undisturbed))
+        validated = curve(run, "val/lm/nll_per_token") == curve(uninterrupted, "val/lm/nll_per_token")
+        weights = equal(learnt(run), learnt(uninterrupted))
         server.process.communicate()
     rows = "streamed" if options.streaming else "prepared"
     print(

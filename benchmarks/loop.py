@@ -1,12 +1,13 @@
-"""What the harness costs beside a plain PyTorch loop: the same network, batches, optimizer and clipping.
+"""Overhead of the harness over a plain PyTorch loop with the same network, batches, optimizer and clipping.
 
     OMP_NUM_THREADS=1 uv run python benchmarks/loop.py
     OMP_NUM_THREADS=1 uv run python benchmarks/loop.py --profile
 
-One training runs; after every few of its steps a plain loop makes the same steps with a copy of the network,
-so both see the same state of the machine. Time is that of the process's CPU. At the end both copies must have
-the same weights, or they did not do the same work (with AdamW: in Muon's
-steps a small singular value's last bit matters). With --profile: where the harness's own time goes.
+After every few steps of a training, a plain loop makes the same steps with a copy of the network, so both run
+under the same load. Time is CPU time of the process. At the end both copies must have the same weights (with
+AdamW: Muon's steps depend on the last bit of small singular values). --profile shows the time of the
+    harness's own
+functions.
 """
 
 import argparse
@@ -36,11 +37,11 @@ from xlm.core.training.run import resolve
 from xlm.core.training.trainer import HARMLESS_WARNINGS, make_trainer
 
 WINDOW = 20
-"""Steps that one of the two makes before it is the other's turn."""
+"""Number of steps of each loop per turn."""
 
 
 class PlainLoop(Callback):
-    """Makes the same steps as the harness, in turns with it, and takes the time of both."""
+    """Makes the same steps as the harness, in turns with it, and times both."""
 
     def __init__(self, harness: Harness, batches: Iterator[Any], *, num_steps: int, clip: float) -> None:
         self.slots = harness.slots
@@ -76,7 +77,7 @@ class PlainLoop(Callback):
         self.start = time.process_time()
 
     def step(self) -> None:
-        """One step, as a person would write it."""
+        """One step of a plain loop."""
         output = self.slots.loss(self.model, next(self.batches).batch)
         (output.loss_sum / output.loss_count.clamp(min=1)).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
@@ -86,7 +87,7 @@ class PlainLoop(Callback):
 
 
 def composed(root: Path, experiment: str, steps: int) -> DictConfig:
-    """The experiment's config, without validation; curves and checkpoints as they always are."""
+    """The experiment's config without validation, with its usual curves and checkpoints."""
     register_search_path()
     with initialize_config_dir(str(CORE_CONFIGS), version_base="1.3"):
         return compose(
@@ -144,7 +145,7 @@ def main() -> None:
 
 
 def profile(run: Any) -> None:
-    """Print the functions in which most time is spent, themselves and with what they call."""
+    """Print the functions with the most time, own and cumulative."""
     profiler = cProfile.Profile()
     profiler.runcall(run)
     stats = pstats.Stats(profiler).strip_dirs()

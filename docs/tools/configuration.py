@@ -1,8 +1,8 @@
-"""The page of every configuration key, made from what the program itself reads: schema and YAML files.
+"""The page of every configuration key, generated from the schema and the YAML files.
 
-Nothing is written twice. The meaning of a key that the harness reads is the docstring beside its field in
-`xlm.core.config.schema`; that of an argument of a slot is the comment in the YAML file, or else what the
-docstring of the class says. No torch is imported: classes are read, not loaded.
+The meaning of a key that the harness reads is the docstring beside its field in
+`xlm.core.config.schema`; that of an argument of a slot is the comment in the YAML file, or else the
+entry in the docstring of the class. Torch is not imported: sources are parsed, not loaded.
 """
 
 import re

@@ -64,7 +64,7 @@ def blocks_of(path: Path) -> list[Block]:
 
 
 def shell_commands(text: str) -> Iterator[str]:
-    """The commands of a block, one at a time: lines joined where one goes on, here-documents kept whole."""
+    """The commands of a block, one at a time: continued lines joined, here-documents kept whole."""
     pending: list[str] = []
     end_of_document: str | None = None
     for line in text.splitlines():

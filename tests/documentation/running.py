@@ -36,7 +36,7 @@ NETWORK = {"d_model": 32, "num_layers": 2, "num_heads": 2}
 
 
 def copy_of_the_repository(folder: Path) -> Path:
-    """A copy of all files that git knows or would add, so that commands may write where they say."""
+    """A copy of all files that git knows or would add, so that commands may write into it."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     for name in filter(None, names):

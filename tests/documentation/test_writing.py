@@ -65,7 +65,7 @@ def test_a_picture_that_moves_begins_and_rests_with_its_last_frame() -> None:
 
 
 def test_charts_are_those_of_the_tables() -> None:
-    """`uv run python docs/tools/make_result_charts.py` draws them anew."""
+    """`uv run python docs/tools/make_result_charts.py` redraws them."""
     for path, picture in make_result_charts.pictures().items():
         assert path.read_text(encoding="utf-8") == picture, path
 

@@ -31,7 +31,7 @@ EXPERIMENTS = ("star_tiny_ilm", "text_tiny_mdlm", "lm1b_arlm", "safe_flexmdm", "
 CANARY = "canary-value-of-the-environment"
 VARIABLE = "XLM_CANARY_NOTE"
 MODULES = ("antigravity", "this", "turtledemo.clock", "idlelib.idle", "hostile_payload")
-"""Modules that nobody imports; the last writes a file when it is imported."""
+"""Modules that are never imported; the last writes a file when it is imported."""
 Config = dict[str, Any]
 Place = tuple[Any, Any]
 """A mapping or list, and a key or index of it."""
@@ -130,7 +130,7 @@ def put(place: Place, value: object) -> None:
 
 
 def attack_target(draw: random.Random, config: Config, folder: Path) -> None:
-    """A class or function that nobody declared."""
+    """A class or function that is not declared."""
     put(pick(draw, config, leaves=draw.random() < 0.5), {"_target_": target(draw)})
 
 
@@ -297,7 +297,7 @@ class Watch:
 
 
 def refusal(content: bytes, folder: Path) -> str:
-    """What is said about a config beside a model in ``folder``.
+    """The error message for a config beside a model in ``folder``.
 
     Raises:
         AssertionError: When it is taken.
@@ -370,7 +370,7 @@ def attack(number: int, *, seed: int, root: Path) -> Counter[str]:
                 watch.on = False
             assert not watch.seen, (name, index, watch.seen)
             assert not list(outside.iterdir()), (name, index)
-            lines = [line for line in message.splitlines() if line != "The configuration is not valid:"]
+            lines = [line for line in message.splitlines() if line != "The config is not valid:"]
             assert len(lines) == 1, (name, index, message)
             assert CANARY not in message, (name, index, message)
             tried[name] += 1

@@ -27,7 +27,7 @@ FEW_STEPS = {
 
 
 class Published:
-    """Makes what is needed when it is asked for, once.
+    """Creates each file once, on demand.
 
     Args:
         folder: Where the files go.
@@ -37,7 +37,7 @@ class Published:
         self.folder = folder
 
     def overrides(self, experiment: str) -> list[str]:
-        """What has to be said on the command line so that an experiment finds its files here."""
+        """Overrides with which an experiment finds its files here."""
         task = experiment.rpartition("_")[0]
         if task.startswith("star"):
             return ["task.source.num_rows={train: 64, val: 16, test: 16}"]

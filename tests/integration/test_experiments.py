@@ -109,7 +109,7 @@ def test_published_data_are_prepared_and_trained_on(
     if experiment.endswith("_arlm"):  # the others find the rows in the cache, or train prepares them
         run_fast(tmp_path, cache, "prepare_data", experiment, *overrides)
     results = run_fast(tmp_path, cache, "train", experiment, *overrides)
-    # A network that knows nothing is near the uniform law, at most: log of the vocabulary.
+    # An untrained network is near the uniform distribution: at most the log of the vocabulary.
     assert 0 < results["test/lm/nll_per_token"] < 40
     assert 0 <= results["test/prediction/tokens"] <= 16
     records = [

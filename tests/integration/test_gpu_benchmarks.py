@@ -1,4 +1,4 @@
-"""The benchmarks for a GPU, in their small form on the CPU: every part runs, and says what it should."""
+"""The benchmarks for a GPU, in their small form on the CPU: every part runs, and reports its results."""
 
 import importlib
 import io

@@ -1,4 +1,4 @@
-"""``debug=overfit``: a small network learns eight rows by heart and generates their targets."""
+"""``debug=overfit``: a small network memorises eight rows and generates their targets."""
 
 import math
 from collections import Counter
@@ -19,7 +19,7 @@ DRAWS = {"flexmdm": 16}
 """Generations of each row, of which the most frequent counts: how much is inserted is drawn at random, so one
 in ten misses, whatever was learnt; with one generation of each row that would be one or two of the eight."""
 MOST_NATS = {"flexmdm": 0.12}
-"""For each token; a network that knows nothing has more than 2."""
+"""Nats per token; an untrained network has more than 2."""
 
 
 FAMILIES = [pytest.param(name, marks=pytest.mark.slow if name == "flexmdm" else ()) for name in STEPS]

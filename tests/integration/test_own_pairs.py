@@ -1,4 +1,4 @@
-"""Prompts and completions of one's own, by the command line alone."""
+"""Your own prompts and completions, by the command line alone."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_a_column_that_is_not_there_is_named(pairs: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("recipe", ["pairs", "text"])
 def test_data_that_are_not_named_are_asked_for(recipe: str) -> None:
-    with pytest.raises(XLMError, match=r"source: missing\. Name the data: source=FILE"):
+    with pytest.raises(XLMError, match=r"source: missing\. Set the data: source=FILE"):
         composed(
             None,
             "job_type=train",

@@ -1,4 +1,4 @@
-"""Text of one's own: files, their hard cases, and a choice of tokens."""
+"""Your own text: files, their hard cases, and a choice of tokens."""
 
 import json
 from pathlib import Path

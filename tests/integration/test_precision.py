@@ -70,7 +70,7 @@ def test_a_network_that_answers_in_bfloat16_is_sampled_in_float64(experiment: st
 
 
 def _widened(output: Any) -> Any:
-    """The same output with its floating tensors in float64, whatever holds them."""
+    """The same output with its floating tensors in float64, in any container."""
     if isinstance(output, torch.Tensor):
         return output.double() if output.is_floating_point() else output
     if isinstance(output, tuple):

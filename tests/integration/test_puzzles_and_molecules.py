@@ -1,4 +1,4 @@
-"""The puzzles and the molecules in every family: what is given stays, local copies are read, jobs run."""
+"""The puzzles and the molecules in every family: given tokens stay, local copies are read, jobs run."""
 
 import csv
 import json
@@ -118,5 +118,5 @@ def test_published_molecules_are_streamed_from_a_local_copy(
     assert "val/prediction/diversity" in figures
     told = capsys.readouterr().out
     # Two of the five cannot be cut, one of 100 atoms is too long.
-    assert "val: of 10 rows read 2 too long (task.length_limit), left out, 4 without a bond" in told
-    assert re.search(r"stream: of 40 rows read 8 too long .*, left out, 16 without a bond", told)
+    assert "val: of 10 rows read 2 too long (task.length_limit), dropped, 4 without a bond" in told
+    assert re.search(r"stream: of 40 rows read 8 too long .*, dropped, 16 without a bond", told)

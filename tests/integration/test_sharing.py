@@ -67,7 +67,7 @@ def test_a_family_is_shared(experiment: str, tmp_path: Path, monkeypatch: pytest
     assert torch.equal(names["prediction"].ids, expected.ids)
     assert_same_weights(names["model"], model)
 
-    # The config beside it, composed as an experiment of nobody's else.
+    # The config beside it, composed as a separate experiment.
     with as_experiment(["job_type=generate", "job_name=x", f"ckpt_path={folder}"]) as (arguments, extra):
         assert extra is not None
         written = yaml.safe_load(

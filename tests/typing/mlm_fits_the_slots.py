@@ -54,7 +54,7 @@ def what_calls_give(
     _ids: Tensor = predictor(compiled, prompts, seeds).ids
     _tokens: Tensor = predictor(network, prompts, seeds, trace=True).trace.token
     _edits: Trace | None = predictor(network, prompts, seeds, trace=ask).trace
-    _no_tokens = predictor(network, prompts, seeds).trace.token  # pyright: ignore[reportOptionalMemberAccess]  # not asked
+    _no_tokens = predictor(network, prompts, seeds).trace.token  # pyright: ignore[reportOptionalMemberAccess]  # not requested
     loss(seeds.sum(), batch)  # pyright: ignore[reportArgumentType]  # no network
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from xlm_arlm import ARLM, ARLMCollator, ARLMPromptCollator
 
-from .plain_law import BOS, EOS, PAD, make_model
+from .plain_distribution import BOS, EOS, PAD, make_model
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from xlm.modules.testing import CountingModel, replay, to_list
 from xlm_arlm import ARLM, ARLMBeamPredictor, ARLMPredictor, ARLMPromptCollator
 
-from .plain_law import (
+from .plain_distribution import (
     BOS,
     EOS,
     ORDINARY,
@@ -58,7 +58,7 @@ def exhaustive(seed: int, given: Text, limit: int, length_penalty: float) -> Tex
 def plain_beam_search(
     model: ARLM, given: list[int], *, num_beams: int, limit: int, length_penalty: float
 ) -> Hypothesis:
-    """Algorithm 1 of Meister et al. (2020): all steps up to the limit, whatever has ended."""
+    """Algorithm 1 of Meister et al. (2020): all steps up to the limit, regardless of finished hypotheses."""
     beam = [Hypothesis((), 0.0, ended=False)]
     for _ in range(limit):
         extended = [hypothesis for hypothesis in beam if hypothesis.ended]

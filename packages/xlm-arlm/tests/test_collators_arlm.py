@@ -6,7 +6,7 @@ from torch import Tensor
 
 from xlm_arlm import ARLMBatch, ARLMCollator, ARLMExample, ARLMPromptCollator
 
-from .plain_law import BOS, EOS, PAD, example, packed
+from .plain_distribution import BOS, EOS, PAD, example, packed
 
 
 def marked(batch: ARLMBatch, row: Tensor, column: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from xlm_arlm import ARLM, ARLMCollator, ARLMLoss
 
-from .plain_law import BOS, EOS, example, log_prob, make_model, next_log_probs, texts
+from .plain_distribution import BOS, EOS, example, log_prob, make_model, next_log_probs, texts
 
 
 def test_nll_is_the_chain_rule(model: ARLM, collate: ARLMCollator) -> None:
@@ -61,7 +61,7 @@ def test_probabilities_of_all_targets_add_up_to_one(prompt: tuple[int, ...]) -> 
 
 
 class EndsAtLatest(torch.nn.Module):
-    """A network that says EOS for certain after ``longest`` target tokens, for rows without prompt."""
+    """A network that predicts EOS with certainty after ``longest`` target tokens, for rows without prompt."""
 
     def __init__(self, model: ARLM, longest: int) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from xlm.modules import KeyValueCache
 from xlm_arlm import ARLM, ARLMBatch, ARLMCollator, ARLMLoss, ARLMMetrics
 
-from .plain_law import BOS, EOS, PAD, example, log_prob, log_softmax, packed
+from .plain_distribution import BOS, EOS, PAD, example, log_prob, log_softmax, packed
 
 
 class FixedLogits(nn.Module):
@@ -68,7 +68,7 @@ def test_suffix_loss_is_that_of_the_reference(
 def test_prompt_loss_is_that_of_the_reference_without_predictions_from_padding(
     reference: dict[str, Tensor],
 ) -> None:
-    """The reference predicts the first token of a prompt from the padding on its left; nobody else does."""
+    """The reference predicts the first token of a prompt from the padding on its left; no family does."""
     logits = reference["in.logits"].to(torch.float64)
     output = ARLMLoss(loss_on_prompt=True)(FixedLogits(logits), reference_batch(reference))
     targets, mask = reference["xlm.target_ids"], reference["xlm.attention_mask"].bool()

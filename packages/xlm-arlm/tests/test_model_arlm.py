@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from xlm.modules import DiT, RotaryTransformer, segment_mask
 from xlm_arlm import ARLM
 
-from .plain_law import make_model, watch_head
+from .plain_distribution import make_model, watch_head
 
 
 def test_tokens_see_what_the_reference_attention_matrix_says(reference: dict[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from xlm.modules import uniform
 from xlm.modules.testing import CountingModel, replay, to_list
 from xlm_arlm import ARLM, ARLMBeamPredictor, ARLMExample, ARLMPrediction, ARLMPredictor, ARLMPromptCollator
 
-from .plain_law import (
+from .plain_distribution import (
     BOS,
     EOS,
     ORDINARY,
@@ -117,7 +117,9 @@ def test_cached_sampling_equals_recomputation(
     assert len({steps for _, steps in expected}) > 2, "rows must end at different steps"
 
 
-def test_samples_follow_the_law_of_the_network(model: ARLM, collate_prompts: ARLMPromptCollator) -> None:
+def test_samples_follow_the_distribution_of_the_network(
+    model: ARLM, collate_prompts: ARLMPromptCollator
+) -> None:
     """Frequencies of all targets of at most 2 tokens against their probabilities: chi-square statistic."""
     num_rows, limit = 4000, 2
     batch = collate_prompts([example(prompt=[9, 8])] * num_rows)

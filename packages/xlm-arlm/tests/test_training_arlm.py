@@ -5,7 +5,7 @@ import torch
 
 from xlm_arlm import ARLM, ARLMCollator, ARLMExample, ARLMLoss
 
-from .plain_law import BOS, EOS, PAD
+from .plain_distribution import BOS, EOS, PAD
 
 RECORDED = [2.396126, 2.002098, 1.782342, 1.632500, 1.503748, 1.416335]
 """Loss of every fifth step, in nats per token."""

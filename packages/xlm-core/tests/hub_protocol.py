@@ -151,13 +151,13 @@ def test_a_push_without_a_token_or_a_right_leaves_the_files(
         push(REPO)
     assert not hub.repos
     monkeypatch.setenv("HF_TOKEN", READ_ONLY_TOKEN)
-    with pytest.raises(Exception, match="your token has not the right to do this") as error:
+    with pytest.raises(Exception, match="your token lacks the permission") as error:
         push(REPO)
     (folder,) = (tmp_path / "runs" / "toy" / "push_to_hub").glob("*/model")
     assert f"The files are in {folder}" in str(error.value)
     assert (folder / "model.safetensors").exists()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with pytest.raises(Exception, match="your token has not the right to do this"):
+    with pytest.raises(Exception, match="your token lacks the permission"):
         push("hub.repo_id=somebody/toy")
 
 
@@ -294,7 +294,7 @@ def test_the_config_that_was_pushed_is_checked_and_composed(
 
 def test_what_is_no_hub_is_said_in_a_line(push: Run, hub: Hub) -> None:
     hub.is_a_website = True
-    with pytest.raises(XLMError, match="cannot push to tester/toy: what answers is no Hub"):
+    with pytest.raises(XLMError, match="cannot push to tester/toy: the server is not a Hub"):
         push(REPO)
 
 

@@ -81,7 +81,7 @@ class Hub:
     delay: float = 0.0
     """Seconds before each answer."""
     is_a_website: bool = False
-    """Whether every answer is a page, as of a proxy that wants a login."""
+    """Whether every answer is a page, as of a proxy that requires a login."""
     url: str = ""
 
     def create(self, name: str, *, private: bool = False, files: dict[str, bytes] | None = None) -> Repo:

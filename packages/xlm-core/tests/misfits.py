@@ -47,7 +47,7 @@ class BrokenPredictor:
 
 
 class EndlessPredictor:
-    """Would run the network for ever; in training it says so instead."""
+    """Would call the network endlessly; in training it raises instead."""
 
     evaluations_in_the_check: ClassVar[int] = 0
 

@@ -52,7 +52,7 @@ def _obey(order: dict[str, Any]) -> int:
     os.environ.update(order["environment"])
     try:
         toy_jobs.run(Path(order["root"]), *order["overrides"])
-    except Exception as error:  # noqa: BLE001  # whatever it is, the test wants to read it
+    except Exception as error:  # noqa: BLE001  # the test reads any error
         told = error if isinstance(error, XLMError) else explained(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         print(told or f"{type(error).__name__}: {error}", flush=True)

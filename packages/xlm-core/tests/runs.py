@@ -17,7 +17,7 @@ RESUMABLE: dict[str, object] = {
     "optimizer_states": [{"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}],
     "lr_schedulers": [{"last_epoch": 1}],
 }
-"""What a training needs to go on, beside its step."""
+"""Keys required to resume, beside the step."""
 
 
 def make_run(

@@ -128,11 +128,11 @@ def test_texts_may_refer_to_keys_only(text: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model": {"a": "${model.b}", "b": "${model.a}"}}, "in a circle"),
-        ({"model": "${loss}", "loss": {"model": "${model}"}}, "in a circle"),
-        ({"model": {"a": "${model}"}}, "in a circle"),
-        ({"a": {str(n): [f"${{a.{n + 1}}}"] * 10 if n < 9 else 1 for n in range(10)}}, "without end"),
-        ({"model": "${loss.a}", "loss": "${model.b}"}, "in a circle"),
+        ({"model": {"a": "${model.b}", "b": "${model.a}"}}, "cyclic"),
+        ({"model": "${loss}", "loss": {"model": "${model}"}}, "cyclic"),
+        ({"model": {"a": "${model}"}}, "cyclic"),
+        ({"a": {str(n): [f"${{a.{n + 1}}}"] * 10 if n < 9 else 1 for n in range(10)}}, "unbounded"),
+        ({"model": "${loss.a}", "loss": "${model.b}"}, "cyclic"),
         ({"model": {"a": "${loss.b}"}}, r"refers to loss\.b, which it does not have"),
         ({"model": {"a": "${output_dir}"}}, r"refers to output_dir, which it does not have"),
         ({"model": {"a": [1], "b": "${model.a.1}"}}, r"refers to model\.a\.1, which"),
@@ -177,7 +177,7 @@ def test_every_problem_is_named_with_its_place() -> None:
 
 @pytest.mark.parametrize("key", [1, True, None])
 def test_keys_are_texts(key: object) -> None:
-    with pytest.raises(XLMError, match="is no text"):
+    with pytest.raises(XLMError, match="is not a text"):
         check_names({"model": {key: 1}}, "x")
 
 
@@ -186,7 +186,7 @@ def test_objects_have_to_be_the_declared_ones(monkeypatch: pytest.MonkeyPatch) -
     check_objects({"a": [{"_target_": name} for name in LIBRARY_CLASSES]}, "the libraries")
     names = {"xlm.core.command.compose.sys.exit": "xlm.core.command.compose.exit"}
     monkeypatch.setattr(allow_list, "allowed_names", lambda: names)
-    with pytest.raises(XLMError, match=r"which is sys\.exit: refused"):
+    with pytest.raises(XLMError, match=r"which is sys\.exit: rejected"):
         check_objects({"a": {"_target_": "xlm.core.command.compose.sys.exit"}}, "x")
 
 
@@ -228,13 +228,13 @@ def test_only_what_describes_the_model_is_taken(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: !!python/object/apply:os.system [true]", "without tags"),
-        ("a: &a [x, x]\nb: &b [*a, *a]\nmodel: [*b, *b]", "without aliases"),
-        ("- a", "is no config"),
+        ("model: !!python/object/apply:os.system [true]", "tags are not allowed"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nmodel: [*b, *b]", "aliases are not allowed"),
+        ("- a", "is not a config"),
         ("model: {", "cannot be read as YAML"),
-        ("", "is no config"),
+        ("", "is not a config"),
         ("a: " + "x" * 2**20, "up to 0.25 MiB"),
-        ("model: {x: 2020-01-01}", "a date is no plain value"),
+        ("model: {x: 2020-01-01}", "a date is not a plain value"),
     ],
 )
 def test_files_that_are_no_config(tmp_path: Path, text: str, message: str) -> None:

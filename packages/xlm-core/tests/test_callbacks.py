@@ -1,4 +1,4 @@
-"""The callbacks and debug groups that a run has only when they are asked for."""
+"""The callbacks and opt-in debug groups of a run."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ TRAIN = ("job_type=train", "test_after_training=false", "trainer.log_every_n_ste
 
 
 def logged(tmp_path: Path, column: str) -> list[float]:
-    """A figure of the run's curves, in the order of steps."""
+    """A metric of the run's curves, in the order of steps."""
     [file] = (tmp_path / "runs/toy").glob("csv/version_*/metrics.csv")
     with file.open() as lines:
         return [float(row[column]) for row in csv.DictReader(lines) if row.get(column)]
@@ -40,7 +40,7 @@ def test_figures_of_the_training(run_toy: Run, tmp_path: Path, capsys: pytest.Ca
     assert all(0 < percent < 100 for percent in memory)
     assert not logged(tmp_path, "throughput/flops_utilisation")
     output = capsys.readouterr().out
-    assert "no flops_utilisation, since the peak of this cpu is not known" in output
+    assert "no flops_utilisation, since the peak of this cpu is unknown" in output
     assert "val/prediction  2  ->  3 3" in output
     assert "expected  3 3" in output
 
@@ -105,9 +105,9 @@ class _Readings(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.filterwarnings("ignore:The number of training batches")  # nothing is logged, which is wanted
+@pytest.mark.filterwarnings("ignore:The number of training batches")  # nothing is logged, as intended
 def test_a_step_reads_no_number_from_the_device(run_toy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU each would make the host wait; with the progress bar, which shows the loss."""
+    """Each would synchronise with a GPU; includes the progress bar, which shows the loss."""
     shown: list[Any] = []
     get_metrics = TrainingProgress.get_metrics
 
@@ -144,7 +144,7 @@ def test_a_run_that_stopped_early_stays_finished(
     run_toy(*overrides)
     last = tmp_path / "runs/toy/checkpoints/last.ckpt"
     content = last.read_bytes()
-    # The first validation is the best one: the toy knows its only token after two steps.
+    # The first validation is the best one: the toy predicts its only token after two steps.
     assert torch.load(last, weights_only=True)["global_step"] == 6
     capsys.readouterr()
     run_toy(*overrides)
@@ -174,7 +174,9 @@ class _BadGradient(torch.autograd.Function):
         return gradients[0] * float("nan")
 
 
-@pytest.mark.filterwarnings("ignore:Error detected in _BadGradientBackward")  # the place, which is wanted
+@pytest.mark.filterwarnings(
+    "ignore:Error detected in _BadGradientBackward"
+)  # names the operation, as intended
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 def test_anomaly_names_the_operation(run_toy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import toy_family

@@ -44,7 +44,7 @@ def test_any_flipped_bit_and_any_missing_end_is_found(tmp_path: Path) -> None:
         assert "checksum" in (damage(path) or "")
     for length in (0, 1, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        assert "cut off" in (damage(path) or "")
+        assert "truncated" in (damage(path) or "")
 
 
 def test_a_failed_writing_leaves_the_old_file(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_averaged_or_trained_weights(tmp_path: Path) -> None:
     save_file({"weight": trained}, tmp_path / "model.safetensors")
     assert torch.equal(read_weights(tmp_path / "model.safetensors")["weight"], trained)
     (tmp_path / "model.safetensors").write_bytes(b"no")
-    with pytest.raises(XLMError, match="damaged or is no file of safetensors"):
+    with pytest.raises(XLMError, match="damaged or not a safetensors file"):
         read_weights(tmp_path / "model.safetensors")
     with pytest.raises(XLMError, match="do not fit the network"):
         source.load(nn.Linear(3, 3), str(plain))

@@ -56,7 +56,7 @@ MISTAKES = {
     "unknown job": (("job_type=trane", "job_name=x"), "job_type=trane: no such job. Did you mean train?"),
     "unknown experiment": ((*TRAIN, "experiment=nope"), "no such experiment"),
     "unknown recipe": ((*TRAIN, "recipe=nope"), "no such recipe"),
-    "no option": ((*TRAIN, "model=null"), "To choose none: '~model'"),
+    "no option": ((*TRAIN, "model=null"), "To select none: '~model'"),
     "unknown key": ((*TRAIN, "optimizer.learning=1"), "optimizer.learning"),
     "no job name": (("job_type=train",), "job_name: missing. Name the run"),
     "no job type": (("job_name=x",), "job_type: missing. Choose one of prepare_data, train"),
@@ -75,7 +75,7 @@ MISTAKES = {
     "home": ((*TRAIN, "output_dir=~/x"), """Hydra: 'output_dir="~/x"'"""),
     "several values": (("job_type=train", "job_name=a,b"), "A run for each: -m job_name=a,b"),
     "nothing to delete": ((*TRAIN, "~seed_nope"), "~seed_nope: there is no seed_nope, or its value is null"),
-    "null deleted": ((*TRAIN, "~source"), "value first: source=0 '~source'"),
+    "null deleted": ((*TRAIN, "~source"), "set it first: source=0 '~source'"),
     "no checkpoint": (("job_type=eval", "job_name=x", *TOY), "The run runs/x has no checkpoint"),
     "no such checkpoint": ((*TRAIN, *TOY, "ckpt_path=nope"), "ckpt_path: there is no file nope"),
 }  # fmt: skip

@@ -115,7 +115,7 @@ def test_seeds_and_settings_of_one_sweep() -> None:
 
 
 def test_families_and_settings_together() -> None:
-    """A key that only one family has tells the settings of this family apart."""
+    """A key that only one family has distinguishes the settings of this family."""
     configs = [
         {"model._target_": "a.A", "predictor._target_": "a.P", "predictor.steps": 1, "lr": 1},
         {"model._target_": "a.A", "predictor._target_": "a.P", "predictor.steps": 4, "lr": 1},
@@ -157,8 +157,8 @@ def test_an_unfinished_run_in_a_pattern_is_left_out(capsys: pytest.CaptureFixtur
     Path("runs/ilm_s5/versions.json").write_text('{"ended": null}')
     compare("runs=[runs/ilm_*]")
     text = capsys.readouterr().out
-    assert "runs/ilm_s4 is left out: no metrics.json" in text
-    assert "runs/ilm_s5 is left out: no end in its versions.json" in text
+    assert "runs/ilm_s4 is skipped: no metrics.json" in text
+    assert "runs/ilm_s5 is skipped: no end in its versions.json" in text
     assert set(written()["prediction/exact_match"]) == {"ilm_s* (3 seeds)"}
 
 
@@ -219,13 +219,13 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
 
 MISTAKES = {
     "runs: missing": [],
-    "no folder is called runs/nope": ["runs=[runs/nope*]"],
+    "there is no folder runs/nope": ["runs=[runs/nope*]"],
     "empty has no config.yaml": ["runs=[empty]"],
     "nothing in .* has results": ["runs=[empt*]"],
     "damaged/metrics.json cannot be read": ["runs=[damaged]"],
-    "foreign/config.yaml is no record of a run": ["runs=[foreign]"],
+    "foreign/config.yaml is not a record of a run": ["runs=[foreign]"],
     "have the same seed": ["runs=[runs/ilm_s1,runs/ilm_again]"],
-    "seed: job_type=compare knows": ["runs=[runs/arlm]", "seed=1"],
+    "seed: job_type=compare has only": ["runs=[runs/arlm]", "seed=1"],
 }
 
 

@@ -1,4 +1,4 @@
-"""Completion: what a word may become, and a real shell that asks."""
+"""Completion of words, and in a real shell."""
 
 import shutil
 import subprocess

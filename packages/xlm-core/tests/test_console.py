@@ -69,7 +69,7 @@ def test_doctor_prints_paths_as_they_are(
     monkeypatch.setenv("XLM_CACHE", str(folder))
     monkeypatch.setenv("HF_HOME", str(folder))
     doctor.main()
-    assert capsys.readouterr().out.count(f"in {folder} (not there yet)\n") == 2
+    assert capsys.readouterr().out.count(f"in {folder} (does not exist yet)\n") == 2
 
 
 def test_every_console_is_made_in_one_place() -> None:

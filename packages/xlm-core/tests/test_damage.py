@@ -171,17 +171,17 @@ def become_another(folder: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "rows missing": (spoil(Path.unlink, "train/rows.arrow"), "train/rows.arrow is not there"),
+    "rows missing": (spoil(Path.unlink, "train/rows.arrow"), "train/rows.arrow is missing"),
     "rows cut": (spoil(cut, "train/rows.arrow"), "train/rows.arrow has"),
     "rows empty": (spoil(empty, "val/rows.arrow"), "val/rows.arrow has 0 bytes"),
     "rows exchanged": (exchange, "rows.arrow"),
-    "rows a folder": (spoil(become_folder, "train/rows.arrow"), "train/rows.arrow is not there"),
-    "ends missing": (spoil(Path.unlink, "train/ends.npy"), "train/ends.npy is not there"),
+    "rows a folder": (spoil(become_folder, "train/rows.arrow"), "train/rows.arrow is missing"),
+    "ends missing": (spoil(Path.unlink, "train/ends.npy"), "train/ends.npy is missing"),
     "ends cut": (spoil(cut, "val/ends.npy"), "val/ends.npy has"),
-    "card missing": (spoil(Path.unlink, "val/card.json"), "val/card.json is not there"),
+    "card missing": (spoil(Path.unlink, "val/card.json"), "val/card.json is missing"),
     "card another": (lambda folder: (folder / "val/card.json").write_text("[]"), "val/card.json has 2 bytes"),
-    "split missing": (spoil(shutil.rmtree, "val"), "val/card.json is not there"),
-    "split a file": (spoil(become_file, "val"), "val/card.json is not there"),
+    "split missing": (spoil(shutil.rmtree, "val"), "val/card.json is missing"),
+    "split a file": (spoil(become_file, "val"), "val/card.json is missing"),
     "record missing": (spoil(Path.unlink, "checksums.json"), "it has no checksums.json"),
     "record cut": (spoil(cut, "checksums.json"), "its checksums.json is damaged"),
     "record a list": (
@@ -190,7 +190,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "record of nothing": (
         lambda folder: (folder / "checksums.json").write_text(json.dumps({"key": folder.name, "files": {}})),
-        "does not know train/card.json",
+        "lacks train/card.json",
     ),
     "no files": (lambda folder: [shutil.rmtree(folder), folder.mkdir()], "it has no checksums.json"),
     "a file": (become_file, "it has no checksums.json"),
@@ -233,7 +233,7 @@ def test_damaged_data_that_cannot_be_prepared_anew_are_named_and_kept(cached: Pr
     file = first.folder / "val" / "ends.npy"
     cut(file)
     with pytest.raises(
-        XLMError, match=r"(?s)are damaged \(val/ends\.npy.*cannot be prepared anew.*no network"
+        XLMError, match=r"(?s)are damaged \(val/ends\.npy.*cannot be prepared again.*no network"
     ):
         text_task.prepared(cached.folder.parents[1], source=offline)
     assert file.exists()
@@ -256,4 +256,4 @@ def test_the_jobs_say_it(run_toy: Run, tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     run_toy("job_type=prepare_data")
     out = " ".join(capsys.readouterr().out.split())
-    assert "was damaged and is prepared anew: the checksum of val/rows.arrow is wrong" in out
+    assert "was damaged and is prepared again: the checksum of val/rows.arrow is wrong" in out

@@ -1,4 +1,4 @@
-"""What the doctor tells of a whole installation; broken ones are in test_external.py."""
+"""The doctor's report on an intact installation; broken ones are in test_external.py."""
 
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -23,11 +23,11 @@ def test_a_whole_installation(
         "xlm-core",
         "configs in",
         f"3.0 MB in {tmp_path}",
-        "not there yet",
+        "does not exist yet",
         "token present",
     ):
         assert part in told
-    assert "nothing is wrong" in told
+    assert "no problems" in told
     assert "secret" not in told
 
 

@@ -56,7 +56,7 @@ def test_the_option_may_stand_anywhere_and_is_taken_out() -> None:
 
 
 def test_meanings_are_read_from_the_sources() -> None:
-    assert field_meanings()["RunSettings"]["job_type"].startswith("What to do: ")
+    assert field_meanings()["RunSettings"]["job_type"].startswith("The job: ")
     assert argument_meanings("xlm.modules.RotaryTransformer")["num_layers"] == "Number of blocks."
     assert argument_defaults("xlm.modules.RotaryTransformer") == {
         "d_ff": "null",

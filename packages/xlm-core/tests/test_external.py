@@ -83,7 +83,7 @@ def test_a_broken_package_stops_no_run_that_does_not_use_it(
     assert compose_toy("job_type=train").task.name == "toy"
     assert "experiment" in cli.help_text()
     assert doctor.main() == 1
-    assert "their-model" in capsys.readouterr().out.partition("what is wrong")[2]
+    assert "their-model" in capsys.readouterr().out.partition("problems")[2]
 
 
 def test_what_is_wrong_is_said_when_it_is_used(install: Install, compose_toy: Compose) -> None:
@@ -92,7 +92,7 @@ def test_what_is_wrong_is_said_when_it_is_used(install: Install, compose_toy: Co
         compose_toy("experiment=theirs")
     install("lost-model", *BROKEN["no folder"])
     with pytest.raises(
-        XLMError, match=r"lost-model declares configs in lost_model\.configs, which is not there"
+        XLMError, match=r"lost-model declares configs in lost_model\.configs, which does not exist"
     ):
         arguments.check_arguments(["experiment=lost_one"])
 
@@ -189,13 +189,13 @@ def test_the_command_line_takes_the_keys_of_a_job(
     words = ("--config-dir", str(HERE / "toy_configs"), "job_type=frontier", "job_name=x", "experiment=toy")
     assert command_line(monkeypatch, *words, "sweep={steps: [2]}", "sweep.more=[3]", "repeats=2") is None
     assert command_line(monkeypatch, *words, "sweep={steps: [no]}") == (
-        "Error: The configuration is not valid:\n  sweep.steps.0: got 'no'. Input should be a valid integer."
+        "Error: The config is not valid:\n  sweep.steps.0: got 'no'. Input should be a valid integer."
     )
     assert command_line(monkeypatch, "job_type=view", "runs=[runs/a*,b]") == 3
     assert "looking at runs/a* b" in capsys.readouterr().out
     for words, message in {
-        ("runs=[a]", "speed=2"): "Error: speed: job_type=view knows runs=VALUE only.",
-        (): "Error: The configuration is not valid:\n  runs: missing. Set it: runs=VALUE.",
+        ("runs=[a]", "speed=2"): "Error: speed: job_type=view has only runs=VALUE.",
+        (): "Error: The config is not valid:\n  runs: missing. Set it: runs=VALUE.",
     }.items():
         assert command_line(monkeypatch, "job_type=view", *words) == message
 

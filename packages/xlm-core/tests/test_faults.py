@@ -14,7 +14,7 @@ def accident(kind: str) -> str:
 
 
 def fault_of(run_toy: Run, *overrides: str) -> str:
-    with pytest.raises(Exception) as caught:  # noqa: PT011  # what is tested is what is said of it
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # the test checks its message
         run_toy("job_type=train", "checkpoint_interval=2", *overrides)
     told = explained(caught.value)
     assert told is not None
@@ -33,10 +33,10 @@ def test_no_memory_in_a_step(run_toy: Run, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_folder_is_deleted(run_toy: Run) -> None:
     told = fault_of(run_toy, accident("deleted"))
-    assert "is not there. Was it moved or deleted meanwhile?" in told
+    assert "does not exist. Was it moved or deleted?" in told
 
 
 def test_a_folder_that_cannot_be_written(run_toy: Run) -> None:
     told = fault_of(run_toy, "output_dir=/sys/kernel")  # of the system, hence also for an administrator
     assert told.startswith("/sys/kernel/toy: ")
-    assert "Name a place that may be written: output_dir=FOLDER" in told
+    assert "Choose writable folders: output_dir=FOLDER" in told

@@ -1,4 +1,4 @@
-"""A new run that goes on from the state of another one."""
+"""A new run that starts from the state of another one."""
 
 import shutil
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_a_fork_takes_its_own_settings_and_says_what_differs(
     # The schedule is that of a run which had these settings from its first step on.
     run_toy(*FORKED, "job_name=fresh", *changes)
     assert new["lr"] == state_of(runs / "fresh")["lr"]
-    # The same command resumes the fork; the old run is no longer asked.
+    # The same command resumes the fork; the old run is no longer read.
     shutil.move(runs / "old", runs / "elsewhere")
     capsys.readouterr()
     run_toy(*command, "trainer.max_steps=12")
@@ -98,8 +98,8 @@ def test_a_fork_of_nothing_is_refused(run_toy: Run, tmp_path: Path) -> None:
         ((f"from={runs / 'new'}",), "this is the run itself"),
         ((f"from={runs}",), r"config\.yaml cannot be read"),
         ((old,), "it is at step 4 of the 4 that trainer.max_steps allows"),
-        ((old, "job_type=eval"), "from: a run to go on from is for job_type=train"),
-        ((old, "ckpt_path=x"), "from and ckpt_path: give one of them"),
+        ((old, "job_type=eval"), "from: only job_type=train starts from another run"),
+        ((old, "ckpt_path=x"), "from and ckpt_path: set one of them"),
         ((old, "trainer.max_steps=8", "model.vocab_size=7"), "no checkpoint in .* fits this run"),
     ):
         with pytest.raises(XLMError, match=message):

@@ -102,7 +102,7 @@ MISTAKES: dict[tuple[str, ...], str] = {
     ): r"there is no MyLos in my_file \(.*my_file\.py\)\. Did you mean MyLoss\?",
     ("loss._target_=my_file.MyLoss", "+loss.wait=2"): (
         r"my_file\.MyLoss takes weight, not wait\. Did you mean weight\?\n"
-        r"  Drop what is left of the class before: '~loss\.wait'\n"
+        r"  Drop the arguments of the previous class: '~loss\.wait'\n"
         r"  or replace the whole node: '~loss' '\+loss=\{_target_: my_file\.MyLoss\}'"
     ),
     ("optimizer._target_=my_file.MySGD",): "takes params, lr, not betas, eps, weight_decay",

@@ -166,7 +166,7 @@ def test_a_folder_that_is_no_run_is_not_overwritten(run_toy: Run, tmp_path: Path
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(run_toy: Run, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(run_toy: Run, tmp_path: Path) -> None:
     def bias(name: str) -> torch.Tensor:
         path = tmp_path / "runs" / name / "checkpoints" / "last.ckpt"
         return torch.load(path, weights_only=True)["state_dict"]["model.bias"]

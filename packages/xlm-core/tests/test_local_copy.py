@@ -102,7 +102,7 @@ def test_how_files_are_read_is_kept_for_the_same_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("nowhere", "no files are there"), ("model.bin", "is readable")]
+    ("name", "message"), [("nowhere", "there are no files"), ("model.bin", "is readable")]
 )
 def test_files_that_are_not_there_or_cannot_be_read(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "model.bin").write_bytes(b"")
@@ -122,5 +122,5 @@ def test_a_job_reads_the_local_copy(run_toy: Run, tmp_path: Path, capsys: pytest
     assert results["test/prediction/exact_match"] == 1.0
     predictions = (tmp_path / "runs" / "toy" / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["reference_ids"] for line in predictions] == [[5, 5], [5, 5]]
-    with pytest.raises(XLMError, match=r"source=.*no files are there"):
+    with pytest.raises(XLMError, match=r"source=.*there are no files"):
         run_toy("job_type=prepare_data", "source=nowhere")

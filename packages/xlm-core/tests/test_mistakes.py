@@ -42,7 +42,7 @@ MISTAKES = {
     "datamodule.num_proc=100000": "datamodule.num_proc: got 100000",
     "show_generations=10000000000": "show_generations: got 10000000000",
     "optimizer.lr=nan": "optimizer.lr: got nan",
-    "optimizer.lr=inf": "optimizer.lr: got inf; it has to be finite",
+    "optimizer.lr=inf": "optimizer.lr: got inf; it must be finite",
     "optimizer.lr=-1": "optimizer: could not make .*Invalid learning rate: -1",
     "optimizer.lr=abc": "optimizer.lr: got 'abc'. .* takes",
     "optimizer.lr=null": "optimizer.lr: got None",
@@ -75,7 +75,7 @@ MISTAKES = {
     "~optimizer": "optimizer: missing",
     # settings of the trainer
     "+trainer.detect_anomaly=x": "trainer.detect_anomaly: got 'x'. lightning.Trainer takes bool",
-    "+trainer.limit_train_batches=-1": "trainer: Lightning refuses these settings.*limit_train_batches",
+    "+trainer.limit_train_batches=-1": "trainer: Lightning rejects these settings.*limit_train_batches",
     "+trainer.benchmak=true": "trainer.benchmak: .*no such argument. Did you mean benchmark",
     "+trainer.max_epochs=3": "max_epochs: set by the harness",
     "trainer.precision=16-mixed": "trainer.precision: 16-mixed needs a GPU.*bf16-mixed",
@@ -92,16 +92,16 @@ MISTAKES = {
     f"job_name={LONG}": "job_name: got 'nnn",
     # places
     "output_dir=''": "output_dir: got ''",
-    "output_dir=/dev/null": "output_dir: /dev/null is no folder",
-    "output_dir=hf://x": "output_dir: hf://x is an address",
-    "output_dir=s3://x": "output_dir: s3://x is an address",
+    "output_dir=/dev/null": "output_dir: /dev/null is not a folder",
+    "output_dir=hf://x": "output_dir: hf://x is a URL",
+    "output_dir=s3://x": "output_dir: s3://x is a URL",
     f"output_dir=/tmp/{LONG}": "output_dir: /tmp/nnn.*the path is too long",
     "datamodule.cache_dir=''": "datamodule.cache_dir: got ''",
-    "datamodule.cache_dir=/dev/null": "datamodule.cache_dir: /dev/null is no folder",
-    "datamodule.cache_dir=s3://x": "datamodule.cache_dir: s3://x is an address",
+    "datamodule.cache_dir=/dev/null": "datamodule.cache_dir: /dev/null is not a folder",
+    "datamodule.cache_dir=s3://x": "datamodule.cache_dir: s3://x is a URL",
     "source=''": "source: got ''",
-    "source=s3://x": "source: s3://x is an address",
-    "source=/nope": "source=/nope: no files are there",
+    "source=s3://x": "source: s3://x is a URL",
+    "source=/nope": "source=/nope: there are no files",
     "ckpt_path=/nope": "ckpt_path: there is no file /nope",
     "ckpt_path=gs://x": "ckpt_path: gs://x is neither",
     "job_type=eval": "has no checkpoint in .*Train it first",
@@ -115,13 +115,13 @@ MISTAKES = {
     "job_type=train job_type=eval": "job_type is given twice",
     "seed=1 seed=2": "seed is given twice, seed=1 and seed=2",
     "seed=1 +seed=2": "seed is given twice",
-    "callbacks=[ema,ema]": "ema stands there twice",
+    "callbacks=[ema,ema]": "ema occurs twice",
     "callbacks=[sample]": "callbacks=sample: no such option of callbacks. Did you mean samples",
     "optimizer=adam": "no such optimizer. Did you mean adamw",
     "-m callbacks=ema,nope": "callbacks=nope: no such option of callbacks",
-    "+callbacks.nope=null": "none of this name that null could switch off",
+    "+callbacks.nope=null": "none of this name to switch off with null",
     "job_type=trane": "no such job. Did you mean train",
-    "model=null": "To choose none: '~model'",
+    "model=null": "To select none: '~model'",
     "--confg-dir x": "--confg-dir: no such option. Did you mean --config-dir",
     "=3": "neither KEY=VALUE nor an option",
 }  # fmt: skip
@@ -201,17 +201,17 @@ def no_place() -> None:
 
 
 FAULTS: dict[Callable[[], object], tuple[str, int]] = {
-    no_space: ("/some/last.ckpt: the disk is full. Make room", 1),
-    broken_pipe: ("closed pipe", 141),
+    no_space: ("/some/last.ckpt: the disk is full. Free some space", 1),
+    broken_pipe: ("output pipe is closed", 141),
     no_memory: ("the memory is used up.*datamodule.batch_size.*accumulate_grad_batches", 1),
-    no_place: ("/proc/nope: it is not there", 1),
+    no_place: ("/proc/nope: it does not exist", 1),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_the_machine_says_what_to_do(fault: Callable[[], object]) -> None:
     message, code = FAULTS[fault]
-    with pytest.raises(Exception) as caught:  # noqa: PT011  # what is tested is what is said of it
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # the test checks its message
         fault()
     told = explained(caught.value)
     assert told is not None

@@ -1,4 +1,4 @@
-"""Packing: every token once, separators after documents, documents told apart."""
+"""Packing: every token once, separators after documents, documents kept apart."""
 
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,9 @@ def test_rows_with_a_prompt_are_not_packed(tmp_path: Path) -> None:
 
 
 def test_a_separator_that_the_tokenizer_lacks_is_reported(run_toy: Any) -> None:
-    with pytest.raises(XLMError, match=r"datamodule\.train\.lm\.packing: the tokenizer has no such token"):
+    with pytest.raises(
+        XLMError, match=r"datamodule\.train\.lm\.packing: the tokenizer has no such separator token"
+    ):
         run_toy(
             "job_type=train", "+task.packing={block_length: 8, separator_id: '${vocab.eos_id}'}",
             "task.preprocess._target_=toy_family.toy_preprocess",
@@ -128,8 +130,8 @@ def test_a_separator_that_the_tokenizer_lacks_is_reported(run_toy: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("{bucketing: 4, packing: {block_length: 8, separator_id: 1}}", "exclude one another"),
-        ("{columns: []}", "max_rows must say how many"),
+        ("{bucketing: 4, packing: {block_length: 8, separator_id: 1}}", "exclude each other"),
+        ("{columns: []}", "max_rows must be the number"),
         ("{columns: [prompt_ids], packing: {block_length: 8, separator_id: 1}}", "target_ids alone"),
         ("{packing: {block_length: 1, separator_id: 1}}", "greater than or equal to 2"),
     ],

@@ -1,4 +1,4 @@
-"""``predictions.jsonl``: one record a line, whatever the texts hold."""
+"""``predictions.jsonl``: one record per line, for any texts."""
 
 import json
 from collections.abc import Sequence

@@ -87,7 +87,7 @@ def test_what_the_tokenizer_does_not_know_is_counted(
     _, counts = counting.encode({"text": ["1|2 3", "x y|4 z", "1|2 3 4 x", "|"]})
     assert (counts.unknown, counts.unknown_tokens, counts.left) == (1, 3, 3)
     report.print_streamed(counts)
-    assert "1 with what the tokenizer does not know, kept as 3 unknown tokens" in capsys.readouterr().out
+    assert "1 with unknown tokens (3 in total), kept" in capsys.readouterr().out
 
 
 def test_notes_are_counted_and_are_no_columns() -> None:
@@ -138,11 +138,11 @@ def test_long_rows_can_be_dropped_instead() -> None:
 @pytest.mark.parametrize(
     ("gives", "message"),
     [
-        ({"ids": [1]}, "gives the columns ids; an example has prompt_ids, target_ids, fixed"),
+        ({"ids": [1]}, "returns the columns ids; an example has prompt_ids, target_ids, fixed"),
         ({"target_ids": [1], "fixed": [True, False]}, "`fixed` must be as long as `target_ids`"),
         ({"target_ids": [100]}, "target_ids holds the id 100; the tokenizer has 0 to 99"),
         ({"target_ids": [-1]}, "target_ids holds the id -1"),
-        ({"target_ids": [1], "note": ["odd"]}, r"gives the note \['odd'\]; it must be a text"),
+        ({"target_ids": [1], "note": ["odd"]}, r"returns the note \['odd'\]; it must be a text"),
         ({"fixed": [True]}, "`fixed` without `target_ids`"),
         (ValueError("no board"), r"task\.preprocess: ValueError: no board\n  in the row text: '1'"),
     ],
@@ -252,7 +252,7 @@ def test_the_key_covers_the_contents_of_the_tokenizer(tmp_path: Path) -> None:
 
 
 def test_a_source_that_has_no_row_left_says_why(tmp_path: Path) -> None:
-    with pytest.raises(XLMError, match=r"no row of the split 'train' is left: {'read': 40, 'filtered': 40}"):
+    with pytest.raises(XLMError, match=r"no row of the split 'train' is kept: {'read': 40, 'filtered': 40}"):
         text_task.prepared(tmp_path, row_filter=text_task.nothing)
 
 
@@ -266,7 +266,7 @@ def test_a_prepared_task_needs_no_network_and_no_source(
         assert (path, revision) == ("nobody/nothing", "main")
         return load(split=split)
 
-    # The key knows a function of `datasets` by its name.
+    # The key includes only the name of a function of `datasets`.
     stand_in.__module__, stand_in.__qualname__ = "datasets.load", "load_dataset"
     node = {"_target_": "datasets.load_dataset", "path": "nobody/nothing", "revision": "main"}
     settings = text_task.task(source=node, splits={"train": "train"})

@@ -20,7 +20,7 @@ CODE_OF_KILL = 137
 SOON = 30
 """Seconds in which the other processes end."""
 
-# The loss of a step tells which rows it has seen, and with which noise.
+# The loss of a step depends on its rows and their noise.
 TELLING = ("+task.source.token=null", "+loss.noisy=true")
 HARD = (
     # Everything that a resumed run could get wrong at once. Validation falls amid and onto checkpoints.
@@ -76,25 +76,25 @@ def state(run: Path) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(server: Server) -> Path:
-    code, log = server.train("job_name=undisturbed", *HARD)
+def uninterrupted(server: Server) -> Path:
+    code, log = server.train("job_name=uninterrupted", *HARD)
     assert code == 0, log
-    return server.root / "runs" / "undisturbed"
+    return server.root / "runs" / "uninterrupted"
 
 
-def assert_same(run: Path, undisturbed: Path) -> None:
-    assert curve(run) == curve(undisturbed)
+def assert_same(run: Path, uninterrupted: Path) -> None:
+    assert curve(run) == curve(uninterrupted)
     assert sorted(curve(run)) == list(range(20))
-    assert validations(run) == validations(undisturbed)
+    assert validations(run) == validations(uninterrupted)
     assert len(validations(run)) == 4
-    ours, theirs = state(run), state(undisturbed)
+    ours, theirs = state(run), state(uninterrupted)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert [path.name for path in sorted(run.glob("checkpoints/best-*"))] == [
-        path.name for path in sorted(undisturbed.glob("checkpoints/best-*"))
+        path.name for path in sorted(uninterrupted.glob("checkpoints/best-*"))
     ]
 
 
-def test_killed_three_times_a_run_ends_as_if_undisturbed(server: Server, undisturbed: Path) -> None:
+def test_killed_three_times_a_run_ends_as_if_uninterrupted(server: Server, uninterrupted: Path) -> None:
     accidents = (
         # amid an accumulation; in the validation at step 10; while the checkpoint of step 16 is written
         "+callbacks.accident={_target_: toy_accidents.SignalAt, batch: 13}",
@@ -110,10 +110,10 @@ def test_killed_three_times_a_run_ends_as_if_undisturbed(server: Server, undistu
     assert code == 0, log
     assert "resuming" in log
     assert "at step 12" in log
-    assert_same(run, undisturbed)
+    assert_same(run, uninterrupted)
 
 
-def test_damaged_checkpoints_are_passed_over_and_kept(server: Server, undisturbed: Path) -> None:
+def test_damaged_checkpoints_are_skipped_and_kept(server: Server, uninterrupted: Path) -> None:
     code, _ = server.train(
         "job_name=damaged", *HARD, "+callbacks.accident={_target_: toy_accidents.SignalAt, batch: 27}"
     )
@@ -127,9 +127,9 @@ def test_damaged_checkpoints_are_passed_over_and_kept(server: Server, undisturbe
         best.write_bytes(best.read_bytes()[:1000])
     code, log = server.train("job_name=damaged", *HARD)
     assert code == 0, log
-    assert "last.ckpt is passed over" in log
+    assert "last.ckpt is skipped" in log
     assert "at step 8" in log  # previous.ckpt
-    assert_same(run, undisturbed)
+    assert_same(run, uninterrupted)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_what_stops_a_run_leaves_a_checkpoint(
     told: str,
     step: int,
     server: Server,
-    undisturbed: Path,
+    uninterrupted: Path,
     request: pytest.FixtureRequest,
 ) -> None:
     name = request.node.callspec.id
@@ -161,11 +161,11 @@ def test_what_stops_a_run_leaves_a_checkpoint(
     code, log = server.train(f"job_name={name}", *HARD, node)
     assert code == expected_code, log
     assert told in log
-    assert "goes on from there" in log
+    assert "resumes from there" in log
     code, log = server.train(f"job_name={name}", *HARD)
     assert code == 0, log
     assert f"at step {step}:" in log
-    assert_same(server.root / "runs" / name, undisturbed)
+    assert_same(server.root / "runs" / name, uninterrupted)
 
 
 def test_a_second_interrupt_ends_the_process_at_once(server: Server) -> None:
@@ -176,7 +176,7 @@ def test_a_second_interrupt_ends_the_process_at_once(server: Server) -> None:
     assert content["global_step"] == 4
 
 
-def test_slurm_requeues_at_its_time_limit(server: Server, undisturbed: Path) -> None:
+def test_slurm_requeues_at_its_time_limit(server: Server, uninterrupted: Path) -> None:
     tools = server.root / "bin"
     tools.mkdir()
     scontrol = tools / "scontrol"
@@ -198,7 +198,7 @@ def test_slurm_requeues_at_its_time_limit(server: Server, undisturbed: Path) -> 
     [(code, log)] = server.run("job_type=train", "job_name=slurm", *HARD, environments=[slurm])
     assert code == 0, log
     assert "at step 6:" in log
-    assert_same(server.root / "runs" / "slurm", undisturbed)
+    assert_same(server.root / "runs" / "slurm", uninterrupted)
 
 
 def two_processes() -> list[dict[str, str]]:
@@ -346,7 +346,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(server: Server) -> None:
     command = (*PLAIN, "job_name=full", "checkpoint_interval=2")
     [(code, log)] = server.run(*command, FAULT.format("limit"))
     assert code == 1
-    assert "a file may not become larger here. Raise the limit (ulimit -f)" in log.splitlines()[-1]
+    assert "the file size limit is reached. Raise the limit (ulimit -f)" in log.splitlines()[-1]
     [(code, log)] = server.run(*command)
     assert code == 0, log
     assert "resuming" in log

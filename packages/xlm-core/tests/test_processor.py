@@ -1,4 +1,4 @@
-"""What a run says of its processor."""
+"""Messages of a run about its processor."""
 
 import os
 

@@ -119,7 +119,7 @@ def test_two_kinds_that_could_both_be_meant(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", "a")
     write(tmp_path / "b.csv", "text\nb\n")
     with pytest.raises(
-        XLMError, match=r"several kinds \(1 \.csv and 1 \.jsonl\)\. Say which: .*/\*\*/\*\.csv'"
+        XLMError, match=r"several kinds \(1 \.csv and 1 \.jsonl\)\. Choose one: .*/\*\*/\*\.csv'"
     ):
         rows(tmp_path)
     assert texts(Path(f"{tmp_path}/**/*.csv")) == ["b"]
@@ -145,10 +145,10 @@ def test_the_card_of_a_repository_says_which_files_are_meant(tmp_path: Path) -> 
 
 LONG_NULL = b'{"text": null}\n' * 4000 + b'{"text": "at last"}\n'
 FAULTS = {
-    "cut off": (b'{"text": "a"}\n{"text": "b"}\n{"text": "c', r"line 3: Unterminated string.*cut off\?"),
+    "cut off": (b'{"text": "a"}\n{"text": "b"}\n{"text": "c', r"line 3: Unterminated string.*truncated\?"),
     "no object": (b'{"text": "a"}\n[1]\n', r"line 2: a row is an object, \{\.\.\.\}; found \[1\]"),
     "late text": (LONG_NULL, "line 4001: text is a text, in the lines before it is null"),
-    "latin-1": (b'{"text": "a"}\n{"text": "caf\xe9"}\n', r"line 2: invalid .*0xe9.*no utf-8"),
+    "latin-1": (b'{"text": "a"}\n{"text": "caf\xe9"}\n', r"line 2: invalid .*0xe9.*not utf-8"),
 }
 
 

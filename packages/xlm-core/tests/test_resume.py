@@ -1,4 +1,4 @@
-"""What a training goes on from, what it passes over, and who may train in a folder."""
+"""The checkpoint from which training resumes, skipped files, and the lock of a run."""
 
 import json
 import os
@@ -50,12 +50,12 @@ def other_groups(content: dict[str, Any]) -> object:
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another network": (changed(state_dict={"model.a": torch.ones(6)}), "network: model.bias is missing"),
     "another shape": (changed(state_dict={"model.bias": torch.ones(7)}), "bias is (7,) there, (6,) here"),
-    "another class": (other_origin("network"), "of another network: another.Class, not toy_family.ToyModel"),
-    "another family": (other_origin("loss"), "of another loss: another.Class"),
-    "another tokenizer": (other_origin("tokenizer"), "of another tokenizer: another.Class"),
+    "another class": (other_origin("network"), "another network: another.Class, not toy_family.ToyModel"),
+    "another family": (other_origin("loss"), "belongs to another loss: another.Class"),
+    "another tokenizer": (other_origin("tokenizer"), "belongs to another tokenizer: another.Class"),
     "no optimizer": (changed(optimizer_states=[]), "it has no optimizer_states"),
-    "optimizer of nothing": (changed(optimizer_states=[{}]), "the state of its optimizer is none"),
-    "another optimizer": (other_groups, "of another optimizer: its groups have [1, 1] weights"),
+    "optimizer of nothing": (changed(optimizer_states=[{}]), "it has no optimizer state"),
+    "another optimizer": (other_groups, "belongs to another optimizer: its groups have [1, 1] weights"),
     "no schedule": (without("lr_schedulers"), "it has no lr_schedulers"),
     "no weights": (changed(state_dict=[1]), "it has no state_dict"),
     "no step": (without("global_step"), "it has no global_step"),
@@ -74,7 +74,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 def test_a_checkpoint_that_is_whole_but_wrong_is_named_and_the_one_before_taken(
     stopped: Path, run_toy: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each of the table is asked for; one of them is trained from."""
+    """Each required key is checked; training resumes from one of the files."""
     last = stopped / "last.ckpt"
     content = torch.load(last, weights_only=True)
     fits = harness_of(run_toy)
@@ -91,14 +91,14 @@ def test_a_checkpoint_that_is_whole_but_wrong_is_named_and_the_one_before_taken(
     capsys.readouterr()
     run_toy(*SHORT, "trainer.max_steps=12")
     out = capsys.readouterr().out
-    assert "last.ckpt is passed over: it is not a checkpoint of XLM: its xlm_format_version is True" in out
+    assert "last.ckpt is skipped: it is not a checkpoint of XLM: its xlm_format_version is True" in out
     assert "at step 4:" in out
     assert (stopped / "last.ckpt.refused").read_bytes() == wrong  # nothing is written over
     assert torch.load(last, weights_only=True)["global_step"] == 12
 
 
 def harness_of(run_toy: Run) -> Any:
-    """What the run asks of a checkpoint."""
+    """The checks of a run on a checkpoint."""
     from xlm.core.command import train
 
     asked: list[Any] = []
@@ -115,7 +115,7 @@ def harness_of(run_toy: Run) -> Any:
 def test_a_run_without_any_usable_checkpoint_is_not_silently_begun_anew(stopped: Path, run_toy: Run) -> None:
     for file in stopped.iterdir():
         file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(XLMError, match=r"No checkpoint in .* can be used.*move them away"):
+    with pytest.raises(XLMError, match=r"No checkpoint in .* is usable.*move them away"):
         run_toy(*SHORT)
     assert [file.stat().st_size for file in stopped.iterdir()] == [100, 100]
 
@@ -126,7 +126,7 @@ def test_a_run_without_any_usable_checkpoint_is_not_silently_begun_anew(stopped:
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("monitor=nope", "monitor=nope: the run has no such figure"),
+        ("monitor=nope", "monitor=nope: the run has no such metric"),
         ("optimizer.lr=inf", "finite"),
         ("lr_scheduler.warmup=nan", "."),
     ],
@@ -137,11 +137,13 @@ def test_a_failed_start_does_not_block_the_right_command(
     with pytest.raises(Exception, match=message):
         run_toy(*SHORT, mistake)
     run_toy(*SHORT)
-    assert "begun anew" in capsys.readouterr().out
+    assert "restarted" in capsys.readouterr().out
 
 
 def test_what_callbacks_wait_for_is_checked(run_toy: Run) -> None:
-    with pytest.raises(XLMError, match=r"monitor=val/lm/nope: .* EarlyStopping waits\. Did you mean val/lm/"):
+    with pytest.raises(
+        XLMError, match=r"monitor=val/lm/nope: .* EarlyStopping monitors\. Did you mean val/lm/"
+    ):
         run_toy(*SHORT, "callbacks=early_stopping", "callbacks.early_stopping.monitor=val/lm/nope")
     for monitor in ("train/token", "val/lm/nll_per_token"):
         run_toy(*SHORT, f"monitor={monitor}", "monitor_mode=min", f"job_name={monitor.replace('/', '-')}")

@@ -1,4 +1,4 @@
-"""Folders of torch.distributed.checkpoint from somebody else: nothing in them runs, whoever reads them."""
+"""Folders of torch.distributed.checkpoint from somebody else: nothing in them is executed."""
 
 import io
 import pickle
@@ -85,9 +85,9 @@ def test_a_usual_one_is_read(folder: Path) -> None:
 def test_a_table_that_runs_code_is_refused_by_every_way_in(folder: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     rewrite(folder, lambda table: table.state_dict_metadata.update(x=Touches(trace)))  # pyright: ignore[reportArgumentType]
-    reason = "its .metadata names pathlib.Path.touch, which is no part of a checkpoint"
+    reason = "its .metadata names pathlib.Path.touch, which is not part of a checkpoint"
     assert mistake(folder) == reason
-    with pytest.raises(XLMError, match=r"is refused: its \.metadata names .*allow_pickle=true") as error:
+    with pytest.raises(XLMError, match=r"is rejected: its \.metadata names .*allow_pickle=true") as error:
         source.read(str(folder))
     assert len(str(error.value).splitlines()) == 1
     assert checkpoints.damage(folder) == reason
@@ -130,7 +130,7 @@ def test_who_trusts_it_may_read_it(folder: Path, tmp_path: Path) -> None:
 )
 def test_a_table_names_its_own_classes_only(folder: Path, named: bytes) -> None:
     (folder / ".metadata").write_bytes(named)
-    assert "which is no part of a checkpoint" in str(mistake(folder))
+    assert "which is not part of a checkpoint" in str(mistake(folder))
 
 
 def drop(table: Metadata) -> None:
@@ -155,13 +155,13 @@ DAMAGED: dict[str, tuple[Callable[[Metadata], object], str]] = {
     "another object": (lambda table: {"a": 1}, "holds a dict"),
     "no entries": (lambda table: setattr(table, "state_dict_metadata", None), "damaged"),
     "an entry of another kind": (lambda table: table.state_dict_metadata.update(x=1), "describes x as a int"),  # pyright: ignore[reportArgumentType]
-    "a long list": (lambda table: table.planner_data.update(x=("a", 10**12)), r"asks for the list \('a', 1"),
+    "a long list": (lambda table: table.planner_data.update(x=("a", 10**12)), r"requests the list \('a', 1"),
     "a large tensor": (huge, "bytes of tensors, its files have"),
     "a file above": (place(relative_path="../other"), r"names the file '\.\./other', which is not in it"),
     "an absolute file": (place(relative_path="/etc/passwd"), "names the file '/etc/passwd'"),
     "bytes that are not there": (place(offset=10**9), "names bytes that"),
     "before the file": (place(offset=-1), "names bytes that"),
-    "a transform": (place(transform_descriptors=["zstd"]), "asks for the transform"),
+    "a transform": (place(transform_descriptors=["zstd"]), "requests the transform"),
 }
 
 

@@ -155,7 +155,7 @@ def test_refused_rows_leave_no_gap_in_a_batch() -> None:
 
 
 def count_alone(epochs: int) -> RowCounts:
-    """What the encoder says of the training rows without a stream around it."""
+    """The encoder's counts of the training rows, without a stream."""
     texts = [row["text"] for row in text_task.parts().source(split="train")]
     _, counts = counting_parts().encoder(COUNTED).encode({"text": texts})
     return sum([counts] * epochs, RowCounts())
@@ -198,7 +198,7 @@ def test_what_becomes_of_the_rows_is_counted(num_workers: int) -> None:
 
 def test_a_stream_of_nothing_ends_in_a_message() -> None:
     nothing = text_task.parts(row_filter=text_task.nothing)
-    with pytest.raises(XLMError, match="the stream of the training split has no row that can be used"):
+    with pytest.raises(XLMError, match="the stream of the training split has no usable row"):
         next(iter(stream(parts=nothing)))
 
 
@@ -227,7 +227,7 @@ def test_training_streams_resumes_and_evaluates(
         "lr_scheduler.warmup=0", "datamodule.train.lm.max_rows=9",
     )  # fmt: skip
     results = run_toy(*streaming, "job_name=whole")
-    assert "none lost or cut" in capsys.readouterr().out
+    assert "none dropped or truncated" in capsys.readouterr().out
     assert results["test/prediction/exact_match"] == 1.0
     run_toy(*streaming, "job_name=parts", "trainer.max_steps=13", "test_after_training=false")
     run_toy(*streaming, "job_name=parts", "trainer.max_steps=20", "test_after_training=false")

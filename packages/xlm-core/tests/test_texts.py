@@ -54,9 +54,9 @@ SAME: dict[str, tuple[str | bytes, str]] = {
     "nothing closed": ('{"a": [', "The file cannot be read as"),
 }
 YAML: dict[str, tuple[str, str]] = {
-    "alias": ("a: &a [x, x]\nb: [*a, *a]", r"without aliases, and has \*a"),
-    "python": ("a: !!python/object/apply:os.system [true]", "without tags, and has '.*os.system'"),
-    "tag": ("a: !!int ''", "without tags"),
+    "alias": ("a: &a [x, x]\nb: [*a, *a]", r"aliases are not allowed, and it has \*a"),
+    "python": ("a: !!python/object/apply:os.system [true]", "tags are not allowed, and it has '.*os.system'"),
+    "tag": ("a: !!int ''", "tags are not allowed"),
     "sexagesimal": ("a: 1" + ":59" * 1000, "a number of 3,001 characters"),
     "hexadecimal": ("a: 0x" + "f" * 5000, "a number of 5,002 characters"),
     "many": ("[" + "1," * MOST + "1]", "more than 20,000 keys and values"),

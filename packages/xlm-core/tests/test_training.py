@@ -101,11 +101,11 @@ def test_thinning_keeps_what_it_says(
     assert len([name for name in names if name.startswith("best-")]) == 1
     told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if ".ckpt " in line)
     assert names <= told.keys()
-    assert told["step-00000012.ckpt"].startswith("step 12: one of every so many")
+    assert told["step-00000012.ckpt"].startswith("step 12: periodic checkpoint")
     assert told["step-mine.ckpt"].startswith("not written by this run")
 
 
-class _SpoiltLoss:
+class _BrokenLoss:
     """Makes one term of the toy's loss infinite at one call of training."""
 
     def __init__(self, bad_call: int) -> None:
@@ -125,8 +125,8 @@ class _SpoiltLoss:
         return output
 
 
-def spoilt_loss(bad_call: int) -> _SpoiltLoss:
-    return _SpoiltLoss(bad_call)
+def broken_loss(bad_call: int) -> _BrokenLoss:
+    return _BrokenLoss(bad_call)
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_place(
@@ -134,11 +134,11 @@ def test_a_loss_that_is_not_finite_stops_with_its_place(
 ) -> None:
     import toy_family
 
-    monkeypatch.setattr(toy_family, "spoilt_loss", spoilt_loss, raising=False)
+    monkeypatch.setattr(toy_family, "broken_loss", broken_loss, raising=False)
     # The first call is the check of the slots; micro-batch 13 is the second one of step 7.
     overrides = (
         *TRAIN,
-        "loss._target_=toy_family.spoilt_loss",
+        "loss._target_=toy_family.broken_loss",
         "+loss.bad_call=15",
         "trainer.accumulate_grad_batches=2",
         "trainer.max_steps=10",
@@ -150,7 +150,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_place(
     saved = torch.load(tmp_path / "runs/toy/non-finite-step-7-rank-0.pt", weights_only=True)
     assert saved["batch"]["target_ids"].shape[0] == 4
     assert saved["terms"]["length"] == float("inf")
-    # Not even the regular checkpoint of the spoilt step was written.
+    # Not even the regular checkpoint of the non-finite step was written.
     assert content(tmp_path)["global_step"] == 6
 
 

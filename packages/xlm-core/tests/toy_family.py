@@ -28,7 +28,7 @@ class ToyTokenizer:
 
 
 def toy_rows(split: str, *, num_rows: int = 20, token: int | None = 3) -> Iterator[dict[str, object]]:
-    """Row i asks for its own length: the prompt is i % 3 + 1, the target that many equal tokens.
+    """Row i encodes its own length: the prompt is i % 3 + 1, the target that many equal tokens.
 
     Without a ``token`` the rows differ in it too, so that a loss tells which rows it has seen.
     """
@@ -87,7 +87,7 @@ class ToyLikelihood:
 
 
 class ToyLoss:
-    """Cross-entropy of every target token; rows weigh by their noise if that is asked for."""
+    """Cross-entropy of every target token; weighted by the rows' noise on request."""
 
     def __init__(self, *, noisy: bool = False) -> None:
         self.noisy = noisy

@@ -189,7 +189,7 @@ class Tables:
 
     gaps: Array
     """(states, longest + 1) g of the slot of BOS and of each token."""
-    laws: Array
+    distributions: Array
     """(states, longest, num_tokens) f of each cell."""
 
 
@@ -213,15 +213,16 @@ class TableNetwork(nn.Module):
         values = sorted({float(value) for value in time})
         when = torch.searchsorted(torch.tensor(values, dtype=torch.float64), time.contiguous())
         tables = [self.tables(value) for value in values]
-        all_gaps, all_laws = (
-            torch.tensor(np.stack(parts)) for parts in zip(*((t.gaps, t.laws) for t in tables), strict=True)
+        all_gaps, all_distributions = (
+            torch.tensor(np.stack(parts))
+            for parts in zip(*((t.gaps, t.distributions) for t in tables), strict=True)
         )
         width = input_ids.shape[1]
         state = self.index.of_rows(input_ids, attention_mask)
         row, cell = token_positions // width, token_positions % width - 1
-        laws = all_laws[when[row], state[row], cell.clamp(max=self.index.longest - 1)]
+        distributions = all_distributions[when[row], state[row], cell.clamp(max=self.index.longest - 1)]
         logits = torch.full((len(row), FIRST + self.index.num_tokens), -torch.inf, dtype=torch.float64)
-        logits[:, FIRST:] = laws.log()
+        logits[:, FIRST:] = distributions.log()
         row, slot = slot_positions // width, slot_positions % width
         return FlexMDMOutput(
             logits, all_gaps[when[row], state[row], slot.clamp(max=self.index.longest)], None
@@ -238,10 +239,15 @@ class Posterior:
     """
 
     def __init__(
-        self, law: dict[Text, float], num_tokens: int, fixed: dict[Text, Sequence[bool]] | None = None
+        self,
+        distribution: dict[Text, float],
+        num_tokens: int,
+        fixed: dict[Text, Sequence[bool]] | None = None,
     ) -> None:
-        self.law = law
-        self.rows = [row for text in law for row in noisings(text, None if fixed is None else fixed[text])]
+        self.distribution = distribution
+        self.rows = [
+            row for text in distribution for row in noisings(text, None if fixed is None else fixed[text])
+        ]
         self.batch = batch_of(self.rows)
         self.index = Index((row.state for row in self.rows), num_tokens)
         self._state = np.array([self.index.numbers[row.state] for row in self.rows])
@@ -255,7 +261,7 @@ class Posterior:
         num_masked = np.array([sum(row.masked) for row in self.rows])
         present = np.array([len(row.indices) - sum(row.fixed) for row in self.rows])
         self._exponents = free - present, num_masked, present - num_masked
-        self._prior = np.array([law[row.text] for row in self.rows])
+        self._prior = np.array([distribution[row.text] for row in self.rows])
 
     def probabilities(self, absent: float, masked: float) -> Array:
         """(rows,) probability of each noising given its text."""
@@ -273,22 +279,22 @@ class Posterior:
         np.add.at(total, self._state, weight)
         gaps = np.zeros((self.index.size, *self._gaps.shape[1:]))
         np.add.at(gaps, self._state, weight[:, None] * self._gaps)
-        laws = np.zeros((self.index.size, *self._clean.shape[1:]))
-        np.add.at(laws, self._state, weight[:, None, None] * self._clean)
+        distributions = np.zeros((self.index.size, *self._clean.shape[1:]))
+        np.add.at(distributions, self._state, weight[:, None, None] * self._clean)
         reached = total > 0
         gaps[reached] /= total[reached, None]
-        laws[reached] /= total[reached, None, None]
-        laws[laws.sum(-1) == 0] = 1 / self.index.num_tokens
-        return Tables(gaps, laws)
+        distributions[reached] /= total[reached, None, None]
+        distributions[distributions.sum(-1) == 0] = 1 / self.index.num_tokens
+        return Tables(gaps, distributions)
 
 
-def random_law(texts: Sequence[Text], seed: int) -> dict[Text, float]:
+def random_distribution(texts: Sequence[Text], seed: int) -> dict[Text, float]:
     weights = np.random.default_rng(seed).exponential(size=len(texts))
     return dict(zip(texts, (weights / weights.sum()).tolist(), strict=True))
 
 
-def entropy(law: dict[Text, float]) -> float:
-    return -sum(mass * float(np.log(mass)) for mass in law.values())
+def entropy(distribution: dict[Text, float]) -> float:
+    return -sum(mass * float(np.log(mass)) for mass in distribution.values())
 
 
 def late_time_nodes(num_nodes: int = 10) -> tuple[Array, Array]:

@@ -41,7 +41,7 @@ def steps_of(
     return [*steps, Step(1 - 1 / num_steps, 1.0, 0.0)]
 
 
-def sampler_law(
+def sampler_distribution(
     index: Index,
     tables: Callable[[float], Tables],
     steps: Sequence[Step],
@@ -54,25 +54,25 @@ def sampler_law(
     Without a ``score`` each mask is unmasked by itself; with one, of cell and distribution, as many with the
     highest.
     """
-    law: dict[State, float] = {(): 1.0}
+    distribution: dict[State, float] = {(): 1.0}
     for step in steps:
         table = tables(step.time)
         after: defaultdict[State, float] = defaultdict(float)
-        for state, mass in law.items():
+        for state, mass in distribution.items():
             number = index.numbers.get(state, index.size - 1)
             slots = np.arange(len(state) + 1).clip(max=index.longest)
             cells = np.arange(len(state)).clip(max=index.longest - 1)
-            written = _unmasked(state, table.laws[number][cells], step.unmasking, score)
+            written = _unmasked(state, table.distributions[number][cells], step.unmasking, score)
             means = table.gaps[number][slots] * step.insertion
             counts = _insertions(tuple(means.tolist()), longest - len(state))
             for (text, first), (added, second) in itertools.product(written.items(), counts.items()):
                 after[_inserted(text, added)] += mass * first * second
-        law = {state: mass for state, mass in after.items() if mass > 1e-13}
-    return law
+        distribution = {state: mass for state, mass in after.items() if mass > 1e-13}
+    return distribution
 
 
 def _unmasked(
-    state: State, laws: Array, chance: float, score: Callable[[int, Array], float] | None
+    state: State, distributions: Array, chance: float, score: Callable[[int, Array], float] | None
 ) -> dict[State, float]:
     cells = [cell for cell, token in enumerate(state) if token == MASK]
     result: defaultdict[State, float] = defaultdict(float)
@@ -83,27 +83,27 @@ def _unmasked(
             continue
         chosen = [cell for cell, flag in zip(cells, flags, strict=True) if flag]
         if score is not None:
-            ranked = sorted(cells, key=lambda cell: (-score(cell, laws[cell]), cell))
+            ranked = sorted(cells, key=lambda cell: (-score(cell, distributions[cell]), cell))
             chosen = ranked[:number]
-        for values in itertools.product(range(laws.shape[1]), repeat=number):
+        for values in itertools.product(range(distributions.shape[1]), repeat=number):
             text = list(state)
             mass = probability
             for cell, value in zip(chosen, values, strict=True):
                 text[cell] = FIRST + value
-                mass *= float(laws[cell, value])
+                mass *= float(distributions[cell, value])
             result[tuple(text)] += mass
     return dict(result)
 
 
 def _insertions(means: tuple[float, ...], budget: int) -> dict[tuple[int, ...], float]:
     """Poisson numbers; those beyond the budget go to the slots in a random order, as far as it reaches."""
-    laws: list[list[float]] = []
+    distributions: list[list[float]] = []
     for mean in means:
         masses = [math.exp(-mean) * mean**k / math.factorial(k) for k in range(budget)]
-        laws.append([*masses, 1 - sum(masses)])
+        distributions.append([*masses, 1 - sum(masses)])
     result: defaultdict[tuple[int, ...], float] = defaultdict(float)
     for drawn in itertools.product(range(budget + 1), repeat=len(means)):
-        mass = math.prod(law[k] for law, k in zip(laws, drawn, strict=True))
+        mass = math.prod(distribution[k] for distribution, k in zip(distributions, drawn, strict=True))
         if mass < 1e-15:
             continue
         orders = [tuple(range(len(means)))]
@@ -123,16 +123,19 @@ def _inserted(state: State, counts: Sequence[int]) -> State:
     return sum(((*part, token) for part, token in zip(parts, state, strict=False)), ()) + parts[-1]
 
 
-def total_variation(law: dict[Text, float], other: dict[Text, float]) -> float:
-    return sum(abs(law.get(text, 0.0) - other.get(text, 0.0)) for text in {*law, *other}) / 2
+def total_variation(distribution: dict[Text, float], other: dict[Text, float]) -> float:
+    return (
+        sum(abs(distribution.get(text, 0.0) - other.get(text, 0.0)) for text in {*distribution, *other}) / 2
+    )
 
 
-def chi_square(found: dict[Text, int], law: dict[Text, float]) -> tuple[float, int]:
+def chi_square(found: dict[Text, int], distribution: dict[Text, float]) -> tuple[float, int]:
     """Pearson's statistic and its degrees of freedom; texts of probability 0 must not be found."""
     number = sum(found.values())
-    possible = {text for text, probability in law.items() if probability > 0}
+    possible = {text for text, probability in distribution.items() if probability > 0}
     assert set(found) <= possible, f"impossible texts: {set(found) - possible}"
     statistic = sum(
-        (found.get(text, 0) - number * law[text]) ** 2 / (number * law[text]) for text in possible
+        (found.get(text, 0) - number * distribution[text]) ** 2 / (number * distribution[text])
+        for text in possible
     )
     return statistic, len(possible) - 1

@@ -70,7 +70,7 @@ class TestExpectationHead(_FlexMDMConformance):
 
 
 class TestDistributionHead(_FlexMDMConformance):
-    """The distribution head, two different schedules, tau-leaping, the surest masks first."""
+    """The distribution head, two different schedules, tau-leaping, the most confident masks first."""
 
     interpolant = Interpolant(Cosine(eps=0), LogLinear(eps=0), time_input="alpha")
 

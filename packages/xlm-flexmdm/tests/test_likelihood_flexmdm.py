@@ -48,7 +48,7 @@ from .exact_flexmdm import (
     batch_of,
     entropy,
     late_time_nodes,
-    random_law,
+    random_distribution,
     states,
     texts,
 )
@@ -74,7 +74,7 @@ def _bounds(
     density = np.array([w * posterior.probabilities(a, m) for w, a, m in chances])
     bounds = torch.stack((found.nll, found.nll_published)).numpy().reshape(2, len(s), -1)
     total = (density * bounds).sum(1)
-    result = dict.fromkeys(posterior.law, (0.0, 0.0))
+    result = dict.fromkeys(posterior.distribution, (0.0, 0.0))
     for row, tight, published in zip(posterior.rows, *total, strict=True):
         before = result[row.text]
         result[row.text] = before[0] + float(tight), before[1] + float(published)
@@ -83,11 +83,11 @@ def _bounds(
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_tight_bound_of_the_posterior_is_the_entropy(seed: int) -> None:
-    law = random_law(texts(2, 3), seed)
-    bounds = _bounds(Posterior(law, 2))
-    tight = sum(law[text] * bounds[text][0] for text in law)
-    published = sum(law[text] * bounds[text][1] for text in law)
-    assert tight == pytest.approx(entropy(law), abs=1e-10)
+    distribution = random_distribution(texts(2, 3), seed)
+    bounds = _bounds(Posterior(distribution, 2))
+    tight = sum(distribution[text] * bounds[text][0] for text in distribution)
+    published = sum(distribution[text] * bounds[text][1] for text in distribution)
+    assert tight == pytest.approx(entropy(distribution), abs=1e-10)
     assert published > tight + 0.1
 
 
@@ -110,10 +110,14 @@ def test_bound_with_fixed_tokens_is_the_conditional_entropy() -> None:
     given = FIRST + 2
     sides = texts(2, 2)[1:]
     fills = [(*left, given, *right) for left in sides for right in sides if len(left) + len(right) <= 3]
-    law = random_law(fills, seed=2)
-    posterior = Posterior(law, 3, {text: [token == given for token in text] for text in law})
+    distribution = random_distribution(fills, seed=2)
+    posterior = Posterior(
+        distribution, 3, {text: [token == given for token in text] for text in distribution}
+    )
     bounds = _bounds(posterior)
-    assert sum(law[text] * bounds[text][0] for text in law) == pytest.approx(entropy(law), abs=1e-10)
+    assert sum(distribution[text] * bounds[text][0] for text in distribution) == pytest.approx(
+        entropy(distribution), abs=1e-10
+    )
 
 
 def test_a_fixed_token_is_its_own_in_the_clean_text() -> None:
@@ -132,15 +136,15 @@ def _random_tables(seed: int) -> Callable[[float], Tables]:
     """A network far from any posterior, with g = exp(-s) G and f independent of time."""
     generator = np.random.default_rng(seed)
     gaps = generator.exponential(size=(SMALL.size, 4)) * 1.5
-    laws = generator.dirichlet([1.0, 1.0], size=(SMALL.size, 3))
-    return lambda absent: Tables(absent * gaps, laws)
+    distributions = generator.dirichlet([1.0, 1.0], size=(SMALL.size, 3))
+    return lambda absent: Tables(absent * gaps, distributions)
 
 
 def test_bound_is_above_minus_log_p_of_any_network() -> None:
     """p is that of the chain in continuous time: it solves the master equation, by Runge-Kutta in s."""
     tables = _random_tables(seed=3)
-    probabilities = _final_law(tables)
-    posterior = Posterior(random_law(texts(2, 3), seed=4), 2)
+    probabilities = _final_distribution(tables)
+    posterior = Posterior(random_distribution(texts(2, 3), seed=4), 2)
     for text, (tight, published) in _bounds(posterior, tables).items():
         exact = -math.log(probabilities[text])
         assert tight > exact - 1e-8, f"{text}: the bound {tight} is below -log p = {exact}"
@@ -151,19 +155,19 @@ def test_bound_is_above_minus_log_p_of_any_network() -> None:
             assert published == pytest.approx(exact, abs=1e-8)
 
 
-def _final_law(tables: Callable[[float], Tables]) -> dict[Text, float]:
+def _final_distribution(tables: Callable[[float], Tables]) -> dict[Text, float]:
     """Distribution of the chain after s = 40. States above three tokens never come back: they are left
     out."""
     index = SMALL.numbers
     unmasking, insertion = np.zeros((2, len(index), len(index)))
     at_start = tables(1.0)
     for state, n in index.items():
-        gaps, laws = at_start.gaps[n], at_start.laws[n]
+        gaps, distributions = at_start.gaps[n], at_start.distributions[n]
         for cell, token in enumerate(state):
             if token == MASK:
                 for value in range(2):
                     after: State = (*state[:cell], FIRST + value, *state[cell + 1 :])
-                    unmasking[index[after], n] += laws[cell, value]
+                    unmasking[index[after], n] += distributions[cell, value]
                 unmasking[n, n] -= 1
         for slot in range(len(state) + 1):
             insertion[n, n] -= gaps[slot]
@@ -171,20 +175,20 @@ def _final_law(tables: Callable[[float], Tables]) -> dict[Text, float]:
             if after in index:
                 insertion[index[after], n] += gaps[slot]
 
-    def slope(s: float, law: Array) -> Array:
-        return (unmasking + math.exp(-s) * insertion) @ law
+    def slope(s: float, distribution: Array) -> Array:
+        return (unmasking + math.exp(-s) * insertion) @ distribution
 
-    law = np.zeros(len(index))
-    law[index[()]] = 1
+    distribution = np.zeros(len(index))
+    distribution[index[()]] = 1
     step = 0.01
     for n in range(4000):
         s = n * step
-        first = slope(s, law)
-        second = slope(s + step / 2, law + step / 2 * first)
-        third = slope(s + step / 2, law + step / 2 * second)
-        fourth = slope(s + step, law + step * third)
-        law = law + step / 6 * (first + 2 * second + 2 * third + fourth)
-    return {state: float(law[n]) for state, n in index.items() if MASK not in state}
+        first = slope(s, distribution)
+        second = slope(s + step / 2, distribution + step / 2 * first)
+        third = slope(s + step / 2, distribution + step / 2 * second)
+        fourth = slope(s + step, distribution + step * third)
+        distribution = distribution + step / 6 * (first + 2 * second + 2 * third + fourth)
+    return {state: float(distribution[n]) for state, n in index.items() if MASK not in state}
 
 
 # The estimate
@@ -262,7 +266,7 @@ def _estimate(
     ],
 )
 def test_other_schedules_have_the_same_bound_at_the_posterior(interpolant: Interpolant) -> None:
-    """0 for a text that is known, whatever the schedules: no weight may enter on the wrong side."""
+    """0 for a text that is known, for any schedules: no weight may enter on the wrong side."""
     text = (FIRST, FIRST + 1, FIRST)
     # That of a single text does not depend on the time.
     posterior = Posterior({text: 1.0}, 2)

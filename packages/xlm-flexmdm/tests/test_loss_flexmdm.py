@@ -125,14 +125,16 @@ def test_weights_and_rates_are_those_of_the_reference(name: str, reference: Refe
     torch.testing.assert_close(rate, reference[f"official.{name}.length_rate.f64"], rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("with_law", [False, True])
-def test_half_precision_outputs_are_summed_in_float32(with_law: bool, reference: Reference) -> None:
+@pytest.mark.parametrize("with_distribution", [False, True])
+def test_half_precision_outputs_are_summed_in_float32(with_distribution: bool, reference: Reference) -> None:
     batch = _reference_batch(reference, SCHEDULES["lin_lin"])
-    tokens, gaps, law = (
+    tokens, gaps, distribution = (
         reference[f"in.{name}"].bfloat16() for name in ("token_logits", "expected_gaps", "length_logits")
     )
-    output = FlexMDMLoss(mask_id=UNUSED)(_GivenOutputs(tokens, gaps, law if with_law else None), batch)
-    wide = _GivenOutputs(tokens.float(), gaps.float(), law.float() if with_law else None)
+    output = FlexMDMLoss(mask_id=UNUSED)(
+        _GivenOutputs(tokens, gaps, distribution if with_distribution else None), batch
+    )
+    wide = _GivenOutputs(tokens.float(), gaps.float(), distribution.float() if with_distribution else None)
     assert output.terms == FlexMDMLoss(mask_id=UNUSED)(wide, batch).terms
 
 
@@ -287,8 +289,10 @@ def test_posterior_targets_see_the_mean_of_a_distribution(reference: Reference) 
     batch = _reference_batch(reference, SCHEDULES["lin_lin"])
     tokens, gaps = reference["in.token_logits"].double(), reference["in.expected_gaps"].double()
     loss = FlexMDMLoss(mask_id=UNUSED, targets="posterior")
-    with_law = _GivenOutputs(tokens, gaps, reference["in.length_logits"].double())
-    assert torch.equal(loss(with_law, batch).loss_sum, loss(_GivenOutputs(tokens, gaps), batch).loss_sum)
+    with_distribution = _GivenOutputs(tokens, gaps, reference["in.length_logits"].double())
+    assert torch.equal(
+        loss(with_distribution, batch).loss_sum, loss(_GivenOutputs(tokens, gaps), batch).loss_sum
+    )
 
 
 def test_metrics_add_up_over_batches(reference: Reference) -> None:

@@ -65,12 +65,12 @@ def test_mean_of_the_gap_distribution() -> None:
     output = _run(model, IDS)
     assert output.gap_logits is not None
     assert output.gap_logits.shape == (8, 6)
-    law = output.gap_logits.softmax(-1)
-    expected = sum(n * law[:, n] for n in range(6))
+    distribution = output.gap_logits.softmax(-1)
+    expected = sum(n * distribution[:, n] for n in range(6))
     torch.testing.assert_close(output.expected_gaps, expected)
     tilted = _run(model, IDS, missing=0.35).gap_logits
     assert tilted is not None
-    weights = law * 0.5 ** torch.arange(6)
+    weights = distribution * 0.5 ** torch.arange(6)
     torch.testing.assert_close(tilted.softmax(-1), weights / weights.sum(-1, keepdim=True))
 
 

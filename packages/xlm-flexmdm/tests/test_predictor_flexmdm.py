@@ -245,7 +245,7 @@ def test_chance_of_unmasking_in_each_step(sampler: str, schedule: str) -> None:
         left -= written
 
 
-def test_surest_masks_come_first() -> None:
+def test_most_confident_masks_come_first() -> None:
     """A sharp distribution at even columns, a flat one at odd columns: the sharp are written earlier."""
 
     def logits(column: Tensor) -> Tensor:
@@ -268,14 +268,14 @@ def test_surest_masks_come_first() -> None:
         ("entropy", [0.50, 0.49, 0.01], [0.68, 0.16, 0.16]),
     ],
 )
-def test_confidence_is_that_of_the_law_of_the_token(
+def test_confidence_is_that_of_the_distribution_of_the_token(
     order: Order, surer: list[float], other: list[float]
 ) -> None:
     """Another softmax would make each pair change places, the temperature of the tokens the first pair."""
     examples: list[FlexMDMExample] = [{"seed": seed} for seed in range(30)]
-    for first, laws in enumerate(((surer, other), (other, surer))):
+    for first, distributions in enumerate(((surer, other), (other, surer))):
         table = torch.full((3, VOCAB), -math.inf)
-        table[1:, FIRST : FIRST + 3] = torch.tensor(laws).log()
+        table[1:, FIRST : FIRST + 3] = torch.tensor(distributions).log()
         # Both masks come in the first step.
         model = _Fake(1e4, table.__getitem__)
         trace = _predict(examples, model, max_length=2, order=order, temperature=0.5).trace
@@ -306,7 +306,7 @@ def test_masks_from_left_to_right() -> None:
             ids[position : position + operation] = [token]
 
 
-def test_filters_apply_to_the_law_of_a_token() -> None:
+def test_filters_apply_to_the_distribution_of_a_token() -> None:
     def logits(column: Tensor) -> Tensor:
         return torch.tensor([0.0] * FIRST + [0.1, 0.2, 0.5, 0.4, 0.3]).expand(len(column), VOCAB)
 

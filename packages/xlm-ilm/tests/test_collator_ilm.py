@@ -50,7 +50,7 @@ def _dropped_sets(batch: ILMBatch) -> Counter[frozenset[int]]:
     return Counter(frozenset(tokens) for tokens in sets.values())
 
 
-def _law_of_subsets(tokens: range, rows: int) -> dict[frozenset[int], float]:
+def _distribution_of_subsets(tokens: range, rows: int) -> dict[frozenset[int], float]:
     """Expected numbers: N uniform on 0..L, then each of C(L, N) subsets."""
     size = len(tokens)
     subsets = [
@@ -64,7 +64,7 @@ def test_number_and_subset_are_uniform() -> None:
     examples: list[ILMExample] = [{"seed": seed, "target_ids": torch.arange(7, 11)} for seed in range(rows)]
     batch = _collator()(examples)
     assert torch.equal(torch.bincount(batch["target_row"], minlength=rows), batch["num_dropped"])
-    _assert_chi_square(_dropped_sets(batch), _law_of_subsets(range(7, 11), rows))
+    _assert_chi_square(_dropped_sets(batch), _distribution_of_subsets(range(7, 11), rows))
 
 
 def test_fixed_tokens_are_never_dropped() -> None:
@@ -73,7 +73,7 @@ def test_fixed_tokens_are_never_dropped() -> None:
     target = torch.tensor([20, 7, 8, 21, 9])
     batch = _collator()([{"seed": seed, "target_ids": target, "fixed": fixed} for seed in range(rows)])
     assert to_list(batch["num_missing"]) == [3] * rows
-    _assert_chi_square(_dropped_sets(batch), _law_of_subsets(range(7, 10), rows))
+    _assert_chi_square(_dropped_sets(batch), _distribution_of_subsets(range(7, 10), rows))
 
 
 def test_stratified_draws_cover_every_number_once() -> None:

@@ -15,7 +15,7 @@ import torch
 from xlm_ilm import ILMLoss
 from xlm_ilm.loss_ilm import RowWeight
 
-from .exact_law import (
+from .exact_distribution import (
     SPECIAL,
     START,
     Chain,
@@ -24,7 +24,7 @@ from .exact_law import (
     all_drops,
     all_open,
     batch_of,
-    final_law,
+    final_distribution,
     network_chain,
     optimum,
     probability_of,
@@ -98,7 +98,7 @@ def test_length_head_stops_with_the_probability_of_nothing_missing() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("num_length_classes", [None, 4])
 def test_a_target_that_is_given_whole_costs_nothing(num_length_classes: int | None) -> None:
-    """It has no open slot, so the sampler never asks whether to stop."""
+    """It has no open slot, so the sampler never evaluates the stop decision."""
     model = random_network(2, seed=4, num_length_classes=num_length_classes)
     head = "stop" if num_length_classes is None else "length"
     loss = ILMLoss(suppressed_ids=SPECIAL, head=head, row_weight="length_plus_one")
@@ -116,7 +116,7 @@ def test_a_target_that_is_given_whole_costs_nothing(num_length_classes: int | No
     assert _expected_nll(model, ()) > 0
 
 
-def _random_law(num_tokens: int, lengths: range, seed: int) -> dict[Text, float]:
+def _random_distribution(num_tokens: int, lengths: range, seed: int) -> dict[Text, float]:
     chosen = [text for text in texts(num_tokens, lengths[-1]) if len(text) in lengths]
     weights = torch.rand(len(chosen), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 2
     total = float(weights.sum())
@@ -125,10 +125,10 @@ def _random_law(num_tokens: int, lengths: range, seed: int) -> dict[Text, float]
 
 @pytest.mark.parametrize("lengths", [range(5), range(3, 4)])
 def test_bound_is_tight_at_the_optimum(lengths: range) -> None:
-    law = _random_law(2, lengths, seed=4)
-    model = TabularNetwork(optimum(law, lambda length: length + 1, 2), 2, lengths[-1])
-    entropy = -sum(probability * math.log(probability) for probability in law.values())
-    expected = sum(probability * _expected_nll(model, text) for text, probability in law.items())
+    distribution = _random_distribution(2, lengths, seed=4)
+    model = TabularNetwork(optimum(distribution, lambda length: length + 1, 2), 2, lengths[-1])
+    entropy = -sum(probability * math.log(probability) for probability in distribution.values())
+    expected = sum(probability * _expected_nll(model, text) for text, probability in distribution.items())
     assert expected == pytest.approx(entropy, abs=1e-10)
 
 
@@ -136,39 +136,43 @@ ONE_OR_TWO = {(3,): 0.5, (3, 4): 0.5}
 
 
 @pytest.mark.parametrize(
-    ("law", "row_weight", "generates_data"),
+    ("distribution", "row_weight", "generates_data"),
     [
-        (_random_law(3, range(3, 4), seed=5), "one", True),
-        (_random_law(3, range(3, 4), seed=5), "length_plus_one", True),
-        (_random_law(2, range(5), seed=6), "one", False),
-        (_random_law(2, range(5), seed=6), "length_plus_one", True),
+        (_random_distribution(3, range(3, 4), seed=5), "one", True),
+        (_random_distribution(3, range(3, 4), seed=5), "length_plus_one", True),
+        (_random_distribution(2, range(5), seed=6), "one", False),
+        (_random_distribution(2, range(5), seed=6), "length_plus_one", True),
         (ONE_OR_TWO, "one", False),
         (ONE_OR_TWO, "length_plus_one", True),
     ],
 )
-def test_row_weight_decides_the_law_of_the_minimiser(
-    law: dict[Text, float], row_weight: RowWeight, generates_data: bool
+def test_row_weight_decides_the_distribution_of_the_minimiser(
+    distribution: dict[Text, float], row_weight: RowWeight, generates_data: bool
 ) -> None:
-    longest = max(len(text) for text in law)
-    chain = optimum(law, (lambda length: length + 1) if row_weight == "length_plus_one" else lambda _: 1, 4)
-    generated = final_law(chain, START, longest)
-    assert (total_variation(generated, law) < 1e-12) == generates_data
-    if law is ONE_OR_TWO and row_weight == "one":
+    longest = max(len(text) for text in distribution)
+    chain = optimum(
+        distribution, (lambda length: length + 1) if row_weight == "length_plus_one" else lambda _: 1, 4
+    )
+    generated = final_distribution(chain, START, longest)
+    assert (total_variation(generated, distribution) < 1e-12) == generates_data
+    if distribution is ONE_OR_TWO and row_weight == "one":
         assert generated[3,] == pytest.approx(0.6)
         assert generated[3, 4] == pytest.approx(0.4)
 
     # The claimed minimiser is that of the package's loss: its gradient vanishes there, and only there.
     model = TabularNetwork(chain, 4, longest)
     for weight in ("one", "length_plus_one"):
-        vanishes = weight == row_weight or len({len(text) for text in law}) == 1
-        assert (_gradient_of_expected_loss(model, law, weight) < 1e-12) == vanishes
+        vanishes = weight == row_weight or len({len(text) for text in distribution}) == 1
+        assert (_gradient_of_expected_loss(model, distribution, weight) < 1e-12) == vanishes
 
 
-def _gradient_of_expected_loss(model: TabularNetwork, law: dict[Text, float], row_weight: RowWeight) -> float:
+def _gradient_of_expected_loss(
+    model: TabularNetwork, distribution: dict[Text, float], row_weight: RowWeight
+) -> float:
     """Largest entry of the gradient of E[loss of a row], the expectation over texts and drops."""
     loss = ILMLoss(row_weight=row_weight, suppressed_ids=SPECIAL)
     total = torch.zeros((), dtype=torch.float64)
-    for text, probability in law.items():
+    for text, probability in distribution.items():
         for drop in all_drops(text):
             row = loss(model, batch_of([drop], [len(text)]))
             total = total + probability * drop.probability * row.loss_sum

@@ -14,7 +14,7 @@ from xlm_ilm.loss_ilm import RowWeight
 
 
 class _FixedLogits(nn.Module):
-    """Returns the given logits, whatever the rows are."""
+    """Returns the given logits for all rows."""
 
     def __init__(self, token_logits: Tensor, stop_logits: Tensor) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class _LargestTensor(TorchDispatchMode):
 
 
 class _AnyVocabulary(nn.Module):
-    """Logits of a large vocabulary at the asked cells."""
+    """Logits of a large vocabulary at the requested cells."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from xlm.modules.testing import CountingModel, replay, to_list
 from xlm_ilm import ILMExample, ILMOutput, ILMPrediction, ILMPredictor, ILMPromptBatch, ILMPromptCollator
 
-from .exact_law import (
+from .exact_distribution import (
     BOS,
     CLS,
     PAD,
@@ -23,7 +23,7 @@ from .exact_law import (
     State,
     Text,
     chi_square,
-    final_law,
+    final_distribution,
     network_chain,
     random_network,
     total_variation,
@@ -123,16 +123,18 @@ CHAIN = network_chain(MODEL, 2)
         "slot_top_k",
     ],
 )
-def test_texts_follow_the_exact_law(predictor: ILMPredictor, chain: Chain, insertions_per_step: int) -> None:
-    law = final_law(chain, START, 3, insertions_per_step)
-    assert sum(law.values()) == pytest.approx(1.0)
+def test_texts_follow_the_exact_distribution(
+    predictor: ILMPredictor, chain: Chain, insertions_per_step: int
+) -> None:
+    distribution = final_distribution(chain, START, 3, insertions_per_step)
+    assert sum(distribution.values()) == pytest.approx(1.0)
     prediction = predictor(MODEL, _prompts({"seed": 0}, ROWS, max_length=3), torch.arange(ROWS))
-    statistic, freedom = chi_square(Counter(_texts(prediction)), law)
+    statistic, freedom = chi_square(Counter(_texts(prediction)), distribution)
     # Mean + 4 standard deviations of the chi-square distribution.
     assert statistic < freedom + 4 * math.sqrt(2 * freedom)
 
 
-def test_infilling_follows_the_exact_law_with_slots_closed() -> None:
+def test_infilling_follows_the_exact_distribution_with_slots_closed() -> None:
     """Given is 3 4 4 with something missing right of the first 4 only, after a prompt."""
     example: ILMExample = {
         "seed": 0,
@@ -141,24 +143,24 @@ def test_infilling_follows_the_exact_law_with_slots_closed() -> None:
         "fixed": torch.tensor([True, True, False, True]),
     }
     start = (Cell(BOS, False), Cell(3, False), Cell(4, True), Cell(4, False))
-    law = final_law(network_chain(MODEL, 2, prompt=(4, 3)), start, 2)
+    distribution = final_distribution(network_chain(MODEL, 2, prompt=(4, 3)), start, 2)
     predictor = ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, stop="draw")
     prediction = predictor(MODEL, _prompts(example, ROWS, max_length=5), torch.arange(ROWS))
-    statistic, freedom = chi_square(Counter(_texts(prediction)), law)
+    statistic, freedom = chi_square(Counter(_texts(prediction)), distribution)
     assert freedom == 6
     assert statistic < freedom + 4 * math.sqrt(2 * freedom)
 
 
-def test_a_threshold_is_not_the_law_that_was_trained() -> None:
+def test_a_threshold_is_not_the_distribution_that_was_trained() -> None:
     prediction = ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL)(
         MODEL, _prompts({"seed": 0}, 2000, max_length=3), torch.arange(2000)
     )
     found = {text: number / 2000 for text, number in Counter(_texts(prediction)).items()}
-    assert total_variation(found, final_law(CHAIN, START, 3)) > 0.1
+    assert total_variation(found, final_distribution(CHAIN, START, 3)) > 0.1
 
 
 class _FixedLogits(nn.Module):
-    """Returns the given logits, whatever the rows are."""
+    """Returns the given logits for all rows."""
 
     def __init__(self, token_logits: Tensor, stop_logits: Tensor) -> None:
         super().__init__()
@@ -214,7 +216,7 @@ def _constant(stop_probability: float) -> _FixedLogits:
     ],
 )
 def test_each_filter_acts_alone(options: dict[str, Any], pairs: set[Pair]) -> None:
-    """Slots have 0.7 and 0.3 of the mass, and each pair of slot and token what the table says."""
+    """Slots have 0.7 and 0.3 of the mass, and each pair of slot and token the mass in the table."""
     rows = 300
     batch: ILMPromptBatch = {
         "input_ids": torch.tensor([[CLS, BOS, 3]]).repeat(rows, 1),

@@ -20,7 +20,7 @@ PAD, MASK, EOS, BOS, FIRST = range(5)
 
 Cells = tuple[int, ...]
 Prediction = Callable[[Cells, int], Mapping[int, float]]
-Law = dict[Cells, float]
+Distribution = dict[Cells, float]
 
 
 class TableNetwork(nn.Module):
@@ -40,7 +40,7 @@ class TableNetwork(nn.Module):
         table = 1.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
         self.table = nn.Parameter(table, requires_grad=False)
         self.noises: list[list[float]] = []
-        """What the network was told on each call."""
+        """The noise argument of each call of the network."""
         self.rows: list[int] = []
         """Rows of each call."""
 
@@ -69,14 +69,14 @@ class TableNetwork(nn.Module):
         return predict
 
 
-def random_data(*, length: int, num_tokens: int, seed: int) -> Law:
+def random_data(*, length: int, num_tokens: int, seed: int) -> Distribution:
     """A distribution of the data without any structure."""
     texts = list(itertools.product(range(FIRST, FIRST + num_tokens), repeat=length))
     masses = np.random.default_rng(seed).dirichlet(np.ones(len(texts)))
     return dict(zip(texts, masses.tolist(), strict=True))
 
 
-def oracle(data: Law) -> Prediction:
+def oracle(data: Distribution) -> Prediction:
     """The best prediction: the posterior of the token under the data, given the cells that are not masked."""
 
     @cache
@@ -111,22 +111,22 @@ def written(predict: Prediction, cells: Cells, places: Sequence[int]) -> Iterato
         yield with_tokens(cells, tokens), math.prod(value for _, value in drawn)
 
 
-def chain_law(
+def chain_distribution(
     predict: Prediction,
     start: Cells,
     unmask: Sequence[float],
     remask: Sequence[float] | None = None,
-) -> Law:
+) -> Distribution:
     """Distribution after steps in which each masked cell is written with probability ``unmask[step]``,
     independently.
 
     Each cell that is not masked, and was at the start, is masked again with probability ``remask[step]``.
     """
     mutable = masks(start)
-    law: Law = {start: 1.0}
+    distribution: Distribution = {start: 1.0}
     for step, (up, down) in enumerate(zip(unmask, remask or [0.0] * len(unmask), strict=True)):
         after: defaultdict[Cells, float] = defaultdict(float)
-        for cells, mass in law.items():
+        for cells, mass in distribution.items():
             masked = masks(cells)
             clean = [place for place in mutable if place not in masked]
             for places in subsets(masked):
@@ -138,17 +138,17 @@ def chain_law(
                     for result, probability in written(predict, cells, places):
                         end = with_tokens(result, dict.fromkeys(lost, MASK))
                         after[end] += mass * chosen * kept * probability
-        law = dict(after)
-        assert math.isclose(sum(law.values()), 1.0, rel_tol=1e-12), f"step {step}"
-    return law
+        distribution = dict(after)
+        assert math.isclose(sum(distribution.values()), 1.0, rel_tol=1e-12), f"step {step}"
+    return distribution
 
 
-def step_law(predict: Prediction, start: Cells, shares: Sequence[float]) -> Law:
+def step_distribution(predict: Prediction, start: Cells, shares: Sequence[float]) -> Distribution:
     """Distribution when the step of each cell is drawn once for all, with probabilities ``shares``."""
-    law: defaultdict[Cells, float] = defaultdict(float)
+    distribution: defaultdict[Cells, float] = defaultdict(float)
     places = masks(start)
     for steps in itertools.product(range(len(shares)), repeat=len(places)):
-        current: Law = {start: math.prod(shares[step] for step in steps)}
+        current: Distribution = {start: math.prod(shares[step] for step in steps)}
         for now in sorted(set(steps)):
             group = [place for place, step in zip(places, steps, strict=True) if step == now]
             after: defaultdict[Cells, float] = defaultdict(float)
@@ -157,22 +157,22 @@ def step_law(predict: Prediction, start: Cells, shares: Sequence[float]) -> Law:
                     after[result] += mass * probability
             current = dict(after)
         for cells, mass in current.items():
-            law[cells] += mass
-    return dict(law)
+            distribution[cells] += mass
+    return dict(distribution)
 
 
-def any_order_law(predict: Prediction, start: Cells) -> Law:
+def any_order_distribution(predict: Prediction, start: Cells) -> Distribution:
     """Distribution when the cells are written one by one in a uniformly random order."""
-    law: Law = {start: 1.0}
+    distribution: Distribution = {start: 1.0}
     for _ in masks(start):
         after: defaultdict[Cells, float] = defaultdict(float)
-        for cells, mass in law.items():
+        for cells, mass in distribution.items():
             places = masks(cells)
             for place in places:
                 for result, probability in written(predict, cells, [place]):
                     after[result] += mass * probability / len(places)
-        law = dict(after)
-    return law
+        distribution = dict(after)
+    return distribution
 
 
 def bound_by_order(predict: Prediction, start: Cells, target: Cells) -> float:
@@ -187,25 +187,28 @@ def bound_by_order(predict: Prediction, start: Cells, target: Cells) -> float:
     return total / len(orders)
 
 
-def total_variation(law: Law, other: Law) -> float:
-    return sum(abs(law.get(cells, 0.0) - other.get(cells, 0.0)) for cells in {*law, *other}) / 2
+def total_variation(distribution: Distribution, other: Distribution) -> float:
+    return (
+        sum(abs(distribution.get(cells, 0.0) - other.get(cells, 0.0)) for cells in {*distribution, *other})
+        / 2
+    )
 
 
-def assert_drawn_from(texts: Sequence[Cells], law: Law) -> None:
+def assert_drawn_from(texts: Sequence[Cells], distribution: Distribution) -> None:
     """Pearson's chi-square test at the level of 0.1 %, with the quantile of Wilson and Hilferty.
 
     Texts expected fewer than 10 times count as one.
     """
     found, number = Counter(texts), len(texts)
-    assert set(found) <= set(law), f"impossible texts: {set(found) - set(law)}"
-    rare = {cells for cells, mass in law.items() if number * mass < 10}
-    classes = [[cells] for cells in law if cells not in rare] + ([list(rare)] if rare else [])
+    assert set(found) <= set(distribution), f"impossible texts: {set(found) - set(distribution)}"
+    rare = {cells for cells, mass in distribution.items() if number * mass < 10}
+    classes = [[cells] for cells in distribution if cells not in rare] + ([list(rare)] if rare else [])
     statistic = 0.0
     for members in classes:
-        expected = sum(number * law[cells] for cells in members)
+        expected = sum(number * distribution[cells] for cells in members)
         statistic += (sum(found[cells] for cells in members) - expected) ** 2 / expected
     freedom = len(classes) - 1
-    assert freedom > 0, "a law with a single text, or too few draws"
+    assert freedom > 0, "a distribution with a single text, or too few draws"
     limit = freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
     assert statistic < limit, f"chi-square {statistic:.1f} with {freedom} degrees of freedom"
 

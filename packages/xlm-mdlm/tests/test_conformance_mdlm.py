@@ -123,7 +123,7 @@ class TestDiTToldTheTime(_MDLMConformance):
 
 
 class TestRotaryByConfidence(_MDLMConformance):
-    """The surest cells first, a few at a time, with filters."""
+    """The most confident cells first, a few at a time, with filters."""
 
     def build_predictor(self) -> MDLMPredictor:
         return MDLMPredictor(
@@ -139,7 +139,7 @@ class TestRotaryByConfidence(_MDLMConformance):
 
 
 class TestKnownLength(_MDLMConformance):
-    """As many cells as the target has tokens, whatever its length."""
+    """As many cells as the target has tokens, for any length."""
 
     target_length = None
     default_length = 5

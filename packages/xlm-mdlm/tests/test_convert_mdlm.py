@@ -1,4 +1,4 @@
-"""Published checkpoints: parity with a forward pass in numpy that knows the published names only."""
+"""Published checkpoints: parity with a forward pass in numpy that reads the published names only."""
 
 import json
 import math

@@ -27,7 +27,7 @@ from .exact_mdlm import (
     PAD,
     Cells,
     TableNetwork,
-    any_order_law,
+    any_order_distribution,
     bound_by_order,
     masked_batch,
     oracle,
@@ -77,13 +77,13 @@ def expected_nll(model: nn.Module, target: Cells, *, may_end: bool = False) -> f
 def test_expected_nll_is_the_mean_over_orders_and_a_bound() -> None:
     model = network()
     predict = model.prediction(TEXT_IDS)
-    law = any_order_law(predict, START)
-    assert math.isclose(sum(law.values()), 1.0, rel_tol=1e-12)
+    distribution = any_order_distribution(predict, START)
+    assert math.isclose(sum(distribution.values()), 1.0, rel_tol=1e-12)
     gaps: list[float] = []
     for target in itertools.product(TEXT_IDS, repeat=LENGTH):
         nll = expected_nll(model, target)
         assert nll == pytest.approx(bound_by_order(predict, START, target), rel=0, abs=1e-12)
-        gaps.append(nll + math.log(law[target]))
+        gaps.append(nll + math.log(distribution[target]))
     assert min(gaps) >= 0, "a bound below -log p"
     assert max(gaps) > 0.1, "the orders agree: a network too simple to tell a bound from the value"
 
@@ -115,13 +115,13 @@ def test_bound_with_a_fixed_width_holds_for_the_text() -> None:
     """The distribution is that of texts cut at their end; the bound charges for the one filling that training
     shows."""
     model = network(seed=2)
-    law = any_order_law(model.prediction([PAD, EOS, *TEXT_IDS]), START)
+    distribution = any_order_distribution(model.prediction([PAD, EOS, *TEXT_IDS]), START)
     for size in range(LENGTH + 1):
         for text in itertools.product(TEXT_IDS, repeat=size):
             filling = (*text, EOS, PAD, PAD, PAD)[:LENGTH]
             mass = sum(
                 probability
-                for cells, probability in law.items()
+                for cells, probability in distribution.items()
                 if cells[:size] == text and (size == LENGTH or cells[size] in (PAD, EOS))
             )
             assert expected_nll(model, filling, may_end=True) >= -math.log(mass)

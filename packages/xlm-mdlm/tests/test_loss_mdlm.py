@@ -20,7 +20,7 @@ LOSS = MDLMLoss(mask_id=MASK, pad_id=PAD, eos_id=EOS, suppressed_ids=[BOS])
 
 
 class FixedLogits(nn.Module):
-    """Answers with given logits (rows, length, vocab), and remembers which cells were asked for."""
+    """Answers with given logits (rows, length, vocab), and records the requested cells."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -166,11 +166,14 @@ def test_counts_of_the_loss_and_their_metrics() -> None:
         for places in rows
         for cells in [tuple(MASK if i in places else token for i, token in enumerate(TARGET))]
     ]
-    entropies = [sum(-math.log(law[token]) for law, token in row) for row in predictions]
+    entropies = [sum(-math.log(distribution[token]) for distribution, token in row) for row in predictions]
     assert output.entropy_by_level.tolist() == pytest.approx([0.0, *entropies[1:]], rel=1e-12)
     assert output.masked_by_level.tolist() == [0, 1, 2, 3]
     assert float(output.loss_sum) == pytest.approx(7 * sum(entropies), rel=1e-12)
-    right = sum(max(law, key=law.__getitem__) == token for law, token in itertools.chain(*predictions))
+    right = sum(
+        max(distribution, key=distribution.__getitem__) == token
+        for distribution, token in itertools.chain(*predictions)
+    )
     assert (int(output.num_correct), int(output.num_masked), int(output.loss_count)) == (right, 6, 12)
 
     metrics = MDLMMetrics()

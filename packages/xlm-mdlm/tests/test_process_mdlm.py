@@ -38,12 +38,12 @@ def test_transition_is_the_published_posterior(reference: dict[str, Tensor]) -> 
     t = reference["in.t"]
     unmask = unmask_probability(LogLinear(), t, t - reference["in.dt"])[:, None, None]
     prediction = reference["official.p_x0.f64"]
-    law = unmask * prediction
-    law[..., MASK] = 1 - unmask[..., 0]
+    distribution = unmask * prediction
+    distribution[..., MASK] = 1 - unmask[..., 0]
     masked = reference["in.xt"] == MASK
     assert masked.any()
     torch.testing.assert_close(
-        law[masked], reference["derived.posterior_q_xs_given_xt.f64"][masked], rtol=1e-6, atol=1e-9
+        distribution[masked], reference["derived.posterior_q_xs_given_xt.f64"][masked], rtol=1e-6, atol=1e-9
     )
 
 

@@ -1,4 +1,4 @@
-"""What the samplers of xlm-mdlm cost, what they tell the network, and how they go on beyond the training."""
+"""Samplers of xlm-mdlm: cost, time input of the network, windows beyond the training length."""
 
 import itertools
 import math
@@ -29,8 +29,8 @@ from .exact_mdlm import (
     MASK,
     PAD,
     Cells,
-    Law,
-    any_order_law,
+    Distribution,
+    any_order_distribution,
     assert_drawn_from,
 )
 from .test_samplers_mdlm import COSINE, LENGTH, START, TEXT_IDS, draw, network, predictor, texts
@@ -77,9 +77,9 @@ def test_confidence_is_that_of_the_prediction(
     kind: Confidence, surer: list[float], other: list[float]
 ) -> None:
     """Another softmax would make each pair change places, the temperature of the tokens the first pair."""
-    for first, laws in enumerate(((surer, other), (other, surer))):
+    for first, distributions in enumerate(((surer, other), (other, surer))):
         model = network(length=2, num_tokens=3)
-        model.table[:, 1:, FIRST:] = torch.tensor(laws, dtype=torch.float64).log()
+        model.table[:, 1:, FIRST:] = torch.tensor(distributions, dtype=torch.float64).log()
         trace = draw(
             predictor(ConfidenceOrder(kind=kind), temperature=0.5), model, 5, start=(MASK,) * 2
         ).trace
@@ -137,10 +137,10 @@ def test_filtered_draws_follow_the_filtered_prediction(top_k: int | None, top_p:
                 kept[token] = squares[token] / total
         return {token: value / sum(kept.values()) for token, value in kept.items()}
 
-    law = any_order_law(filtered, START)
-    assert 1 < len(law) < 27
+    distribution = any_order_distribution(filtered, START)
+    assert 1 < len(distribution) < 27
     predict = predictor(FirstHitting(), temperature=0.5, top_k=top_k, top_p=top_p)
-    assert_drawn_from(texts(draw(predict, model, 8000)), law)
+    assert_drawn_from(texts(draw(predict, model, 8000)), distribution)
 
 
 def test_mask_is_never_written() -> None:
@@ -151,7 +151,7 @@ def test_mask_is_never_written() -> None:
         assert set(prediction.ids.flatten().tolist()) <= set(TEXT_IDS)
 
 
-# What a network that is conditioned on time is told
+# Time input of a network that is conditioned on time
 
 
 @pytest.mark.parametrize("sampler", [Ancestral(4), Remasking(4, "cap", 0.3)], ids=repr)
@@ -216,13 +216,13 @@ def test_windows_write_on_from_the_last_cells() -> None:
     """Three cells through a window of two: the first two together, then the third given the second."""
     model = network(length=2)
     predict = model.prediction(TEXT_IDS)
-    law: Law = {
+    distribution: Distribution = {
         (*first, third): mass * predict((first[1], MASK), 1)[third]
-        for first, mass in any_order_law(predict, (MASK, MASK)).items()
+        for first, mass in any_order_distribution(predict, (MASK, MASK)).items()
         for third in TEXT_IDS
     }
     prediction = draw(predictor(FirstHitting(), window_length=2, stride=1), model, 8000)
-    assert_drawn_from(texts(prediction), law)
+    assert_drawn_from(texts(prediction), distribution)
     assert prediction.nfe.tolist() == [3] * 8000
 
 

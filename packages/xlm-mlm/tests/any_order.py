@@ -71,13 +71,13 @@ def masks(cells: Cells) -> list[int]:
     return [place for place, token in enumerate(cells) if token == MASK]
 
 
-def filled_law(predict: Prediction, start: Cells, counts: Sequence[int]) -> dict[Cells, float]:
+def filled_distribution(predict: Prediction, start: Cells, counts: Sequence[int]) -> dict[Cells, float]:
     """Distribution of the cells when step s fills ``counts[s]`` of the masks, each such set being equally
     likely."""
-    law = {start: 1.0}
+    distribution = {start: 1.0}
     for count in counts:
         after: defaultdict[Cells, float] = defaultdict(float)
-        for cells, mass in law.items():
+        for cells, mass in distribution.items():
             subsets = list(itertools.combinations(masks(cells), count))
             for subset in subsets:
                 options = [predict(cells, place).items() for place in subset]
@@ -85,8 +85,8 @@ def filled_law(predict: Prediction, start: Cells, counts: Sequence[int]) -> dict
                     tokens = {place: token for place, (token, _) in zip(subset, drawn, strict=True)}
                     probability = math.prod(value for _, value in drawn)
                     after[with_tokens(cells, tokens)] += mass / len(subsets) * probability
-        law = dict(after)
-    return law
+        distribution = dict(after)
+    return distribution
 
 
 def log_probabilities_by_order(predict: Prediction, start: Cells, target: Cells) -> Iterator[float]:
@@ -154,19 +154,24 @@ def all_subsets(length: int) -> list[tuple[int, ...]]:
     return [subset for size in range(length + 1) for subset in itertools.combinations(range(length), size)]
 
 
-def total_variation(law: dict[Cells, float], other: dict[Cells, float]) -> float:
-    return sum(abs(law.get(cells, 0.0) - other.get(cells, 0.0)) for cells in {*law, *other}) / 2
+def total_variation(distribution: dict[Cells, float], other: dict[Cells, float]) -> float:
+    return (
+        sum(abs(distribution.get(cells, 0.0) - other.get(cells, 0.0)) for cells in {*distribution, *other})
+        / 2
+    )
 
 
 def shares(texts: Sequence[Cells]) -> dict[Cells, float]:
     return {cells: number / len(texts) for cells, number in Counter(texts).items()}
 
 
-def assert_drawn_from(texts: Sequence[Cells], law: dict[Cells, float]) -> None:
+def assert_drawn_from(texts: Sequence[Cells], distribution: dict[Cells, float]) -> None:
     """Pearson's chi-square test at the level of 0.1 %, with the quantile of Wilson and Hilferty."""
     found, number = Counter(texts), len(texts)
-    assert set(found) <= set(law), f"impossible texts: {set(found) - set(law)}"
-    statistic = sum((found[cells] - number * mass) ** 2 / (number * mass) for cells, mass in law.items())
-    freedom = len(law) - 1
+    assert set(found) <= set(distribution), f"impossible texts: {set(found) - set(distribution)}"
+    statistic = sum(
+        (found[cells] - number * mass) ** 2 / (number * mass) for cells, mass in distribution.items()
+    )
+    freedom = len(distribution) - 1
     limit = freedom * (1 - 2 / (9 * freedom) + 3.09 * np.sqrt(2 / (9 * freedom))) ** 3
     assert statistic < limit, f"chi-square {statistic:.1f} with {freedom} degrees of freedom"

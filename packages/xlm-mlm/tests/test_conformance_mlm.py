@@ -68,7 +68,7 @@ class TestFixedWidth(_MLMConformance):
 
 
 class TestFixedWidthByConfidence(_MLMConformance):
-    """The surest cells in few steps, and a loss by rows."""
+    """The most confident cells in few steps, and a loss by rows."""
 
     def build_loss(self) -> MLMLoss:
         return MLMLoss(mask_id=MASK, pad_id=PAD, eos_id=EOS, suppressed_ids=range(7), normalise="rows")
@@ -102,7 +102,7 @@ class TestFixedWidthByUncertainty(_MLMConformance):
 
 
 class TestKnownLength(_MLMConformance):
-    """As many cells as the target has tokens, whatever its length."""
+    """As many cells as the target has tokens, for any length."""
 
     target_length = None
     default_length = 5

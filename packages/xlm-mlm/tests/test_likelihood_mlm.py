@@ -26,7 +26,7 @@ from .any_order import (
     all_subsets,
     any_order_bound,
     any_order_nll,
-    filled_law,
+    filled_distribution,
     masked_batch,
 )
 
@@ -91,8 +91,8 @@ def test_bound_with_a_fixed_width_holds_for_the_text() -> None:
     shows."""
     model = network(seed=2)
     ids = [PAD, EOS, *TEXT_IDS]
-    law = filled_law(model.prediction(lambda _: ids), (MASK,) * LENGTH, [1] * LENGTH)
-    assert sum(law.values()) == pytest.approx(1)
+    distribution = filled_distribution(model.prediction(lambda _: ids), (MASK,) * LENGTH, [1] * LENGTH)
+    assert sum(distribution.values()) == pytest.approx(1)
     for size in range(LENGTH + 1):
         for text in itertools.product(TEXT_IDS, repeat=size):
             filling = (*text, EOS, PAD, PAD, PAD)[:LENGTH]
@@ -101,7 +101,7 @@ def test_bound_with_a_fixed_width_holds_for_the_text() -> None:
             assert bound == pytest.approx(exact, rel=0, abs=1e-12)
             mass = sum(
                 probability
-                for cells, probability in law.items()
+                for cells, probability in distribution.items()
                 if cells[:size] == text and (size == LENGTH or cells[size] in (PAD, EOS))
             )
             assert bound >= -math.log(mass), f"{text}"

@@ -16,7 +16,7 @@ VECTORS = load_file(Path(__file__).parent / "data" / "mlm.safetensors")
 
 
 class FixedLogits(nn.Module):
-    """Answers with given logits (rows, length, vocab), and remembers which cells were asked for."""
+    """Answers with given logits (rows, length, vocab), and records the requested cells."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()

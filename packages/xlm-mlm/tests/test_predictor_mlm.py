@@ -21,7 +21,7 @@ from .any_order import (
     Prediction,
     TableNetwork,
     assert_drawn_from,
-    filled_law,
+    filled_distribution,
     masks,
     prompt_batch,
     shares,
@@ -72,15 +72,15 @@ def text_prediction(model: TableNetwork) -> Prediction:
     return model.prediction(lambda _: range(FIRST, model.vocab_size))
 
 
-def test_one_cell_per_step_in_random_order_is_the_any_order_law() -> None:
+def test_one_cell_per_step_in_random_order_is_the_any_order_distribution() -> None:
     model = network(3, 3)
     start = (MASK,) * 3
-    law = filled_law(text_prediction(model), start, [1, 1, 1])
+    distribution = filled_distribution(text_prediction(model), start, [1, 1, 1])
     drawn = draw(model, prompt_batch(start, 20000))
-    assert_drawn_from(drawn, law)
+    assert_drawn_from(drawn, distribution)
     # The test can tell this distribution from that of another number of steps.
     with pytest.raises(AssertionError, match="chi-square"):
-        assert_drawn_from(drawn, filled_law(text_prediction(model), start, [2, 1]))
+        assert_drawn_from(drawn, filled_distribution(text_prediction(model), start, [2, 1]))
 
 
 def test_a_network_that_knows_the_data_generates_it() -> None:
@@ -107,20 +107,20 @@ def test_a_network_that_knows_the_data_generates_it() -> None:
     assert_drawn_from(draw(model, prompt_batch(given, 20000)), conditional)
 
 
-def test_parallel_steps_converge_to_the_any_order_law() -> None:
+def test_parallel_steps_converge_to_the_any_order_distribution() -> None:
     """Each number of steps has its enumerated distribution, and these approach the distribution of one cell
     per step."""
     model = network(4, 2, seed=4, scale=2.0)
     start = (MASK,) * 4
-    laws = {
-        steps: filled_law(text_prediction(model), start, counts)
+    distributions = {
+        steps: filled_distribution(text_prediction(model), start, counts)
         for steps, counts in {1: [4], 2: [2, 2], 3: [2, 1, 1], 4: [1, 1, 1, 1]}.items()
     }
     distances: list[float] = []
-    for steps, law in laws.items():
+    for steps, distribution in distributions.items():
         drawn = draw(model, prompt_batch(start, 10000), num_steps=steps)
-        assert_drawn_from(drawn, law)
-        distances.append(total_variation(shares(drawn), laws[4]))
+        assert_drawn_from(drawn, distribution)
+        distances.append(total_variation(shares(drawn), distributions[4]))
     assert distances == sorted(distances, reverse=True)
     assert distances[0] > 0.2, "a network too simple to tell the numbers of steps apart"
     assert distances[-1] < 0.03
@@ -129,20 +129,20 @@ def test_parallel_steps_converge_to_the_any_order_law() -> None:
 def test_text_of_a_fixed_width_ends_at_its_first_end() -> None:
     model = network(3, 2)
     start = (MASK,) * 3
-    law: dict[Cells, float] = {}
+    distribution: dict[Cells, float] = {}
     ids = [PAD, EOS, FIRST, FIRST + 1]
-    for cells, mass in filled_law(model.prediction(lambda _: ids), start, [1, 1, 1]).items():
+    for cells, mass in filled_distribution(model.prediction(lambda _: ids), start, [1, 1, 1]).items():
         ends = [place for place, token in enumerate(cells) if token in (PAD, EOS)]
         text = cells[: min(ends, default=3)]
-        law[text] = law.get(text, 0.0) + mass
-    assert_drawn_from(draw(model, prompt_batch(start, 20000, may_end=True)), law)
+        distribution[text] = distribution.get(text, 0.0) + mass
+    assert_drawn_from(draw(model, prompt_batch(start, 20000, may_end=True)), distribution)
 
 
 def test_eos_is_a_token_where_none_ends_a_text() -> None:
     model = network(2, 1)
     start = (MASK,) * 2
-    law = filled_law(model.prediction(lambda _: [EOS, FIRST]), start, [1, 1])
-    assert_drawn_from(draw(model, prompt_batch(start, 5000), eos_id=None), law)
+    distribution = filled_distribution(model.prediction(lambda _: [EOS, FIRST]), start, [1, 1])
+    assert_drawn_from(draw(model, prompt_batch(start, 5000), eos_id=None), distribution)
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(3, 0.8), (2, None), (None, 0.8)])
@@ -164,9 +164,9 @@ def test_temperature_and_filters_act_on_the_tokens(top_k: int | None, top_p: flo
         total = sum(sharp[token] for token in kept)
         return {token: sharp[token] / total for token in kept}
 
-    law = filled_law(reshaped, start, [1, 1])
+    distribution = filled_distribution(reshaped, start, [1, 1])
     drawn = draw(model, prompt_batch(start, 10000), temperature=0.7, top_k=top_k, top_p=top_p)
-    assert_drawn_from(drawn, law)
+    assert_drawn_from(drawn, distribution)
 
 
 def score(prediction: dict[int, float], order: Order) -> float:
@@ -190,16 +190,16 @@ def greedy_by_confidence(predict: Prediction, start: Cells, order: Order, **rule
         elif "min_confidence" in rule:
             chosen = [place for place in ranked if scores[place] > rule["min_confidence"]] or ranked[:1]
         else:
-            surest = 0.0 if order == "entropy" else 1.0
-            doubt = [surest - scores[place] for place in ranked]
+            certain = 0.0 if order == "entropy" else 1.0
+            doubt = [certain - scores[place] for place in ranked]
             before = [sum(doubt[:number]) for number in range(len(ranked))]
             chosen = [
                 place for place, total in zip(ranked, before, strict=True) if total < rule["max_uncertainty"]
             ]
         tokens: dict[int, int] = {}
         for place in chosen:
-            law = predict(cells, place)
-            tokens[place] = max(law, key=lambda token: law[token])
+            distribution = predict(cells, place)
+            tokens[place] = max(distribution, key=lambda token: distribution[token])
         cells = with_tokens(cells, tokens)
     return cells, step
 
@@ -233,7 +233,7 @@ def test_orders_by_confidence_agree_with_loops(order: Order, rule: dict[str, flo
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_orders_differ(temperature: float) -> None:
-    """Top probability, margin and entropy disagree on these cells, whatever the temperature of the tokens."""
+    """Top probability, margin and entropy disagree on these cells, at every temperature of the tokens."""
     probabilities = {
         "top_prob": [[0.50, 0.49, 0.01], [0.48, 0.26, 0.26]],
         "entropy": [[0.60, 0.40, 0.00], [0.61, 0.195, 0.195]],
@@ -345,7 +345,7 @@ def tensors(batch: MLMPromptBatch) -> dict[str, Tensor]:
 def test_trace_tells_start_and_steps() -> None:
     model = network(3, 2)
     with torch.no_grad():
-        # The middle cell is surest, then the last; the first one ends the text or not.
+        # The middle cell is certain, then the last; the first one ends the text or not.
         model.table.fill_(0.0)
         model.table[:, 2, FIRST] = 9.0
         model.table[:, 3, EOS] = 8.0

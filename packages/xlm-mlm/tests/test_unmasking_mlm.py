@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from xlm.modules import confidence, take_top
-from xlm_mlm.unmasking_mlm import SUREST, Counts, MaxUncertainty, MinConfidence, Order, Rule, Schedule
+from xlm_mlm.unmasking_mlm import CERTAIN, Counts, MaxUncertainty, MinConfidence, Order, Rule, Schedule
 
 VECTORS = load_file(Path(__file__).parent / "data" / "mlm.safetensors")
 MASK = 2
@@ -98,10 +98,10 @@ def test_min_confidence_takes_what_exceeds_it(threshold: float) -> None:
 
 
 @pytest.mark.parametrize("bound", [0.05, 0.5, 1.2, 100.0])
-@pytest.mark.parametrize("surest", [1.0, 1.5])
-def test_max_uncertainty_sums_over_the_cells_before(bound: float, surest: float) -> None:
+@pytest.mark.parametrize("certain", [1.0, 1.5])
+def test_max_uncertainty_sums_over_the_cells_before(bound: float, certain: float) -> None:
     scores, masked = random_rows(8)
-    chosen = chosen_cells(MaxUncertainty(bound, surest).choose(scores, masked, masked.sum(1), 1))
+    chosen = chosen_cells(MaxUncertainty(bound, certain).choose(scores, masked, masked.sum(1), 1))
     for row, cells in enumerate(chosen):
         expected: set[int] = set()
         total = 0.0
@@ -109,18 +109,18 @@ def test_max_uncertainty_sums_over_the_cells_before(bound: float, surest: float)
             if expected and not total < bound:
                 break
             expected.add(cell)
-            total += surest - float(scores[row, cell])
+            total += certain - float(scores[row, cell])
         assert cells == expected
 
 
 def test_certain_cells_are_filled_together() -> None:
     certain = torch.tensor([[0.0, 0.0, -100.0, 5.0]])
     logits = torch.stack([certain[0], -certain[0], certain[0]])
-    for order, surest in SUREST.items():
+    for order, certain in CERTAIN.items():
         assert order != "random"
         scores = confidence(1000 * logits, order).unsqueeze(0)
         masked = torch.ones(1, 3, dtype=torch.bool)
-        assert MaxUncertainty(1e-9, surest).choose(scores, masked, torch.tensor([3]), 1).all(), order
+        assert MaxUncertainty(1e-9, certain).choose(scores, masked, torch.tensor([3]), 1).all(), order
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.9])
@@ -131,7 +131,7 @@ def test_max_uncertainty_of_the_reference(threshold: float) -> None:
     masked = before == MASK
     order: Order = "top_prob"
     scores = confidence(logits.flatten(0, 1), order).view(3, 6)
-    chosen = MaxUncertainty(threshold, SUREST[order]).choose(scores, masked, masked.sum(1), 1)
+    chosen = MaxUncertainty(threshold, CERTAIN[order]).choose(scores, masked, masked.sum(1), 1)
     assert torch.equal(torch.where(chosen, logits.argmax(-1), before), after)
 
 

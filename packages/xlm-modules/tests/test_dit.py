@@ -61,7 +61,7 @@ def rotate(x: Array, positions: NDArray[np.int64]) -> Array:
 def attention(
     x: Array, w: dict[str, Array], seen: NDArray[np.bool_], positions: NDArray[np.int64], num_heads: int
 ) -> Array:
-    """Head by head for one row: x is (length, d_model), seen says which query (axis 0) sees which key."""
+    """Head by head for one row: x is (length, d_model), seen: query (axis 0) attends to key."""
     query, key, value = np.split(x @ w["attention.qkv.weight"].T, 3, axis=-1)
     heads: list[Array] = []
     for columns in np.split(np.arange(x.shape[-1]), num_heads):

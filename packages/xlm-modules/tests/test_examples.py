@@ -1,4 +1,4 @@
-"""What is wrong with an example is said in one line."""
+"""A wrong example is an error of one line."""
 
 import pytest
 import torch

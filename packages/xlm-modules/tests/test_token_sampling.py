@@ -70,7 +70,7 @@ class TestCategorical:
         counts = torch.bincount(categorical(logits, grid), minlength=6)
         assert ints(counts) == [share * num for share in shares]
 
-    def test_law_of_random_draws(self):
+    def test_distribution_of_random_draws(self):
         """Chi-square with 5 degrees of freedom: above 30 with probability 1e-5."""
         num = 100_000
         logits = torch.tensor([0.3, -1.0, -INFINITY, 2.0, -4.0, 0.0, 1.0])
@@ -151,10 +151,10 @@ class TestCategorical:
 class TestSuppressedTokens:
     def test_they_have_no_probability_and_the_others_keep_their_odds(self):
         logits = random_logits(5, 7)
-        law = suppress_tokens(logits, [0, 6, 3]).softmax(-1).numpy()
+        distribution = suppress_tokens(logits, [0, 6, 3]).softmax(-1).numpy()
         left = [1, 2, 4, 5]
-        assert not law[:, [0, 3, 6]].any()
-        for row, found in zip(logits.double().numpy(), law, strict=True):
+        assert not distribution[:, [0, 3, 6]].any()
+        for row, found in zip(logits.double().numpy(), distribution, strict=True):
             np.testing.assert_allclose(found[left], numpy_softmax(row[left]), rtol=1e-5)
 
     def test_the_argument_is_not_changed_and_half_precision_is_widened(self):

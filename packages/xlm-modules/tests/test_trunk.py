@@ -17,7 +17,7 @@ SIZES: dict[str, Any] = {"vocab_size": 9, "d_model": 8, "num_layers": 1, "num_he
 
 
 class Bag(nn.Module):
-    """A trunk of a researcher: each token alone, ``extra`` columns wider than it says."""
+    """A trunk of a researcher: each token alone, ``extra`` columns wider than its ``d_model``."""
 
     def __init__(self, *, vocab_size: int, d_model: int, extra: int = 0) -> None:
         super().__init__()

@@ -61,7 +61,7 @@ def test_a_copy_need_not_stay_equal_to_another_family(made: dict[str, Path]) -> 
 
 @pytest.mark.parametrize("family", COPIES)
 def test_no_name_of_the_family_is_left(family: str, made: dict[str, Path]) -> None:
-    """Only the sentence that says where the copy comes from, and addresses, have the old name."""
+    """Only the sentence about the origin of the copy, and URLs, have the old name."""
     old = re.compile(rf"(?<![a-z0-9]){family}(?![a-z0-9])|(?<![A-Z]){PREFIXES[family]}(?![A-Z]*[a-z]?[a-z])")
     for path in sorted(files(made[family])):
         if path.endswith(".safetensors"):

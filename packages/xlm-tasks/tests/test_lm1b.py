@@ -33,6 +33,6 @@ def test_a_row_is_detokenised_and_an_empty_one_left_out() -> None:
 
 @pytest.mark.parametrize(("published", "written"), SENTENCES[:9], ids=range(9))
 def test_the_ids_of_bert_are_the_same_either_way(bert_folder: str, published: str, written: str) -> None:
-    """Its tokenizer parts at every punctuation mark (and £ is none), as the README says."""
+    """Its tokenizer parts at every punctuation mark (except £), see the README."""
     bert = PretrainedTokenizer(str(bert_folder))
     assert bert.encode(published) == bert.encode(written)

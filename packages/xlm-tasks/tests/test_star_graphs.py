@@ -148,14 +148,16 @@ def test_hub_is_the_source_of_simple_levels(name: str) -> None:
 def test_arm_length_and_place_of_the_hub_are_uniform() -> None:
     graphs = draw("medium", 20_000)
     counts = Counter((len(path), path.index(find_hub(edges))) for edges, path in graphs)
-    law = {(length, place): 1 / 4 / (length - 2) for length in range(3, 7) for place in range(length - 2)}
-    assert set(counts) == set(law)
-    for outcome, probability in law.items():
+    distribution = {
+        (length, place): 1 / 4 / (length - 2) for length in range(3, 7) for place in range(length - 2)
+    }
+    assert set(counts) == set(distribution)
+    for outcome, probability in distribution.items():
         assert_close(counts[outcome], len(graphs), probability)
 
 
 def test_arms_are_independent_of_the_path() -> None:
-    # The mean number of edges of the other two arms is 2 * 3.5, whatever the path's length.
+    # The mean number of edges of the other two arms is 2 * 3.5, independent of the path's length.
     graphs = draw("medium", 20_000)
     for length in range(3, 7):
         rest = [len(edges) - (length - 1) for edges, path in graphs if len(path) == length]

@@ -176,7 +176,7 @@ class ARLMBeamPredictor:
 
 @dataclass(frozen=True)
 class _Beams:
-    """The hypotheses of the rows that go on."""
+    """The hypotheses of the unfinished rows."""
 
     ids: Tensor
     """(rows, beams, budget) their tokens."""

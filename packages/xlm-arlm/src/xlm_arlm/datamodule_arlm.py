@@ -6,7 +6,7 @@ see the padding. Rows for generation end with the last given token and are padde
 A target may be a block packed with several documents, whose own special tokens stand in it already: then
 bos_id=None and eos_id=None add none. With ``segment_ids`` a token sees its own document only, the first
 token of which is given; the batch then holds the numbers of the documents, from which the loss makes the mask
-of (length, length) on the device. Positions run on through the block: rotary attention knows only
+of (length, length) on the device. Positions run on through the block: rotary attention depends only on
 the distance of two tokens, which within a document is the same as if they started again.
 
 What stands on the right of a token cannot be given: the fixed tokens of an infilling example must be a prefix
@@ -101,7 +101,7 @@ class ARLMCollator:
 
 
 class ARLMPromptCollator:
-    """Keeps what is given, for generation: the prompt, and of the target only the fixed tokens.
+    """Keeps the given tokens for generation: the prompt, and the fixed tokens of the target.
 
     Args:
         pad_id: Id of the padding.

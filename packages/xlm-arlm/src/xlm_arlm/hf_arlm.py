@@ -50,7 +50,7 @@ class ARLMConfig(PreTrainedConfig):
     use_cache: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Take the sizes that transformers asks for from a trunk that has them."""
+        """Copy the sizes that transformers requires from a trunk that has them."""
         for name in ("d_model", "num_layers", "num_heads"):
             setattr(self, name, (self.trunk or {}).get(name, getattr(self, name)))
         super().__post_init__(**kwargs)

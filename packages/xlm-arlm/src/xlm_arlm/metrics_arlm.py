@@ -10,7 +10,8 @@ from xlm_arlm.types_arlm import ARLMLossOutput
 
 
 class ARLMMetrics:
-    """Mean cross entropy of the predicted target tokens, EOS included, whatever else is in the loss.
+    """Mean cross entropy of the predicted target tokens, EOS included, independent of other terms of the
+    loss.
 
     ``sums`` is the whole state: adding up those of several processes gives their common result.
     """
@@ -25,7 +26,7 @@ class ARLMMetrics:
         self.sums = {"target": torch.tensor(0.0, dtype=torch.float64), "num_target": torch.tensor(0)}
 
     def update(self, output: ARLMLossOutput) -> None:
-        """Add the sums of one batch; no gradient is kept, and nothing waits for the device."""
+        """Add the sums of one batch; without gradient and without synchronising with the device."""
         added = {"target": output.terms["target"], "num_target": output.num_target}
         self.sums = add_sums(self.sums, added)
 

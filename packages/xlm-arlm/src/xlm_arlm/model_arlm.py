@@ -1,6 +1,6 @@
 """The network: a causal transformer with a linear head for the next token.
 
-The head is computed only where it is asked for, and a readout takes its place in training: at a vocabulary of
+The head is computed only where requested, and a readout takes its place in training: at a vocabulary of
 50,000 the logits of a batch take gigabytes, more than everything else together
 (:func:`xlm.modules.linear_cross_entropy`).
 """
@@ -91,7 +91,7 @@ class ARLM(
             input_ids: Token ids, shape (rows, length); with a cache, those that follow what it holds.
             attention_mask: True at real tokens, shape (rows, length); or, for packed rows, True where a token
                 (axis 1) sees another (axis 2), shape (rows, length, length). None if no padding stands left
-                of a real token. No token sees what stands on its right, whatever the mask says.
+                of a real token. No token attends to its right, independent of the mask.
             position_ids: Position of each token, shape (rows, length); by default the number of real tokens
                 on its left.
             positions: Cells to compute the head for, as indices into the rows * length cells, shape (cells,).

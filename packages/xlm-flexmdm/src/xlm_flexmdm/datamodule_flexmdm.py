@@ -141,7 +141,7 @@ class FlexMDMLikelihoodCollator:
 
 
 class FlexMDMPromptCollator:
-    """Keeps what is given, for generation: the prompt, and of the target only the fixed tokens.
+    """Keeps the given tokens for generation: the prompt, and the fixed tokens of the target.
 
     Args:
         pad_id: Id of the padding.
@@ -178,7 +178,7 @@ class FlexMDMPromptCollator:
 # Copied from xlm_ilm.datamodule_ilm._Targets
 @dataclass(frozen=True)
 class _Targets:
-    """The targets side by side, padded to the longest; shape (rows, target) where nothing is said."""
+    """The targets side by side, padded to the longest; shape (rows, target) unless noted."""
 
     ids: Tensor
     exists: Tensor
@@ -194,7 +194,7 @@ class _Targets:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Packed rows, shape (rows, length) where nothing else is said."""
+    """Packed rows, shape (rows, length) unless noted."""
 
     input_ids: Tensor
     attention_mask: Tensor

@@ -25,7 +25,7 @@ class FlexMDMMetrics:
         self.sums = integers | floats
 
     def update(self, output: FlexMDMLossOutput) -> None:
-        """Add the sums of one batch; no gradient is kept, and nothing waits for the device."""
+        """Add the sums of one batch; without gradient and without synchronising with the device."""
         added = {
             "tokens": output.loss_count,
             "num_masked": output.num_masked,

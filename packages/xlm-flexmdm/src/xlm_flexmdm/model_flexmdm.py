@@ -1,6 +1,6 @@
 """The network: a diffusion transformer with two heads, for masked tokens and for what is missing in between.
 
-Both heads stand on the same hidden states. That of column k says which token k is, if it is masked, and how
+Both heads stand on the same hidden states. That of column k predicts the token k, if it is masked, and how
 many tokens are absent in the slot right of k. The published network reads the slot left of a token at the
 token, and the last slot at the first padding; here BOS reads the first, so padding is never attended.
 """

@@ -15,8 +15,8 @@ process like 1/N.
 
 The network sees t, on which the number of missing tokens depends, so an evaluation cannot be used again in a
 later step. What can be saved is a row's evaluation in a step that can change nothing in it: which masks a
-step unmasks, or how many, is drawn before the network is asked; and a row without budget, or without an open
-slot, gets no insertion. Other rows cannot be finished before the last step.
+step unmasks, or how many, is drawn before the network is evaluated; and a row without budget, or without an
+open slot, gets no insertion. Other rows cannot be finished before the last step.
 
 The draws of a row depend on its seed, the step and the purpose only, so it comes out the same in any batch.
 """
@@ -60,14 +60,14 @@ class FlexMDMPredictor:
         num_steps: N, at least 2. A row takes part in up to N evaluations of the network.
         suppressed_ids: Further token ids that are never generated: those of the loss.
         max_new_tokens: The most tokens to insert; None for the budget that the batch gives each row.
-            Insertions beyond it are cut as :func:`xlm_flexmdm.fit_to_budget` says; the step's others stay.
+            Insertions beyond it are cut by :func:`xlm_flexmdm.fit_to_budget`; the step's others stay.
         sampler: "hazard_integrated": a mask is unmasked with the exact probability
             (beta(s) - beta(t)) / (1 - beta(t)), and the mean number of masks for a slot is
             g (alpha(s) - alpha(t)) / (1 - alpha(t)). "tau_leaping", as published: both hazards are held at
             their value at t, which gives 1 - exp(-(s - t) beta'(t) / (1 - beta(t))) and
             g (s - t) alpha'(t) / (1 - alpha(t)).
         order: Which masks a step unmasks. "random": each by itself. The others take as many masks as "random"
-            would, those first that are furthest left ("position") or of which the network is surest:
+            would, those first that are furthest left ("position") or with the highest confidence:
             "top_prob", "margin" or "entropy" of its probabilities, see :func:`xlm.modules.confidence`.
         temperature: Of the distribution of a token; at least 0, where 0 takes the most probable.
         top_k: Tokens to choose from; None for all.

@@ -68,7 +68,7 @@ def fit_to_budget(
 
 @dataclass
 class Text:
-    """Rows in the order of the text, shape (rows, length) where nothing else is said."""
+    """Rows in the order of the text, shape (rows, length) unless noted."""
 
     input_ids: Tensor
     """Padding beyond ``size``."""

@@ -91,9 +91,9 @@ class FlexMDMOutput(NamedTuple):
     """What the network returns: a tuple, so that FSDP and other wrappers find the tensors in it."""
 
     token_logits: Float[Tensor, "cells vocab"]
-    """Scores of each token at the cells that were asked for; or what a readout makes of them."""
+    """Scores of each token at the requested cells, or the output of a readout."""
     expected_gaps: Float[Tensor, " slots"]
-    """g, the expected number of missing tokens in the slots that were asked for, at least 0."""
+    """g, the expected number of missing tokens in the requested slots, at least 0."""
     gap_logits: Float[Tensor, "slots classes"] | None
     """Scores of the gap lengths 0, 1, ..., whose mean is g; None for a head without a distribution."""
 

@@ -8,7 +8,7 @@ were dropped from slot k, so that their sum is N. With
 the terms of a row are (Patel et al. 2025, arXiv:2505.05755, section 3)
 
     token = -(1/N) sum_{k,v} c[k, v] J[k, v]      (0 if N = 0)
-    stop  = -log P(stop | z) if N = 0, otherwise -log P(go on | z).
+    stop  = -log P(stop | z) if N = 0, otherwise -log P(continue | z).
 
 A row without an open slot (a target that is given whole) has no terms: it is complete, and the sampler does
 not evaluate the network on it.
@@ -110,7 +110,7 @@ class ILMLoss:
         )
 
     def likelihood(self, model: ILMNetwork, batch: ILMBatch) -> Likelihood:
-        """Estimate an upper bound of -log p(x), whatever the weights of the training loss.
+        """Estimate an upper bound of -log p(x), independent of the weights of the training loss.
 
         The chain that stops with P(stop | z) and otherwise inserts v into k with probability exp J[k, v] can
         write x in L! orders. Jensen's inequality with the uniform distribution over orders gives

@@ -10,7 +10,7 @@ _NUM_ROWS = ("num_complete", "num_incomplete")
 
 
 class ILMLossMetrics:
-    """Means per row of the loss's terms, what the stop head says, how many tokens were dropped.
+    """Means per row of the loss's terms, the output of the stop head, the number of dropped tokens.
 
     The accuracy of the stop head would say little: few rows are complete, and who never stops is right at all
     others. So P(stop) is averaged apart where it should be high and where it should be low.
@@ -30,7 +30,7 @@ class ILMLossMetrics:
         self.sums = integers | {name: torch.tensor(0.0, dtype=torch.float64) for name in names}
 
     def update(self, output: ILMLossOutput) -> None:
-        """Add the sums of one batch; no gradient is kept, and nothing waits for the device."""
+        """Add the sums of one batch; without gradient and without synchronising with the device."""
         added = {
             "rows": output.loss_count,
             "num_dropped": output.num_dropped,

@@ -1,4 +1,4 @@
-"""The network: a bidirectional transformer that scores insertions, and a head that says when to stop.
+"""The network: a bidirectional transformer that scores insertions, and a head for the stop decision.
 
 It sees neither time nor noise level: how much is missing has to be read off the row itself. Hidden states go
 through a last norm before the token head (the published code has none there).

@@ -7,7 +7,7 @@
         slot, token = draw(token_logits)                      # from one softmax over all slots and tokens
         x = [*x[: slot + 1], token, *x[slot + 1 :]]
 
-A step evaluates the network once, on the rows that still go on. From the same evaluation each row first
+A step evaluates the network once, on the unfinished rows. From the same evaluation each row first
 decides whether to stop, and otherwise inserts. A new token is appended to the row's buffer at the row's own
 length, with the position right of its slot, and the positions of the tokens on its right grow by one: nothing
 moves in memory, and the text is read off the positions at the end.
@@ -175,7 +175,7 @@ class ILMPredictor:
         seeds: Tensor,
         step: int,
     ) -> list[Tensor]:
-        """Insert into each row that goes on, and return the edits."""
+        """Insert into each unfinished row, and return the edits."""
         scores = cells.spread(scored.scores)
         free = cells.exists & goes_on.unsqueeze(1)
         edits: list[Tensor] = []

@@ -68,10 +68,10 @@ class ILMOutput(NamedTuple):
     """What the network returns: a tuple, so that FSDP and other wrappers find the tensors in it."""
 
     token_logits: Float[Tensor, "cells vocab"] | Float[Tensor, "rows length vocab"]
-    """Scores of inserting each token right of a cell, for the cells that were asked for; or what a readout
-    makes of them."""
+    """Scores of inserting each token right of a cell, at the requested cells, or the output of a
+    readout."""
     stop_logits: Float[Tensor, "rows classes"]
-    """Scores of the classes of the stop head; class 0 says that nothing is missing."""
+    """Scores of the classes of the stop head; class 0 means that nothing is missing."""
 
 
 @dataclass(frozen=True)

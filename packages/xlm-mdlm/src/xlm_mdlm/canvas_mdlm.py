@@ -1,7 +1,7 @@
 """Rows while they are written: what every sampler works on.
 
-A sampler decides which cells are written when; the canvas knows how: it evaluates the network on the rows
-concerned only, computes logits at the cells concerned only, draws tokens, counts and records.
+A sampler decides which cells are written when; the canvas implements how: it evaluates the network on the
+rows concerned only, computes logits at the cells concerned only, draws tokens, counts and records.
 """
 
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class Denoiser:
 
 @dataclass(frozen=True)
 class Canvas:
-    """Rows with masks, (rows, length) each where nothing else is said; written in place.
+    """Rows with masks, (rows, length) each unless noted; written in place.
 
     The token of a cell depends on its row's seed, the turn and the column, so that a row comes out the same
     beside any others.

@@ -88,7 +88,7 @@ class MDLMCollator:
 
 
 class MDLMLikelihoodCollator:
-    """Masks cells so that the likelihood bound is estimated without bias, whatever the training's times.
+    """Masks cells so that the likelihood bound is estimated without bias, independent of the training times.
 
     For a network that is not conditioned on time: of L cells that are not given n ~ U{1..L} are masked, all
     sets of n being equally likely; the weight is L/n. For one that is: each cell is masked with probability u
@@ -127,7 +127,7 @@ class MDLMLikelihoodCollator:
             raise ValueError(f"num_draws must be at least 1, got {num_draws}")
         if time_conditioning and (schedule is None or not schedule.is_complete):
             raise ValueError(
-                f"the likelihood of a network that is told the time needs a schedule with alpha(0) = 1 and "
+                f"the likelihood of a network conditioned on the time needs a schedule with alpha(0) = 1 and "
                 f"alpha(1) = 0, got {schedule}: otherwise the network has not been trained at all mask "
                 f"probabilities, and its samples do not start from masks alone"
             )
@@ -179,7 +179,7 @@ class MDLMLikelihoodCollator:
 
 # Copied from xlm_mlm.datamodule_mlm.MLMPromptCollator
 class MDLMPromptCollator:
-    """Keeps what is given and masks all other cells, for generation.
+    """Keeps the given tokens and masks all other cells, for generation.
 
     A target without ``fixed`` is a reference only: nothing of it is read but its length.
 

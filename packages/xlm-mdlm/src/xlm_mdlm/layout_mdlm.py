@@ -19,7 +19,8 @@ A target of known length may be a block packed with several documents, whose own
 already and are tokens like others: then bos_id=None and eos_id=None add none and forbid none. With
 ``segment_ids`` a token sees its own document only; the batch then holds the numbers of the documents, from
 which the loss makes the mask of (length, length) on the device. Positions run on through the block: rotary
-attention knows only the distance of two tokens, which within a document is the same as if they started again.
+attention depends only on the distance of two tokens, which within a document is the same as if they started
+again.
 """
 
 from collections.abc import Sequence

@@ -72,7 +72,7 @@ class MDLMLoss:
         )
 
     def likelihood(self, model: MDLMNetwork, batch: MDLMBatch) -> Likelihood:
-        """Estimate an upper bound of -log p(x_0), whatever the schedule of the training.
+        """Estimate an upper bound of -log p(x_0), independent of the training schedule.
 
         A network that is not conditioned on time defines one distribution, p(x) = E_s prod_i p_theta(x_s(i) |
         x_s(1..i-1)) with s a uniformly random order of the cells: the distribution of the sampler as its

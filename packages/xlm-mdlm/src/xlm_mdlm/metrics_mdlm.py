@@ -28,7 +28,7 @@ class MDLMMetrics:
         self.sums = integers | floats
 
     def update(self, output: MDLMLossOutput) -> None:
-        """Add the sums of one batch; no gradient is kept, and nothing waits for the device."""
+        """Add the sums of one batch; without gradient and without synchronising with the device."""
         added = {
             "num_cells": output.loss_count,
             "num_masked": output.num_masked,

@@ -44,7 +44,7 @@ def noise_of_alpha(alpha: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"
     Returns:
         Noise in [0, 9.22], of the same shape.
     """
-    # Rounding can make alpha exceed 1 and -log(1) is -0: neither sign is wanted.
+    # Rounding can make alpha exceed 1 and -log(1) is -0: neither sign is valid.
     return -alpha.clamp(_LEAST_ALPHA, 1.0).log() + 0.0
 
 

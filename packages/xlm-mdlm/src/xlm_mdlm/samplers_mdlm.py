@@ -158,7 +158,7 @@ class Remasking:
 
 @dataclass(frozen=True)
 class ConfidenceOrder:
-    """The cells that the network is surest about first (MaskGIT; Chang et al. 2022, arXiv:2202.04200).
+    """The most confident cells first (MaskGIT; Chang et al. 2022, arXiv:2202.04200).
 
     Each step evaluates the network at all masked cells and writes an equal share of them, the best by
     confidence. Much better than random order where some cells decide others (Kim et al. 2025,

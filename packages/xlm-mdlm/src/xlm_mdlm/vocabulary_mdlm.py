@@ -1,7 +1,7 @@
 """Which tokens a cell can hold: the loss and the predictor take their softmax over the same ones.
 
 Training on a softmax that gives MASK some probability, and drawing from it, lets a cell be "unmasked" into
-MASK. Here MASK has probability 0, and so has whatever else never stands in a cell.
+MASK. Here MASK has probability 0, and so has every other id that never occurs in a cell.
 """
 
 import math

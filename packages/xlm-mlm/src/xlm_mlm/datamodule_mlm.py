@@ -156,7 +156,7 @@ class MLMLikelihoodCollator:
 
 
 class MLMPromptCollator:
-    """Keeps what is given and masks all other cells, for generation.
+    """Keeps the given tokens and masks all other cells, for generation.
 
     A target without ``fixed`` is a reference only: nothing of it is read but its length.
 

@@ -43,7 +43,7 @@ class MLMConfig(PreTrainedConfig):
     trunk: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Take the sizes that transformers asks for from a trunk that has them."""
+        """Copy the sizes that transformers requires from a trunk that has them."""
         for name in ("d_model", "num_layers", "num_heads"):
             setattr(self, name, (self.trunk or {}).get(name, getattr(self, name)))
         super().__post_init__(**kwargs)

@@ -85,7 +85,7 @@ class MLMLoss:
         )
 
     def likelihood(self, model: MLMNetwork, batch: MLMBatch) -> Likelihood:
-        """Estimate an upper bound of -log p(x), whatever the normaliser of the training loss.
+        """Estimate an upper bound of -log p(x), independent of the normaliser of the training loss.
 
         Filling the L cells one by one in the order s, with everything filled so far visible, has the
         distribution p(x | s). In a uniformly random order it is p(x) = E_s p(x | s), and by Jensen's

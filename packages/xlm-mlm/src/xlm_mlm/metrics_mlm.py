@@ -23,7 +23,7 @@ class MLMMetrics:
         self.sums = {name: torch.tensor(0) for name in ("num_masked", "num_eligible", "num_correct")}
 
     def update(self, output: MLMLossOutput) -> None:
-        """Add the counts of one batch; nothing waits for the device."""
+        """Add the counts of one batch without synchronising with the device."""
         added = {
             "num_masked": output.num_masked,
             "num_eligible": output.num_eligible,

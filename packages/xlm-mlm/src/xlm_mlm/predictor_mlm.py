@@ -2,8 +2,8 @@
 
     while masked.any():
         logits = network(x)
-        scores = rand(masked.shape)                           # or confidence(logits): the surest first
-        cells = rule.choose(scores, masked)                   # how many
+        scores = rand(masked.shape)                           # or confidence(logits): the most confident
+        first cells = rule.choose(scores, masked)                   # how many
         x[cells] = draw(logits[cells])                        # independently of each other
         masked = masked & ~cells
 
@@ -29,7 +29,7 @@ from xlm_mlm.types_mlm import (
     MLMPromptBatch,
     call_model,
 )
-from xlm_mlm.unmasking_mlm import SUREST, Counts, MaxUncertainty, MinConfidence, Order, Rule, Schedule
+from xlm_mlm.unmasking_mlm import CERTAIN, Counts, MaxUncertainty, MinConfidence, Order, Rule, Schedule
 from xlm_mlm.vocabulary_mlm import CellVocabulary
 
 _STREAM_ORDER = 0
@@ -58,9 +58,9 @@ class MLMPredictor:
             "sine" (many first), see :class:`xlm_mlm.unmasking_mlm.Counts`.
         min_confidence: Each step fills every cell whose confidence is above this; in [0, 1), or below 0 for
             order="entropy", in nats.
-        max_uncertainty: Each step fills the surest cells while the uncertainties of those before them add up
-            to less than this, see :class:`xlm_mlm.unmasking_mlm.MaxUncertainty`; greater than 0.
-        order: Which cells come first. "random"; or those that the network is surest about, by its
+        max_uncertainty: Each step fills the most confident cells while the uncertainties of those before them
+            add up to less than this, see :class:`xlm_mlm.unmasking_mlm.MaxUncertainty`; greater than 0.
+        order: Which cells come first. "random"; or the most confident first, by the
             distribution at temperature 1: "top_prob", the largest probability (Chang et al. 2022,
             arXiv:2202.04200); "margin", the largest less the second (Kim et al. 2025, arXiv:2502.06768);
             "entropy", sum p log p.
@@ -88,7 +88,7 @@ class MLMPredictor:
         top_k: int | None = None,
         top_p: float | None = None,
     ) -> None:
-        require(order in ("random", *SUREST), "order", order, "'random', 'top_prob', 'margin' or 'entropy'")
+        require(order in ("random", *CERTAIN), "order", order, "'random', 'top_prob', 'margin' or 'entropy'")
         self._vocabulary = CellVocabulary(
             mask_id=mask_id, pad_id=pad_id, eos_id=eos_id, suppressed_ids=suppressed_ids
         )
@@ -259,11 +259,11 @@ def _make_rule(
         raise ValueError("min_confidence and max_uncertainty need an order by confidence, not order='random'")
     if num_steps is not None or schedule != "uniform" or None not in (min_confidence, max_uncertainty):
         raise ValueError(
-            f"min_confidence, max_uncertainty and num_steps with its schedule exclude each other: each says "
+            f"min_confidence, max_uncertainty and num_steps with its schedule exclude each other: each sets "
             f"how many cells a step fills; got {min_confidence}, {max_uncertainty}, {num_steps} and "
             f"{schedule!r}"
         )
-    surest = SUREST[order]
+    certain = CERTAIN[order]
     if min_confidence is not None:
         in_range = min_confidence < 0 if order == "entropy" else 0 <= min_confidence < 1
         allowed = "below 0 with order='entropy'" if order == "entropy" else "in [0, 1)"
@@ -271,4 +271,4 @@ def _make_rule(
         return MinConfidence(min_confidence)
     assert max_uncertainty is not None
     require(max_uncertainty > 0, "max_uncertainty", max_uncertainty, "greater than 0")
-    return MaxUncertainty(max_uncertainty, surest)
+    return MaxUncertainty(max_uncertainty, certain)

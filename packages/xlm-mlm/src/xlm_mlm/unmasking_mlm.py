@@ -21,7 +21,7 @@ from xlm.modules import take_top, unmask_counts
 Order = Literal["random", "top_prob", "margin", "entropy"]
 Schedule = Literal["uniform", "cosine", "sine"]
 
-SUREST: dict[Order, float] = {"top_prob": 1.0, "margin": 1.0, "entropy": 0.0}
+CERTAIN: dict[Order, float] = {"top_prob": 1.0, "margin": 1.0, "entropy": 0.0}
 """Confidence in a cell whose token is certain."""
 
 
@@ -70,7 +70,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class MinConfidence:
-    """Every cell whose confidence exceeds a threshold (Wu et al. 2025, arXiv:2505.22618), and the surest one.
+    """Every cell whose confidence exceeds a threshold (Wu et al. 2025, arXiv:2505.22618), and the most
+    confident one.
 
     Args:
         threshold: What the confidence has to exceed.
@@ -86,12 +87,13 @@ class MinConfidence:
         step: int,
     ) -> Bool[Tensor, "rows length"]:
         """Cells to fill in a step."""
-        return masked & (scores > self.threshold) | _surest(scores, masked)
+        return masked & (scores > self.threshold) | _most_confident(scores, masked)
 
 
 @dataclass(frozen=True)
 class MaxUncertainty:
-    """The surest cells while the uncertainties of those before them add up to less than a bound; always one.
+    """The most confident cells while the uncertainties of those before them add up to less than a bound;
+    always one.
 
     The uncertainty of a cell is the confidence that it lacks: 1 - p_max for "top_prob", 1 - margin for
     "margin", the entropy in nats for "entropy". The last is the entropy-bounded sampler (Ben-Hamu et al.
@@ -99,11 +101,11 @@ class MaxUncertainty:
 
     Args:
         bound: What the sum has to stay below.
-        surest: Confidence in a cell whose token is certain.
+        certain: Confidence in a cell whose token is certain.
     """
 
     bound: float
-    surest: float
+    certain: float
 
     def choose(
         self,
@@ -113,16 +115,16 @@ class MaxUncertainty:
         step: int,
     ) -> Bool[Tensor, "rows length"]:
         """Cells to fill in a step."""
-        uncertainty = (self.surest - scores.to(torch.float64)).masked_fill(~masked, math.inf)
+        uncertainty = (self.certain - scores.to(torch.float64)).masked_fill(~masked, math.inf)
         ordered, order = uncertainty.sort(dim=1, stable=True)
         before = torch.zeros_like(ordered)
         before[:, 1:] = ordered.cumsum(1)[:, :-1]
         within = torch.zeros_like(masked).scatter(1, order, before < self.bound)
-        return masked & within | _surest(scores, masked)
+        return masked & within | _most_confident(scores, masked)
 
 
 Rule = Counts | MinConfidence | MaxUncertainty
 
 
-def _surest(scores: Tensor, masked: Tensor) -> Tensor:
+def _most_confident(scores: Tensor, masked: Tensor) -> Tensor:
     return take_top(scores, torch.ones_like(masked[:, 0], dtype=torch.int64), masked)

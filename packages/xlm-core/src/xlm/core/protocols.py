@@ -1,8 +1,8 @@
 """The slots of the harness, as structural types.
 
-A class fills a slot by having the right methods; there is nothing to inherit and nothing of XLM to
-import. The batch type belongs to the model family alone: the harness carries it from the collator to
-the loss and the predictor without looking inside, hence the type variables.
+A class fits a slot if it has the right methods; it need not inherit from or import anything of XLM. The batch
+type belongs to the model family: the harness passes it from the collator to the loss and the predictor
+without reading it, hence the type variables.
 
 Results are read through properties, so frozen dataclasses, named tuples and plain classes all fit.
 """
@@ -19,41 +19,41 @@ OutputIn = TypeVar("OutputIn", contravariant=True)
 
 
 class Example(TypedDict):
-    """One row of data as every family sees it: token ids without special tokens.
+    """One row of data, the same for every family: token ids without special tokens.
 
-    Which keys a row has tells what is asked: only ``target_ids`` for language modelling, a prompt for
-    prefix to suffix, ``fixed`` for infilling, no ids at all for unconditional generation.
+    The keys of a row determine the problem: only ``target_ids`` for language modelling, a prompt for prefix
+    to suffix, ``fixed`` for infilling, no ids for unconditional generation.
     """
 
     seed: int
-    """Source of all randomness that touches this row (int64): a function of run seed, epoch and row."""
+    """Source of all randomness of this row (int64): a function of run seed, epoch and row."""
     place: NotRequired[int]
-    """Place of the row in the stream of all processes and epochs; stratified noise follows it."""
+    """Position of the row in the stream of all processes and epochs, for stratified noise."""
     prompt_ids: NotRequired[Tensor]
-    """(prompt,) int64: given text that stands left of the target."""
+    """(prompt,) int64: given text before the target."""
     target_ids: NotRequired[Tensor]
     """(target,) int64: the text to model or to generate."""
     fixed: NotRequired[Tensor]
     """(target,) bool: target tokens that are given (infilling)."""
     segment_ids: NotRequired[Tensor]
-    """(target,) int64: number of the document in a packed block that a token belongs to, from 0; there where
-    documents are kept apart. A separator belongs to the document before it."""
+    """(target,) int64: index of each token's document in a packed block, if documents are kept apart. A
+    separator belongs to the document before it."""
 
 
 class Collator(Protocol[BatchOut]):
-    """Makes a batch of examples: special tokens, noise, padding to the longest row."""
+    """Turns examples into a batch: special tokens, noise, padding to the longest row."""
 
     def __call__(self, examples: Sequence[Example], /) -> BatchOut:
-        """Collate without changing the examples; draw only from their seeds."""
+        """Collate without modifying the examples; all randomness is a function of their seeds."""
         ...
 
 
 class LossOutput(Protocol):
-    """A loss as a sum and its normaliser, so that accumulation and ranks can be added up exactly."""
+    """A loss as a sum and its normaliser, so that sums over micro-batches and ranks are exact."""
 
     @property
     def loss_sum(self) -> Tensor:
-        """Scalar that is differentiated."""
+        """Scalar to differentiate."""
         ...
 
     @property
@@ -74,7 +74,7 @@ class Loss(Protocol[BatchIn]):
     """The training objective. The model is passed in, never stored."""
 
     def __call__(self, model: nn.Module, batch: BatchIn, /) -> LossOutput:
-        """Evaluate ``model`` on ``batch``, leaving the batch unchanged."""
+        """Evaluate ``model`` on ``batch`` without modifying the batch."""
         ...
 
 
@@ -93,17 +93,17 @@ class Likelihood(Protocol):
 
     @property
     def nll_kind(self) -> Literal["exact", "bound"]:
-        """Whether the expectation of ``nll`` is the value itself or an upper bound of it."""
+        """Whether the expected ``nll`` is exact or an upper bound."""
         ...
 
     @property
     def num_draws(self) -> int:
-        """Draws of noise averaged for each example."""
+        """Number of noise draws averaged per example."""
         ...
 
     @property
     def models_length(self) -> bool:
-        """Whether the length of the target is part of what is scored."""
+        """Whether the likelihood includes the length of the target."""
         ...
 
 
@@ -116,7 +116,7 @@ class LikelihoodLoss(Protocol[BatchIn]):
 
 
 class Trace(Protocol):
-    """How texts came to be: one entry per edit, 1-D int64 tensors of the same length, in order.
+    """The edits of a generation in order: 1-D int64 tensors of equal length, one entry per edit.
 
     Replaying the edits of a row from the empty sequence gives its ids. Edits of step 0 build the
     given start of the target.
@@ -139,7 +139,7 @@ class Trace(Protocol):
 
     @property
     def position(self) -> Tensor:
-        """Gap (0 to the current length) or position in the target as it is at that moment."""
+        """Gap (0 to the current length) or position in the target before the edit."""
         ...
 
     @property
@@ -163,12 +163,12 @@ class Prediction(Protocol):
 
     @property
     def nfe(self) -> Tensor:
-        """(batch,) evaluations of the network that each row took part in."""
+        """(batch,) number of network evaluations of each row."""
         ...
 
     @property
     def trace(self) -> Trace | None:
-        """The edits, when asked for."""
+        """The edits, if requested."""
         ...
 
 
@@ -178,7 +178,7 @@ class Predictor(Protocol[BatchIn]):
     def __call__(
         self, model: nn.Module, batch: BatchIn, seeds: Tensor, /, *, trace: bool = False
     ) -> Prediction:
-        """Generate a target for each row; ``seeds`` (batch,) int64 are the only randomness."""
+        """Generate a target for each row; ``seeds`` (batch,) int64 are the only source of randomness."""
         ...
 
 
@@ -195,7 +195,7 @@ class NoiseSchedule(Protocol):
         ...
 
     def d_alpha(self, t: Tensor, /) -> Tensor:
-        """Derivative of ``alpha`` by time."""
+        """Derivative of ``alpha`` with respect to time."""
         ...
 
     def inverse(self, alpha: Tensor, /) -> Tensor:
@@ -208,11 +208,10 @@ class NoiseSchedule(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back, with the ids of the special tokens that it has.
+    """Converts text to ids and back, and has the ids of its special tokens.
 
-    Prepared data are kept under a key that covers the tokenizer's contents: a hash of the pickled object, or
-    its attribute ``fingerprint`` (str) if it has one. An object that knows where it was loaded from, or that
-    changes while it works, should have one.
+    The cache key of prepared data covers the tokenizer's contents: a hash of the pickled object, or its
+    attribute ``fingerprint`` (str). An object that stores its path, or changes during use, should have one.
     """
 
     @property
@@ -240,7 +239,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_batch(self, texts: Sequence[str], /) -> Sequence[Sequence[int]]:
-        """Ids of each text, as ``encode`` gives them; the preparation of data calls this."""
+        """Ids of each text, equal to those of ``encode``; the preparation of data calls this."""
         ...
 
     def decode(self, ids: Sequence[int], /) -> str:
@@ -249,7 +248,7 @@ class Tokenizer(Protocol):
 
 
 class Generation(TypedDict):
-    """One generated text beside what was asked and what was expected."""
+    """One generated text with its prompt and reference."""
 
     prompt_ids: list[int]
     ids: list[int]
@@ -258,14 +257,14 @@ class Generation(TypedDict):
     text: str
     reference: str
     fixed: NotRequired[list[bool]]
-    """Which tokens of the reference were given (infilling)."""
+    """Mask of the given tokens of the reference (infilling)."""
 
 
 class Metric(Protocol):
-    """A plain accumulator of sums; the harness adds them up over ranks.
+    """A plain accumulator of sums, which the harness adds over ranks.
 
-    A metric that needs more than sums (a set of texts, say) also has ``lists: dict[str, Tensor]``, empty at
-    first, with one row per entry; the harness joins those of all ranks along the first axis.
+    A metric that needs more than sums (a set of texts, for example) also has ``lists: dict[str, Tensor]``,
+    empty at first, with one row per entry; the harness concatenates those of all ranks along the first axis.
     """
 
     sums: dict[str, Tensor]
@@ -275,7 +274,7 @@ class Metric(Protocol):
         ...
 
     def compute(self) -> Mapping[str, float]:
-        """Named results of what was accumulated; never NaN."""
+        """Named values of the metric; never NaN."""
         ...
 
 
@@ -299,7 +298,7 @@ Row = Mapping[str, object]
 
 
 class Source(Protocol):
-    """Where raw rows come from: a generator function, or a loader such as ``datasets.load_dataset``."""
+    """Source of raw rows: a generator function, or a loader such as ``datasets.load_dataset``."""
 
     def __call__(self, *, split: str) -> Iterable[Row]:
         """Rows of one split, in a fixed order."""
@@ -307,7 +306,7 @@ class Source(Protocol):
 
 
 class RowFilter(Protocol):
-    """Chooses raw rows."""
+    """Selects raw rows."""
 
     def __call__(self, row: Row, /) -> bool:
         """Whether to keep ``row``."""
@@ -318,18 +317,18 @@ class Preprocess(Protocol):
     """Turns a raw row into the columns of an example."""
 
     def __call__(self, row: Row, tokenizer: Tokenizer, /) -> Mapping[str, object] | None:
-        """Columns ``prompt_ids``, ``target_ids``, ``fixed``, whichever the task has; None leaves the row out.
+        """Columns ``prompt_ids``, ``target_ids``, ``fixed``, whichever the task has; None drops the row.
 
-        Ids may be given as a list, or as text: the text of many rows is then tokenised at once, which is much
-        faster than calling the tokenizer here. Beside the columns there may be a `note`, a text that says
-        what is particular about a row and goes on after a number, such as "without a bond to cut, kept
-        whole": how many rows bear each note is counted.
+        Return ids as a list, or as text: the text of many rows is then tokenised together, which is much
+        faster than calling the tokenizer here. An optional ``note`` beside the columns describes a row in
+        words that follow a number, such as "without a bond to cut, kept whole"; the summary counts the rows
+        with each note.
         """
         ...
 
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
-"""Makes an optimizer of ``model.named_parameters()``, which torch's optimizers take as they do parameters."""
+"""Makes an optimizer of ``model.named_parameters()``, which torch's optimizers accept."""
 
 
 class LRSchedulerFactory(Protocol):

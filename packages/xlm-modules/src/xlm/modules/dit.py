@@ -68,7 +68,8 @@ class TimestepEmbedding(nn.Module):
         """Embedding of each time, the condition of :class:`DiT`.
 
         Args:
-            t: Times, or whatever number conditions the network, say the total noise, shape (batch,).
+            t: Times, or another number on which the network is conditioned, such as the total noise, shape
+                (batch,).
 
         Returns:
             Embeddings in the dtype of the weights, shape (batch, d_condition).

@@ -19,7 +19,7 @@ def check_examples(examples: Sequence[Mapping[str, object]]) -> None:
     """Check that there are examples, and that their ids are tensors of int64 with one axis.
 
     Raises:
-        ValueError: Naming the example, what it holds and what is wanted.
+        ValueError: Names the example, its value and what is allowed.
     """
     if not examples:
         raise ValueError("cannot collate an empty list of examples")

@@ -7,7 +7,7 @@ random weights in their place. Pickles are never read. A folder that is not ther
 
 A part that the network's constructor is given, such as a trunk, stands in ``config.json`` as class and
 arguments (``{"_target_": "xlm.modules.DiT", ...}``). Only classes that an installed package declares (entry
-points ``xlm.classes``) are made of it, unless the caller says ``trust_remote_code=True``.
+points ``xlm.classes``) are made of it, unless the caller sets ``trust_remote_code=True``.
 
 Needs the extra ``hub`` (``xlm-modules[hub]``); nothing else here imports this module.
 """
@@ -224,7 +224,7 @@ def find(place: str | Path) -> str:
     if folder.is_dir():
         return str(folder)
     if folder.exists():
-        raise ValueError(f"{place} is a file; the folder that holds it is wanted")
+        raise ValueError(f"{place} is a file; its folder is required")
     try:
         if isinstance(place, str):
             validate_repo_id(place)

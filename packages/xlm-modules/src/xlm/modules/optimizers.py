@@ -114,14 +114,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take a step with both; ``closure`` computes the gradients anew."""
+        """Take a step with both; ``closure`` recomputes the gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         muon, adamw = self.param_groups
         self._step_with_muon(muon)
-        # Groups and state are replaced when a checkpoint is loaded, hence shared anew each time.
+        # Groups and state are replaced when a checkpoint is loaded, hence shared again each time.
         self._adamw.param_groups = [adamw]
         self._adamw.state = self.state
         self._adamw.step()

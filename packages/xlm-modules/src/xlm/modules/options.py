@@ -1,4 +1,4 @@
-"""What every part says of an option outside its range."""
+"""The error message for an option outside its range."""
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:

@@ -1,9 +1,9 @@
-"""What a family's collators, loss and predictor take and give: the same records in every family.
+"""Arguments and results of a family's collators, loss and predictor: the same records in every family.
 
 Axes: ``examples`` of a batch as they were given, ``rows`` of a batch, ``width`` tokens of the longest target,
-``edits`` of a trace. What else a family hands from part to part, its batches first of all, is its own; a loss
-output or a likelihood that has more to tell is a subclass. Nobody has to use these classes: whoever reads a
-record asks for its attributes, so a family may bring its own.
+``edits`` of a trace. Batches are records of each family; a loss output or a likelihood with more fields is a
+subclass. These classes are optional: readers of a record use its attributes only, so a family may have its
+own.
 """
 
 from collections.abc import Iterable
@@ -104,7 +104,7 @@ class Prediction:
     nfe: Int[Tensor, " rows"]
     """Evaluations of the network that the row took part in."""
     trace: Trace | None
-    """The edits, when asked for."""
+    """The edits, if requested."""
 
 
 @dataclass(frozen=True)

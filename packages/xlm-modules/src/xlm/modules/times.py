@@ -1,4 +1,4 @@
-"""Times of the training rows: spread evenly over (0, 1) in every batch, whatever the batches are.
+"""Times of the training rows: spread evenly over (0, 1) in every batch of any size.
 
 The weight of a row's loss depends strongly on its time, so a batch whose times happen to crowd gives a noisy
 gradient. Stratified times are usually made inside a batch, row i in the i-th of its equal parts of (0, 1)

@@ -1,8 +1,8 @@
 """The trunk of a network: what turns token ids into hidden states, below the heads of any model family.
 
-A trunk is an ``nn.Module`` that fits :class:`Trunk`; nothing is inherited. Its signature says what it takes
-beyond the ids: a family with a time hands it ``condition``, one that decodes with a cache ``cache``. It keeps
-its constructor's arguments as attributes of the same names, where ``save_pretrained`` finds them.
+A trunk is an ``nn.Module`` that fits :class:`Trunk`; nothing is inherited. Its signature determines what it
+takes beyond the ids: a family with a time hands it ``condition``, one that decodes with a cache ``cache``. It
+keeps its constructor's arguments as attributes of the same names, where ``save_pretrained`` finds them.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from xlm.modules.cache import KeyValueCache
 
 KEY = "model.trunk"
-"""Where a config says which trunk it is; messages begin with it."""
+"""Config key of the trunk; messages start with it."""
 
 
 class Trunk(Protocol):
@@ -161,7 +161,7 @@ def check_condition(trunk: object, d_condition: int) -> None:
 
 
 def check_causal(trunk: object) -> None:
-    """Check that a trunk says it is causal, and that it takes a cache.
+    """Check that a trunk is declared causal, and takes a cache.
 
     Raises:
         ValueError: Naming ``model.trunk``, its class and what is missing.

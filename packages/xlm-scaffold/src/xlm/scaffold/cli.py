@@ -28,7 +28,7 @@ ORIGINS = ("workspace", "clone", "wheels", "index")
 
 
 class Refused(Exception):  # noqa: N818  # read as a sentence: the request is refused
-    """The request cannot be met; the message says why."""
+    """The request cannot be met; the message states the reason."""
 
 
 def template(workspace: Path | None) -> Path:
@@ -120,7 +120,7 @@ def make(options: argparse.Namespace) -> Path:
 
 
 def tidy(folder: Path) -> None:
-    """Sort and break lines anew: both hang on the length and the letters of the new names."""
+    """Sort imports and wrap lines, which depend on the new names."""
     ruff = [sys.executable, "-m", "ruff"]
     rules = ("--select", "I001,RUF022", "--fix")
     subprocess.run([*ruff, "check", "--quiet", "--no-cache", *rules, "."], cwd=folder, check=True)
@@ -161,7 +161,7 @@ def check_free(name: str, folder: Path) -> None:
 
 
 def author() -> str | None:
-    """Who git says writes here."""
+    """The author's name from git."""
     try:
         done = subprocess.run(
             ["git", "config", "user.name"], check=False, capture_output=True, text=True, timeout=10

@@ -1,8 +1,8 @@
 """Metrics of generated texts against their references.
 
-A metric here is a ratio: a *score* of one generation says what was hit out of how many, the accumulator
+A metric here is a ratio: a *score* of one generation counts hits and total, the accumulator
 sums both over all generations and divides once at the end, so that the result does not depend on how they
-were split into batches or processes. A task's metrics are a table of scores, as in `ExactMatch` below.
+were split into batches or processes. A task's metrics are a table of scores, as in ``ExactMatch`` below.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,7 +41,7 @@ def token_accuracy(generation: Generation) -> tuple[int, int]:
 
 
 def zero_sums(names: Iterable[str]) -> dict[str, Tensor]:
-    """The state before any generation: int64 zeros `NAME_hits` and `NAME_total` for each name."""
+    """The state before any generation: int64 zeros ``NAME_hits`` and ``NAME_total`` for each name."""
     return {
         f"{name}_{part}": torch.zeros((), dtype=torch.int64) for name in names for part in ("hits", "total")
     }
@@ -50,7 +50,7 @@ def zero_sums(names: Iterable[str]) -> dict[str, Tensor]:
 def add_scores(
     sums: dict[str, Tensor], scores: Mapping[str, Score], generations: Sequence[Generation]
 ) -> None:
-    """Adds the scores of `generations` to the state made by `zero_sums`."""
+    """Add the scores of ``generations`` to the state made by ``zero_sums``."""
     for name, score in scores.items():
         for generation in generations:
             hits, total = score(generation)
@@ -64,10 +64,10 @@ def ratios(sums: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, float]
 
 
 class ExactMatch:
-    """Accumulates `exact_match` (share of rows) and `token_accuracy` (share of tokens).
+    """Accumulates ``exact_match`` (share of rows) and ``token_accuracy`` (share of tokens).
 
     Attributes:
-        sums: the state, see `zero_sums`. Adding up the states of several processes gives the state of all.
+        sums: The state, see ``zero_sums``. Adding up the states of several processes gives the state of all.
     """
 
     SCORES: Mapping[str, Score] = {"exact_match": exact_match, "token_accuracy": token_accuracy}
@@ -76,11 +76,11 @@ class ExactMatch:
         self.sums = zero_sums(self.SCORES)
 
     def reset(self) -> None:
-        """Forgets all generations."""
+        """Forget all generations."""
         self.sums = zero_sums(self.SCORES)
 
     def update(self, generations: Sequence[Generation]) -> None:
-        """Counts more generations."""
+        """Count more generations."""
         add_scores(self.sums, self.SCORES, generations)
 
     def compute(self) -> dict[str, float]:

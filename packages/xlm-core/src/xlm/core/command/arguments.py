@@ -1,20 +1,20 @@
-"""Mistakes of the command line that can be seen without Hydra."""
+"""Checks of the command line that do not need Hydra."""
 
 from xlm.core.command.discovery import config_packages, is_part, job_names, providers
 from xlm.core.config.errors import XLMError
 from xlm.core.config.near import did_you_mean, listed
 
 GROUPS = {
-    "experiment": "a recipe, a model type and a model, with what is particular to them",
-    "recipe": "a data set and the numbers of a training on it, the same for every family",
+    "experiment": "a recipe, a model type and a model, with their settings",
+    "recipe": "a data set and its training settings, for every family",
     "task": "a data set with its tokenizer and metrics",
     "model_type": "a family: data loaders, loss, predictor, metrics of the loss",
     "noise": "the noise schedule of a masked family",
     "model": "a network",
     "datamodule": "data loaders and their collators",
-    "collator": "how a family noises and pads a batch",
+    "collator": "how a family adds noise and padding to a batch",
     "optimizer": "", "lr_scheduler": "", "trainer": "", "callbacks": "", "logger": "",
-    "debug": "overfit: one batch; fast: a few batches of everything",
+    "debug": "overfit: eight rows; fast: a few batches of each stage",
 }  # fmt: skip
 SEVERAL = ("callbacks", "logger")
 """Groups of which several options may be chosen."""
@@ -23,23 +23,23 @@ FLAGS = (
     "--hydra-help", "--info", "-i", "--multirun", "-m", "--package", "-p", "--resolve", "--run", "-r",
     "--shell-completion", "-sc", "--version", "--experimental-rerun",
 )  # fmt: skip
-"""Options that Hydra knows, or XLM."""
+"""Options of Hydra and XLM."""
 VALUED = (
     "--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p",
     "--experimental-rerun",
 )  # fmt: skip
 """Options with a value in the next word."""
 EXPLAINED = "explained"
-"""What ``--cfg`` shows beside what Hydra knows."""
+"""The value of ``--cfg`` that XLM adds."""
 BRINGS_CONFIGS = ("--config-dir", "-cd", "--config-path", "-cp", "hydra.searchpath")
-"""Beginnings of words with which only Hydra knows every option of a group."""
+"""Prefixes of overrides whose group options only Hydra can list."""
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Find the commonest mistakes: an unknown job, option or flag, a key given twice.
+    """Find common mistakes: an unknown job, option or flag, a repeated key.
 
     Raises:
-        XLMError: Naming what is known.
+        XLMError: Lists the known names.
     """
     _check_flags(arguments)
     _check_given_once(arguments)
@@ -49,22 +49,22 @@ def check_arguments(arguments: list[str]) -> None:
         key = written.lstrip("+").partition("@")[0]
         adds = written.startswith("+") and not written.startswith("++")  # ++ replaces what may be there
         if separator and not key:
-            raise XLMError(f"{argument}: neither KEY=VALUE nor an option. xlm --help shows what there is")
+            raise XLMError(f"{argument}: neither KEY=VALUE nor an option. xlm --help lists both")
         if not separator or "$" in value:
             continue
         if key == "job_type":
             if not _is_sweep(value):
                 check_choice(key, value, job_names(), "job")
         elif key in GROUPS and value in ("null", ""):
-            raise XLMError(f"{key}={value}: no option. To choose none: '~{key}'")
+            raise XLMError(f"{key}={value}: not an option. To select none: '~{key}'")
         elif adds and value == "null" and key.split(".")[0] in SEVERAL:
-            raise XLMError(f"{argument}: there is none of this name that null could switch off")
+            raise XLMError(f"{argument}: there is none of this name to switch off with null")
         elif (options := list(providers(key))) or key in GROUPS:
             _check_options(key, value, options if only_packages else None)
 
 
 def options_first(arguments: list[str]) -> list[str]:
-    """The same words with the options at the front: Hydra takes none between two overrides."""
+    """Move the options to the front, since Hydra accepts none between two overrides."""
     options: list[str] = []
     others: list[str] = []
     words = iter(arguments)
@@ -76,13 +76,13 @@ def options_first(arguments: list[str]) -> list[str]:
 
 
 def wants_explanation(arguments: list[str]) -> bool:
-    """Whether the command line asks for ``--cfg explained``."""
+    """Whether the command line has ``--cfg explained``."""
     pairs = list(zip(arguments, [*arguments[1:], ""], strict=True))
     return f"--cfg={EXPLAINED}" in arguments or any((flag, EXPLAINED) in pairs for flag in ("--cfg", "-c"))
 
 
 def without_explanation(arguments: list[str]) -> list[str]:
-    """The command line without ``--cfg explained``, which Hydra does not know."""
+    """The command line without ``--cfg explained``, which Hydra rejects."""
     return [word for word in arguments if word not in ("--cfg", "-c", EXPLAINED, f"--cfg={EXPLAINED}")]
 
 
@@ -94,7 +94,7 @@ def _check_flags(arguments: list[str]) -> None:
 
 
 def _check_given_once(arguments: list[str]) -> None:
-    """Refuse a key with two values; ``++KEY=VALUE`` is meant to replace another."""
+    """Reject a key with two values; ``++KEY=VALUE`` may replace another."""
     given: dict[str, str] = {}
     for argument in arguments:
         key, separator, _ = argument.partition("=")
@@ -103,7 +103,7 @@ def _check_given_once(arguments: list[str]) -> None:
         before = given.setdefault(key.lstrip("+"), argument)
         if before != argument:
             raise XLMError(
-                f"{key.lstrip('+')} is given twice, {before} and {argument}: leave one of them out "
+                f"{key.lstrip('+')} is given twice, {before} and {argument}: remove one of them "
                 f"(or force it: ++{argument.lstrip('+')})"
             )
 
@@ -118,7 +118,7 @@ def _check_options(group: str, value: str, known: list[str] | None) -> None:
         )
     for name in names:
         if is_list and names.count(name) > 1:
-            raise XLMError(f"{group}={value}: {name} stands there twice")
+            raise XLMError(f"{group}={value}: {name} occurs twice")
         if known is not None and name and not value.startswith("{"):
             check_choice(group, name, known, what(group), note=missing_folders())
 
@@ -134,10 +134,10 @@ def what(group: str) -> str:
 
 
 def check_choice(key: str, value: str, known: list[str], what: str, *, note: str = "") -> None:
-    """Refuse an unknown name.
+    """Reject an unknown name.
 
     Raises:
-        XLMError: Naming the known ones, the most similar before.
+        XLMError: Lists the known names, the most similar first.
     """
     if value in known:
         return
@@ -148,9 +148,9 @@ def check_choice(key: str, value: str, known: list[str], what: str, *, note: str
 
 
 def missing_folders() -> str:
-    """A sentence about packages whose configs are not where they say."""
+    """A note on packages whose declared config folder is missing."""
     lost = [package for package in config_packages() if package.folder is None]
     return "".join(
-        f" (The package {package.distribution} declares configs in {package.dotted}, which is not there.)"
+        f" (The package {package.distribution} declares configs in {package.dotted}, which does not exist.)"
         for package in lost
     )

@@ -1,4 +1,4 @@
-"""The command ``xlm``. What can be answered at once is answered before Hydra is imported."""
+"""The command ``xlm``. Help, versions and completion are printed before Hydra is imported."""
 
 import io
 import os
@@ -24,33 +24,33 @@ OVERRIDES = {
     "trainer.max_steps=2000": "optimizer steps",
     "trainer.precision=bf16-mixed": "32-true, bf16-mixed, bf16-true, 16-mixed",
     "trainer.devices=2": "processes on this machine",
-    "trainer.accumulate_grad_batches=4": "micro-batches for each optimizer step",
+    "trainer.accumulate_grad_batches=4": "micro-batches per optimizer step",
     "trainer.val_check_interval=500": "optimizer steps between validations",
-    "datamodule.batch_size=128": "rows for each process and micro-batch",
+    "datamodule.batch_size=128": "rows per process and micro-batch",
     "optimizer.lr=1e-3": "learning rate",
     "logger=wandb": "instead of TensorBoard and CSV",
     "callbacks=ema": "average the weights",
-    "debug=fast": "a few batches of everything",
+    "debug=fast": "a few batches of each stage",
     "ckpt_path=FILE": "another checkpoint than the best; or hf://USER/REPO[@REVISION]",
     "seed=1": "another seed",
 }
 OPTIONS = {
-    "--cfg job": "show the composed config and stop",
+    "--cfg job": "print the composed config and exit",
     "--cfg explained": "the same with the meaning, default and file of each key",
-    "--config-dir FOLDER": "a folder of configs of your own: task/mine.yaml becomes task=mine",
+    "--config-dir FOLDER": "a folder of your own configs: task/mine.yaml becomes task=mine",
     "-m, --multirun": "run once for each value: -m seed=1,2,3 'job_name=run_${seed}'",
     "--version": "versions of the installed XLM packages",
     "--completion SHELL": 'completion for bash, zsh or fish: eval "$(xlm --completion bash)"',
 }
 CACHE = "XLM_CACHE"
 COLUMN = 16
-"""Of the help: where lists of names begin."""
+"""Column of the help in which lists of names start."""
 LISTED = ("experiment", "model_type", "task", "collator")
-"""Groups that the help lists on their own, or not at all."""
+"""Groups that the help lists separately or omits."""
 
 
 def help_text() -> str:
-    """What ``xlm --help`` prints, with everything that is installed."""
+    """The output of ``xlm --help``, for all installed packages."""
     lines = [
         "xlm: train, evaluate and compare non-autoregressive language models",
         "",
@@ -90,7 +90,7 @@ def _jobs() -> Iterator[str]:
 
 
 def _by_package(group: str) -> list[str]:
-    """What each package brings to a group."""
+    """The options of a group by package."""
     found: dict[str, list[str]] = {}
     for option, packages in providers(group).items():
         if not is_part(option):
@@ -110,23 +110,23 @@ def _entry(name: str, options: list[str]) -> str:
 
 
 def version_text() -> str:
-    """What ``xlm --version`` prints."""
+    """The output of ``xlm --version``."""
     found = {dist.name: dist.version for dist in distributions() if dist.name.startswith("xlm-")}
     return "\n".join(f"{name} {found[name]}" for name in sorted(found))
 
 
 def complete(word: str) -> list[str]:
-    """What an unfinished word of the command line may become."""
+    """Completions of an unfinished word of the command line."""
     keys = ["job_type=", "job_name=", *(f"{group}=" for group in GROUPS)]
     keys += [f"{override.partition('=')[0]}=" for override in OVERRIDES]
     return candidates(word, [*dict.fromkeys(keys), "--help", "--version", "--cfg"], job_names())
 
 
 def answer(arguments: list[str]) -> str | None:
-    """What can be said at once, None for what is to be run.
+    """The immediate output of a command line, None if there is a job to run.
 
     Raises:
-        XLMError: For a shell that is not known.
+        XLMError: For an unknown shell.
     """
     if arguments[:1] == ["--complete"]:
         return "\n".join(complete(arguments[1] if len(arguments) > 1 else ""))
@@ -144,16 +144,16 @@ def chosen_jobs(arguments: list[str]) -> list[str]:
 
 
 def show(text: str) -> None:
-    """Print; a reader that has enough, as in ``xlm --help | head``, is no error."""
+    """Print; a closed pipe, as in ``xlm --help | head``, is not an error."""
     try:
         print(text, flush=True)  # noqa: T201
     except BrokenPipeError:
-        # What is still buffered would raise again when Python ends.
+        # Buffered output would raise again at the exit of Python.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def settle_environment() -> None:
-    """Print what a terminal without UTF-8 lacks as ``?``; take an empty XLM_CACHE as none."""
+    """Replace characters that the terminal cannot encode by ``?``; ignore an empty XLM_CACHE."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -162,7 +162,7 @@ def settle_environment() -> None:
 
 
 def main() -> None:
-    """Answer, or hand over to Hydra."""
+    """Run the command ``xlm``."""
     settle_environment()
     hide_from_console()
     arguments = sys.argv[1:]
@@ -171,7 +171,7 @@ def main() -> None:
             show(text)
             return
         check_arguments(arguments)
-        # The user's own files can fill slots. At the end: they cannot hide what is installed.
+        # For classes in the user's own files; at the end, so that they cannot hide installed packages.
         sys.path.append(os.getcwd())  # noqa: PTH109
         from xlm.core.command.job import Tool, add_own_keys, load_job, read_tool  # imports pydantic
 

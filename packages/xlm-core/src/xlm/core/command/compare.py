@@ -1,9 +1,9 @@
-"""The job ``compare``: one table over finished runs, seeds of a setting taken together.
+"""The job ``compare``: one table over finished runs, aggregated over the seeds of a setting.
 
-Runs whose configs differ only in ``seed`` and in what only watches a run are one setting: its metrics are
-the mean over seeds with Student's 95 % interval. Settings are told apart by the keys in which they differ.
-Nothing is ranked. A likelihood stands in a row of its own kind (exact or bound, length modelled or given) and
-a loss in one of its own class and arguments, so unlike numbers never stand side by side.
+Runs whose configs differ only in ``seed``, names and observers are one setting: its metrics are the mean over
+seeds with Student's 95 % interval. Settings are distinguished by the keys in which they differ.
+Nothing is ranked. Likelihoods share a row only if they are of one kind (exact or bound, length modelled or
+given), and losses only if they have one class and one set of arguments, so numbers in a row are comparable.
 """
 
 import json
@@ -47,10 +47,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class Table:
-    """The settings of one task side by side."""
+    """The settings of one task, side by side."""
 
     differences: dict[str, dict[str, str]]
-    """By setting: the keys in which the settings differ, with the value there."""
+    """By setting: the keys in which the settings differ, with their values."""
     figures: dict[str, dict[str, Summary]]
     """By metric and setting."""
 
@@ -60,10 +60,10 @@ def compare(patterns: Sequence[str], output_dir: str) -> None:
 
     Args:
         patterns: Folders of runs, or patterns of them.
-        output_dir: Folder of the comparison, which has a folder of its own in there.
+        output_dir: Parent of the new folder of the comparison.
 
     Raises:
-        XLMError: When there is nothing to compare, or a run has no results.
+        XLMError: If there is nothing to compare, or a run has no results.
     """
     runs, left_out = read_runs(patterns)
     tables = summarise(runs)
@@ -82,11 +82,11 @@ def compare(patterns: Sequence[str], output_dir: str) -> None:
 def settings_of(runs: Sequence[Run]) -> list[list[Run]]:
     """The runs of each setting: its seeds.
 
-    Evaluations of several checkpoints of one run have one seed, so they are settings by ``ckpt_path``; where
-    the seeds differ the checkpoints are those of the seeds.
+    Evaluations of several checkpoints of one run share a seed, so ``ckpt_path`` distinguishes them; if the
+    seeds differ, the checkpoints are those of the seeds.
 
     Raises:
-        XLMError: When a setting was run twice with the same seed, which would count as two.
+        XLMError: If a setting was run twice with the same seed.
     """
     settings = _grouped(runs, lambda run: run.setting)
     parts = [
@@ -102,7 +102,7 @@ def settings_of(runs: Sequence[Run]) -> list[list[Run]]:
         if not _have_own_seeds(members):
             names = ", ".join(str(run.folder) for run in members)
             raise XLMError(
-                f"runs: two runs of one setting have the same seed, so they are no sample: {names}"
+                f"runs: two runs of one setting have the same seed, so they are not independent: {names}"
             )
     return parts
 
@@ -119,10 +119,10 @@ def _grouped(runs: Sequence[Run], key: Callable[[Run], Flat]) -> list[list[Run]]
 
 
 def summarise(runs: Sequence[Run]) -> dict[str, Table]:
-    """Take the seeds of each setting together, for each task.
+    """Aggregate the seeds of each setting, for each task.
 
     Raises:
-        XLMError: When a setting was run twice with the same seed, which would count as two.
+        XLMError: If a setting was run twice with the same seed.
     """
     tables: dict[str, Table] = {}
     for task in dict.fromkeys(run.task for run in runs):
@@ -148,7 +148,7 @@ def _checkpoint(members: Sequence[Run]) -> Flat:
 
 
 def loss_names(runs: Sequence[Run]) -> list[str]:
-    """What the loss of each run is: its class, with the arguments in which losses of this class differ."""
+    """Label of the loss of each run: its class, with the arguments in which losses of this class differ."""
     nodes = [dict(flatten(run.config.get("loss", {}))) for run in runs]
     classes = [str(node.get("_target_", "")) for node in nodes]
     names = list(classes)
@@ -161,7 +161,7 @@ def loss_names(runs: Sequence[Run]) -> list[str]:
 
 
 def by_figure(members: Sequence[Run], loss: str) -> dict[str, dict[str, float]]:
-    """Values of each metric by run; the name of a likelihood or of a loss says of what kind it is."""
+    """Values of each metric by run; the name of a likelihood or of a loss includes its kind."""
     found: dict[str, dict[str, float]] = {}
     for run in members:
         for name, value in run.figures.items():
@@ -186,14 +186,14 @@ def _is_of_the_loss(run: Run, loader: str, figure: str) -> bool:
 
 
 def likelihood_kind(figures: Mapping[str, float], loader: str) -> str:
-    """What a loader's likelihood is: exact or an upper bound, of the length too or given the length."""
+    """Kind of a loader's likelihood: exact or an upper bound, including the length or conditioned on it."""
     bound = figures.get(f"{loader}/is_bound", 0.0)
     kind = "exact" if bound == 0 else "upper bound" if bound == 1 else "partly bound"
     return kind + (", with length" if figures.get(f"{loader}/models_length") == 1 else ", length given")
 
 
 def label(members: Sequence[Run]) -> str:
-    """Name of a setting: that of its runs, ``*`` where they differ."""
+    """Name of a setting: that of its runs, with ``*`` where they differ."""
     names = [run.name for run in members]
     common = "".join(letters[0] for letters in _while_equal(names))
     return names[0] if len(names) == 1 else f"{common}* ({len(names)} seeds)"
@@ -216,15 +216,15 @@ def summary(values: dict[str, float]) -> Summary:
 
 # ---- writing --------------------------------------------------------------------------------------------
 
-BOUNDS = "An upper bound below an exact value is better for certain; one above it may be better nevertheless."
+BOUNDS = "An upper bound below an exact value is better; one above it may still be better."
 LENGTHS = (
-    "To compare likelihoods with length and with the length given, model the length in all of them: rows "
+    "To make likelihoods with and without the length comparable, model the length in all of them: use rows "
     "that are not packed, and for masked families a fixed width (collator.target_length)."
 )
 
 
 def markdown(tables: Mapping[str, Table], runs: Sequence[Run], left_out: Sequence[str]) -> str:
-    """The tables, one for each task: what differs, then the metrics; settings side by side."""
+    """The tables, one per task: differences, then metrics, with the settings side by side."""
     lines: list[str] = []
     for task, table in tables.items():
         settings = list(table.differences)
@@ -243,7 +243,7 @@ def markdown(tables: Mapping[str, Table], runs: Sequence[Run], left_out: Sequenc
             lines.append(f"| {_cell(figure)} | {' | '.join(cells)} |")
         lines += ["", *advice(table)]
     lines.append("Mean ± half of Student's 95 % interval over seeds; a number alone is a single run.")
-    lines.append("Likelihoods of different kinds, and different losses, stand in rows of their own.")
+    lines.append("Likelihoods of different kinds, and different losses, have separate rows.")
     lines += ["", "Runs: " + ", ".join(f"`{run.folder}` (seed {run.seed})" for run in runs), *left_out, ""]
     return "\n".join(lines)
 
@@ -253,7 +253,7 @@ def _cell(text: str) -> str:
 
 
 def advice(table: Table) -> list[str]:
-    """What to do where the likelihoods of a table are of different kinds."""
+    """Notes for a table with likelihoods of different kinds."""
     kinds = {figure for figure in table.figures if figure.partition(" (")[0].rpartition("/")[2] == "nll"}
     lines = [BOUNDS] if len({"(exact" in kind for kind in kinds}) > 1 else []
     lines += [LENGTHS] if len({"length given" in kind for kind in kinds}) > 1 else []
@@ -261,7 +261,7 @@ def advice(table: Table) -> list[str]:
 
 
 def as_json(tables: Mapping[str, Table]) -> Mapping[str, Any]:
-    """The same for programs, with the value of each run."""
+    """The comparison as JSON, with the value of each run."""
     return {
         task: {
             "settings": table.differences,

@@ -1,4 +1,4 @@
-"""Completion of ``xlm`` in a shell, answered from file names alone: no config is composed."""
+"""Completion of ``xlm`` in a shell, from file names alone, without composing a config."""
 
 from xlm.core.command.discovery import providers
 from xlm.core.config.errors import XLMError
@@ -33,10 +33,10 @@ complete -c xlm -f -a '(xlm --complete (commandline -ct))'
 
 
 def script(shell: str) -> str:
-    """What a shell has to read to complete ``xlm``.
+    """The completion script of a shell.
 
     Raises:
-        XLMError: For a shell that is not known.
+        XLMError: For an unknown shell.
     """
     if shell not in SCRIPTS:
         raise XLMError(f"--completion {shell}: no such shell. Known: {', '.join(SCRIPTS)}")
@@ -44,10 +44,10 @@ def script(shell: str) -> str:
 
 
 def candidates(word: str, keys: list[str], jobs: list[str]) -> list[str]:
-    """What an unfinished word may become.
+    """Completions of an unfinished word.
 
     Args:
-        word: As far as it is written, such as ``experiment=star_``.
+        word: The unfinished word, such as ``experiment=star_``.
         keys: Keys and options of the command line, those with a value ending in ``=``.
         jobs: Values of ``job_type``.
     """

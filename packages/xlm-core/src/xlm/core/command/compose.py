@@ -1,4 +1,4 @@
-"""Hydra composes, pydantic checks, a job runs. Torch is imported only once the config is known to be good."""
+"""Hydra composes, pydantic checks, a job runs. Torch is imported only after the checks."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ from xlm.core.config.validation import describe_missing, validated
 
 CORE_CONFIGS = Path(__file__).parents[1] / "configs"
 SWEEP = "multirun.yaml"
-"""What Hydra writes of a sweep, its overrides included."""
+"""The file in which Hydra writes a sweep with its overrides."""
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Environment variable: 1 shows the stack trace of every error."""
 
@@ -40,7 +40,7 @@ class PackageConfigs(SearchPathPlugin):
     """Folder with the config of a model in ``ckpt_path``, see :mod:`xlm.core.hub.pushed_config`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append the folders; the core's own is Hydra's primary source."""
+        """Append the folders; that of the core is Hydra's primary source."""
         if self.pushed is not None:
             search_path.append(provider="hub", path=f"file://{self.pushed}")
         for package in config_packages():
@@ -49,20 +49,20 @@ class PackageConfigs(SearchPathPlugin):
 
 
 def register_search_path() -> None:
-    """Make the packages' configs known to Hydra (for ``hydra.compose`` in notebooks and tests too)."""
+    """Register the packages' configs with Hydra (also for ``hydra.compose`` in notebooks and tests)."""
     plugins = Plugins.instance()
     if PackageConfigs not in plugins.discover(SearchPathPlugin):
         plugins.register(PackageConfigs)
 
 
 def run_job(config: DictConfig) -> dict[str, float]:
-    """Check a composed config, resolve it, do its job. What the command line does, notebooks do too.
+    """Check a composed config, resolve it, and run its job, on the command line and in notebooks.
 
     Returns:
         The job's metrics.
 
     Raises:
-        XLMError: With every mistake that was found; most of them before torch is imported.
+        XLMError: Lists every mistake found, most of them before torch is imported.
     """
     job, checked = check(config)
     check_places(checked, reads_checkpoint=job.reads_checkpoint)
@@ -80,13 +80,13 @@ def run_job(config: DictConfig) -> dict[str, float]:
 
 
 def check(config: DictConfig) -> tuple[Job, RunSettings]:
-    """Check a composed config as far as it can be without a tokenizer, and the origin of its parts.
+    """Check a composed config as far as possible without the tokenizer, and the origin of its parts.
 
     Returns:
-        The job with the keys of its own, and all others without what the tokenizer will say.
+        The job with its own keys, and the other settings without the tokenizer's values.
 
     Raises:
-        XLMError: With every mistake that was found.
+        XLMError: Lists every mistake found.
     """
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     for group_and_package, option in choices.items():
@@ -95,15 +95,15 @@ def check(config: DictConfig) -> tuple[Job, RunSettings]:
     _check_complete(raw)
     if config.get("noise") is not None and not refers_to("noise", raw):
         raise XLMError(
-            f"noise: {config.noise.get('_target_')} is used by nothing here: no slot refers to ${{noise}}. "
-            "Leave it out; only families of masked diffusion have a noise schedule"
+            f"noise: {config.noise.get('_target_')} is unused: no slot refers to ${{noise}}. "
+            "Remove it; only families of masked diffusion have a noise schedule"
         )
     if mistakes := list(_unshared(cast("dict[str, Any]", raw))):
         raise XLMError("\n".join(["One loader's collator differs from the others:", *mistakes]))
     try:
         plain = OmegaConf.to_container(with_home(config), resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
-        raise XLMError(f"The configuration refers to something that is not there: {error}") from error
+        raise XLMError(f"The config refers to a missing key: {error}") from error
     values = cast("dict[str, Any]", plain)
     if given := [name for name, value in values["vocab"].items() if value is not None]:
         raise XLMError(
@@ -111,7 +111,7 @@ def check(config: DictConfig) -> tuple[Job, RunSettings]:
         )
     job_class = load_job(str(values["job_type"]))
     if not issubclass(job_class, Job):
-        raise XLMError(f"job_type={values['job_type']}: it has no config; give it on the command line")
+        raise XLMError(f"job_type={values['job_type']}: it has no config; set it on the command line")
     job = validated(job_class, own_values(job_class, values))
     settings = validate({key: value for key, value in values.items() if key not in job_class.model_fields})
     job.check(settings)
@@ -119,10 +119,10 @@ def check(config: DictConfig) -> tuple[Job, RunSettings]:
 
 
 def check_origin(group: str, option: str) -> None:
-    """Refuse an option that several packages offer.
+    """Reject an option that several packages offer.
 
     Raises:
-        XLMError: Naming them.
+        XLMError: Names them.
     """
     found = providers(group).get(option, [])
     if len(found) > 1:
@@ -134,15 +134,15 @@ def check_origin(group: str, option: str) -> None:
 
 
 def _check_complete(raw: object) -> None:
-    """Refuse a config with keys that have no value."""
+    """Reject a config with keys that have no value."""
     hints = {"job_type": f"Choose one of {', '.join(job_names())}."}
     if missing := list(missing_keys(raw)):
         lines = [describe_missing(key, hints.get(key)) for key in missing]
-        raise XLMError("\n".join(["The configuration is not complete:", *lines]))
+        raise XLMError("\n".join(["The config is not complete:", *lines]))
 
 
 def _unshared(raw: Mapping[str, Any]) -> Iterator[str]:
-    """Arguments of a single loader's collator that all loaders share, as they are written in the config."""
+    """Shared arguments that a single loader's collator overrides, as written in the config."""
     data = raw.get("datamodule") or {}
     for key, shared in (data.get("collator") or {}).items():
         for stage in ("train", "val", "test"):
@@ -176,16 +176,16 @@ def refers_to(key: str, node: object) -> bool:
 
 
 def let_waiting_threads_sleep() -> None:
-    """Threads of an operation that wait for the last of them sleep instead of spinning.
+    """Let idle threads of an operation sleep instead of spinning.
 
-    Where another process takes a core, spinning threads make a step of a small network ten times as long.
-    OpenMP reads the variable when torch is imported; one that is set already is left as it is.
+    If another process occupies a core, spinning threads make a step of a small network ten times as long.
+    OpenMP reads the variable when torch is imported; a variable that is set is not changed.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def end(error: XLMError) -> NoReturn:
-    """Print what went wrong and leave with its exit code."""
+    """Print the error and exit with its code."""
     silence_closed_output()
     if error.exit_code == 1:
         sys.exit(f"Error: {error}")
@@ -194,7 +194,7 @@ def end(error: XLMError) -> NoReturn:
 
 
 def silence_closed_output() -> None:
-    """If nobody reads what is printed, drop it: what is still buffered would raise again at the end."""
+    """Discard the output after a closed pipe: buffered output would raise again at the exit."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -202,7 +202,7 @@ def silence_closed_output() -> None:
 
 
 def hide_from_files() -> None:
-    """Keep secrets out of what Hydra writes by itself: the overrides of a sweep, its folder of configs."""
+    """Hide secrets in Hydra's own files: the overrides of a sweep, its folder of configs."""
     hydra_config = HydraConfig.get()
     hide_file(Path(hydra_config.sweep.dir, SWEEP))
     if hydra_config.output_subdir is not None:
@@ -211,15 +211,15 @@ def hide_from_files() -> None:
 
 
 def explain(config: DictConfig) -> None:
-    """Print what each key of the config means, its default and its file; nothing is run."""
+    """Print the meaning, default and file of each key of the config, without running the job."""
     print(explanation(config))  # noqa: T201
 
 
 def main(job: Callable[[DictConfig], object] = run_job) -> None:
-    """Let Hydra compose the command line, then do its job; called once the arguments look sensible.
+    """Compose the command line with Hydra, then run its job; called after the checks of the arguments.
 
     Args:
-        job: What is done with the composed config.
+        job: Function of the composed config.
     """
     register_search_path()
     wants_all = os.environ.get(FULL_ERROR)
@@ -233,7 +233,7 @@ def main(job: Callable[[DictConfig], object] = run_job) -> None:
             hide_from_files()
             job(config)
 
-    os.environ[FULL_ERROR] = "1"  # until a job begins Hydra hands its errors on, to be told in our words
+    os.environ[FULL_ERROR] = "1"  # before a job starts, Hydra raises its errors, which are then explained
     try:
         with experiment_of_the_model(sys.argv[1:]) as (arguments, folder):
             PackageConfigs.pushed = folder
@@ -249,7 +249,7 @@ def main(job: Callable[[DictConfig], object] = run_job) -> None:
         end(told or XLMError(composition.explain(error, sys.argv[1:])))
     finally:
         _set_environment(FULL_ERROR, wants_all)
-        if {"-m", "--multirun"} & set(sys.argv):  # of a sweep whose first job did not compose
+        if {"-m", "--multirun"} & set(sys.argv):  # a sweep whose first job did not compose
             hide_file(Path(SWEEP))
 
 
@@ -264,9 +264,9 @@ def experiment_of_the_model(arguments: list[str]) -> AbstractContextManager[tupl
 
 @contextmanager
 def mistakes_end_the_process() -> Generator[None]:
-    """End a mistake of the user or a fault of the machine in its message.
+    """Exit with the message for a mistake of the user or a failure of the machine.
 
-    Any other exception is one of the program, and keeps its stack trace.
+    Any other exception is a bug, and keeps its stack trace.
     """
     try:
         yield

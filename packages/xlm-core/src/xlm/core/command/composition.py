@@ -1,4 +1,4 @@
-"""What Hydra says when it cannot compose a command line, in one line that says what to type."""
+"""One-line explanations of Hydra's composition errors, with the remedy."""
 
 import re
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from xlm.core.command.discovery import is_part, providers
 from xlm.core.config.near import did_you_mean, listed
 
 NOT_DELETED = re.compile(r"Could not delete from config\. '(?P<key>[^']+)' does not exist")
-"""What Hydra says of ``~KEY``, also where KEY is there and its value is null."""
+"""Hydra's message for ``~KEY``, also if KEY exists and its value is null."""
 
 
 def explain(error: Exception, arguments: list[str]) -> str:
     """The error in one line.
 
     Args:
-        error: What was raised before a job began.
+        error: An exception before the start of a job.
         arguments: The command line.
     """
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
@@ -45,13 +45,13 @@ def explain(error: Exception, arguments: list[str]) -> str:
 def _not_deleted(key: str, arguments: list[str]) -> str:
     told = next((word for word in arguments if word.startswith("~") and key in word), f"~{key}")
     return (
-        f"{told}: there is no {key}, or its value is null, which Hydra cannot delete. If it is there, give "
-        f"it a value first: {key}=0 '~{key}'"
+        f"{told}: there is no {key}, or its value is null, which Hydra cannot delete. If it exists, set "
+        f"it first: {key}=0 '~{key}'"
     )
 
 
 def quoted(override: str) -> str:
-    """``key=value`` as a shell takes it with the value as a text, whatever characters that has."""
+    """``key=value`` quoted for a shell, with the value as a text."""
     key, _, value = override.partition("=")
     value = value.replace("\\", "\\\\").replace('"', '\\"')
     return "'" + f'{key}="{value}"'.replace("'", "'\\''") + "'"
@@ -65,19 +65,19 @@ def _as_list(override: str) -> str:
 def _unreadable(override: str) -> str:
     key, separator, value = override.partition("=")
     if not separator or not key.strip("+~"):
-        return f"{override}: neither KEY=VALUE nor an option. xlm --help shows what there is"
+        return f"{override}: neither KEY=VALUE nor an option. xlm --help lists both"
     try:
         OverridesParser.create().parse_overrides([f'{key}="text"'])
     except OverrideParseException:
-        return f"{override}: {key} is no key: names and dots, such as optimizer.lr"
+        return f"{override}: {key} is not a key: use names and dots, such as optimizer.lr"
     return (
-        f"{override}: the value has characters with a meaning of their own. Quote it for the shell and for "
+        f"{override}: the value has special characters. Quote it for the shell and for "
         f"Hydra: {quoted(f'{key}={value}')}"
     )
 
 
 def _no_option(file: str, options: object) -> str:
-    """About a config that is not there, such as ``callbacks/sample``."""
+    """Message for a missing config, such as ``callbacks/sample``."""
     group, _, name = file.removesuffix(".yaml").rpartition("/")
     known = {str(option) for option in options} if isinstance(options, list) else set(providers(group))
     names = sorted(option for option in known if not is_part(option))
@@ -85,7 +85,7 @@ def _no_option(file: str, options: object) -> str:
 
 
 def _no_key(cause: OmegaConfBaseException, arguments: list[str]) -> str:
-    """About a key that is not in the config: what is near, there or anywhere."""
+    """Message for a missing key, with similar keys there or elsewhere."""
     full_key = str(cause.full_key)
     above, _, name = full_key.rpartition(".")
     told = next((word for word in arguments if word.lstrip("+~").startswith(full_key)), full_key)
@@ -95,7 +95,7 @@ def _no_key(cause: OmegaConfBaseException, arguments: list[str]) -> str:
     here = [str(key) for key in parent if key != "hydra" and not str(key).startswith("_")]
     hint = did_you_mean(name, here)
     if not hint:
-        # As it is called elsewhere: lr of the optimizer, say, asked for in the schedule.
+        # The same name elsewhere: for example lr of the optimizer, set in the schedule.
         everywhere = _dotted(parent._get_root())  # pyright: ignore[reportPrivateUsage]  # there is no public way up
         elsewhere = [key for key in everywhere if key.rpartition(".")[2] == name]
         hint = f" Did you mean {' or '.join(elsewhere[:3])}?" if elsewhere else ""
@@ -105,13 +105,13 @@ def _no_key(cause: OmegaConfBaseException, arguments: list[str]) -> str:
 
 
 def _dotted(node: Container, prefix: str = "") -> Iterator[str]:
-    if not isinstance(node, DictConfig) or node._is_missing() or node._is_none():  # pyright: ignore[reportPrivateUsage]  # there is no public question
+    if not isinstance(node, DictConfig) or node._is_missing() or node._is_none():  # pyright: ignore[reportPrivateUsage]  # there is no public method
         return
     for key in node:
         dotted = f"{prefix}.{key}" if prefix else str(key)
         if dotted == "hydra":
             continue
         yield dotted
-        child = node._get_node(key)  # pyright: ignore[reportPrivateUsage]  # as it stands, a reference is not followed
+        child = node._get_node(key)  # pyright: ignore[reportPrivateUsage]  # unresolved
         if isinstance(child, Container):
             yield from _dotted(child, dotted)

@@ -1,9 +1,9 @@
-"""Which packages bring configs and jobs, found without importing any of them.
+"""Discovery of the packages with configs and jobs, without importing them.
 
 A package lists its config folder under the entry-point group ``xlm.configs``, for example
-``ilm = "xlm_ilm.configs"``. The folder is found through the import system's finders and handed to Hydra
-as a file path. (With Hydra's ``pkg://`` every listed package is imported at every start, and one broken
-model would stop an unrelated run.) Jobs are listed under ``xlm.jobs``, see `xlm.core.command.job`.
+``ilm = "xlm_ilm.configs"``. The folder is located through the import system's finders and passed to Hydra
+as a file path. (With Hydra's ``pkg://`` every start imports every listed package, and one broken model would
+stop an unrelated run.) Jobs are listed under ``xlm.jobs``, see ``xlm.core.command.job``.
 """
 
 import ast
@@ -21,14 +21,14 @@ ENTRY_POINT_GROUP = "xlm.configs"
 
 @dataclass(frozen=True)
 class ConfigPackage:
-    """A folder of Hydra configs and the distribution that brings it."""
+    """A folder of Hydra configs and its distribution."""
 
     name: str
     distribution: str
     folder: Path | None
     """None when the entry point names a folder that does not exist."""
     dotted: str = ""
-    """The folder as the entry point names it, such as ``xlm_ilm.configs``."""
+    """The folder in the entry point, such as ``xlm_ilm.configs``."""
 
     def options(self, group: str) -> list[str]:
         """Names of the configs in ``group``, sorted."""
@@ -53,7 +53,7 @@ def config_packages() -> tuple[ConfigPackage, ...]:
 
 
 def find_folder(dotted: str) -> Path | None:
-    """Folder of a dotted path such as ``xlm_ilm.configs``; no package on the way is imported."""
+    """Folder of a dotted path such as ``xlm_ilm.configs``; no package on its path is imported."""
     root, *rest = dotted.split(".")
     spec = PathFinder.find_spec(root) if root.isidentifier() else None
     locations = list(spec.submodule_search_locations or []) if spec is not None else []
@@ -65,12 +65,12 @@ def find_folder(dotted: str) -> Path | None:
 
 
 def is_part(option: str) -> bool:
-    """Whether a config is only what others have in common."""
+    """Whether a config is only a base of others."""
     return option == "base" or option.endswith("_base")
 
 
 def providers(group: str) -> dict[str, list[ConfigPackage]]:
-    """Packages that offer each config of ``group``; more than one is a clash of names."""
+    """Packages that offer each config of ``group``; more than one is a name clash."""
     found: dict[str, list[ConfigPackage]] = defaultdict(list)
     for package in config_packages():
         for option in package.options(group):
@@ -104,7 +104,7 @@ def _summaries(module: str) -> dict[str, str]:
         return {}
     try:
         tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError):  # said when the job is used
+    except (OSError, ValueError, SyntaxError):  # reported when the job is used
         return {}
     classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
     return {node.name: (ast.get_docstring(node) or "").partition("\n")[0].rstrip(".") for node in classes}

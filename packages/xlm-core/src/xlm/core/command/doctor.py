@@ -1,4 +1,4 @@
-"""The job ``doctor``: what is installed, and what is wrong with it and how to mend it."""
+"""The job ``doctor``: installed packages, their problems and the remedies."""
 
 import importlib
 import os
@@ -29,7 +29,7 @@ def main() -> int:
     """Print the report.
 
     Returns:
-        The number of things that are wrong, at most 1: the exit code.
+        The exit code: 1 if there is a problem, else 0.
     """
     console = make_console()
     for title, lines in (
@@ -43,14 +43,14 @@ def main() -> int:
         for line in lines:
             console.print(f"  {line}")
     wrong = list(problems())
-    console.print(Text("what is wrong" if wrong else "nothing is wrong", style="bold"))
+    console.print(Text("problems" if wrong else "no problems", style="bold"))
     for line in wrong:
         console.print(f"  {line}")
     return min(len(wrong), 1)
 
 
 def devices() -> list[str]:
-    """What torch can compute on."""
+    """The devices of torch."""
     import torch
 
     found = [f"cpu                 {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"]
@@ -73,24 +73,26 @@ def describe(package: ConfigPackage) -> str:
 
 
 def caches() -> Iterator[str]:
-    """Where prepared data and downloads lie, and how much they take."""
+    """Folders of prepared data and downloads, and their sizes."""
     for name, (variable, default) in CACHES.items():
         folder = Path(os.environ.get(variable, default)).expanduser()
         size = sum(
             path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()
         )
-        yield f"{name:<20}{size / 1e6:,.1f} MB in {folder}" + ("" if folder.is_dir() else " (not there yet)")
+        yield f"{name:<20}{size / 1e6:,.1f} MB in {folder}" + (
+            "" if folder.is_dir() else " (does not exist yet)"
+        )
 
 
 def accounts() -> Iterator[str]:
-    """Whether a token is there; never the token."""
+    """Whether a token is set; never the token."""
     for name, (variables, file, login) in TOKENS.items():
         present = any(variable in os.environ for variable in variables) or Path(file).expanduser().is_file()
         yield f"{name:<20}{'token present' if present else f'no token (only needed to upload: {login})'}"
 
 
 def problems() -> Iterator[str]:
-    """Everything that is broken, each with the way to mend it."""
+    """All problems, each with its remedy."""
     yield from _namespace()
     yield from _foreign()
     yield from _jobs()
@@ -104,7 +106,7 @@ def problems() -> Iterator[str]:
     for name, owners in offered.items():
         if len(owners) > 1:
             yield (
-                f"{name} is offered by {' and '.join(owners)}: runs that use it are refused. Rename "
+                f"{name} is offered by {' and '.join(owners)}: runs that use it are rejected. Rename "
                 "the file in one of them, or uninstall one."
             )
 
@@ -112,7 +114,7 @@ def problems() -> Iterator[str]:
 def _namespace() -> Iterator[str]:
     spec = find_spec("xlm")
     if spec is not None and spec.origin is not None:
-        yield f"{spec.origin} hides every package of XLM but its own: uninstall what brought it."
+        yield f"{spec.origin} hides every package of XLM but its own: uninstall its package."
 
 
 def _foreign() -> Iterator[str]:
@@ -127,14 +129,14 @@ def _foreign() -> Iterator[str]:
 def _package(package: ConfigPackage) -> Iterator[str]:
     if package.folder is None:
         yield (
-            f"{package.distribution} declares its configs as {package.dotted}, where no folder is. "
-            f'Install it anew, or correct [project.entry-points."xlm.configs"] in its pyproject.toml.'
+            f"{package.distribution} declares its configs as {package.dotted}, which is not a folder. "
+            f'Reinstall it, or correct [project.entry-points."xlm.configs"] in its pyproject.toml.'
         )
         return
     root = package.dotted.removesuffix(".configs")
     try:
         importlib.import_module(root)
-    except Exception as error:  # noqa: BLE001  # whatever the package does when it is imported
+    except Exception as error:  # noqa: BLE001  # an import can raise anything
         yield (
             f"{package.distribution} cannot be imported ({type(error).__name__}: {error}): runs that "
             f"use it fail. `{Path(sys.executable).name} -c 'import {root}'` shows where."
@@ -154,4 +156,4 @@ def _config(path: Path, owner: str) -> Iterator[str]:
         yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
-        yield f"{path} of {owner} is no YAML: {where}. Runs that use it are refused."
+        yield f"{path} of {owner} is not YAML: {where}. Runs that use it are rejected."

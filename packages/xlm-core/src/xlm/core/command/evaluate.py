@@ -14,7 +14,7 @@ from xlm.core.training.trainer import evaluate_test_split, make_trainer, record_
 
 
 def generate(run: Run) -> dict[str, float]:
-    """Write the generations of a checkpoint: the same with nothing but generation to do."""
+    """Write the generations of a checkpoint: an evaluation with the use ``generation`` alone."""
     only = {"datamodule": run.settings.datamodule.only(GENERATION)}
     return evaluate(replace(run, settings=run.settings.model_copy(update=only)))
 

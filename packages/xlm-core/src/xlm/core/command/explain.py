@@ -1,4 +1,4 @@
-"""``xlm ... --cfg explained``: the composed config, and what each key means, its default and its file."""
+"""``xlm ... --cfg explained``: the composed config with the meaning, default and file of each key."""
 
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -19,24 +19,24 @@ from xlm.core.config.meanings import argument_defaults, argument_meanings, comme
 from xlm.core.config.schema import RunSettings
 
 WIDTH = 88
-"""Columns of a terminal that the text fits."""
+"""Width of the text in columns."""
 COMMAND_LINE = "command line"
 
 
 @dataclass
 class Place:
-    """Where a key gets its value."""
+    """Origin of the value of a key."""
 
     file: str
     """The last file that sets it."""
     comment: str
     """The first comment beside it."""
     default: str | None = None
-    """What an earlier file says, where a later one changes it."""
+    """Value in an earlier file, if a later one changes it."""
 
 
 def explanation(config: DictConfig) -> str:
-    """The text for a composed config, while Hydra's job runs."""
+    """The text for a composed config, inside of Hydra's job."""
     content = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
     overrides = list(HydraConfig.get().overrides.task)
     loader = GlobalHydra.instance().config_loader()
@@ -48,7 +48,7 @@ def explanation(config: DictConfig) -> str:
 
 
 def _set(places: dict[str, tuple[Place, str]], key: str, file: str, comment: str, value: str) -> None:
-    """Note that ``file`` sets ``key``."""
+    """Record that ``file`` sets ``key``."""
     if key not in places:
         places[key] = Place(file, comment), value
         return
@@ -124,7 +124,7 @@ def _schema(
 
 
 def _place(key: str, places: Mapping[str, tuple[Place, str]]) -> Place | None:
-    """The place of a key, or of the nearest node above it that is set as a whole."""
+    """The origin of a key, or of the nearest node above it that is set as a whole."""
     while key not in places and "." in key:
         key = key.rpartition(".")[0]
     return places[key][0] if key in places else None
@@ -150,7 +150,7 @@ def _places(defaults: list[ResultDefault]) -> dict[str, tuple[Place, str]]:
 
 
 def _keys(node: yaml.MappingNode, prefix: str, lines: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Each key of a file, the comment beside it and its value as it is written."""
+    """Each key of a file, its comment and its value as written."""
     for key, value in node.value:
         path = f"{prefix}{key.value}"
         if isinstance(value, yaml.MappingNode) and value.value:

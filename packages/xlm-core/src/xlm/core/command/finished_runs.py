@@ -1,4 +1,4 @@
-"""Finished runs as the job ``compare`` reads them: their config and their metrics."""
+"""Finished runs for the job ``compare``: their config and their metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ HARMLESS = (
     "callbacks.last_checkpoint", "callbacks.samples", "callbacks.throughput", "callbacks.gradient_norm",
     "callbacks.memory", "callbacks.thinning",
 )  # fmt: skip
-"""Keys that tell no settings apart: names, what only watches a run, and what follows from other keys.
+"""Keys that do not distinguish settings: names, observers of a run, and values derived from other keys.
 
-What ``ckpt_path`` does is said in `xlm.core.command.compare.settings_of`.
+For ``ckpt_path`` see ``xlm.core.command.compare.settings_of``.
 """
 PARTS = ("eval", "generate")
-"""Folders inside a run's, with a folder for each evaluation."""
+"""Folders inside a run's, with one folder per evaluation."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def setting(self) -> Flat:
-        """What of the config tells settings apart, by dotted key."""
+        """The part of the config that distinguishes settings, by dotted key."""
         return {key: value for key, value in flatten(self.config) if not _is_harmless(key)}
 
 
@@ -55,17 +55,17 @@ def _is_harmless(key: str) -> bool:
 
 
 def read_runs(patterns: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """Read the runs that names and patterns of folders stand for, in this order.
+    """Read the runs of names and patterns of folders, in this order.
 
     Returns:
-        The runs, and a line for each folder of a pattern that holds no results.
+        The runs, and a note for each folder of a pattern without results.
 
     Raises:
-        XLMError: When a pattern names nothing that has results, or a run named in full has none.
+        XLMError: If no folder of the patterns has results, or a run named in full has none.
     """
     patterns = [pattern for pattern in patterns if pattern]
     if not patterns:
-        raise XLMError("runs: missing. Name the runs: 'runs=[runs/first_s*,runs/other]'")
+        raise XLMError("runs: missing. Set the runs: 'runs=[runs/first_s*,runs/other]'")
     runs: dict[Path, Run] = {}
     left_out: list[str] = []
     for part in patterns:
@@ -78,7 +78,7 @@ def read_runs(patterns: Sequence[str]) -> tuple[list[Run], list[str]]:
                     "name the folder of the evaluation."
                 )
             if lack:
-                left_out.append(f"{folder} is left out: no {lack}")
+                left_out.append(f"{folder} is skipped: no {lack}")
             else:
                 runs[folder] = read_run(folder)
     if not runs:
@@ -87,10 +87,10 @@ def read_runs(patterns: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def find(part: str) -> tuple[list[Path], bool]:
-    """Folders of one name or pattern, and whether it is a pattern.
+    """Folders of a name or pattern, and whether it is a pattern.
 
     Raises:
-        XLMError: When it names nothing.
+        XLMError: If there are none.
     """
     here = Path(part).expanduser()
     if here.is_dir():
@@ -98,23 +98,23 @@ def find(part: str) -> tuple[list[Path], bool]:
     found = Path(here.anchor).glob(str(here.relative_to(here.anchor)))
     folders = sorted(path for path in found if path.is_dir())
     if not folders:
-        raise XLMError(f"runs: no folder is called {part}")
+        raise XLMError(f"runs: there is no folder {part}")
     return folders, True
 
 
 def what_is_missing(folder: Path) -> str:
-    """What a folder lacks to be a finished run; nothing when it is one."""
+    """What a folder lacks to be a finished run; empty if it is one."""
     lacking = [name for name in ("config.yaml", "metrics.json") if not (folder / name).is_file()]
     if not lacking and is_unfinished(folder):
-        return f"end in its {VERSIONS}: it runs still, or was stopped"
+        return f"end in its {VERSIONS}: it is still running, or was interrupted"
     return lacking[0] if lacking else ""
 
 
 def read_run(folder: Path) -> Run:
-    """Read the results of a run (or of one of its ``eval`` folders) and what made them.
+    """Read the results of a run (or of one of its ``eval`` folders) and its config.
 
     Raises:
-        XLMError: When a file is damaged, or not that of a run.
+        XLMError: If a file is damaged, or not that of a run.
     """
     config = _mapping(folder / "config.yaml", ("seed", "task"))
     figures = _mapping(folder / "metrics.json", ())
@@ -130,8 +130,8 @@ def _mapping(path: Path, needs: Sequence[str]) -> dict[str, Any]:
     try:
         found: object = (read_json if path.suffix == ".json" else read_config)(path, str(path))
     except XLMError as error:
-        raise XLMError(f"runs: {error}. Leave this run out, or run it again") from error
+        raise XLMError(f"runs: {error}. Remove this run, or run it again") from error
     if not isinstance(found, dict) or any(key not in found for key in needs):
         what = f"without {' or '.join(needs)}" if isinstance(found, dict) else "no mapping"
-        raise XLMError(f"runs: {path} is no record of a run ({what})")
+        raise XLMError(f"runs: {path} is not a record of a run ({what})")
     return cast("dict[str, Any]", found)

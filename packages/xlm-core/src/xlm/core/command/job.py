@@ -1,12 +1,12 @@
-"""What a job is: a schema of the keys that it adds to the config, with a method that does it.
+"""Base classes of jobs: a schema of the keys that a job adds to the config, and its method ``run``.
 
 A package declares a job by an entry point, whose name is that of ``job_type``:
 
     [project.entry-points."xlm.jobs"]
     frontier = "xlm_frontier.job:Frontier"
 
-`xlm --help` lists it with the first line of its docstring and imports nothing. The module is imported once a
-command line names the job, before anything is checked, so it imports torch only inside of ``run``.
+`xlm --help` lists it with the first line of its docstring and imports nothing. The module is imported when a
+command line names the job, before any check, so it must import torch only inside of ``run``.
 """
 
 from abc import ABC, abstractmethod
@@ -29,32 +29,32 @@ if TYPE_CHECKING:
 
 
 class Job(Settings, ABC):
-    """A job on a run: it has the config of an experiment, and its own fields beside it."""
+    """A job on a run, with the config of an experiment and its own fields."""
 
     reads_checkpoint: ClassVar[bool] = False
     """Whether it needs a checkpoint: that of ``ckpt_path``, else the run's own."""
 
     def check(self, settings: RunSettings) -> None:
-        """Refuse settings that the job cannot do anything with, before torch is imported.
+        """Reject unsuitable settings before torch is imported.
 
         Args:
-            settings: The config, without what the tokenizer will say.
+            settings: The config, without the tokenizer's values.
 
         Raises:
-            XLMError: Naming the key and what to do.
+            XLMError: Names the key and the remedy.
         """
         if settings.from_run is not None:
             raise XLMError(
-                f"from: a run to go on from is for job_type=train, not job_type={settings.job_type}"
+                f"from: only job_type=train starts from another run, not job_type={settings.job_type}"
             )
 
     def choose_config(self, config: DictConfig) -> DictConfig:
-        """The config that is resolved: the composed one, unless the job works on what a run has recorded."""
+        """The config that is resolved: the composed one, unless the job uses the recorded config of a run."""
         return config
 
     @abstractmethod
     def run(self, run: "Run") -> dict[str, float]:
-        """Do it.
+        """Run the job.
 
         Returns:
             The job's metrics.
@@ -62,11 +62,11 @@ class Job(Settings, ABC):
 
 
 class Tool(Settings, ABC):
-    """A job about other runs or the installation: it needs no experiment, its fields are its whole config."""
+    """A job without an experiment, on other runs or the installation; its fields are its whole config."""
 
     @abstractmethod
     def run(self) -> int:
-        """Do it.
+        """Run the job.
 
         Returns:
             The exit code.
@@ -77,7 +77,7 @@ def load_job(name: str) -> type[Job] | type[Tool]:
     """Import the class of a job.
 
     Raises:
-        XLMError: When no package or several bring it, or it cannot be imported, or is no job.
+        XLMError: If not exactly one package offers it, it cannot be imported, or is not a job.
     """
     check_choice("job_type", name, job_names(), "job")
     found = load(JOBS, name)
@@ -91,12 +91,12 @@ def load_job(name: str) -> type[Job] | type[Tool]:
 
 
 def own_values(job: type[Job], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a composed config says of the keys that a job adds."""
+    """The values of the keys that a job adds, in a composed config."""
     return {name: config[name] for name in job.model_fields if name in config}
 
 
 def add_own_keys(job: type[Job], arguments: Sequence[str]) -> list[str]:
-    """The command line with ``++`` before the keys that a job adds, as Hydra's configs do not have them."""
+    """The command line with ``++`` before the keys that a job adds, which Hydra's configs lack."""
     return [
         f"++{word}" if word.partition("=")[0].partition(".")[0] in job.model_fields else word
         for word in arguments
@@ -107,7 +107,7 @@ def read_tool(name: str, tool: type[Tool], arguments: Sequence[str]) -> Tool:
     """A tool with the values of the command line, each read as YAML.
 
     Raises:
-        XLMError: Naming a word that is no key of the tool, or a value that does not fit.
+        XLMError: Names an argument that is not a key of the tool, or a value that does not fit.
     """
     values: dict[str, Any] = {}
     for word in arguments:
@@ -116,9 +116,7 @@ def read_tool(name: str, tool: type[Tool], arguments: Sequence[str]) -> Tool:
             continue
         if not separator or key not in tool.model_fields:
             known = " and ".join(f"{field}=VALUE" for field in tool.model_fields) or "no other key"
-            raise XLMError(
-                f"{key}: job_type={name} knows {known} only.{did_you_mean(key, tool.model_fields)}"
-            )
+            raise XLMError(f"{key}: job_type={name} has only {known}.{did_you_mean(key, tool.model_fields)}")
         values[key] = _value(text)
     return validated(tool, values)
 
@@ -126,5 +124,5 @@ def read_tool(name: str, tool: type[Tool], arguments: Sequence[str]) -> Tool:
 def _value(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:  # characters with a meaning of their own, such as those of a pattern: it is a text
+    except yaml.YAMLError:  # special characters, such as those of a pattern: it is a text
         return text

@@ -1,4 +1,4 @@
-"""The jobs that xlm-core brings. Declared here, done elsewhere: nothing heavy is imported before one runs."""
+"""The jobs of xlm-core, declared without heavy imports."""
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
@@ -28,12 +28,12 @@ class PrepareData(Job):
 
 
 class Train(Job):
-    """Train, resume a run of the same name, test its best checkpoint."""
+    """Train, or resume the run of the same name; test the best checkpoint."""
 
     @override
     def check(self, settings: RunSettings) -> None:
         if settings.from_run is not None and settings.ckpt_path is not None:
-            raise XLMError("from and ckpt_path: give one of them; from takes the optimizer's state too")
+            raise XLMError("from and ckpt_path: set one of them; from reads the optimizer state too")
         if settings.test_after_training:
             _check_test(settings, ", or set test_after_training=false")
 
@@ -45,7 +45,7 @@ class Train(Job):
 
 
 class Evaluate(Job):
-    """Score a checkpoint: metrics.json and predictions.jsonl."""
+    """Evaluate a checkpoint: metrics.json and predictions.jsonl."""
 
     reads_checkpoint: ClassVar[bool] = True
 
@@ -80,7 +80,7 @@ class Generate(Job):
 
 
 class Export(Job):
-    """Write a checkpoint as a folder to share, with config, tokenizer and card."""
+    """Export a checkpoint as a folder with config, tokenizer and card."""
 
     reads_checkpoint: ClassVar[bool] = True
 
@@ -119,11 +119,11 @@ class PushToHub(Export):
 
 def _check_test(settings: RunSettings, otherwise: str = "") -> None:
     if not settings.datamodule.test:
-        raise XLMError(f"datamodule.test: has no loader, so there is nothing to score. Give one{otherwise}")
+        raise XLMError(f"datamodule.test: has no loader to evaluate. Add one{otherwise}")
 
 
 def _names(given: object) -> object:
-    """A list of names from ``a,b`` or ``[a,b]``, also where the names hold characters that YAML knows."""
+    """A list of names from ``a,b`` or ``[a,b]``, also if the names have special characters of YAML."""
     if given is None:
         return []
     if isinstance(given, str):
@@ -137,7 +137,7 @@ class Compare(Tool):
     runs: Annotated[list[str], BeforeValidator(_names)] = Field(default_factory=list[str])
     """Folders of runs, or patterns of them."""
     output_dir: str = "runs"
-    """Folder in which the comparison is written, in ``compare/TIME``."""
+    """Parent folder of the comparison, which is written to ``compare/TIME``."""
 
     @override
     def run(self) -> int:
@@ -148,7 +148,7 @@ class Compare(Tool):
 
 
 class Doctor(Tool):
-    """What is installed, what is wrong with it, how to mend it."""
+    """Check versions, devices, packages and caches; print remedies."""
 
     @override
     def run(self) -> int:

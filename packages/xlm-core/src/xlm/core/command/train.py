@@ -44,7 +44,7 @@ def train(run: Run) -> dict[str, float]:
 def _train(run: Run, folder: RunFolder) -> dict[str, float]:
     settings = run.settings
     if settings.from_run is not None and not folder.has_checkpoints():
-        Fork(Path(settings.from_run), run)  # says at once what is wrong with it
+        Fork(Path(settings.from_run), run)  # raises early if it is wrong
     folder.start_training(run.record)
     harness, datamodule = assemble(run)
     found = folder.resumable(harness.misfit)
@@ -120,7 +120,7 @@ def _train(run: Run, folder: RunFolder) -> dict[str, float]:
 
 
 def describe_warmup(schedule: object, num_steps: int) -> dict[str, str]:
-    """A line where the warm-up does not end within the training."""
+    """A warning if the warm-up exceeds the training."""
     if not isinstance(schedule, WarmupSchedule) or (steps := schedule.warmup_steps(num_steps)) < num_steps:
         return {}
     return {
@@ -130,7 +130,7 @@ def describe_warmup(schedule: object, num_steps: int) -> dict[str, str]:
 
 
 def describe_start(resume: Header | None) -> dict[str, str]:
-    """What a training begins with, for its first lines."""
+    """The start of a training, for its first lines."""
     if resume is None:
         return {"starting": "from new weights"}
     if resume.stopped_early:
@@ -139,7 +139,7 @@ def describe_start(resume: Header | None) -> dict[str, str]:
 
 
 def fit(trainer: lightning.Trainer, harness: Harness, datamodule: DataModule, resume: Header | None) -> None:
-    """Train to the end, or until a signal stops it; SLURM's notice of the time limit requeues the job."""
+    """Train to the end or to a signal; SLURM's notice of the time limit requeues the job."""
     try:
         with lightning_explained():
             trainer.fit(harness, datamodule, ckpt_path=resume.path if resume else None, weights_only=True)
@@ -150,7 +150,7 @@ def fit(trainer: lightning.Trainer, harness: Harness, datamodule: DataModule, re
 
 
 def hyperparameters(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The config's own values for the loggers, by dotted key; references only repeat others."""
+    """The config's values for the loggers, by dotted key, without references."""
     return {
         key: value
         for key, value in flatten(record)

@@ -1,1 +1,1 @@
-"""The config of a run: its schema, its nodes made into objects, mistakes in it, secrets hidden from it."""
+"""The config of a run: its schema, instantiation of its nodes, error messages, hiding of secrets."""

@@ -1,4 +1,4 @@
-"""A node of the config made into the object that it describes."""
+"""Instantiation of config nodes."""
 
 import functools
 from collections.abc import Mapping
@@ -13,19 +13,19 @@ from xlm.core.config.targets import explain, locate
 
 
 def make(node: Mapping[str, Any], key: str) -> Any:
-    """Make the object of a node.
+    """Instantiate a node.
 
     Args:
-        node: Plain values, with a ``_target_``; every reference is resolved.
-        key: Where the node is in the config, for messages.
+        node: Plain values with a ``_target_`` and without references.
+        key: Key of the node in the config, for messages.
 
     Raises:
-        XLMError: When the class cannot be imported or does not take these arguments; names key and class.
+        XLMError: If the class cannot be imported or does not accept these arguments; names key and class.
     """
     _check_resolved(node, key)
     _check_values(key, node)
     if node.get("_partial_") and (mistake := explain(key, node)) is not None:
-        raise XLMError(f"{key}: could not make {node['_target_']}.\n  {mistake}")  # called only later
+        raise XLMError(f"{key}: could not make {node['_target_']}.\n  {mistake}")  # it is called later
     try:
         made = hydra.utils.instantiate(dict(node), _convert_="all")
     except hydra.errors.InstantiationException as error:
@@ -40,21 +40,21 @@ def make(node: Mapping[str, Any], key: str) -> Any:
         reason = explain(key, node) or reason
         raise XLMError(f"{key}: could not make {node['_target_']}.\n  {reason}") from error
     if isinstance(made, functools.partial):
-        # Hydra's own partial asks its target policy again at each call: 0.6 ms for each row of a data set.
+        # Hydra's own partial checks its target policy at each call: 0.6 ms per row of a data set.
         return functools.partial(made.func, *made.args, **made.keywords)
     return made
 
 
 def make_all(nodes: Mapping[str, Mapping[str, Any] | None], key: str) -> dict[str, Any]:
-    """Make the object of every node below ``key`` that is not switched off with null."""
+    """Instantiate every node below ``key`` that is not null."""
     return {name: make(node, f"{key}.{name}") for name, node in nodes.items() if node is not None}
 
 
 def _check_resolved(node: object, key: str) -> None:
-    """Refuse a text with a reference.
+    """Reject a text with a reference.
 
-    Hydra resolves what it instantiates, so a text in which a reference appears only after the config was
-    resolved would be resolved a second time, and could call what the first look at the config did not show.
+    Hydra resolves the nodes that it instantiates. A text in which a reference appears only after the config
+    was resolved would be resolved a second time, and could call a resolver that the checks have not seen.
     """
     if isinstance(node, Mapping):
         for name, value in cast("Mapping[str, object]", node).items():
@@ -67,7 +67,7 @@ def _check_resolved(node: object, key: str) -> None:
 
 
 def _check_values(key: str, node: Mapping[str, Any]) -> None:
-    """Compare the values of a node, and of the nodes within it, with the signatures of what they name."""
+    """Compare the values of a node and of its inner nodes with the signatures of their targets."""
     for name, value in node.items():
         if isinstance(value, Mapping) and "_target_" in value:
             _check_values(f"{key}.{name}", cast("Mapping[str, Any]", value))

@@ -1,7 +1,7 @@
-"""Does an object fit its slot? Its methods and their arguments are compared with what is called.
+"""Checks that an object fits its slot, by its methods and their signatures.
 
-(``isinstance`` with runtime-checkable Protocols is not used: it looks at names only, so it accepts methods
-with the wrong arguments.)
+(``isinstance`` with runtime-checkable Protocols compares names only, so it accepts methods with the wrong
+arguments.)
 """
 
 import inspect
@@ -16,7 +16,7 @@ def refuse(key: str, slot: str, filling: object, reason: str) -> NoReturn:
     """Report an object that does not fit.
 
     Raises:
-        XLMError: Always; names the slot, the config key, the class and what is missing.
+        XLMError: Always; names the slot, the config key, the class and the reason.
     """
     name = f"{type(filling).__module__}.{type(filling).__qualname__}"
     raise XLMError(
@@ -25,14 +25,14 @@ def refuse(key: str, slot: str, filling: object, reason: str) -> NoReturn:
 
 
 def check_methods(filling: object, key: str, slot: str, names: Iterable[str]) -> None:
-    """Refuse an object that lacks one of ``names``."""
+    """Reject an object that lacks one of ``names``."""
     missing = [name for name in names if not hasattr(filling, name)]
     if missing:
         refuse(key, slot, filling, f"it has no {', '.join(missing)}")
 
 
 def check_call(filling: Any, key: str, slot: str, arguments: str, **keywords: object) -> None:
-    """Refuse an object that cannot be called with ``arguments`` (space-separated names of positionals)."""
+    """Reject an object that cannot be called with ``arguments`` (space-separated names of positionals)."""
     check_methods(filling, key, slot, ("__call__",))
     try:
         inspect.signature(filling).bind(*arguments.split(), **keywords)
@@ -43,7 +43,7 @@ def check_call(filling: Any, key: str, slot: str, arguments: str, **keywords: ob
 
 @contextmanager
 def blame(key: str, slot: str, filling: object, of: str = "") -> Generator[None]:
-    """Turn an exception of a slot's own code into a message that says whose it is."""
+    """Turn an exception in the code of a slot into a message that names the slot."""
     try:
         yield
     except XLMError:

@@ -1,4 +1,4 @@
-"""The consoles of the harness. What they print is data: paths, names and texts stand there as they are."""
+"""The consoles of the harness, which print paths, names and texts literally."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from typing_extensions import override
 
 
 class _Console(Console):
-    """rich's console, which would end the process without a word when nobody reads it any more."""
+    """rich's console, without its silent exit when the output pipe is closed."""
 
     @override
     def on_broken_pipe(self) -> NoReturn:
@@ -17,17 +17,17 @@ class _Console(Console):
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that reads no markup, no emoji names and no numbers in what it prints, and breaks no line.
+    """A console without markup, emoji names, highlighting and line breaks.
 
-    Where a part of a line is to be bold, it is printed as a `rich.text.Text`.
+    For bold parts of a line print a ``rich.text.Text``.
     """
     return _Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 console = make_console()
-"""What the jobs print on; quiet on all processes but the first."""
+"""The console of the jobs; muted on all ranks but 0."""
 
 
 def say(line: str) -> None:
-    """One line to the reader."""
+    """Print one line."""
     console.print(line)

@@ -1,4 +1,4 @@
-"""In which keys configs differ, and names that tell them apart."""
+"""Keys in which configs differ, and names that distinguish them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -22,14 +22,14 @@ def flatten(node: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def differing(configs: Sequence[Flat]) -> dict[str, list[str]]:
     """Keys in which configs differ, with the value in each.
 
-    Arguments of different classes do not compare, so a key counts where it differs between configs whose
-    nodes around it are of one class each. A class stands in the row of its node; of several nodes that tell
-    the same configs apart (all the parts of a family) the first is given.
+    Arguments of different classes are not comparable, so a key is included if it differs between configs with
+    the same classes around it. The class of a node is listed under its key; of several nodes that distinguish
+    the same configs (all parts of a family) only the first.
     """
     rows: dict[str, list[str]] = {}
     seen: set[tuple[int, ...]] = set()
     keys = dict.fromkeys(key for config in configs for key in config)
-    for key in sorted(keys, key=lambda key: not key.startswith("model.")):  # the rest stays in its order
+    for key in sorted(keys, key=lambda key: not key.startswith("model.")):  # stable for the others
         if not _differs(key, configs):
             continue
         values = [_text(config.get(key, ABSENT)) for config in configs]
@@ -58,13 +58,13 @@ def _text(value: object) -> str:
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Names of classes without their modules, where that leaves them different."""
+    """Names of classes without their modules, if they stay unique."""
     short = {name: name.rpartition(".")[2] for name in names}
     return [short[name] for name in names] if len(set(short.values())) == len(short) else list(names)
 
 
 def named(labels: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
-    """Labels, each once: those that several settings share are followed by what differs among these."""
+    """Unique labels: a shared label is followed by the keys in which its settings differ."""
     found: list[str] = []
     for place, label in enumerate(labels):
         sharing = [other for other, name in enumerate(labels) if name == label]
@@ -80,6 +80,6 @@ def named(labels: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]
 
 
 def _last(key: str, keys: Sequence[str]) -> str:
-    """The last part of a key, or all of it where another key ends in the same."""
+    """The last part of a key, or all of it if another key ends in the same."""
     end = key.rpartition(".")[2]
     return end if [other.rpartition(".")[2] for other in keys].count(end) == 1 else key

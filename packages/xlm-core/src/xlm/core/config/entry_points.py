@@ -1,4 +1,4 @@
-"""What installed packages offer by name: entry points, listed without an import, imported on use."""
+"""Entry points of installed packages, listed without an import, imported on use."""
 
 from collections import defaultdict
 from functools import cache
@@ -8,16 +8,16 @@ from typing import Any
 from xlm.core.config.errors import XLMError
 
 USES = "xlm.uses"
-"""What a loader may be used for: classes as `xlm.core.evaluation.uses.Use` describes them."""
+"""Uses of a loader: classes that implement ``xlm.core.evaluation.uses.Use``."""
 JOBS = "xlm.jobs"
-"""Values of ``job_type``: classes as `xlm.core.command.job` describes them."""
+"""Values of ``job_type``: classes of the kinds in ``xlm.core.command.job``."""
 LOSS, GENERATION = "loss", "generation"
-"""The uses that two jobs are about: training, and job_type=generate."""
+"""The uses of two jobs: training, and job_type=generate."""
 
 
 @cache
 def offered(group: str) -> dict[str, list[EntryPoint]]:
-    """The entry points of a group by name; several where packages offer different things under one name."""
+    """The entry points of a group by name; several if packages use a name differently."""
     found: dict[str, dict[str, EntryPoint]] = defaultdict(dict)
     for point in entry_points(group=group):
         found[point.name][point.value] = point
@@ -25,10 +25,10 @@ def offered(group: str) -> dict[str, list[EntryPoint]]:
 
 
 def load(group: str, name: str) -> Any:
-    """Import what ``name`` of a group stands for.
+    """Import the object of ``name`` in a group.
 
     Raises:
-        XLMError: When several packages offer it, or the one that does cannot be imported.
+        XLMError: If several packages offer it, or its package cannot be imported.
     """
     point, *others = offered(group)[name]
     if others:
@@ -36,7 +36,7 @@ def load(group: str, name: str) -> Any:
         raise XLMError(f"{name} of {group} is offered by {owners}. Uninstall all but one of them.")
     try:
         return point.load()
-    except Exception as error:  # whatever the package does when it is imported
+    except Exception as error:  # an import can raise anything
         raise XLMError(
             f"{name} of {group} is {point.value} of {owner(point)}, which cannot be imported: "
             f"{type(error).__name__}: {error}"
@@ -44,5 +44,5 @@ def load(group: str, name: str) -> Any:
 
 
 def owner(point: EntryPoint) -> str:
-    """Name of the distribution that brings it."""
+    """Name of its distribution."""
     return point.dist.name if point.dist is not None else "an unknown package"

@@ -1,7 +1,7 @@
 """Sizes and checksums of files, written beside them and compared before the files are used.
 
-XXH3 with 128 bits (https://xxhash.com) finds every damage that chance does; it is no proof against an author
-who wants to deceive. It reads some GB in a second on one core, so whole files are compared, not samples.
+XXH3 with 128 bits (https://xxhash.com) finds accidental damage; it is not a protection against manipulation.
+It reads some GB per second on one core, so whole files are compared, not samples.
 """
 
 import json
@@ -33,18 +33,18 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, An
 
 
 def damaged_files(folder: Path, record: Mapping[str, Any], unread: Iterable[str] = ()) -> Iterator[str]:
-    """What is wrong with each file of a folder that is not as it was written.
+    """Describe each file of a folder that has changed since it was written.
 
     Args:
         folder: The folder.
-        record: Of :func:`describe_files`.
-        unread: Names of which only the size is compared.
+        record: From :func:`describe_files`.
+        unread: Names of files of which only the size is compared.
     """
     unread = set(unread)
     for name, known in record.items():
         file = folder / name
         if not file.is_file():
-            yield f"{name} is not there"
+            yield f"{name} is missing"
         elif (size := file.stat().st_size) != known["bytes"]:
             yield f"{name} has {size:,} bytes, {known['bytes']:,} were written"
         elif name not in unread and checksum(file) != known[ALGORITHM]:
@@ -52,7 +52,7 @@ def damaged_files(folder: Path, record: Mapping[str, Any], unread: Iterable[str]
 
 
 def parse_record(content: object) -> dict[str, dict[str, Any]] | None:
-    """A record as :func:`describe_files` makes it, None for anything else."""
+    """A record of the form of :func:`describe_files`, None for anything else."""
     if not isinstance(content, dict):
         return None
     record = cast("dict[object, object]", content)
@@ -66,10 +66,10 @@ def parse_record(content: object) -> dict[str, dict[str, Any]] | None:
 
 
 def read_record(file: Path) -> dict[str, dict[str, Any]] | None:
-    """The record in a file of JSON, None where it holds something else.
+    """The record in a JSON file, None if it holds something else.
 
     Raises:
-        OSError: When there is no such file.
+        OSError: If there is no such file.
     """
     try:
         return parse_record(json.loads(file.read_text(encoding="utf-8")))

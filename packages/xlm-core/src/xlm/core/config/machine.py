@@ -1,4 +1,4 @@
-"""What goes wrong with the machine, not with the program, in one line that says what to do."""
+"""One-line messages for failures of the machine, each with a remedy."""
 
 import errno
 import os
@@ -10,36 +10,33 @@ from pathlib import Path
 
 from xlm.core.config.errors import XLMError
 
-ROOM = "Make room there, then repeat the command"
-PLACE = "Name a place that may be written: output_dir=FOLDER, datamodule.cache_dir=FOLDER"
-GONE = "Was it moved or deleted meanwhile? Put it back, or begin anew under another job_name"
+FREE_SPACE = "Free some space, then repeat the command"
+PLACE = "Choose writable folders: output_dir=FOLDER, datamodule.cache_dir=FOLDER"
+GONE = "Was it moved or deleted? Restore it, or start again with another job_name"
 REASONS = {
-    errno.ENOSPC: ("the disk is full", ROOM),
-    errno.EDQUOT: ("your quota is used up", ROOM),
-    errno.EFBIG: ("a file may not become larger here", "Raise the limit (ulimit -f) or take another disk"),
-    errno.EROFS: ("it can only be read", PLACE),
-    errno.EACCES: ("you may not do this there", PLACE),
-    errno.EPERM: ("you may not do this there", PLACE),
-    errno.ENOENT: ("it is not there", GONE),
-    errno.ENOTDIR: ("a part of the path is no folder", PLACE),
+    errno.ENOSPC: ("the disk is full", FREE_SPACE),
+    errno.EDQUOT: ("your quota is used up", FREE_SPACE),
+    errno.EFBIG: ("the file size limit is reached", "Raise the limit (ulimit -f) or use another disk"),
+    errno.EROFS: ("the file system is read-only", PLACE),
+    errno.EACCES: ("permission denied", PLACE),
+    errno.EPERM: ("permission denied", PLACE),
+    errno.ENOENT: ("it does not exist", GONE),
+    errno.ENOTDIR: ("a part of the path is not a folder", PLACE),
     errno.EISDIR: ("it is a folder", "Name a file"),
     errno.ENAMETOOLONG: ("the path is too long", "Shorten job_name or output_dir"),
-    errno.ELOOP: ("its links go round in a circle", PLACE),
+    errno.ELOOP: ("its links form a cycle", PLACE),
     errno.EIO: (
-        "the disk does not answer as it should",
-        "Repeat the command; the checkpoints that are whole stand",
+        "the disk returned an error",
+        "Repeat the command; intact checkpoints remain",
     ),
-    errno.ESTALE: ("the network folder has gone", GONE),
+    errno.ESTALE: ("the network folder is gone", GONE),
     errno.EMFILE: ("too many files are open", "Raise the limit (ulimit -n) or lower num_workers"),
     errno.ENOMEM: ("the memory is used up", "Fewer rows at once: datamodule.batch_size"),
 }
-"""By the number of an operating system's error: what happened, and what to do."""
+"""Cause and remedy by the error number of the operating system."""
 BROKEN_PIPE = 128 + 13
 """Exit code of a process that wrote to a closed pipe, as a shell reports it."""
-CLOSED_PIPE = (
-    "Error: nobody reads what is printed any more (a closed pipe). What is written stands; the same command "
-    "goes on from there"
-)
+CLOSED_PIPE = "Error: the output pipe is closed. Written files remain; the same command resumes from them"
 NO_MEMORY = (
     "the memory is used up. Fewer rows at once: a smaller datamodule.batch_size, with a larger "
     "trainer.accumulate_grad_batches for the same rows in a step"
@@ -47,13 +44,13 @@ NO_MEMORY = (
 
 
 LOST_PROCESS = (
-    "Another process of this run has ended, and says why where it printed. The checkpoint before stands; the "
-    "same command goes on from there"
+    "Another process of this run has ended; its output shows why. The previous checkpoint remains; the "
+    "same command resumes from it"
 )
 
 
 class MachineError(XLMError):
-    """The machine cannot do what was asked of it."""
+    """A failure of the machine."""
 
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -61,7 +58,7 @@ class MachineError(XLMError):
 
 
 def explained(error: BaseException) -> MachineError | None:
-    """The error as one of the machine, None where it is not."""
+    """The error as one of the machine, None for other errors."""
     for found in _chain(error):
         if isinstance(found, BrokenPipeError):
             return MachineError(CLOSED_PIPE, exit_code=BROKEN_PIPE)
@@ -78,7 +75,7 @@ def explained(error: BaseException) -> MachineError | None:
 
 @contextmanager
 def blamed_on(key: str, path: Path) -> Generator[None]:
-    """Name the key of the config whose path the operating system refuses.
+    """Name the config key whose path the operating system rejects.
 
     Raises:
         MachineError: For an error of the operating system.
@@ -93,7 +90,7 @@ def blamed_on(key: str, path: Path) -> Generator[None]:
 
 
 def tell_of_threads() -> None:
-    """Let a thread that the machine stops say so in a line; who needs its work gets the error too."""
+    """Print a failure of the machine in a thread in one line; users of its result receive the error."""
     usual = threading.excepthook
 
     def tell(arguments: threading.ExceptHookArgs) -> None:
@@ -107,7 +104,7 @@ def tell_of_threads() -> None:
 
 
 def shorten(text: str, most: int = 120) -> str:
-    """A text with its middle left out where it is long."""
+    """A long text with its middle omitted."""
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
@@ -121,14 +118,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Of Python, of a device, of torch's allocator on the CPU (torch is not imported to ask)."""
+    """Whether memory is exhausted: of Python, a device, or torch on the CPU (without importing torch)."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _is_lost_process(error: BaseException) -> bool:
-    """Of torch.distributed, when a process does not answer any more."""
+    """Whether it is an error of torch.distributed about an unreachable process."""
     if type(error).__name__ in ("DistBackendError", "DistNetworkError"):
         return True
     return isinstance(error, RuntimeError) and "gloo/transport" in str(error)

@@ -1,8 +1,8 @@
-"""What a key of the config means, read from the sources without importing them.
+"""Meanings of config keys, read from the sources without importing them.
 
 The meaning of a key that the harness reads is the docstring beside its field in
 :mod:`xlm.core.config.schema`; that of an argument of a slot is the comment beside it in the YAML file, or
-else what the docstring of its class says. ``--cfg explained`` and the page of all keys show both.
+else the entry in the docstring of its class. ``--cfg explained`` and the page of all keys show both.
 """
 
 import ast
@@ -25,7 +25,7 @@ def field_meanings() -> dict[str, dict[str, str]]:
 
 
 def comment_at(lines: list[str], line: int) -> str:
-    """The comment behind a line, else the one in the line above it."""
+    """The comment at the end of a line, else that in the line above it."""
     if match := re.search(r"\s#\s*(.+)$", lines[line]):
         return match.group(1)
     if line and (match := re.match(r"\s+#\s*(.+)$", lines[line - 1])):
@@ -35,7 +35,7 @@ def comment_at(lines: list[str], line: int) -> str:
 
 @cache
 def argument_meanings(target: str) -> dict[str, str]:
-    """What the docstring of a class or function of XLM's packages says about its arguments."""
+    """Meanings of the arguments in the docstring of a class or function of XLM's packages."""
     found = _definition(target) if target.startswith("xlm") else None
     if found is None:
         return {}
@@ -45,7 +45,7 @@ def argument_meanings(target: str) -> dict[str, str]:
 
 @cache
 def argument_defaults(target: str) -> dict[str, str]:
-    """Defaults of the arguments of a class or function of XLM's packages, as YAML writes them."""
+    """Defaults of the arguments of a class or function of XLM's packages, in YAML."""
     found = _definition(target) if target.startswith("xlm") else None
     if isinstance(found, ast.ClassDef):
         body = found.body

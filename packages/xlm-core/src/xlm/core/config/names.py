@@ -1,4 +1,4 @@
-"""The one pattern of names: of runs, data sets, loaders, metrics, callbacks. A name may become a folder."""
+"""The pattern of names of runs, data sets, loaders, metrics and callbacks, which may become folders."""
 
 import re
 from typing import Annotated
@@ -6,19 +6,19 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 LONGEST = 200
-"""Characters of a name; file systems take 255 bytes, and names get suffixes."""
+"""Maximum length of a name; file systems allow 255 bytes, and names receive suffixes."""
 PATTERN = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST - 1}}}")
 ALLOWED = (
-    "A name begins with a letter or a digit and goes on with these, '.', '_' and '-', "
-    f"{LONGEST} characters at most"
+    "A name starts with a letter or a digit, followed by letters, digits, '.', '_' and '-', "
+    f"with at most {LONGEST} characters"
 )
 
 
 def check_name(name: str) -> str:
-    """The name, if it is one.
+    """Return a valid name.
 
     Raises:
-        ValueError: Saying what a name looks like.
+        ValueError: States the pattern of a name.
     """
     if not PATTERN.fullmatch(name):
         raise ValueError(ALLOWED)

@@ -1,4 +1,4 @@
-"""Paths of a config, looked at before torch is imported: ``~``, addresses, what is not there."""
+"""Checks of the paths in a config before torch is imported: ``~``, URLs, missing files."""
 
 import copy
 from pathlib import Path
@@ -10,15 +10,15 @@ from xlm.core.config.errors import XLMError
 from xlm.core.config.schema import RunSettings
 
 PATHS = ("output_dir", "source", "ckpt_path", "datamodule.cache_dir")
-"""Keys of paths. A ``~`` at the beginning is the home folder in each of them."""
+"""Keys of paths. A leading ``~`` in them is the home folder."""
 HUB = "hf://"
 
 
 def with_home(config: DictConfig) -> DictConfig:
-    """A copy with the home folder in place of a leading ``~``, also for all that refers to a path.
+    """Copy a config with a leading ``~`` of paths replaced by the home folder, also in references to them.
 
     Raises:
-        XLMError: When there is no such home.
+        XLMError: If there is no such home folder.
     """
     config = copy.deepcopy(config)
     for key in PATHS:
@@ -32,14 +32,14 @@ def with_home(config: DictConfig) -> DictConfig:
 
 
 def check_places(settings: RunSettings, *, reads_checkpoint: bool) -> None:
-    """Refuse paths that are addresses, folders that cannot be made, checkpoints that are not there.
+    """Reject URLs, folders that cannot be created, and missing checkpoints.
 
     Args:
         settings: The config.
-        reads_checkpoint: Whether the job needs one: that of ``ckpt_path``, else the run's own.
+        reads_checkpoint: Whether the job needs a checkpoint: that of ``ckpt_path``, else the run's own.
 
     Raises:
-        XLMError: Naming the key and what to do.
+        XLMError: Names the key and the remedy.
     """
     for key, value in (
         ("output_dir", settings.output_dir),
@@ -48,7 +48,7 @@ def check_places(settings: RunSettings, *, reads_checkpoint: bool) -> None:
     ):
         if value is not None and "://" in value:
             advice = "a data set of the Hub is a task's (task.source)" if key == "source" else "mount it"
-            raise XLMError(f"{key}: {value} is an address; only folders of this machine are used: {advice}")
+            raise XLMError(f"{key}: {value} is a URL; only local folders are used: {advice}")
     run = Path(settings.output_dir, settings.job_name)
     _check_folder("output_dir", run)
     _check_folder("datamodule.cache_dir", Path(settings.datamodule.cache_dir))
@@ -59,33 +59,33 @@ def check_places(settings: RunSettings, *, reads_checkpoint: bool) -> None:
 
 
 def _check_folder(key: str, path: Path) -> None:
-    """Refuse a folder below a file or with too long a name; nothing is made yet."""
+    """Reject a folder below a file or with too long a name; creates nothing."""
     with machine.blamed_on(key, path):
         for folder in (path, *path.parents):
             if folder.lstat() if folder.is_symlink() else folder.exists():
                 if not folder.is_dir():
-                    raise XLMError(f"{key}: {folder} is no folder")
+                    raise XLMError(f"{key}: {folder} is not a folder")
                 return
 
 
 def check_checkpoint(ckpt_path: str) -> None:
-    """Refuse a ``ckpt_path`` where nothing is. What it holds is read later.
+    """Reject a missing ``ckpt_path``. Its content is read later.
 
     Raises:
-        XLMError: Saying so.
+        XLMError: If it does not exist.
     """
     if ckpt_path.startswith(HUB):
         return
     if "://" in ckpt_path:
-        raise XLMError(f"ckpt_path: {ckpt_path} is neither a path of this machine nor {HUB}USER/REPO")
+        raise XLMError(f"ckpt_path: {ckpt_path} is neither a local path nor {HUB}USER/REPO")
     with machine.blamed_on("ckpt_path", Path(ckpt_path)):
         if not Path(ckpt_path).exists():
             raise XLMError(f"ckpt_path: there is no file {ckpt_path}")
 
 
 def no_checkpoint(run: Path) -> XLMError:
-    """That a run has no checkpoint, and what to do."""
+    """The message for a run without a checkpoint."""
     return XLMError(
         f"The run {run} has no checkpoint in {run / 'checkpoints'}. Train it first "
-        "(job_type=train with this job_name), or name a file: ckpt_path=PATH."
+        "(job_type=train with this job_name), or set a file: ckpt_path=PATH."
     )

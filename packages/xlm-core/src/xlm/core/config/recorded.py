@@ -1,6 +1,6 @@
-"""Configs that an earlier job has written, read again: of a run's folder, or beside the weights of a model.
+"""Reading of configs that an earlier job has written: of a run's folder, or beside the weights of a model.
 
-Every such file is read here, so that what another version of XLM has written is understood in one place.
+Every such file is read here, so that files of other versions of XLM are converted in one place.
 """
 
 from pathlib import Path
@@ -19,13 +19,13 @@ def read_config(file: Path, what: str | None = None) -> dict[str, Any]:
 
     Args:
         file: The file.
-        what: What the user calls it, for messages; None for its path.
+        what: The user's name for it, for messages; None for its path.
 
     Raises:
-        XLMError: When it cannot be read, holds no mapping of keys to values, or is of a later version.
+        XLMError: If it cannot be read, holds no mapping of keys to values, or has a later version.
     """
     name = what or str(file)
     content = read_yaml(file, name)
     if not isinstance(content, dict):
-        raise XLMError(f"{name} is no config: it holds no mapping of keys to values")
+        raise XLMError(f"{name} is not a config: it holds no mapping of keys to values")
     return current(cast("dict[str, Any]", content), name)

@@ -1,7 +1,7 @@
-"""Keeps tokens and passwords out of what is written and printed.
+"""Hides tokens and passwords in files and output.
 
-A secret is known by its value: that of an environment variable whose name looks like a credential, or what
-the command line gives to a key whose name does. It is hidden wherever it occurs.
+A secret is the value of an environment variable whose name looks like a credential, or of such a key on the
+command line. It is hidden wherever it occurs.
 """
 
 import os
@@ -13,9 +13,9 @@ from typing import Any, TextIO, cast
 
 MASK = "(hidden)"
 SHORTEST = 8
-"""Characters from which a secret is hidden inside other texts; shorter ones occur there by chance."""
+"""Minimum length of a secret hidden inside other texts; shorter ones occur by chance."""
 SHORTEST_WHOLE = 5
-"""Characters from which a text is hidden that is nothing but a secret."""
+"""Minimum length of a secret hidden if it is the whole text."""
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 SECRETS = {
     "token", "secret", "password", "passwd", "passphrase", "passcode", "pat", "pwd", "auth", "authorization",
@@ -33,9 +33,9 @@ SYMBOLS = {
     "pad", "eos", "bos", "mask", "cls", "sep", "unk", "unknown", "padding", "separator", "start", "end",
     "stop", "begin", "prefix", "suffix", "special", "image", "audio", "video",
 }  # fmt: skip
-"""What a ``token`` is of a vocabulary, and no secret, after one of these."""
+"""Words before ``token`` that make it a token of a vocabulary, not a secret."""
 NO_CREDENTIALS = {"PWD", "OLDPWD", "SSH_AUTH_SOCK", "XAUTHORITY"}
-"""Names of the environment that only look so."""
+"""Names of environment variables that only look like credentials."""
 REFERENCE = re.compile(r"\$\{[\w.:]+\}")
 PAIR = re.compile(r"""([\w-]+)["']?\s*[:=]\s*("[^"]*"|'[^']*'|[^,{}\[\]\s"']+)""")
 """A key and its value in an override, also inside ``{...}``."""
@@ -64,7 +64,7 @@ def is_credential(name: str) -> bool:
 
 
 def known() -> set[str]:
-    """Values to hide: of the environment's credentials, and what the command line gives to secret keys."""
+    """Values to hide: credentials of the environment, and values of secret keys on the command line."""
     found = {value for name, value in os.environ.items() if is_credential(name)}
     for argument in sys.argv[1:]:
         key, _, value = argument.partition("=")
@@ -78,7 +78,7 @@ def known() -> set[str]:
 
 
 def _is_place(value: str) -> bool:
-    """Whether a value is a file that is there, such as that of a key."""
+    """Whether a value is an existing file, such as a key file."""
     return value.startswith(("/", "~")) and value.isprintable() and Path(value).expanduser().exists()
 
 
@@ -110,7 +110,7 @@ def _hide_entry(key: str, value: Any, values: set[str]) -> Any:
 
 
 def _mask(node: Any) -> Any:
-    """What stands under a secret's key, without its texts and numbers."""
+    """The value of a secret key, without its texts and numbers."""
     if isinstance(node, Mapping):
         entries = cast("Mapping[Any, Any]", node).items()
         return {key: value if key == "_target_" else _mask(value) for key, value in entries}
@@ -122,17 +122,17 @@ def _mask(node: Any) -> Any:
 
 
 def hide_text(text: str, values: set[str]) -> str:
-    """A text without secrets, and without the password in an address."""
+    """A text without secrets, and without the password in a URL."""
     if text in values:
         return MASK
-    for value in sorted(values, key=len, reverse=True):  # one may hold another
+    for value in sorted(values, key=len, reverse=True):  # one may contain another
         if len(value) >= SHORTEST:
             text = text.replace(value, MASK)
     return PASSWORD_IN_ADDRESS.sub(rf"\1{MASK}@", text)
 
 
 def hide_file(file: Path) -> None:
-    """Rewrite a file of YAML without secrets, if it is there and holds any."""
+    """Rewrite a YAML file without secrets, if it exists and holds any."""
     if file.is_file():
         import yaml  # not needed by `xlm --help`, which imports this module
 
@@ -163,7 +163,7 @@ class _HidingStream:
 
 
 def hide_from_console() -> None:
-    """Keep secrets out of what this process prints from now on, be it by Hydra or in a traceback."""
+    """Hide secrets in all later output of this process, including Hydra's and tracebacks."""
     if values := known():
         sys.stdout = cast("TextIO", _HidingStream(sys.stdout, values))
         sys.stderr = cast("TextIO", _HidingStream(sys.stderr, values))

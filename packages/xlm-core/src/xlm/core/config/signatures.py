@@ -1,8 +1,8 @@
-"""Do the plain values of a node fit the annotations of what it names? Asked before anything is called.
+"""Checks the plain values of a node against the annotations of its target before the call.
 
-A class seldom looks at the types of its arguments: ``true`` counts as 1, a text fails in the middle of a
-training, NaN spoils it. What a config can hold (numbers, texts, lists, mappings) is compared with the
-annotation; an annotation that says something else is left to the class.
+Classes rarely check the types of their arguments: ``true`` counts as 1, and a text or NaN fails in the middle
+of training. Values that a config can hold (numbers, texts, lists, mappings) are compared with the annotation;
+other annotations are left to the class.
 """
 
 import inspect
@@ -18,15 +18,15 @@ CONTAINERS = (list, tuple, dict, Sequence, Iterable, Collection, Mapping)
 
 
 def check_values(key: str, target: Any, node: Mapping[str, Any]) -> None:
-    """Compare the values of a node with the signature of what it names.
+    """Compare the values of a node with the signature of its target.
 
     Args:
-        key: Where the node is in the config.
+        key: Key of the node in the config.
         target: The class or function.
         node: Its arguments, resolved.
 
     Raises:
-        XLMError: Naming the key of the first value that does not fit, and what is taken there.
+        XLMError: Names the key of the first wrong value, and the expected type.
     """
     hints = _hints(target)
     for name, value in node.items():
@@ -39,7 +39,7 @@ def check_values(key: str, target: Any, node: Mapping[str, Any]) -> None:
 
 
 def _hints(target: Any) -> dict[str, tuple[Any, Any]]:
-    """Annotation and default of each argument, as far as they can be had."""
+    """Annotation and default of each argument, if available."""
     function = target.__init__ if inspect.isclass(target) else target
     try:
         found = get_type_hints(function)
@@ -56,11 +56,11 @@ def _hints(target: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def fits(value: object, annotation: Any) -> bool:
-    """Whether a plain value is what the annotation says; true is no number, NaN is nothing."""
+    """Whether a plain value matches the annotation; true is not a number, NaN never matches."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if isinstance(value, float) and math.isnan(value):
         return False
-    if isinstance(value, Mapping) and "_target_" in value:  # an object, made before it gets here
+    if isinstance(value, Mapping) and "_target_" in value:  # an object, instantiated before
         return True
     if origin in (Union, types.UnionType):
         if any(part in PLAIN for part in arguments):  # float | Tensor: a config holds no tensor
@@ -80,7 +80,7 @@ def fits(value: object, annotation: Any) -> bool:
 
 
 def _is_class(annotation: Any) -> bool:
-    """Whether it is a class of nothing that a config holds, such as a tensor's."""
+    """Whether it is a class that no plain value has, such as a tensor."""
     return (
         inspect.isclass(annotation) and annotation not in (*PLAIN, *CONTAINERS) and not get_args(annotation)
     )
@@ -105,7 +105,7 @@ def _contents_fit(value: object, origin: type, arguments: tuple[Any, ...]) -> bo
 
 
 def _words(annotation: Any) -> str:
-    """The annotation as it is written."""
+    """The annotation as written."""
     text = (
         annotation.__name__ if inspect.isclass(annotation) and not get_args(annotation) else str(annotation)
     )

@@ -1,4 +1,4 @@
-"""Why the object of a node could not be made, in words that say what to type instead."""
+"""Explains why a node could not be instantiated, and what to type instead."""
 
 import importlib
 import inspect
@@ -8,18 +8,18 @@ from typing import Any
 from xlm.core.config.near import did_you_mean
 
 GROUPS = ("model", "optimizer", "lr_scheduler")
-"""Nodes that are config groups: `~optimizer` chooses none, and leaves what an experiment sets there."""
+"""Nodes that are config groups: ``~optimizer`` selects none, and keeps the keys that an experiment sets."""
 
 
 def explain(key: str, node: Mapping[str, Any]) -> str | None:
-    """The commonest mistakes of a node that Hydra could not instantiate: a name, or left-over arguments.
+    """Find the common mistakes of a node that Hydra could not instantiate: its name, or surplus arguments.
 
     Args:
-        key: Where the node is in the config.
+        key: Key of the node in the config.
         node: The node, with its ``_target_``.
 
     Returns:
-        A line that says what is wrong, None if it is something else.
+        A message, None for another cause.
     """
     target = str(node["_target_"])
     found = locate(target)
@@ -27,7 +27,7 @@ def explain(key: str, node: Mapping[str, Any]) -> str | None:
 
 
 def locate(target: str) -> str | tuple[Any]:
-    """The object of a dotted name in a tuple, or what is wrong with the name."""
+    """The object of a dotted name in a tuple, or the error in the name."""
     parts = target.split(".")
     for number in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:number])
@@ -37,7 +37,7 @@ def locate(target: str) -> str | tuple[Any]:
             if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
                 continue
             return f"{name} cannot be imported: {error}"
-        except Exception as error:  # noqa: BLE001  # whatever the user's module does when it is imported
+        except Exception as error:  # noqa: BLE001  # an import can raise anything
             return f"{name} cannot be imported: {type(error).__name__}: {error}"
         return _attribute(found, parts[number:])
     return f"there is no module {parts[0]} (looked in the installed packages and in the working directory)"
@@ -68,7 +68,7 @@ def _left_over(key: str, target: str, filling: Any, node: Mapping[str, Any]) -> 
     near = did_you_mean(left[0], parameters)
     told = (
         f"{target} takes {taken}, not {', '.join(left)}.{near}\n"
-        f"  Drop what is left of the class before: {drop}"
+        f"  Drop the arguments of the previous class: {drop}"
     )
     if key in GROUPS:
         return told

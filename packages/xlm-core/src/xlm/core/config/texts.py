@@ -1,7 +1,7 @@
 """YAML and JSON from elsewhere as plain values, bounded in size and depth before they are parsed.
 
-A parser that is handed 500 nested brackets, an integer of 5,000 digits or UTF-16 ends in an error of its own,
-or does not end. Here each of these is one message.
+A parser that reads 500 nested brackets, an integer of 5,000 digits or UTF-16 raises an error of its own, or
+does not end. Here each of these is one message.
 """
 
 import json
@@ -14,13 +14,13 @@ import yaml
 from xlm.core.config.errors import XLMError
 
 LARGEST = 2**18
-"""Bytes of a file of YAML, and of JSON unless its reader says otherwise."""
+"""Size limit in bytes of a YAML file, and the default for JSON."""
 DEEPEST = 32
-"""Levels of mappings and lists in one another; a config has less than ten."""
+"""Depth limit of nested mappings and lists; a config has less than ten levels."""
 MOST = 20_000
-"""Keys and values in a file of YAML."""
+"""Limit of keys and values in a YAML file."""
 LONGEST_NUMBER = 40
-"""Characters of a number."""
+"""Length limit of a number in characters."""
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 NUMBER = re.compile(r"[-+]?(0x[0-9a-fA-F_]+|[0-9_:.]+(e[-+]?[0-9]+)?)", re.IGNORECASE)
@@ -33,18 +33,18 @@ PARSING = (
     ArithmeticError,
     RecursionError,
 )
-"""What the parsers raise for texts that are not what they say."""
+"""Exceptions of the parsers for malformed texts."""
 
 
 def read_yaml(file: Path, what: str) -> Any:
-    """The content of a file of YAML: mappings, lists and scalars without tags and aliases.
+    """Read a YAML file: mappings, lists and scalars without tags and aliases.
 
     Args:
         file: The file.
-        what: What the user calls it, for messages.
+        what: The user's name for it, for messages.
 
     Raises:
-        XLMError: When it is too large or too deep, or is no such YAML.
+        XLMError: If it is too large, too deep, or not such YAML.
     """
     text = _text(file, what, LARGEST)
     try:
@@ -55,15 +55,15 @@ def read_yaml(file: Path, what: str) -> Any:
 
 
 def read_json(file: Path, what: str, *, largest: int = LARGEST) -> Any:
-    """The content of a file of JSON.
+    """Read a JSON file.
 
     Args:
         file: The file.
-        what: What the user calls it, for messages.
-        largest: Bytes above which it is not read.
+        what: The user's name for it, for messages.
+        largest: Size limit in bytes.
 
     Raises:
-        XLMError: When it is too large or too deep, or is no JSON.
+        XLMError: If it is too large, too deep, or not JSON.
     """
     text = _text(file, what, largest)
     try:
@@ -72,7 +72,7 @@ def read_json(file: Path, what: str, *, largest: int = LARGEST) -> Any:
             depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
             _check_depth(depth)
         content = json.loads(text)
-        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair cannot be written
+        json.dumps(content, ensure_ascii=False).encode()  # a lone surrogate cannot be written
     except (ValueError, RecursionError) as error:
         raise XLMError(f"{what} cannot be read as JSON: {_one_line(error)}") from error
     return content
@@ -90,20 +90,20 @@ def _text(file: Path, what: str, largest: int) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise XLMError(
-            f"{what} is no text in UTF-8: byte {error.start} is {content[error.start]:#04x}"
+            f"{what} is not UTF-8 text: byte {error.start} is {content[error.start]:#04x}"
         ) from error
 
 
 def _check_events(text: str) -> None:
-    """Refuse what would cost more than a look at it. Builds nothing."""
+    """Reject texts that are expensive to parse. Builds nothing."""
     depth = 0
     for number, event in enumerate(yaml.parse(text, LOADER)):
         if number > MOST:
             raise ValueError(f"it holds more than {MOST:,} keys and values")
-        if isinstance(event, yaml.AliasEvent):  # repeats a part; a few of them, nested, fill the memory
-            raise ValueError(f"it is to be without aliases, and has *{event.anchor}")
+        if isinstance(event, yaml.AliasEvent):  # repeats a part; nested aliases can exhaust memory
+            raise ValueError(f"aliases are not allowed, and it has *{event.anchor}")
         if isinstance(event, yaml.CollectionStartEvent | yaml.ScalarEvent) and event.tag is not None:
-            raise ValueError(f"it is to be without tags, and has {event.tag!r}")
+            raise ValueError(f"tags are not allowed, and it has {event.tag!r}")
         if isinstance(event, yaml.ScalarEvent):
             _check_scalar(event)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -121,7 +121,7 @@ def _check_scalar(event: yaml.ScalarEvent) -> None:
         raise ValueError(f"it holds a number of {len(value):,} characters, {value[:10]}...")
     if "\0" in value:
         raise ValueError("it holds a text with the character NUL")
-    value.encode()  # half a surrogate pair cannot be written
+    value.encode()  # a lone surrogate cannot be written
 
 
 def _one_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Mistakes that pydantic finds in a config, in words that say what to type."""
+"""Messages for the errors that pydantic finds in a config."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -27,28 +27,28 @@ def validated(model: type[ModelT], config: Mapping[str, Any]) -> ModelT:
     """Check plain values against a schema.
 
     Raises:
-        XLMError: Naming every key that is wrong, what was found there and what is allowed.
+        XLMError: Names every wrong key, its value and what is allowed.
     """
     try:
         return model.model_validate(config)
     except ValidationError as error:
         lines = describe(error.errors(), config, model)
-        raise XLMError("\n".join(["The configuration is not valid:", *lines])) from None
+        raise XLMError("\n".join(["The config is not valid:", *lines])) from None
 
 
 def describe(errors: Sequence[ErrorDetails], config: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
-    """A line for each key that is wrong: what was found there and what is allowed.
+    """One line per wrong key: its value and what is allowed.
 
     Args:
-        errors: As pydantic lists them; the branches of a union come one by one.
-        config: What was checked.
-        model: What it was checked against.
+        errors: Errors of pydantic; one for each branch of a union.
+        config: The checked config.
+        model: Its schema.
     """
     by_key: dict[str, list[ErrorDetails]] = {}
     for error in errors:
         key = ".".join(str(part) for part in error["loc"] if _is_key(part)) or "(whole config)"
         by_key.setdefault(key, []).append(error)
-    # Keys that refer to one another are wrong together: each reason is given once.
+    # Keys that refer to each other are wrong together: print each reason once.
     keys: dict[str, list[str]] = {}
     for key, found in by_key.items():
         keys.setdefault(_describe(key, found, [*_beside(key, config), *_fields(key, model)]), []).append(key)
@@ -76,7 +76,7 @@ def _describe(key: str, errors: Sequence[ErrorDetails], known: Sequence[str]) ->
 
 
 def _beside(key: str, config: Mapping[str, Any]) -> list[str]:
-    """The keys that stand in the config beside ``key``."""
+    """The keys beside ``key`` in the config."""
     node: Any = config
     *above, last = key.split(".")
     for part in above:
@@ -85,7 +85,7 @@ def _beside(key: str, config: Mapping[str, Any]) -> list[str]:
 
 
 def _fields(key: str, model: type[BaseModel]) -> list[str]:
-    """The keys that the model knows beside ``key``, also those with a default that no config holds."""
+    """The keys beside ``key`` in the schema, including those with a default that no config has."""
     for part in key.split(".")[:-1]:
         field = model.model_fields.get(part)
         if field is None or not (
@@ -103,7 +103,7 @@ def _is_key(part: int | str) -> bool:
 
 
 def describe_missing(key: str, hint: str | None = None) -> str:
-    """One line for a key without a value, with the way to give it one."""
+    """One line for a key without a value, with the remedy."""
     return f"  {key}: {_missing(key, hint)}"
 
 

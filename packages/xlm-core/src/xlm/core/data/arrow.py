@@ -1,4 +1,4 @@
-"""The part of Arrow that the data pipeline uses, as types (pyarrow has none), and lists of ids as arrays."""
+"""Types for the part of Arrow that the data pipeline uses (pyarrow has none), and lists of ids as arrays."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -61,19 +61,19 @@ def make_table(columns: dict[str, Lists]) -> Table:
 
 
 def join_tables(tables: Sequence[Table]) -> Table:
-    """The rows of several tables with the same columns, one table after the other; nothing is copied."""
+    """Concatenate tables with the same columns, without copying."""
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
 
 
 def make_lists(lengths: np.ndarray, values: np.ndarray) -> Lists:
-    """Lists of these lengths, one after the other in ``values``."""
+    """Lists of these lengths, concatenated in ``values``."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
     return pa.ListArray.from_arrays(offsets, pa.array(values))
 
 
 def values_of(lists: Lists) -> np.ndarray:
-    """All values of the lists, one after the other; a view where the type allows it."""
+    """All values of the lists, concatenated; a view if the type allows it."""
     return lists.flatten().to_numpy(zero_copy_only=False)  # pyright: ignore[reportAttributeAccessIssue]  # pyarrow has no types
 
 

@@ -1,4 +1,4 @@
-"""Under which name prepared data are kept: a hash of everything that shapes them."""
+"""The cache key of prepared data: a hash of everything that determines them."""
 
 import functools
 import hashlib
@@ -25,13 +25,13 @@ def cache_key(
     tokenizer: Tokenizer,
     local_copy: Path | None,
 ) -> str:
-    """Hash of everything that shapes the prepared rows.
+    """Hash of everything that determines the prepared rows.
 
     Args:
-        task: Nodes of the slots, splits, limit of the length.
-        functions: What fills the slots source, filter and preprocess; their code counts.
-        tokenizer: Its contents count, wherever it was loaded from.
-        local_copy: Files that are read instead of ``task.source``.
+        task: Nodes of the slots, splits, length limit.
+        functions: The objects of the slots source, filter and preprocess; the hash covers their code.
+        tokenizer: The hash covers its contents, independent of the path it was loaded from.
+        local_copy: Files that replace ``task.source``.
     """
     covered = {
         "layout": LAYOUT,
@@ -55,10 +55,10 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def local_files(node: object, key: str = "") -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of change of every local file that a config node names.
+    """Name, size and modification time of every local file that a config node names.
 
-    A text counts if a file, a folder or files of this pattern exist; the names are relative to the text, so
-    that a folder may be moved.
+    A text is included if a file, a folder or files of this pattern exist; the names are relative to the
+    text, so that a folder may be moved.
     """
     if isinstance(node, Mapping):
         for name, value in cast("Mapping[str, object]", node).items():
@@ -67,7 +67,7 @@ def local_files(node: object, key: str = "") -> Iterator[tuple[str, int, int]]:
         for value in cast("list[object]", node):
             yield from local_files(value, key)
     elif isinstance(node, str) and key != "_target_" and "://" not in node:
-        # `path: csv` names a format, also if there happens to be a folder of this name here.
+        # `path: csv` is a format, even if a folder of this name exists.
         if key not in {"data_files", "data_dir"} and not any(sign in node for sign in "/\\."):
             return
         root = Path(node).expanduser()
@@ -78,9 +78,9 @@ def local_files(node: object, key: str = "") -> Iterator[tuple[str, int, int]]:
 
 
 def _code(function: Callable[..., object]) -> str:
-    """Hash of the source file of a function or of an object's class, so that an edit makes new data.
+    """Hash of the source file of a function or of an object's class, so that an edit changes the key.
 
-    Code of `datasets` does not count: the data of a Hub repository are the same for every version of it.
+    The code of ``datasets`` is excluded: its versions read the same data from a Hub repository.
     """
     while isinstance(function, functools.partial):
         function = cast("functools.partial[object]", function).func

@@ -27,20 +27,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LoadedBatch(Generic[BatchT]):
-    """What a loader yields: the family's batch, and beside it what only the harness needs."""
+    """The output of a loader: the family's batch, and fields that only the harness reads."""
 
     batch: BatchT
     seeds: Tensor
     """(rows,) int64"""
     examples: Sequence[Example] | None
-    """The raw rows, where generated texts are compared with them."""
+    """The raw rows, if generated texts are compared with them."""
     num_tokens: int
-    """Tokens of the examples, padding and special ones not counted."""
+    """Number of tokens of the examples, without padding and special tokens."""
 
 
 @dataclass(frozen=True)
 class Collate(Generic[BatchT]):
-    """Calls the family's collator and keeps the seeds, in the loader's worker."""
+    """Calls the family's collator and stores the seeds, in the loader's worker."""
 
     collator: Collator[BatchT]
     keep_examples: bool
@@ -61,11 +61,11 @@ def _length(example: Example) -> int:
 
 
 OpenStream = Callable[..., Stream]
-"""Makes the training stream of one process from the arguments that only the data module knows."""
+"""Creates the training stream of one process from the arguments that only the data module has."""
 
 
 class DataModule(lightning.LightningDataModule):
-    """Makes each loader of each stage from its settings.
+    """Creates each loader of each stage from its settings.
 
     Args:
         prepared: The task's rows on disk.
@@ -73,8 +73,8 @@ class DataModule(lightning.LightningDataModule):
         collators: The collator of each loader, by the same keys.
         seed: Seed of the run.
         num_batches: Training batches of the whole run.
-        open_stream: Opens the source of training examples where it is not prepared but streamed.
-        with_examples: Loaders, by stage, whose batches bring the examples that they were made of.
+        open_stream: Opens the source of training examples that are streamed instead of prepared.
+        with_examples: Loaders, by stage, whose batches include their raw examples.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class DataModule(lightning.LightningDataModule):
         """The examples that a loader of prepared data reads.
 
         Raises:
-            XLMError: When the task's rows do not have what the loader's settings ask for.
+            XLMError: If the task's rows lack a column that the loader's settings require.
         """
         settings = self.loaders[stage][name]
         if settings.columns == []:
@@ -164,7 +164,7 @@ class DataModule(lightning.LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        # In whole optimizer steps: micro-batches after the last one have left no trace in the weights.
+        # In whole optimizer steps: later micro-batches have not changed the weights.
         assert self.trainer is not None
         state = {"batches_done": self.trainer.global_step * self.trainer.accumulate_grad_batches}
         if self._stream is None:
@@ -177,13 +177,13 @@ class DataModule(lightning.LightningDataModule):
         self._state = state_dict
 
     def stream_counts(self) -> RowCounts | None:
-        """What became of the rows that all processes read from the stream; None where none was read."""
+        """Counts of the rows that all processes read from the stream; None if none was read."""
         if self._stream is None:
             return None
         return sum(self._of_every_process(self._stream.counts), RowCounts())
 
     def _of_every_process(self, value: T) -> list[T]:
-        """The value of each process, by rank; all of them call this."""
+        """Gather the value of each process, by rank; every process must call this."""
         if self._world_size == 1:
             return [value]
         every: list[Any] = [None] * self._world_size
@@ -198,8 +198,8 @@ class DataModule(lightning.LightningDataModule):
         every = self._state.get("epoch_starts", [[(0, 0, {})]] * self._world_size)
         if len(every) != self._world_size:
             raise XLMError(
-                f"The run was stopped with {len(every)} processes and is to go on with {self._world_size}. A "
-                "stream is read in parts, one for each process: continue with as many, or prepare the data "
+                f"The run was stopped with {len(every)} processes and resumes with {self._world_size}. A "
+                "stream has one part per process: resume with the same number, or prepare the data "
                 "(task.streaming=false)."
             )
         return self.open_stream(
@@ -221,7 +221,7 @@ class DataModule(lightning.LightningDataModule):
         if rows.column_names != ["target_ids"]:
             raise XLMError(
                 f"datamodule.{stage}.{name}.packing: the task has {', '.join(rows.column_names)}; "
-                "only rows of nothing but target_ids can be packed. Set it to null."
+                "only rows with target_ids alone can be packed. Set it to null."
             )
         assert packing.separator_id is not None
         blocks = PackedDocuments(

@@ -1,17 +1,17 @@
 """Raw rows to columns of token ids, many rows at a time.
 
-The one place where a row of data can be lost or cut. What happens to it is counted:
+Only this step drops or truncates rows of data, and counts them:
 
-- ``task.filter`` says no: filtered.
-- ``task.preprocess`` gives None: refused.
-- There is not a single token in any column: empty.
-- The target is longer than ``task.length_limit``: cut at the end or dropped, as it says.
-- Text that is no valid Unicode (bytes that a reader replaced by U+FFFD, or lone surrogates, which become
+- ``task.filter`` returns False: filtered.
+- ``task.preprocess`` returns None: refused.
+- No column has a token: empty.
+- The target exceeds ``task.length_limit``: truncated or dropped, depending on its ``longer``.
+- The text is not valid Unicode (bytes that a reader replaced by U+FFFD, or lone surrogates, which become
   U+FFFD here): kept, and counted as repaired.
-- The tokenizer does not know a character or a word (its ``unk_id``): kept, rows and tokens are counted.
-- ``task.preprocess`` gives a `note` beside the columns: counted under this note, if the row stays.
+- A character or a word is outside the vocabulary (``unk_id``): kept, rows and tokens are counted.
+- ``task.preprocess`` returns a ``note`` beside the columns: counted under this note, if the row is kept.
 
-An exception in a filter or in a preprocess function ends the preparation; it is never taken for a refusal.
+An exception in a filter or in a preprocess function stops the preparation; it never counts as a refusal.
 """
 
 import json
@@ -33,37 +33,37 @@ COLUMNS = ("prompt_ids", "target_ids", "fixed")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 MOST_CHARACTERS = 4_000_000
-"""Characters of text that are read, and tokenised, in one go unless a single row has more: a tokenizer
-takes about a hundred times the memory of the text that it works on."""
+"""Characters of text that are read and tokenised together, unless a single row has more: a tokenizer
+needs about a hundred times the memory of its input."""
 
 Columns = Mapping[str, Sequence[object]]
-"""Rows, column by column, as `datasets` gives them in batches."""
+"""Rows by column, as ``datasets`` returns them in batches."""
 
 
 @dataclass
 class RowCounts:
-    """What became of the rows that were read."""
+    """Counts of the rows that were read, by outcome."""
 
     read: int = 0
     filtered: int = 0
     refused: int = 0
     empty: int = 0
     dropped: int = 0
-    """Rows left out because their target is too long."""
+    """Rows dropped because their target is too long."""
     cut: int = 0
-    """Rows whose target lost its end."""
+    """Rows with a truncated target."""
     cut_tokens: int = 0
     repaired: int = 0
     """Rows with text that was not valid Unicode."""
     unknown: int = 0
-    """Rows that are left and hold something that the tokenizer does not know."""
+    """Kept rows with unknown tokens."""
     unknown_tokens: int = 0
     notes: dict[str, int] = field(default_factory=dict[str, int])
-    """Rows that are left and bear each note of ``task.preprocess``."""
+    """Number of kept rows with each note of ``task.preprocess``."""
 
     @property
     def left(self) -> int:
-        """Rows that are still there."""
+        """Rows that are kept."""
         return self.read - self.filtered - self.refused - self.empty - self.dropped
 
     def __add__(self, other: "RowCounts") -> "RowCounts":
@@ -88,10 +88,10 @@ class RowEncoder:
     """Filters, preprocesses and tokenises rows.
 
     Args:
-        preprocess: Gives ids or text for each row.
+        preprocess: Returns ids or text of each row.
         tokenizer: Encodes the text of many rows at once.
-        row_filter: Chooses raw rows; None keeps all.
-        length_limit: Limit of the targets; None for none.
+        row_filter: Selects raw rows; None keeps all.
+        length_limit: Length limit of the targets; None for none.
     """
 
     def __init__(
@@ -111,10 +111,10 @@ class RowEncoder:
         self._id_type = np.dtype(np.uint16 if self._vocab_size <= 2**16 else np.int32)
 
     def encode(self, columns: Columns) -> EncodedRows:
-        """Encode the rows of ``columns``; a batch without any row left has a table without columns.
+        """Encode the rows of ``columns``; a batch without kept rows has a table without columns.
 
         Raises:
-            XLMError: When a slot's own code fails, or gives columns that no example has.
+            XLMError: If the code of a slot fails, or returns unknown columns.
         """
         counts = RowCounts()
         encoded: list[Mapping[str, object]] = []
@@ -165,7 +165,7 @@ class RowEncoder:
             raise XLMError(f"task.{slot}: {type(error).__name__}: {error}\n  in the row {found}") from error
 
     def _ids(self, values: list[Any], counts: RowCounts) -> list[Sequence[Any]]:
-        """Lists of ids as they are; texts in one call of the tokenizer."""
+        """Lists of ids unchanged; texts tokenised in one call."""
         if not any(isinstance(value, str) for value in values):
             return values
         texts: list[str] = []
@@ -178,7 +178,7 @@ class RowEncoder:
     def _limit(
         self, lists: dict[str, list[Sequence[Any]]], lengths: dict[str, np.ndarray], counts: RowCounts
     ) -> np.ndarray:
-        """Apply the limit of the length; returns which rows stay."""
+        """Apply the length limit; returns which rows are kept."""
         num_tokens = np.zeros_like(next(iter(lengths.values())))
         for name in lengths.keys() - {"fixed"}:
             num_tokens += lengths[name]
@@ -216,12 +216,12 @@ class RowEncoder:
 
 
 class CountingEncoder:
-    """An encoder for several processes: what it counts goes to files, one for each process.
+    """An encoder for several processes: it writes its counts to files, one per process.
 
     Args:
-        encoder: Does the work.
-        folder: Where the files lie.
-        empty: Table of no rows, for a batch of which no row is left.
+        encoder: Encodes the rows.
+        folder: Folder of these files.
+        empty: Table without rows, for a batch without kept rows.
     """
 
     def __init__(self, encoder: RowEncoder, folder: Path, empty: Table) -> None:
@@ -237,7 +237,7 @@ class CountingEncoder:
         return check_columns(table, self.empty) if table.num_columns else self.empty
 
     def total(self) -> RowCounts:
-        """Counts of all processes; removes the files."""
+        """Add up the counts of all processes, and remove the files."""
         total = RowCounts()
         for path in self.folder.glob("*.counts"):
             for line in path.read_text().splitlines():
@@ -247,7 +247,7 @@ class CountingEncoder:
 
 
 def check_columns(table: Table, first: Table) -> Table:
-    """Refuse rows whose columns are not those of the rows before."""
+    """Reject rows whose columns differ from those of earlier rows."""
     if table.column_names != first.column_names:
         names = " and ".join(", ".join(t.column_names) for t in (first, table))
         raise XLMError(f"task.preprocess: rows of one split have different columns: {names}")
@@ -255,7 +255,7 @@ def check_columns(table: Table, first: Table) -> Table:
 
 
 def batches_of_rows(rows: Iterator[Row], size: int) -> Iterator[Columns]:
-    """Rows, ``size`` at a time or fewer if their text is long, column by column."""
+    """Rows by column, ``size`` at a time, or fewer if their text is long."""
     batch: list[Row] = []
     characters = 0
     for row in rows:
@@ -269,7 +269,7 @@ def batches_of_rows(rows: Iterator[Row], size: int) -> Iterator[Columns]:
 
 
 def _portions(rows: list[Mapping[str, object]]) -> Iterator[list[Mapping[str, object]]]:
-    """The rows, divided where their text would be too much at once."""
+    """The rows, divided where their text exceeds the limit of characters."""
     start = characters = 0
     for number, row in enumerate(rows):
         size = _characters(row)
@@ -290,12 +290,12 @@ def _transposed(rows: list[Row]) -> Columns:
 
 
 def _count_notes(notes: list[object], keep: np.ndarray, counts: RowCounts) -> None:
-    """Count the notes of the rows that stay."""
+    """Count the notes of the kept rows."""
     for note, kept in zip(notes, keep.tolist(), strict=True):
         if note is None:
             continue
         if not isinstance(note, str):
-            raise XLMError(f"task.preprocess: gives the note {_short(note)}; it must be a text")
+            raise XLMError(f"task.preprocess: returns the note {_short(note)}; it must be a text")
         if kept:
             counts.notes[note] = counts.notes.get(note, 0) + 1
 
@@ -304,20 +304,20 @@ def _check_names(encoded: list[Mapping[str, object]]) -> list[str]:
     names = encoded[0].keys() - {"note"}
     if not names or not names <= set(COLUMNS):
         raise XLMError(
-            f"task.preprocess: gives the columns {', '.join(sorted(names)) or '(none)'}; an example has "
+            f"task.preprocess: returns the columns {', '.join(sorted(names)) or '(none)'}; an example has "
             f"{', '.join(COLUMNS)}"
         )
     if any(row.keys() - {"note"} != names for row in encoded):
-        raise XLMError("task.preprocess: gives different columns for different rows of one split")
+        raise XLMError("task.preprocess: returns different columns for different rows of one split")
     if "fixed" in names and "target_ids" not in names:
-        raise XLMError("task.preprocess: gives `fixed` without `target_ids`")
+        raise XLMError("task.preprocess: returns `fixed` without `target_ids`")
     return [name for name in COLUMNS if name in names]
 
 
 def _valid(text: object) -> str:
-    """Text without lone surrogates, which no tokenizer takes."""
+    """Text without lone surrogates, which no tokenizer accepts."""
     if not isinstance(text, str):
-        raise XLMError(f"task.preprocess: gives text for some rows and {_short(text)} for others")
+        raise XLMError(f"task.preprocess: returns text for some rows and {_short(text)} for others")
     try:
         text.encode()
     except UnicodeEncodeError:

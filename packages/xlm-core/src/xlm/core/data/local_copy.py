@@ -30,7 +30,7 @@ BESIDE_DATA = re.compile(
     r"dataset_infos?|dataset_dict|state|croissant|manifest)\b.*",
     re.IGNORECASE,
 )
-"""Names of files that lie beside data and are none."""
+"""Names of files beside the data that are not data."""
 
 Splits = dict[str, list[Path]]
 
@@ -59,7 +59,7 @@ def read_data_files(
 
 
 def is_remote(data_files: object) -> bool:
-    """Whether files are not named at all, or one of them lies on another machine."""
+    """Whether no files are named, or one of them is remote."""
     patterns = chain(*sanitize_patterns(cast("Any", data_files)).values()) if data_files else ["://"]
     return any("://" in str(pattern) for pattern in patterns)
 
@@ -68,14 +68,13 @@ class LocalCopy:
     """Local files of a data set.
 
     Args:
-        path: A folder, a file, or a pattern of files; what exists is taken as it is, also with signs in its
-            name that a pattern has.
-        arguments: What ``datasets.load_dataset`` would be called with. Kept is what says how files are
-            read (``sample_by``, ``sep``, ``data_files`` that lie in the folder, ...), not where they are.
+        path: A folder, a file, or a pattern of files; an existing path is used literally, even if it contains
+            characters of a pattern.
+        arguments: Arguments of ``datasets.load_dataset``. Those that determine how files are read are used
+            (``sample_by``, ``sep``, ``data_files`` in the folder, ...), those that locate them are not.
 
     Raises:
-        XLMError: When there are no such files, none that can be read, or files of two formats that could
-            both be meant.
+        XLMError: If there are no such files, none is readable, or their format is ambiguous.
     """
 
     def __init__(self, path: Path, arguments: Mapping[str, Any]) -> None:
@@ -84,7 +83,7 @@ class LocalCopy:
         readable = [file for file in files if format_of(file) is not None]
         if not readable:
             raise XLMError(
-                f"source={path}: {'no files are there' if not files else 'none of the files is readable'}; "
+                f"source={path}: {'there are no files' if not files else 'none of the files is readable'}; "
                 f"allowed are a folder or files of these kinds: {', '.join(FORMATS)}"
             )
         self.files = self._of_one_ending(readable)
@@ -100,7 +99,7 @@ class LocalCopy:
         splits = self._splits()
         for name in _names(split):
             if _same(name, splits) is None and (files := self._named(name)):
-                # A name that means nothing to `datasets` may still be that of a file or of a folder.
+                # A name that `datasets` rejects may still be that of a file or of a folder.
                 splits[name] = files
         wanted = self.arguments.get("path")
         others = {} if wanted in FORMATS.values() and wanted != self.format else self.arguments
@@ -108,7 +107,7 @@ class LocalCopy:
         return _read(splits, self.format, split, how, streaming, f"source={self.path}")
 
     def _of_one_ending(self, files: list[Path]) -> list[Path]:
-        """The files of the ending that is meant, of those with a format."""
+        """The files with the ending of the chosen format."""
         data = [file for file in files if not BESIDE_DATA.fullmatch(file.name)] or files
         by_ending: dict[str, list[Path]] = defaultdict(list)
         for file in data:
@@ -120,13 +119,13 @@ class LocalCopy:
             found = " and ".join(f"{len(those)} {ending}" for ending, those in sorted(by_ending.items()))
             choices = " or ".join(f"\"source='{self.path}/**/*{ending}'\"" for ending in sorted(by_ending))
             raise XLMError(
-                f"source={self.path}: holds files of several kinds ({found}). Say which: {choices}"
+                f"source={self.path}: holds files of several kinds ({found}). Choose one: {choices}"
             )
         [chosen] = by_ending.values()
         return chosen
 
     def _splits(self) -> Splits:
-        """The files of each split: as the task or the folder's card says, else by their names."""
+        """The files of each split: from the task or the folder's card, else by their names."""
         if not self.path.is_dir():
             return {"train": self.files}
         for data_files in (self.arguments.get("data_files"), self._card_data_files()):
@@ -139,7 +138,7 @@ class LocalCopy:
         return dict(splits) or {"train": self.files}
 
     def _card_data_files(self) -> object:
-        """What a copy of a Hub repository says in its card about the files of the asked configuration."""
+        """The files of the requested configuration, from the card of a copy of a Hub repository."""
         card = self.path / "README.md"
         found = re.match(r"(?s)---\n(.*?\n)---", card.read_text(encoding="utf-8")) if card.is_file() else None
         content = yaml.safe_load(found[1]) if found else None
@@ -159,7 +158,7 @@ class LocalCopy:
         return splits if all(splits.values()) else None
 
     def _split_of(self, file: Path) -> str | None:
-        """The split that a file's name, or else the name of a folder that it lies in, tells."""
+        """The split in the name of a file, or else of one of its folders."""
         if not self.path.is_dir():
             return None
         *folders, name = file.relative_to(self.path).parts
@@ -173,7 +172,7 @@ class LocalCopy:
         return None
 
     def _named(self, split: str) -> list[Path]:
-        """Files of the folder that are called after a split or lie in a folder that is."""
+        """Files named after a split, or in a folder named after one."""
         if not self.path.is_dir():
             return []
         pattern = rf"{re.escape(split)}([.-]|$)"

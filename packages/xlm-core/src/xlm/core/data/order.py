@@ -1,10 +1,10 @@
-"""The order of rows and their seeds, as functions of the run's seed and the place in the stream.
+"""The order of rows and their seeds, as functions of the run's seed and the position in the stream.
 
 Training reads an endless stream: its epoch e is the e-th permutation of the rows. Global batch k is the
-rows at places k*G to (k+1)*G of the stream, dealt to the ranks in turn. So neither the number of workers
-nor of processes changes what is in a batch, all batches are full, and a run that stopped after k batches
-continues at place k*G. With length bucketing the rows of a window of batches are dealt anew among these
-batches, which is a function of the window alone. Evaluation reads every row exactly once, in order, with
+rows at positions k*G to (k+1)*G of the stream, distributed to the ranks in turn. So batches are independent
+of the number of workers and processes, all batches are full, and a run interrupted after k batches resumes
+at position k*G. Length bucketing permutes the rows within a window of batches, as a function of the window
+alone. Evaluation reads every row exactly once, in order, with
 the noise of epoch 0.
 """
 
@@ -20,22 +20,22 @@ from xlm.modules import row_seeds
 
 
 class RowKey(NamedTuple):
-    """Which row, and what belongs to it at this place of the stream."""
+    """A row and its seed at a position of the stream."""
 
     row: int
     """Its index in the data set."""
     seed: int
     place: int
-    """In the stream of all ranks and epochs; for stratified noise, say."""
+    """Position in the stream of all ranks and epochs, for example for stratified noise."""
 
 
 @dataclass(frozen=True)
 class Bucketing:
-    """Length bucketing: rows of about the same length come into the same batch.
+    """Length bucketing: rows of similar length share a batch.
 
     Args:
         lengths: (rows,) length of each row.
-        window: Batches among which rows are sorted.
+        window: Number of batches within which rows are sorted by length.
     """
 
     lengths: np.ndarray
@@ -43,17 +43,17 @@ class Bucketing:
 
 
 def bucket(lengths: np.ndarray, batch_size: int) -> np.ndarray:
-    """Deal the rows of a window to its batches by length.
+    """Distribute the rows of a window over its batches by length.
 
-    The rows must come in random order. It alone breaks ties, orders the batches, and orders the rows inside
-    a batch, so neither the time of a batch nor the place in it tells the length.
+    The rows must be in random order, which breaks ties and orders the batches and the rows inside a batch. So
+    the length is independent of the position of a batch in the epoch and of a row in its batch.
 
     Args:
         lengths: (rows,) lengths; the number of rows is a multiple of ``batch_size``.
         batch_size: Rows in a batch.
 
     Returns:
-        (rows,) which row stands at each place of the window.
+        (rows,) index of the row at each position of the window.
     """
     batches = np.argsort(lengths, kind="stable").reshape(-1, batch_size)
     batches.sort(axis=1)
@@ -66,7 +66,7 @@ class TrainOrder(Sampler[list[RowKey]]):
     Args:
         num_rows: Rows in the data set.
         batch_size: Rows in a batch of one rank.
-        num_batches: Batches of the whole run; the stream is endless, the run is not.
+        num_batches: Batches of the whole run.
         seed: Seed of the run.
         rank, world_size: This process and the number of processes.
         bucketing: Length bucketing; None for none.
@@ -118,7 +118,7 @@ class TrainOrder(Sampler[list[RowKey]]):
         return [list(map(RowKey, *batch)) for batch in batches]
 
     def _rows_at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Row and seed at consecutive places of the stream."""
+        """Row and seed at consecutive positions of the stream."""
         rows, seeds = np.empty_like(places), np.empty_like(places)
         epochs = places // self.num_rows
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):

@@ -1,7 +1,7 @@
-"""Documents joined into blocks of one length: for prepared rows by place, for a stream as it comes.
+"""Documents concatenated into blocks of equal length: by index for prepared rows, in order for a stream.
 
-The documents of a split, each with a separator after it, are one long text; block k is its k-th piece. No
-token is lost and none comes twice: the last block is what is left. The separator is placed here only.
+The documents of a split, each followed by a separator, form one long text; block k is its k-th piece. Every
+token occurs exactly once: the last block is shorter. Separators are inserted only here.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from xlm.core.data.arrow import Lists, Table, lengths_of, values_of
 
 
 class Block(NamedTuple):
-    """A piece of the joined documents."""
+    """A piece of the concatenated documents."""
 
     ids: np.ndarray
     """(block,) int64"""
@@ -30,7 +30,7 @@ class PackedDocuments:
 
     Args:
         documents: Rows with the column ``target_ids``, in Arrow format.
-        ends: (documents,) where each document ends in the joined text, its separator included.
+        ends: (documents,) end of each document in the concatenated text, its separator included.
         block_length: Tokens in a block.
         separator_id: Token after each document.
     """
@@ -56,7 +56,7 @@ class PackedDocuments:
         return Block(ids, np.cumsum(~is_token) - ~is_token)
 
     def _tokens(self, start: int, stop: int, first: int, last: int) -> np.ndarray:
-        """Tokens ``start`` to ``stop`` of all documents, without separators; they lie in these documents."""
+        """Tokens ``start`` to ``stop`` of these documents, without separators."""
         table = cast("Table", self.documents[first : min(last + 1, len(self.ends))])
         offset = int(self.ends[first - 1]) - first if first else 0
         pieces: list[np.ndarray] = []
@@ -68,7 +68,7 @@ class PackedDocuments:
 
 
 class Packer:
-    """The blocks of documents that come one after the other; the same as those of `PackedDocuments`."""
+    """The blocks of a stream of documents; the same as those of ``PackedDocuments``."""
 
     def __init__(self, settings: PackingSettings) -> None:
         assert settings.separator_id is not None
@@ -79,7 +79,7 @@ class Packer:
         self._documents = 0
 
     def add(self, documents: Lists) -> Iterator[Block]:
-        """Add documents; gives the blocks that are full."""
+        """Add documents; returns the full blocks."""
         lengths = lengths_of(documents)
         values = values_of(documents).astype(np.int64)
         numbers = np.arange(self._documents, self._documents + len(lengths))
@@ -91,7 +91,7 @@ class Packer:
             yield self._take(self.block_length)
 
     def rest(self) -> Iterator[Block]:
-        """What is left at the end of the documents."""
+        """The last, shorter block."""
         if len(self._ids):
             yield self._take(len(self._ids))
 

@@ -1,9 +1,9 @@
 """Raw rows to cached token ids, once.
 
-The data of a task lie in a folder named by everything that shapes them (`cache_key`). They are written
-beside it and moved there when complete, so an interrupted preparation leaves nothing that counts as done; a
-lock lets a second process wait for the first. Found data need no lock, no source and no network. Their
-checksums are compared each time; what is damaged is named and prepared anew.
+The folder of a task's data is named by their cache key. The data are written to a temporary folder and moved
+when complete, so an interrupted preparation is never taken for a complete one; a lock makes a second process
+wait for the first. Cached data need no lock, no source and no network. Their checksums are verified each
+time; damaged data are reported and prepared again.
 """
 
 import functools
@@ -34,18 +34,18 @@ from xlm.core.protocols import Preprocess, Row, RowFilter, Source, Tokenizer
 
 ID_COLUMNS = ("prompt_ids", "target_ids")
 ROWS = "rows*.arrow"
-"""Files of rows: one for each process that wrote them."""
+"""Files of rows, one per process that wrote them."""
 RECORD = "checksums.json"
 """Size and checksum of each file of a prepared task."""
 BATCH_ROWS = 512
-"""Rows that are encoded, and written, at a time."""
+"""Rows that are encoded and written at a time."""
 BATCH_BYTES = 2**26
 """The same in bytes of a data set's raw rows, on the average, where rows are large."""
 
 
 @dataclass(frozen=True)
 class SplitCard:
-    """What one prepared split holds."""
+    """Summary of a prepared split."""
 
     rows: int
     tokens: int
@@ -54,7 +54,7 @@ class SplitCard:
     bytes: int
     """On disk."""
     counts: RowCounts = field(default_factory=RowCounts)
-    """What became of the raw rows."""
+    """Counts of the raw rows, by outcome."""
 
 
 @dataclass(frozen=True)
@@ -65,31 +65,31 @@ class PreparedTask:
     cards: dict[str, SplitCard]
     was_cached: bool
     damage: str | None = None
-    """What was wrong with the data that were found, and why they were prepared anew."""
+    """The damage of cached data that were prepared again."""
 
     def load(self, split: str) -> datasets.Dataset:
         """Rows of a split, memory-mapped."""
-        names = [Path(name) for name in _recorded(self.folder)]  # others may lie beside them
+        names = [Path(name) for name in _recorded(self.folder)]  # the folder may hold others
         return _load([self.folder / name for name in names if name.match(f"{split}/{ROWS}")])
 
     def document_ends(self, split: str) -> np.ndarray:
-        """(rows,) int64, memory-mapped: where each row ends if all are joined with a token after each."""
+        """(rows,) int64, memory-mapped: end of each row if all are concatenated with a token after each."""
         return np.load(self.folder / split / "ends.npy", mmap_mode="r")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskParts:
-    """A task's slots as made objects."""
+    """The objects of a task's slots."""
 
     source: Source
     preprocess: Preprocess
     tokenizer: Tokenizer
     row_filter: RowFilter | None = None
     local_copy: Path | None = None
-    """Files that ``source`` reads in place of the task's own source."""
+    """Files that ``source`` reads instead of the task's own source."""
 
     def encoder(self, task: TaskSettings) -> RowEncoder:
-        """What turns rows of the source into ids."""
+        """Turns rows of the source into ids."""
         return RowEncoder(
             preprocess=self.preprocess,
             tokenizer=self.tokenizer,
@@ -106,15 +106,14 @@ def prepare(
     num_proc: int = 1,
     used: Collection[Stage] | None = None,
 ) -> PreparedTask:
-    """Find the task's rows in the cache, or make them.
+    """Find the task's rows in the cache, or prepare them.
 
     Args:
         task: Its settings.
-        parts: Its made slots.
+        parts: Objects of its slots.
         cache_dir: Folder of prepared data.
-        num_proc: Processes that prepare.
-        used: Splits that will be read, whose checksums are compared; None for all. Of the others the sizes
-            are.
+        num_proc: Number of processes that prepare.
+        used: Splits whose checksums are verified; None for all. Of the others the sizes are.
 
     Raises:
         XLMError: When the source cannot be read, has no rows, or a slot's code fails on one.
@@ -144,7 +143,7 @@ def prepare(
                     if damage is None:
                         raise
                     raise XLMError(
-                        f"The prepared data in {folder} are damaged ({damage}) and cannot be prepared anew: "
+                        f"The prepared data in {folder} are damaged ({damage}) and cannot be prepared again: "
                         f"{error}"
                     ) from error
                 _put_in_place(unfinished, folder)
@@ -157,12 +156,12 @@ def prepare(
 
 
 def damage_of(folder: Path, splits: Collection[Stage], used: Collection[Stage] | None = None) -> str | None:
-    """What is wrong with prepared data, None where nothing is, or there are none.
+    """Describe the damage of prepared data; None without damage or without data.
 
     Args:
-        folder: Where they lie.
-        splits: What has to be there.
-        used: Splits whose checksums are compared; None for all. Of the others the sizes are.
+        folder: Folder of the data.
+        splits: Required splits.
+        used: Splits whose checksums are verified; None for all. Of the others the sizes are.
     """
     if not os.path.lexists(folder):
         return None
@@ -170,11 +169,11 @@ def damage_of(folder: Path, splits: Collection[Stage], used: Collection[Stage] |
         files = _recorded(folder)
         expected = {f"{split}/{name}" for split in splits for name in ("card.json", "ends.npy")}
         if lacking := sorted(expected - files.keys()):
-            return f"its {RECORD} does not know {', '.join(lacking)}"
+            return f"its {RECORD} lacks {', '.join(lacking)}"
         unread = [name for name in files if used is not None and name.partition("/")[0] not in used]
         unread = [name for name in unread if not name.endswith("card.json")]
         return ", ".join(damaged_files(folder, files, unread)) or None
-    except (ValueError, OSError) as error:  # of the disk, or another process prepares them anew just now
+    except (ValueError, OSError) as error:  # of the disk, or another process prepares the data right now
         return str(error)
 
 
@@ -182,10 +181,10 @@ def _recorded(folder: Path) -> dict[str, dict[str, Any]]:
     """Sizes and checksums of the files of a prepared task.
 
     Raises:
-        ValueError: When there is no record, or it is damaged, or it is that of another task.
+        ValueError: If there is no record, or it is damaged, or it belongs to another task.
     """
     if not (folder / RECORD).is_file():
-        raise ValueError(f"it has no {RECORD} (a version before 1.0.0 made it, or it is not whole)")
+        raise ValueError(f"it has no {RECORD} (made by a version before 1.0.0, or incomplete)")
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -202,7 +201,7 @@ def _put_in_place(unfinished: Path, folder: Path) -> None:
     names = [path.relative_to(unfinished).as_posix() for path in unfinished.rglob("*") if path.is_file()]
     record = {"key": folder.name, "files": describe_files(unfinished, names)}
     (unfinished / RECORD).write_text(json.dumps(record), encoding="utf-8")
-    _remove(folder)  # what is damaged; who has mapped its files goes on with them
+    _remove(folder)  # damaged; processes that have mapped its files keep them
     unfinished.rename(folder)
 
 
@@ -214,13 +213,13 @@ def _remove(path: Path) -> None:
 
 
 NO_NETWORK = (
-    "  Is this machine without network? Then run the same command with job_type=prepare_data on one\n"
-    "  that has it and copy its folder datamodule.cache_dir here, or name a local copy of the\n"
-    "  data: source=FOLDER (see docs/guides/data.md)."
+    "  Without network, run the same command with job_type=prepare_data on a machine that has one\n"
+    "  and copy its folder datamodule.cache_dir here, or set a local copy of the data:\n"
+    "  source=FOLDER (see docs/guides/data.md)."
 )
 TOO_FEW = (
-    "  The source has too few rows (a text file is one, unless task.source.sample_by says otherwise).\n"
-    "  Give more, or divide them otherwise: 'task.splits.{}=train[50%:75%]'"
+    "  The source has too few rows (a text file is one, unless task.source.sample_by is set).\n"
+    "  Add rows, or divide them differently: 'task.splits.{}=train[50%:75%]'"
 )
 
 
@@ -228,7 +227,7 @@ def open_source(task: TaskSettings, parts: TaskParts, split: Stage, *, streaming
     """Rows of a split of the task's source.
 
     Raises:
-        XLMError: When it cannot be read; says what can be done on a machine without network.
+        XLMError: If it cannot be read; explains what to do without network.
     """
     source: Any = parts.source
     if streaming and "streaming" in inspect.signature(source).parameters:
@@ -239,7 +238,7 @@ def open_source(task: TaskSettings, parts: TaskParts, split: Stage, *, streaming
         raise
     except Exception as error:
         cause, hint = error, "\n" + NO_NETWORK
-        if "corresponds to no data" in str(error):  # what `datasets` says of a part without a row
+        if "corresponds to no data" in str(error):  # message of `datasets` for a slice without a row
             hint = "\n" + TOO_FEW.format(split)
         elif isinstance(error, DatasetGenerationError):  # the files are there
             cause, hint = error.__cause__ or error, ""
@@ -269,18 +268,18 @@ def _prepare_split(task: TaskSettings, parts: TaskParts, split: Stage, folder: P
         raise XLMError(f"task.source: no rows for the split {task.splits[split]!r}")
     if counts.left == 0:
         lost = {name: value for name, value in asdict(counts).items() if value}
-        raise XLMError(f"task.source: no row of the split {task.splits[split]!r} is left: {lost}")
+        raise XLMError(f"task.source: no row of the split {task.splits[split]!r} is kept: {lost}")
     (folder / "card.json").write_text(json.dumps(asdict(_describe(folder, counts))))
 
 
 def _map(rows: datasets.Dataset, encoder: RowEncoder, folder: Path, split: str, num_proc: int) -> RowCounts:
-    """Encode a data set with the means of `datasets`: in several processes, straight into the cache."""
+    """Encode a data set with ``datasets``: in several processes, written to the cache."""
     source = cast("Any", rows.data)
     batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * source.num_rows // max(source.nbytes, 1)))
     lost = RowCounts()
     table: Table | None = None
     start, number = 0, 1
-    while table is None or not table.num_columns:  # the first row that is left tells which columns there are
+    while table is None or not table.num_columns:  # the first kept row determines the columns
         if start >= len(rows):
             return lost
         table, counts = encoder.encode(rows[start : start + number])
@@ -304,7 +303,7 @@ def _map(rows: datasets.Dataset, encoder: RowEncoder, folder: Path, split: str, 
 
 
 def _write(rows: Iterable[Row], encoder: RowEncoder, folder: Path, split: str) -> RowCounts:
-    """Encode rows that can only be read one after the other."""
+    """Encode rows that can only be read in sequence."""
     total = RowCounts()
     written: Table | None = None
     progress = tqdm(desc=f"preparing {split}", unit=" examples")
@@ -322,7 +321,7 @@ def _write(rows: Iterable[Row], encoder: RowEncoder, folder: Path, split: str) -
 
 
 def _describe(folder: Path, counts: RowCounts) -> SplitCard:
-    """Measure a written split, and note where its documents end in case they are to be packed."""
+    """Measure a written split, and write the ends of its documents for packing."""
     rows = _load(list(folder.glob(ROWS)))
     table = cast("Table", rows.data)
     columns = [table.column(name) for name in ID_COLUMNS if name in rows.column_names]

@@ -1,7 +1,8 @@
-"""How local files are read: texts as they stand, and a fault with its file and line.
+"""Reading of local files: cells stay text, and errors name file and line.
 
-`datasets` reads them. What its readers guess is said here: the separator of a table, that its cells are texts
-(`007` and `NA` are no number and no missing value; an empty cell is None), that a byte order mark is no text.
+``datasets`` reads them. This module sets what its readers would guess: the separator of a table, that cells
+are text (``007`` and ``NA`` are neither a number nor missing; an empty cell is None), and that a byte order
+mark is skipped.
 """
 
 import codecs
@@ -37,11 +38,11 @@ def format_of(file: Path) -> str | None:
 
 
 def existing_files(text: str, folder: Path | None = None) -> list[Path]:
-    """The files that a text names: a path that exists is that path, whatever signs it has; else a pattern.
+    """The files that a text names: an existing path is used literally, anything else is a pattern.
 
     Args:
         text: A file, a folder (all files below it) or a pattern as `datasets` takes it.
-        folder: What relative names are relative to; None for the working folder.
+        folder: Base of relative names; None for the working directory.
     """
     path = (folder or Path()) / Path(text).expanduser()
     if path.is_dir():
@@ -67,12 +68,12 @@ def read_files(
     Args:
         splits: The files of each split.
         kind: Their format: a value of `FORMATS`.
-        split: What is wanted of them, in the syntax of `datasets`: ``train[:90%]``.
-        arguments: How they are read, as the reader of `datasets` takes it.
-        streaming: Whether rows are read as they are asked for.
+        split: The requested rows, in the syntax of ``datasets``: ``train[:90%]``.
+        arguments: Arguments of the reader of ``datasets``.
+        streaming: Whether rows are read on demand.
 
     Raises:
-        XLMError: When a file cannot be read; names the file, the line and the cause.
+        XLMError: If a file cannot be read; names the file, the line and the cause.
     """
     files = [file for those in splits.values() for file in those]
     how = dict(arguments)
@@ -80,7 +81,7 @@ def read_files(
         if kind == "csv":
             how = _as_texts(files, how)
         elif kind in ("json", "text") and how.get("encoding", "utf-8").lower() in ("utf-8", "utf8"):
-            how["encoding"] = "utf-8-sig"  # also lets the reader of JSON lines look at the encoding at all
+            how["encoding"] = "utf-8-sig"  # the reader of JSON lines ignores the encoding otherwise
         escaped = {name: [glob.escape(str(f.absolute())) for f in those] for name, those in splits.items()}
         return datasets.load_dataset(kind, data_files=escaped, split=split, streaming=streaming, **how)
     except (DatasetGenerationError, ValueError, OSError) as error:
@@ -91,7 +92,7 @@ def read_files(
 
 
 def _as_texts(files: Sequence[Path], how: Mapping[str, Any]) -> dict[str, Any]:
-    """How tables are read so that every cell stays the text that stands there."""
+    """Arguments with which every cell of a table stays text."""
     asked = {name for name in ("sep", "delimiter", "dialect") if name in how}
     chosen = dict(how) if asked else {**how, "sep": _separator(files)}
     chosen = {"keep_default_na": False, "na_values": [""]} | chosen
@@ -107,7 +108,7 @@ def _load(file: Path, kind: str, how: Mapping[str, Any]) -> datasets.Dataset:
 
 
 def _separator(files: Sequence[Path]) -> str:
-    """What stands between the columns: of comma, tab and semicolon the most frequent in the first line."""
+    """The separator of the columns: of comma, tab and semicolon the most frequent in the first line."""
     found: dict[str, Path] = {}
     for file in files:
         with file.open(encoding="utf-8-sig", errors="replace") as lines:
@@ -119,7 +120,7 @@ def _separator(files: Sequence[Path]) -> str:
 
 
 def find_fault(files: Sequence[Path], kind: str, how: Mapping[str, Any]) -> str | None:
-    """The first fault of the files, with its line where it has one; None where none is found."""
+    """The first error in the files, with its line if it has one; None if none is found."""
     for file in files:
         strict = (how.get("encoding_errors") or "strict") == "strict"
         fault = _fault_of_encoding(file, kind, how) if strict else None
@@ -141,8 +142,8 @@ def _fault_of_encoding(file: Path, kind: str, how: Mapping[str, Any]) -> str | N
                 decode.decode(line)
             except UnicodeDecodeError as error:
                 return (
-                    f", line {number}: {error.reason} (0x{line[error.start]:02x}), so it is no {encoding}. "
-                    "Say which encoding it is (task.source.encoding=latin-1), or read such bytes as U+FFFD "
+                    f", line {number}: {error.reason} (0x{line[error.start]:02x}), so it is not {encoding}. "
+                    "Set the encoding (task.source.encoding=latin-1), or read such bytes as U+FFFD "
                     "(task.source.encoding_errors=replace)"
                 )
     return None
@@ -162,7 +163,7 @@ def _fault_of_json(file: Path) -> str | None:
         try:
             row = json.loads(line)
         except ValueError as error:
-            return f", line {number}: {error}. Is the file cut off? The line is {_short(line)}"
+            return f", line {number}: {error}. Is the file truncated? The line is {_short(line)}"
         if not isinstance(row, dict):
             return f", line {number}: a row is an object, {{...}}; found {_short(line)}"
         for name, value in cast("dict[str, object]", row).items():
@@ -175,7 +176,7 @@ def _fault_of_json(file: Path) -> str | None:
     if late:
         since, name, kind = max(late)
         return (
-            f", line {since}: {name} is a {kind}, in the lines before it is null. Begin with a row that has "
+            f", line {since}: {name} is a {kind}, in the lines before it is null. Start with a row that has "
             'it, or write "" for null'
         )
     return None

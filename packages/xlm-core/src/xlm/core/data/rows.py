@@ -1,7 +1,7 @@
-"""Prepared rows as examples: rows as they are, packed into blocks, or nothing but a seed.
+"""Prepared rows as examples: whole rows, packed blocks, or a seed alone.
 
-Each is a map-style view whose keys carry the row's number and its seed. Ids are read from the Arrow file as
-int64 tensors, a batch in one go.
+Each is a map-style view whose keys hold the index of the row and its seed. Ids are read from the Arrow file
+as int64 tensors, one batch at a time.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class PreparedRows(Dataset[Example]):
 
     Args:
         rows: The prepared rows.
-        columns: What an example carries; None for all that the rows have.
+        columns: Columns of an example; None for all.
 
     Raises:
         XLMError: When the rows lack one of ``columns``.
@@ -81,7 +81,7 @@ class PackedRows(Dataset[Example]):
     Args:
         blocks: The documents.
         max_blocks: Only the first blocks; None for all.
-        keep_apart: Whether examples tell which document a token belongs to.
+        keep_apart: Whether examples have the document of each token (``segment_ids``).
     """
 
     def __init__(self, blocks: PackedDocuments, *, max_blocks: int | None, keep_apart: bool) -> None:
@@ -102,7 +102,7 @@ class PackedRows(Dataset[Example]):
 
 
 class SeedRows(Dataset[Example]):
-    """Examples that give nothing: each is one text to generate."""
+    """Examples without ids: each is one text to generate."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows

@@ -1,15 +1,15 @@
-"""Training examples straight from a source that is too large to prepare.
+"""Training examples streamed from a source that is too large to prepare.
 
 One reader in each process reads its part of the source in a fixed order; workers filter, preprocess and
-tokenise what was read; packing, length bucketing and collating follow in the order of reading. So the
-batches depend neither on the number of workers nor on their speed. Memory holds the shuffle buffer, the rows
-under way and one window of examples.
+tokenise its rows; packing, length bucketing and collating follow in the order of reading. So the batches
+depend neither on the number of workers nor on their speed. Memory holds the shuffle buffer, the rows in
+progress and one window of examples.
 
 The stream is endless: its epoch e is the source, shuffled through a buffer, as a function of (seed, e). A
-run that stopped continues by reading again from the start of the epoch in which it stopped; that costs the
-time of reading and tokenising up to there.
+resumed run reads again from the start of the interrupted epoch, which costs the time of reading and
+tokenising up to its position.
 
-What becomes of the rows is counted as in a preparation; the counts of whole epochs are part of a checkpoint.
+Rows are counted by outcome as in a preparation; checkpoints hold the counts of whole epochs.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,17 +36,17 @@ from xlm.modules import row_seeds
 
 T = TypeVar("T")
 GROUP_ROWS = 64
-"""Rows that are read, and tokenised by a worker, at a time."""
+"""Rows that are read at a time, and tokenised by one worker."""
 
 
 class EpochStart(NamedTuple):
-    """Where an epoch of a stream begins."""
+    """Start of an epoch of a stream."""
 
     epoch: int
     example: int
     """Examples of this process before it."""
     counts: RowCounts = RowCounts()
-    """What became of the rows that this process read before it."""
+    """Counts of the rows that this process read before it."""
 
 
 def open_stream(
@@ -59,11 +59,11 @@ def open_stream(
     rank: int,
     world_size: int,
 ) -> datasets.IterableDataset:
-    """One process's part of the training split, shuffled through a buffer anew in each epoch.
+    """One process's part of the training split, shuffled through a buffer in each epoch.
 
     Args:
         task: Its source can be any; a generator function is called again for each epoch.
-        parts: The made objects.
+        parts: The objects of its slots.
         max_rows: Only the first rows; None for all.
         buffer_size: Rows that are held in memory for shuffling.
         seed: Seed of the run.
@@ -85,7 +85,7 @@ def _read_again(task: TaskSettings, parts: TaskParts) -> Iterator[Row]:
 
 
 class _Encode(Dataset[EncodedRows]):
-    """Encodes a group of raw rows; the group itself is the key, so that the one reader deals out the work."""
+    """Encodes a group of raw rows; the group itself is the key, as a single reader distributes the work."""
 
     def __init__(self, encoder: RowEncoder) -> None:
         self.encoder = encoder
@@ -111,14 +111,14 @@ class Stream(Iterable[Any]):
     Args:
         rows: This process's part of the source (`open_stream`).
         encoder: Turns raw rows into ids.
-        settings: Of the training loader.
-        collate: Makes what the loader yields of the examples of a batch.
+        settings: Settings of the training loader.
+        collate: Collates the examples of a batch.
         seed: Seed of the run.
         rank: This process.
         world_size: Number of processes.
         num_batches: Batches of the whole run.
-        batches_done: Batches before the first one that is wanted.
-        epoch_starts: Where the epochs before began, as an earlier run noted in `epoch_starts`.
+        batches_done: Number of batches to skip.
+        epoch_starts: Starts of earlier epochs, from ``epoch_starts`` of an earlier run.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Stream(Iterable[Any]):
         self.batches_done = batches_done
         self.epoch_starts = list(epoch_starts)
         self.counts = RowCounts()
-        """What became of the rows that were read until now, epochs before a resumed one included."""
+        """Counts of the rows read until now, including epochs before a resume."""
 
     def __len__(self) -> int:
         return self.num_batches
@@ -180,13 +180,13 @@ class Stream(Iterable[Any]):
                     yield from make_examples(keys)[max(first - number, 0) :]
                 number += length
             if number == begin:
-                raise XLMError("task.source: the stream of the training split has no row that can be used")
+                raise XLMError("task.source: the stream of the training split has no usable row")
             epoch += 1
             if epoch > self.epoch_starts[-1].epoch:
                 self.epoch_starts.append(EpochStart(epoch, number, self.counts))
 
     def _chunks(self, epoch: int) -> Iterator[tuple[int, Callable[[Sequence[RowKey]], list[Example]]]]:
-        """An epoch's examples, some at a time: how many, and how to make them once their seeds are known."""
+        """Groups of an epoch's examples: their number, and a function from their seeds to the examples."""
         self.rows.set_epoch(epoch)
         tables = DataLoader(
             _Encode(self.encoder),
@@ -226,7 +226,7 @@ def _unchanged(value: T) -> T:
 
 
 def _bucketed(examples: list[Example], batch_size: int) -> list[Example]:
-    """The examples of a window, dealt to its batches by length; places stay where they are."""
+    """Distribute the examples of a window over its batches by length; places do not change."""
     places = [example.get("place", 0) for example in examples]
     lengths = [
         sum(len(example.get(name, ())) for name in ("prompt_ids", "target_ids")) for example in examples

@@ -15,7 +15,7 @@ from xlm.core.evaluation.uses import Use, use_class
 
 
 class Evaluation:
-    """What is done with the batches of every loader.
+    """Evaluates the batches of every loader.
 
     Args:
         slots: The objects that the uses call.
@@ -31,19 +31,19 @@ class Evaluation:
             }
             for stage, named in loaders.items()
         }
-        """By stage and loader. Those of training are checked only: the harness computes its loss."""
+        """Uses by stage and loader. Those of training are only checked: the harness computes the loss."""
 
     def update(self, stage: Stage, loader: int, network: nn.Module, batch: LoadedBatch[Any]) -> None:
-        """Add a batch of the stage's loader with the number ``loader``, counted from 0."""
+        """Add a batch of the loader with index ``loader`` of the stage."""
         for use in list(self.uses[stage].values())[loader]:
             use.update(network, batch)
 
     def report(self, stage: Stage, device: torch.device) -> dict[str, float]:
-        """The metrics of a stage as ``stage/loader/metric``, which begin anew.
+        """Compute the metrics of a stage as ``stage/loader/metric``, and reset them.
 
         Args:
-            stage: All processes report the same one.
-            device: Where the sums of several processes are added up.
+            stage: The same in all processes.
+            device: Device on which the sums are reduced over processes.
         """
         figures: dict[str, float] = {}
         for prefix, metric in self._metrics(stage):
@@ -54,7 +54,7 @@ class Evaluation:
         return figures
 
     def names(self, stage: Stage) -> set[str] | None:
-        """Names of the metrics of a stage; None where a metric has no names before it has rows."""
+        """Names of the metrics of a stage; None if a metric has no names before it has rows."""
         names: set[str] = set()
         for prefix, metric in self._metrics(stage):
             figures = metric.figures()
@@ -64,7 +64,7 @@ class Evaluation:
         return names
 
     def _metrics(self, stage: Stage) -> Iterator[tuple[str, SummedMetric[Any]]]:
-        """Each metric of a stage with the place of its loader."""
+        """Each metric of a stage with the index of its loader."""
         for name, uses in self.uses[stage].items():
             for use in uses:
                 for metric in use.metrics:

@@ -1,4 +1,4 @@
-"""Metrics of the harness: what every family reports, and the adapter for everyone else's accumulators."""
+"""Metrics of the harness: those of every family, and the adapter for other accumulators."""
 
 import math
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ UpdateT = TypeVar("UpdateT")
 
 
 class SummedMetric(torchmetrics.Metric, Generic[UpdateT]):
-    """A plain accumulator as a torchmetrics metric, so that its sums are added up over ranks.
+    """A plain accumulator as a torchmetrics metric, so that its sums are reduced over ranks.
 
     Args:
-        accumulator: An object with ``sums``, ``reset()``, ``update(value)`` and ``compute()``; where sums do
-            not tell enough, also with ``lists``, whose tensors are joined along the first axis.
+        accumulator: An object with ``sums``, ``reset()``, ``update(value)`` and ``compute()``; and optionally
+            ``lists``, whose tensors are concatenated along the first axis.
     """
 
     full_state_update = False
@@ -53,7 +53,7 @@ class SummedMetric(torchmetrics.Metric, Generic[UpdateT]):
         return dict(self.accumulator.compute())
 
     def figures(self) -> set[str] | None:
-        """Names of the figures; None where the accumulator cannot tell without rows."""
+        """Names of the metrics; None if the accumulator has none without rows."""
         self.accumulator.reset()
         try:
             return set(self.accumulator.compute()) or None
@@ -61,7 +61,7 @@ class SummedMetric(torchmetrics.Metric, Generic[UpdateT]):
             return None
 
     def _joined(self, name: str) -> Tensor:
-        """All entries of a list: one tensor after the ranks were joined, many before."""
+        """All entries of a list: one tensor after the reduction over ranks, many before."""
         entries = getattr(self, name)
         parts = [entries] if isinstance(entries, Tensor) else list(entries)
         # A rank without any row has a list without a shape.
@@ -75,10 +75,10 @@ def _zero() -> Tensor:
 
 
 class LossMean:
-    """Mean of the loss and of its terms: all sums divided by all counts, never a mean of means.
+    """Mean of the loss and of its terms: total sum divided by total count, never a mean of means.
 
     Args:
-        terms: Names of the terms; a loss has the same ones for every batch.
+        terms: Names of the terms, the same for every batch.
     """
 
     def __init__(self, terms: Sequence[str]) -> None:
@@ -88,29 +88,29 @@ class LossMean:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Reset the sums."""
         self.sums = {name: _zero() for name in ("loss_sum", "loss_count", *self._keys)}
 
     def update(self, output: LossOutput) -> None:
         """Add one output of a loss.
 
         Raises:
-            XLMError: When it has other terms than those named before.
+            XLMError: If its terms differ from those of earlier batches.
         """
         if set(output.terms) != set(self.terms):
             found, first = (", ".join(terms) or "none" for terms in (output.terms, self.terms))
             raise XLMError(
                 f"loss: the terms of this batch are {found}, those of the first rows were {first}. "
-                "A loss has the same terms for every batch; one without a share in a batch is 0."
+                "A loss has the same terms for every batch; a term that does not occur is 0."
             )
         numbers = (output.loss_sum, output.loss_count, *(output.terms[name] for name in self.terms))
-        # In one tensor, so that the device is synchronised with once.
+        # In one tensor, to synchronise with the device once.
         added = torch.stack([number.detach().double() for number in numbers]).cpu()
         for name, number in zip(self.sums, added, strict=True):
             self.sums[name] += number
 
     def compute(self) -> dict[str, float]:
-        """The mean loss, and the share of each term in it."""
+        """The mean loss, and the mean of each term."""
         count = self.sums["loss_count"].clamp(min=1)
         names = zip(("loss", *self.terms), ("loss_sum", *self._keys), strict=True)
         return {name: float(self.sums[key] / count) for name, key in names}
@@ -120,15 +120,15 @@ class LikelihoodMean:
     """Perplexity of every family, from the same quantity: the sum of nats over the sum of tokens.
 
     Reports ``nll`` (nats per example) with its standard error over examples, ``nll_per_token``,
-    ``perplexity`` = exp(nll_per_token) and ``bits_per_token``. ``is_bound`` is 1 where the figure is an
-    upper bound, ``models_length`` is 1 where the length is part of what is scored.
+    ``perplexity`` = exp(nll_per_token) and ``bits_per_token``. ``is_bound`` is 1 if the
+    likelihood is an upper bound, ``models_length`` is 1 if it includes the length.
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Reset the sums."""
         names = ("nll", "nll_squared", "tokens", "examples", "bounds", "with_length", "draws")
         self.sums = {name: _zero() for name in names}
 
@@ -144,7 +144,7 @@ class LikelihoodMean:
         self.sums["draws"] += len(nll) * likelihood.num_draws
 
     def compute(self) -> dict[str, float]:
-        """The figures; all zero when nothing was added."""
+        """The metrics; all zero if nothing was added."""
         sums = {name: float(value) for name, value in self.sums.items()}
         examples = max(sums["examples"], 1.0)
         mean = sums["nll"] / examples
@@ -163,13 +163,13 @@ class LikelihoodMean:
 
 
 class GenerationCost:
-    """Length of generated texts and network evaluations spent on each."""
+    """Length of generated texts, and number of network evaluations per text."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Reset the sums."""
         self.sums = {"nfe": _zero(), "tokens": _zero(), "rows": _zero()}
 
     def update(self, prediction: Prediction) -> None:

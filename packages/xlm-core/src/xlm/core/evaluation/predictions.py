@@ -13,13 +13,13 @@ from xlm.core.protocols import Example, Generation, Prediction, Tokenizer, Trace
 
 INSERT = 0
 NUM_SAMPLES = 8
-"""Generations of a validation that are kept to be looked at."""
+"""Number of generations of a validation that are kept for display."""
 ESCAPED = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
-"""What some readers take for the end of a line, as JSON may write it."""
+"""Characters that JSON allows in a text but some readers treat as line ends."""
 
 
 def decode(prediction: Prediction, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Generation]:
-    """Generated rows beside what their examples asked and expected."""
+    """Generated rows with the prompts and references of their examples."""
     rows = zip(prediction.ids.tolist(), prediction.lengths.tolist(), examples, strict=True)
     generations: list[Generation] = []
     for padded, length, example in rows:
@@ -47,7 +47,7 @@ def replay(trace: Trace, row: int) -> Iterator[tuple[int, list[int], set[int]]]:
     """The states that a row went through.
 
     Yields:
-        After each step that edited the row: the step, the ids, and the places edited in this step.
+        After each step that edited the row: the step, the ids, and the positions edited in this step.
     """
     chosen = trace.row == row
     columns = (trace.step, trace.operation, trace.position, trace.token)
@@ -73,16 +73,16 @@ class Frame:
     step: int
     tokens: list[str]
     edited: set[int]
-    """Places in ``tokens`` that were edited in this step."""
+    """Positions in ``tokens`` that were edited in this step."""
 
 
 class PredictionWriter:
     """Writes generations to ``predictions.jsonl`` and keeps the first few of each loader step by step.
 
     Args:
-        path: The file of all processes together, in the order of the rows.
+        path: The merged file of all processes, in the order of the rows.
         num_traces: Generations of each loader that are kept as frames.
-        rank: This process; each writes a part of its own until ``merge``.
+        rank: This process; each writes its own part until ``merge``.
         world_size: Number of processes.
     """
 
@@ -96,7 +96,7 @@ class PredictionWriter:
         self._file: TextIO | None = None
 
     def open(self) -> None:
-        """Begin this process's part in the folder of ``path``."""
+        """Open this process's part in the folder of ``path``."""
         self._file = self._part(self.rank).open("w", encoding="utf-8", newline="\n")
 
     def wants_trace(self, loader: str) -> bool:
@@ -127,7 +127,7 @@ class PredictionWriter:
             self._file.close()
 
     def merge(self) -> None:
-        """Join the closed parts of all processes (rank 0, once all are closed)."""
+        """Merge the closed parts of all processes (on rank 0)."""
         parts = [self._part(rank) for rank in range(self.world_size)]
         lines: list[str] = []
         for part in parts:
@@ -143,7 +143,7 @@ class PredictionWriter:
 
 
 class GeneratedTexts:
-    """Where generated texts go: the first of each loader are kept, all are written if there is a writer."""
+    """Receives generated texts: keeps the first of each loader, and writes all if there is a writer."""
 
     def __init__(self) -> None:
         self.samples: dict[str, list[Generation]] = {}
@@ -157,14 +157,14 @@ class GeneratedTexts:
     def add(
         self, loader: str, prediction: Prediction, generations: Sequence[Generation], tokenizer: Tokenizer
     ) -> None:
-        """Take the rows of one prediction."""
+        """Add the rows of one prediction."""
         self.samples.setdefault(loader, list(generations[:NUM_SAMPLES]))
         if self.writer is not None:
             self.writer.write(loader, prediction, generations, tokenizer)
 
     @contextmanager
     def writing(self, writer: PredictionWriter) -> Generator[None]:
-        """Write everything generated meanwhile to files."""
+        """Write all texts generated within this context to files."""
         self.writer = writer
         try:
             yield
@@ -174,6 +174,6 @@ class GeneratedTexts:
 
 
 def _one_line(record: Mapping[str, object]) -> str:
-    """JSON that any reader takes for one line, whatever the texts hold; half a surrogate pair is escaped."""
+    """JSON that every reader treats as one line; lone surrogates are escaped."""
     text = json.dumps(record, ensure_ascii=False).translate(ESCAPED)
     return text.encode("utf-8", "backslashreplace").decode()

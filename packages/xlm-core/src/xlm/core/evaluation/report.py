@@ -1,4 +1,4 @@
-"""What a person sees at the end of a job: figures, files, and how a text came to be."""
+"""The output at the end of a job: metrics, files, and generations step by step."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,20 +15,20 @@ from xlm.core.protocols import Generation
 from xlm.core.saving.checkpoints import write_text_atomically
 
 MOST_NOTES = 10
-"""Notes of `task.preprocess` that are shown, the most frequent first; the card in the cache has all."""
+"""Number of notes of ``task.preprocess`` that are shown, most frequent first; the cached card has all."""
 
 
 def print_start(job_type: str, folder: Path, lines: Mapping[str, str]) -> None:
-    """Say what is about to run."""
+    """Print what is about to run."""
     console.print(Text.assemble((f"xlm {job_type}", "bold"), f"  {folder}"))
     for name, value in lines.items():
         console.print(f"  {name:<12} {value}")
 
 
 def print_prepared(prepared: PreparedTask) -> None:
-    """Rows, tokens, lengths and size of each split, and where they lie."""
+    """Print rows, tokens, lengths and size of each split, and their folder."""
     if prepared.damage is not None:
-        say(f"{prepared.folder} was damaged and is prepared anew: {prepared.damage}")
+        say(f"{prepared.folder} was damaged and is prepared again: {prepared.damage}")
     say(f"{'found' if prepared.was_cached else 'prepared'} in {prepared.folder}")
     table = Table()
     for column in ("split", "rows", "tokens", "length min / median / 95 % / max", "MB"):
@@ -43,23 +43,23 @@ def print_prepared(prepared: PreparedTask) -> None:
 
 
 def print_streamed(total: RowCounts) -> None:
-    """What became of the rows that a training read from a stream, all its processes and epochs together."""
-    lost = ", ".join(_lost(total)) or "none lost or cut"
+    """Print the counts of the rows that a training read from a stream, over all processes and epochs."""
+    lost = ", ".join(_lost(total)) or "none dropped or truncated"
     say(f"\nstream: of {total.read:,} rows read {lost}")
 
 
 def _lost(counts: RowCounts) -> Iterator[str]:
-    """What did not pass the preparation as it was, in words."""
+    """Describe the rows that the preparation dropped, changed or noted."""
     for number, what in (
         (counts.filtered, "filtered out"),
         (counts.refused, "refused by task.preprocess"),
-        (counts.empty, "without a token, left out"),
-        (counts.dropped, "too long (task.length_limit), left out"),
-        (counts.cut, f"too long, cut by {counts.cut_tokens:,} tokens in all (task.length_limit)"),
-        (counts.repaired, "with text that is no valid Unicode, kept with U+FFFD in its place"),
+        (counts.empty, "without a token, dropped"),
+        (counts.dropped, "too long (task.length_limit), dropped"),
+        (counts.cut, f"too long, truncated by {counts.cut_tokens:,} tokens in total (task.length_limit)"),
+        (counts.repaired, "with invalid Unicode, kept with U+FFFD in its place"),
         (
             counts.unknown,
-            f"with what the tokenizer does not know, kept as {counts.unknown_tokens:,} unknown tokens in all",
+            f"with unknown tokens ({counts.unknown_tokens:,} in total), kept",
         ),
     ):
         if number:
@@ -71,7 +71,7 @@ def _lost(counts: RowCounts) -> Iterator[str]:
 
 
 def print_traces(traces: Mapping[str, Sequence[tuple[Generation, Sequence[Frame]]]]) -> None:
-    """Generations step by step; what a step changed is marked."""
+    """Print generations step by step, with the changes of each step marked."""
     for loader, generations in traces.items():
         for number, (generation, frames) in enumerate(generations, start=1):
             console.print(Text(f"\n{loader}, generation {number}", style="bold"))
@@ -92,7 +92,7 @@ def write_traces(
     """Write what ``print_traces`` prints: a JSON line for each generation, with the tokens after each step.
 
     Returns:
-        The file under its name in the list of files; nothing where nothing was traced.
+        The file under its name in the list of files; empty if nothing was traced.
     """
     records = [
         {
@@ -123,7 +123,7 @@ def _frame(frame: Frame) -> Text:
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:
-    """All figures of a job, one table for each loader."""
+    """Print all metrics of a job, one table per loader."""
     by_loader: dict[str, list[tuple[str, float]]] = {}
     for name, value in metrics.items():
         loader, _, figure = name.rpartition("/")
@@ -136,7 +136,7 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
 
 
 def print_files(files: Mapping[str, Path]) -> None:
-    """Where the results lie."""
+    """Print the paths of the results."""
     console.print(Text("\nfiles", style="bold"))
     width = max([12, *map(len, files)])
     for what, path in files.items():
@@ -145,12 +145,12 @@ def print_files(files: Mapping[str, Path]) -> None:
 
 
 def print_kept(checkpoints: Sequence[tuple[str, str]]) -> None:
-    """Each checkpoint and why it is kept."""
+    """Print each checkpoint and why it is kept."""
     console.print(Text("\ncheckpoints", style="bold"))
     for name, reason in checkpoints:
         console.print(f"  {name:<20} {reason}")
 
 
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
-    """Write figures as JSON."""
+    """Write metrics as JSON."""
     write_text_atomically(path, json.dumps(dict(metrics), indent=2) + "\n")

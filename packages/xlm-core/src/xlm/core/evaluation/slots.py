@@ -1,4 +1,4 @@
-"""The objects that a config puts into the slots of the harness."""
+"""The objects in the slots of the harness."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from xlm.core.protocols import (
 
 @dataclass(frozen=True)
 class Slots:
-    """Everything that a config puts in, as made objects."""
+    """All slots of a config, as objects."""
 
     tokenizer: Tokenizer
     model: nn.Module

@@ -24,22 +24,22 @@ from xlm.core.evaluation.slots import Slots
 from xlm.core.protocols import LikelihoodLoss, LossOutput
 
 NUM_EVALUATIONS = 3
-"""Network evaluations after which the check of a predictor is stopped."""
+"""Limit of network evaluations in the check of a predictor."""
 
 
 class Use(Protocol):
     """One use of one loader: checks its slot, then updates its metrics with each batch.
 
     Args:
-        slots: The objects; a use calls those that it is about.
+        slots: The objects; a use calls those that it evaluates.
         loader: Stage and name of the loader, such as ``val/lm``.
-        texts: Where generated texts go.
+        texts: Receives generated texts.
     """
 
     needs_examples: ClassVar[bool]
-    """Whether a batch must bring the raw examples that it was made of."""
+    """Whether a batch must include its raw examples."""
     metrics: Sequence[SummedMetric[Any]]
-    """Complete once ``check`` was called; each process has the same ones, in the same order."""
+    """Metrics, complete after ``check``; each process has the same ones, in the same order."""
 
     def __init__(self, slots: Slots, loader: str, texts: GeneratedTexts) -> None: ...
 
@@ -49,10 +49,10 @@ class Use(Protocol):
         Args:
             batch: A few rows.
             key: Config key of the loader, for messages.
-            trains: Whether the loader is that of training, so that gradients are checked too.
+            trains: Whether this is a training loader, so that gradients are checked too.
 
         Raises:
-            XLMError: When the slot's object does not fit.
+            XLMError: If the object of the slot does not fit.
         """
         ...
 
@@ -60,8 +60,8 @@ class Use(Protocol):
         """Add one batch to the metrics.
 
         Args:
-            network: As it is called, compiled perhaps.
-            batch: On the network's device.
+            network: The network, possibly compiled.
+            batch: Batch on the device of the network.
         """
         ...
 
@@ -70,7 +70,7 @@ def use_class(name: str) -> type[Use]:
     """The class of a use.
 
     Args:
-        name: As in a config; the config was checked.
+        name: A name of a checked config.
     """
     return cast("type[Use]", load(USES, name))
 
@@ -81,7 +81,7 @@ def needs_examples(names: Sequence[str]) -> bool:
 
 
 class LossUse:
-    """The training objective: means of the loss, of its terms, and the family's metrics of its output.
+    """The training objective: means of the loss and its terms, and the family's metrics of its output.
 
     Evaluation reports each term under the name that it has in training: ``train/token``, ``val/lm/token``.
     """
@@ -95,7 +95,7 @@ class LossUse:
         self.metrics: list[SummedMetric[Any]] = []
 
     def check(self, batch: LoadedBatch[Any], key: str, *, trains: bool) -> None:
-        """Compute the loss, and its gradient if it ``trains``; its terms here are those of every batch."""
+        """Compute the loss, and its gradient if it ``trains``; its terms fix those of every batch."""
         slots = self.slots
         slots.model.train(trains)
         with blame("loss", "Loss", slots.loss), torch.set_grad_enabled(trains):
@@ -134,7 +134,7 @@ def _check_loss_output(slots: Slots, output: LossOutput) -> None:
 
 
 class LikelihoodUse:
-    """The likelihood of the targets, or a bound of it."""
+    """The likelihood of the targets, or an upper bound of its negative logarithm."""
 
     needs_examples: ClassVar[bool] = False
 
@@ -146,7 +146,7 @@ class LikelihoodUse:
         """Estimate the likelihood once."""
         slots = self.slots
         if not hasattr(slots.loss, "likelihood"):
-            reason = f"it has no likelihood(model, batch), which `{key}.uses` asks for"
+            reason = f"it has no likelihood(model, batch), which `{key}.uses` requires"
             refuse("loss", "Loss", slots.loss, reason)
         slots.model.eval()
         with blame("loss", "Loss", slots.loss), torch.no_grad():
@@ -166,7 +166,7 @@ class LikelihoodUse:
 
 
 class GenerationUse:
-    """Generated texts: their cost, the task's metrics of them, and their way into files."""
+    """Generated texts: their cost, the task's metrics, and the files."""
 
     needs_examples: ClassVar[bool] = True
 
@@ -177,7 +177,7 @@ class GenerationUse:
         self.metrics = [self._cost, *self._scores]
 
     def check(self, batch: LoadedBatch[Any], key: str, *, trains: bool) -> None:
-        """Generate, for a few evaluations of the network at most."""
+        """Generate, limited to a few evaluations of the network."""
         slots = self.slots
         evaluations = 0
 
@@ -195,11 +195,11 @@ class GenerationUse:
         except _EnoughError:
             return
         except XLMError as error:
-            if isinstance(error.__cause__, KeyError):  # what the batches of other collators do not have
+            if isinstance(error.__cause__, KeyError):  # a field that the batches of other collators lack
                 raise XLMError(
-                    f"{key}.uses: the predictor asks for {error.__cause__}, which the batches of its "
-                    "collator do not have. Generation needs a collator of prompts, as that of another "
-                    "loader whose `uses` names generation"
+                    f"{key}.uses: the predictor reads {error.__cause__}, which the batches of its "
+                    "collator lack. Generation needs a collator of prompts, like that of another "
+                    "loader whose `uses` includes generation"
                 ) from error
             raise
         finally:
@@ -224,7 +224,7 @@ class GenerationUse:
 
 
 class _EnoughError(BaseException):
-    """Ends the check of a predictor that would go on for hundreds of steps, past any `except Exception`."""
+    """Ends the check of a predictor after a few steps; passes any ``except Exception``."""
 
 
 def _describe(value: object) -> str:

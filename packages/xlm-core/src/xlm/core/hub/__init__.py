@@ -1,1 +1,1 @@
-"""Models on the Hugging Face Hub: folders to share, pushing them, loading them without trusting them."""
+"""Models on the Hugging Face Hub: export, push, and loading of untrusted models."""

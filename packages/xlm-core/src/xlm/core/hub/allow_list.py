@@ -1,13 +1,13 @@
-"""Which classes and functions a config that comes from the Hub may name.
+"""The classes and functions that a config from the Hub may name.
 
 A package declares its own in its metadata, one entry point each; their names are those that configs use:
 
     [project.entry-points."xlm.classes"]
     "xlm_ilm.ILM" = "xlm_ilm.model_ilm:ILM"
 
-Names are compared as strings before anything is imported, so a name that walks through a module's attributes
-(``xlm_ilm.model_ilm.os.system``) is simply not in the list. After the import, the object has to call itself
-by the name that was declared.
+Names are compared as strings before anything is imported, so a path through a module's attributes
+(``xlm_ilm.model_ilm.os.system``) is not in the list. After the import, the name of the object must be the
+declared one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,30 +41,31 @@ LIBRARY_CLASSES = {
     "torchmetrics.text.Perplexity": "torchmetrics.text.perplexity.Perplexity",
     "datasets.load_dataset": "datasets.load.load_dataset",
 }  # fmt: skip
-"""Names of libraries that are allowed as well, and what the objects call themselves."""
+"""Allowed names of libraries, and the names of their objects."""
 
 LOAD_DATASET_ARGUMENTS = {
     "_target_", "_partial_", "path", "name", "revision", "streaming", "data_files", "sample_by",
     "encoding_errors",
 }  # fmt: skip
-"""Of ``datasets.load_dataset``; none of them is an object or reaches a reader's own loader."""
+"""Allowed arguments of ``datasets.load_dataset``; none is an object or selects custom code."""
 FORMATS = frozenset({"csv", "json", "parquet", "text"})
-"""Readers that come with ``datasets`` and run nothing. Another one, ``pandas``, reads pickles."""
+"""Readers of ``datasets`` that execute nothing. Another one, ``pandas``, reads pickles."""
 
 SPECIAL = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
-"""Keys that Hydra reads itself. Nothing that is declared needs the last three."""
+"""Keys that Hydra reads itself. No declared class needs the last three."""
 PLACES = ("path", "data_files", "folder")
-"""Keys whose values are places, whatever they are; other texts are looked at one by one."""
+"""Keys whose values are always paths; other texts are checked individually."""
 HINT = (
-    "A config from elsewhere may only name what installed packages declare (entry points xlm.classes), and "
-    "places below the working directory. If you have read it and trust it: trust_remote_code=true"
+    "A config from elsewhere may only name classes that installed packages declare (entry points "
+    "xlm.classes), and paths below the working directory. If you have read it and trust it: "
+    "trust_remote_code=true"
 )
 FUNCTIONS = ("optimizer", "lr_scheduler", "source", "filter", "preprocess")
-"""Slots that take a function, which is what ``_partial_: true`` makes of a node."""
+"""Slots that take a function, for which ``_partial_: true`` is allowed."""
 
 
 def allowed_names() -> dict[str, str]:
-    """Every allowed name, and the name that its object gives itself."""
+    """Every allowed name, and the name of its object."""
     declared = {point.name: own_name(point) for point in entry_points(group=ENTRY_POINT_GROUP)}
     return {**LIBRARY_CLASSES, **declared, **{name: name for name in declared.values()}}
 
@@ -80,14 +81,14 @@ def declaration(own: str) -> EntryPoint | None:
 
 
 def check_names(config: Mapping[str, Any], origin: str) -> None:
-    """Refuse a config that names anything which is not allowed. Imports nothing.
+    """Reject a config that names anything that is not allowed. Imports nothing.
 
     Args:
         config: The config as plain values.
-        origin: Where it comes from, for the message.
+        origin: Its origin, for the message.
 
     Raises:
-        XLMError: With every name and reference that is refused, and where it stands.
+        XLMError: Lists every rejected name and reference with its key.
     """
     try:
         unresolved = any(text_problems(config))
@@ -98,17 +99,17 @@ def check_names(config: Mapping[str, Any], origin: str) -> None:
 
 
 def check_recorded(recorded: Mapping[str, Any], composed: Mapping[str, Any], file: Path) -> None:
-    """Refuse the config of a run's folder if what is made of it is neither allowed nor on the command line.
+    """Reject the config of a run's folder if its classes are neither allowed nor on the command line.
 
-    The folder may come from somebody else; what the user has composed is trusted.
+    The folder may be from elsewhere; the config that the user has composed is trusted.
 
     Args:
-        recorded: The config that the folder holds.
-        composed: That of the command line.
-        file: Where the first stands, for the message.
+        recorded: The config in the folder.
+        composed: The config of the command line.
+        file: File of the first, for the message.
 
     Raises:
-        XLMError: With every name and reference that is refused, and where it stands.
+        XLMError: Lists every rejected name and reference with its key.
     """
 
     def problems(config: Mapping[str, Any]) -> list[str]:
@@ -131,14 +132,14 @@ def _all_problems(config: Mapping[str, Any]) -> list[str]:
 
 def _refuse(problems: list[str], what: str, hint: str) -> None:
     if problems:
-        raise XLMError(f"{what} is refused: {'; '.join(problems)}. {hint}")
+        raise XLMError(f"{what} is rejected: {'; '.join(problems)}. {hint}")
 
 
 def check_objects(config: Mapping[str, Any], origin: str) -> None:
-    """Import what the config names and check that the objects are the declared ones.
+    """Import the names of a config and check that the objects are the declared ones.
 
     Raises:
-        XLMError: When an object is not there or calls itself by another name.
+        XLMError: If an object is missing or has another name.
     """
     from hydra.utils import get_object
 
@@ -150,11 +151,11 @@ def check_objects(config: Mapping[str, Any], origin: str) -> None:
             raise XLMError(f"The config of {origin} names {target} ({key}): {error}") from error
         name = f"{getattr(found, '__module__', '?')}.{getattr(found, '__qualname__', '?')}"
         if name != allowed[target]:
-            raise XLMError(f"The config of {origin} names {target} ({key}), which is {name}: refused.")
+            raise XLMError(f"The config of {origin} names {target} ({key}), which is {name}: rejected.")
 
 
 def targets(node: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every ``_target_`` below ``node`` with the key where it stands."""
+    """Every ``_target_`` below ``node`` with its key."""
     if isinstance(node, Mapping):
         for name, value in cast("Mapping[str, object]", node).items():
             if name == "_target_":
@@ -166,7 +167,7 @@ def targets(node: object, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _problems(node: object, key: str, name: str, allowed: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong below ``key``, whose last part is ``name``; everything is resolved."""
+    """Problems below ``key``, whose last part is ``name``; all values are resolved."""
     if isinstance(node, Mapping):
         yield from _mapping_problems(cast("Mapping[object, object]", node), key, name, allowed)
     elif isinstance(node, list):
@@ -175,7 +176,7 @@ def _problems(node: object, key: str, name: str, allowed: Mapping[str, str]) -> 
     elif isinstance(node, str):
         yield from place_problems(name, node, key, frozenset())
     elif node is not None and not isinstance(node, bool | int | float):
-        yield f"{key}: a {type(node).__name__} is no plain value"
+        yield f"{key}: a {type(node).__name__} is not a plain value"
 
 
 def _mapping_problems(
@@ -187,18 +188,18 @@ def _mapping_problems(
     for part, value in node.items():
         inner = f"{key}.{part}".lstrip(".")
         if not isinstance(part, str):
-            yield f"{key}: the key {part!r} is no text"
+            yield f"{key}: the key {part!r} is not a text"
         elif part in SPECIAL:
             yield from _special_problems(part, value, key, name)
         else:
             if part in PLACES:
                 yield from place_problems(part, value, inner, formats)
-            if part not in PLACES or not isinstance(value, str):  # files by split may be nodes as well
+            if part not in PLACES or not isinstance(value, str):  # files by split may be nodes too
                 yield from _problems(value, inner, part, allowed)
 
 
 def _special_problems(part: str, value: object, key: str, name: str) -> Iterator[str]:
-    """What is wrong with a key that Hydra reads itself; ``_target_`` is looked at elsewhere."""
+    """Problems of a key that Hydra reads itself; ``_target_`` is checked elsewhere."""
     if part == "_partial_":
         if not isinstance(value, bool) or (value and name not in FUNCTIONS):
             yield f"{key}._partial_: {value!r} is only for slots that take a function: {', '.join(FUNCTIONS)}"

@@ -1,4 +1,4 @@
-"""The model card: what the model is, how well it does by the run's own figures, how to use it."""
+"""The model card: the model, the metrics of its run, how to use it."""
 
 import inspect
 from collections import defaultdict
@@ -14,26 +14,26 @@ from xlm.core.hub.allow_list import targets
 
 PIPELINE_TAG = "text-generation"
 LINE = 90
-"""Characters above which a call is broken into lines."""
+"""Maximum length of a call in one line."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card says."""
+    """The content of the card."""
 
     title: str
     """Name of the model."""
     origin: str
-    """What ``from_pretrained`` is to be given: USER/REPO, or a folder."""
+    """The argument of ``from_pretrained``: USER/REPO, or a folder."""
     model: nn.Module
     config: Mapping[str, Any]
     """The training config with the tokenizer's ids filled in, as plain values."""
     package: str | None
-    """Distribution and version that brings the network's class."""
+    """Distribution and version of the network's class."""
     weights: str
-    """Which weights: averaged or as trained."""
+    """Kind of weights: averaged or as trained."""
     step: int | None = None
-    """Optimizer steps of the checkpoint, None if it does not tell."""
+    """Optimizer steps of the checkpoint, None if not recorded."""
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     has_tokenizer: bool = False
 
@@ -157,7 +157,7 @@ def _imports(node: object) -> Iterator[str]:
 
 
 def _call(node: object) -> str:
-    """A node of the config as the Python expression that it stands for."""
+    """A node of the config as a Python expression."""
     if isinstance(node, Mapping):
         content = cast("Mapping[str, object]", node)
         if "_target_" not in content:

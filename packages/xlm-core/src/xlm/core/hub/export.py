@@ -1,4 +1,4 @@
-"""A folder that holds everything to use a model elsewhere: weights, configs, tokenizer, card."""
+"""Export of a model to a folder: weights, configs, tokenizer, card."""
 
 import inspect
 import json
@@ -33,31 +33,31 @@ from xlm.core.saving.run_folder import RunFolder
 from xlm.core.training.run import LOCAL_FILES, LOCAL_SOURCE, Run
 
 SHARD_SIZE = "5GB"
-"""Size of a file of weights from which on they are split for the Hub."""
+"""Maximum size of a weights file on the Hub."""
 UNSPLIT = "1000TB"
 OF_THE_JOB = (
     "job_type", "job_name", "output_dir", "ckpt_path", "weights", "allow_pickle", "trust_remote_code", "hub"
 )  # fmt: skip
-"""Keys of the composed config that hold also where the run has recorded another value."""
+"""Keys that are read from the composed config even if the run has recorded another value."""
 WEIGHTS = {"ema": "moving average", "raw": "as trained"}
 
 
 def export(run: Run) -> dict[str, float]:
-    """Write the weights of a checkpoint as one file, with everything that belongs to them."""
+    """Write the weights of a checkpoint as one file, with config, tokenizer and card."""
     folder = write_folder(run, max_shard_size=UNSPLIT)
     report.print_files({path.name: path for path in sorted(folder.iterdir())})
     return {}
 
 
 def write_folder(run: Run, *, max_shard_size: str = SHARD_SIZE) -> Path:
-    """Write a new folder below the run's; nothing there is overwritten.
+    """Write a new folder below the run's, without overwriting.
 
     Args:
         run: The run, with the config of :func:`recorded_config`.
-        max_shard_size: Size from which on the weights are split.
+        max_shard_size: Maximum size of a weights file.
 
     Raises:
-        XLMError: When there is no checkpoint, or it does not fit the network.
+        XLMError: If there is no checkpoint, or it does not fit the network.
     """
     settings, run_folder = run.settings, RunFolder(run.folder)
     own = settings.ckpt_path is None
@@ -82,7 +82,7 @@ def write_folder(run: Run, *, max_shard_size: str = SHARD_SIZE) -> Path:
         metrics=_metrics(run_folder) if own else {},
         has_tokenizer=_save_tokenizer(run.tokenizer, folder),
     )
-    make_card(facts).save(folder / "README.md")  # first: the network would write a card of its own
+    make_card(facts).save(folder / "README.md")  # first, since the network would write its own card
     _save_model(model, facts.config["model"], folder, max_shard_size)
     _describe(model, about, folder)
     pushed = portable(_with_source(run.record, facts.config), facts.config)
@@ -91,7 +91,7 @@ def write_folder(run: Run, *, max_shard_size: str = SHARD_SIZE) -> Path:
 
 
 def _with_source(record: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with the source that was read, where that is not the one that was composed."""
+    """The record with the source that was read, if it differs from the composed one."""
     node = resolved["task"]["source"]
     replaced = node["_target_"] in (LOCAL_SOURCE, LOCAL_FILES) or resolved["source"] is not None
     return {**record, "task": {**record["task"], "source": node}} if replaced else dict(record)
@@ -100,10 +100,10 @@ def _with_source(record: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict
 def recorded_config(config: DictConfig) -> DictConfig:
     """The config that the run was trained with, else the composed one.
 
-    Where the job reads and writes, and what it makes of the model, is said by the composed one in any case.
+    Paths and options of the job are always those of the composed one.
 
     Raises:
-        XLMError: When the recorded config is not valid, or names what is neither allowed nor composed.
+        XLMError: If the recorded config is invalid, or names classes that are neither allowed nor composed.
     """
     file = Path(config.output_dir, config.job_name, CONFIG_OF_RUN).expanduser()
     if not file.is_file():
@@ -142,7 +142,7 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> bool:
 
 
 def _save_model(model: nn.Module, node: dict[str, Any], folder: Path, max_shard_size: str) -> None:
-    """Let the network save itself, or write what huggingface_hub would."""
+    """Call the network's ``save_pretrained``, or write the same files as huggingface_hub."""
     if hasattr(model, "save_pretrained"):
         saved = cast("Any", model)
         if hasattr(model, "max_shard_size"):
@@ -167,13 +167,13 @@ def _save_model(model: nn.Module, node: dict[str, Any], folder: Path, max_shard_
 
 
 def _lasting(folder: Path) -> list[str]:
-    """Files that nobody edits: weights and what the tokenizer has saved."""
+    """Files that are not edited: weights and those of the tokenizer."""
     edited = (CONFIG, FILE, "README.md")
     return [path.name for path in folder.iterdir() if path.is_file() and path.name not in edited]
 
 
 def _describe(model: nn.Module, about: source.About, folder: Path) -> None:
-    """Add to ``config.json`` what the arguments of the constructor do not say."""
+    """Add to ``config.json`` the entries beyond the constructor's arguments."""
     name, _, number = (package_of(model) or "").partition(" ")
     told = {
         "format_version": FORMAT_VERSION,

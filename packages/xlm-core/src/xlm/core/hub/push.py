@@ -1,4 +1,4 @@
-"""Pushing a model to the Hugging Face Hub: one commit with everything, or nothing."""
+"""Pushing a model to the Hugging Face Hub in one commit."""
 
 import hashlib
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ MAIN = "main"
 
 @dataclass(frozen=True)
 class Difference:
-    """What a push changes in the repository."""
+    """The changes of a push in the repository."""
 
     new: list[str]
     changed: list[str]
@@ -33,7 +33,7 @@ class Difference:
 
 
 def push_to_hub(run: Run) -> dict[str, float]:
-    """Write the folder of the model and push it; with ``hub.dry_run`` only the former."""
+    """Write the folder of the model and push it; with ``hub.dry_run`` only write it."""
     hub = run.settings.hub
     if not hub.dry_run and get_token() is None:
         raise XLMError(
@@ -60,15 +60,15 @@ def push_folder(folder: Path, repo_id: str, hub: HubSettings, *, message: str) -
 
     Args:
         folder: The folder.
-        repo_id: USER/REPO; made if it is not there.
+        repo_id: USER/REPO, created if it does not exist.
         hub: Branch and kind of commit.
         message: Message of the commit, if the settings have none.
 
     Returns:
-        The address of the commit or of the pull request; of the repository if nothing has changed.
+        The URL of the commit or of the pull request; of the repository if nothing has changed.
 
     Raises:
-        XLMError: When the Hub does not take them, with the reason. Nothing is half pushed then.
+        XLMError: If the Hub rejects them, with the reason. Nothing is pushed then.
     """
     api = HfApi()
     revision = hub.revision or MAIN
@@ -95,7 +95,7 @@ def push_folder(folder: Path, repo_id: str, hub: HubSettings, *, message: str) -
 
 
 def _remote_files(api: HfApi, repo_id: str, revision: str) -> dict[str, RepoFile] | None:
-    """Files of the repository at the revision, by name; None if one of the two has to be made."""
+    """Files of the repository at the revision, by name; None if one of the two does not exist."""
     try:
         entries = api.list_repo_tree(repo_id, revision=revision)
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
@@ -104,7 +104,7 @@ def _remote_files(api: HfApi, repo_id: str, revision: str) -> dict[str, RepoFile
 
 
 def _create(api: HfApi, repo_id: str, revision: str, hub: HubSettings) -> dict[str, RepoFile]:
-    """Make the repository and the branch, whichever is not there."""
+    """Create the repository and the branch if they do not exist."""
     api.create_repo(repo_id, private=hub.private, exist_ok=True)
     if revision != MAIN:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -112,7 +112,7 @@ def _create(api: HfApi, repo_id: str, revision: str, hub: HubSettings) -> dict[s
 
 
 def compare(folder: Path, remote: dict[str, RepoFile]) -> Difference:
-    """Compare local files with those of the repository, by the hashes that git and LFS keep."""
+    """Compare local files with those of the repository, by the hashes of git and LFS."""
     local = {path.name: path for path in sorted(folder.iterdir())}
     new = [name for name in local if name not in remote]
     changed = [name for name in local if name in remote and not _is_same(local[name], remote[name])]

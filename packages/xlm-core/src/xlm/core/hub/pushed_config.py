@@ -1,8 +1,8 @@
-"""The training config that lies beside a model's weights, as an experiment.
+"""The training config beside a model's weights, as an experiment.
 
 ``xlm job_type=generate job_name=x ckpt_path=hf://USER/REPO`` names no experiment: the config that was pushed
-with the model becomes one, so any key can be overridden as usual. It is data of somebody else, so only what
-describes the model and its data is taken, after :mod:`xlm.core.hub.allow_list` has agreed.
+with the model becomes one, so any key can be overridden as usual. It is untrusted, so only the keys that
+describe the model and its data are used, after the checks of :mod:`xlm.core.hub.allow_list`.
 """
 
 from collections.abc import Generator, Mapping
@@ -25,32 +25,31 @@ FILE = "xlm_config.yaml"
 TOKENIZER = "tokenizer*.json"
 EXPERIMENT = "pushed_with_the_model"
 CHOICES = ("experiment", "recipe", "task", "model", "model_type", "datamodule")
-"""Groups; with one of them the user has said what to compose."""
+"""Groups that select a model on the command line."""
 TAKEN = (
     "task", "model", "noise", "loss", "loss_metrics", "predictor", "datamodule", "optimizer", "lr_scheduler",
     "monitor", "monitor_mode", "seed", "text_column", "prompt_column", "target_column",
 )  # fmt: skip
-"""Keys of a pushed config that are used; the others belong to the machine and the run of its author."""
+"""Keys of a pushed config that are used; the others belong to the author's machine and run."""
 TAKEN_OF_TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
 LOCAL = (
     "job_type", "job_name", "output_dir", "ckpt_path", "from", "weights", "allow_pickle", "source", "hub",
     "trust_remote_code", "logger", "vocab",
 )  # fmt: skip
-"""Keys that are not pushed: they say where and how a run was started, not what it is."""
+"""Keys that are not pushed: they describe the start of a run, not the model."""
 SAVED = "saved"
-"""Argument of a tokenizer that would otherwise be made anew from the data, such as one trained on them: the
-folder of the files that were pushed with the model."""
+"""Argument of a tokenizer trained on the data: the folder of the pushed files."""
 PLACES = ("data_files", SAVED)
 """Keys that may name files of this machine."""
 LOCAL_OF_DATA = ("cache_dir", "num_proc")
 
 
 def portable(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """A composed config as it is pushed: without this machine's settings, places and resolvers.
+    """The composed config to push: without settings and paths of this machine, and without resolvers.
 
     Args:
         config: The config with its references.
-        resolved: The same with each reference resolved, for texts that are more than one.
+        resolved: The same with each reference resolved, for texts that are more than one reference.
     """
     simple = cast("dict[str, Any]", _without_resolvers(config, resolved))
     kept = {key: _without_places(value, key) for key, value in simple.items() if key not in LOCAL}
@@ -60,7 +59,7 @@ def portable(config: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str
 
 
 def _without_resolvers(node: object, resolved: object) -> Any:
-    """``node`` with what it resolves to here, where a text is more than a reference to another key."""
+    """``node`` with its resolved value for each text that is more than a reference to a key."""
     if isinstance(node, Mapping) and isinstance(resolved, Mapping):
         values = cast("Mapping[str, object]", resolved)
         return {
@@ -76,7 +75,7 @@ def _without_resolvers(node: object, resolved: object) -> Any:
 
 
 def _without_places(node: object, key: str) -> Any:
-    """``node`` with ``???`` in place of files that are not below the working directory."""
+    """``node`` with ``???`` for files outside the working directory."""
     if isinstance(node, Mapping):
         content = cast("Mapping[str, object]", node)
         return {
@@ -96,10 +95,10 @@ def as_experiment(arguments: list[str]) -> Generator[tuple[list[str], Path | Non
         arguments: The command line, without the program's name.
 
     Yields:
-        The command line to go on with, and the folder of the experiment; None if nothing was to be done.
+        The new command line, and the folder of the experiment; None if there is nothing to do.
 
     Raises:
-        XLMError: When the config cannot be had or is refused.
+        XLMError: If the config is unavailable or rejected.
     """
     given = {key.lstrip("+"): value for key, _, value in (argument.partition("=") for argument in arguments)}
     ckpt_path = given.get("ckpt_path", "").strip("'\"")
@@ -124,13 +123,13 @@ def _find(ckpt_path: str) -> Path | None:
         return file
     if model is not None:
         raise XLMError(
-            f"ckpt_path: {model} has no {FILE}: say on the command line what to compose (experiment=NAME)"
+            f"ckpt_path: {model} has no {FILE}: select a config on the command line (experiment=NAME)"
         )
     return None
 
 
 def _use_saved_tokenizer(config: dict[str, Any], ckpt_path: str) -> None:
-    """Name the folder of the model's own tokenizer, where it would be made from data that may be others."""
+    """Set the folder of the model's own tokenizer, which would otherwise be trained on other data."""
     task = config.get("task")
     tokenizer = cast("dict[str, Any]", task).get("tokenizer") if isinstance(task, dict) else None
     if isinstance(tokenizer, dict) and SAVED in tokenizer:
@@ -140,22 +139,22 @@ def _use_saved_tokenizer(config: dict[str, Any], ckpt_path: str) -> None:
 
 
 def _local_settings() -> dict[str, Any]:
-    """What the machine decides about data, as every data module of XLM has it."""
+    """Settings of data modules that depend on the machine."""
     base = Path(__file__).parents[1] / "configs" / "datamodule" / "base.yaml"
     settings = cast("dict[str, Any]", yaml.safe_load(base.read_text("utf-8")))
     return {key: settings[key] for key in LOCAL_OF_DATA}
 
 
 def read(file: Path, origin: str, *, trusted: bool = False) -> dict[str, Any]:
-    """What is used of a pushed config, checked.
+    """The checked part of a pushed config that is used.
 
     Args:
         file: The file.
-        origin: What the user called it, for messages.
-        trusted: Whether it may name anything.
+        origin: The user's name for it, for messages.
+        trusted: Whether it may name any class.
 
     Raises:
-        XLMError: When it is no config, or names what is not allowed.
+        XLMError: If it is not a config, or names anything that is not allowed.
     """
     config = read_config(file, f"The config of {origin}")
     taken = {key: config[key] for key in TAKEN if key in config}

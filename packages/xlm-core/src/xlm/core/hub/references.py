@@ -1,8 +1,8 @@
-"""References between the keys of a config from elsewhere, followed without OmegaConf and its resolvers.
+"""References between the keys of an untrusted config, resolved without OmegaConf and its resolvers.
 
-OmegaConf resolves whatever a text turns into, so a text that is put together from two harmless ones can call
-a resolver (``monitor: $`` and ``${monitor}{oc.create:...}``). Here a text is either free of ``${`` or one
-whole reference to a key of the same config, so nothing can be put together.
+OmegaConf resolves the result of an interpolation again, so two harmless texts can form a call of a resolver
+(``monitor: $`` and ``${monitor}{oc.create:...}``). Here a text is either free of ``${`` or one whole
+reference to a key of the same config, so texts cannot be combined.
 """
 
 import re
@@ -16,7 +16,7 @@ from xlm.core.config.texts import DEEPEST, MOST
 KEY = r"[A-Za-z_][\w-]*(?:\.[\w-]+)*"
 REFERENCE = re.compile(rf"\$\{{({KEY})\}}")
 SELECT = re.compile(rf"\$\{{oc\.select:({KEY})(?:,\s*([\w.-]*))?\}}")
-"""A reference with a default; read here, never by OmegaConf."""
+"""A reference with a default; resolved here, never by OmegaConf."""
 CACHE = "${datamodule.cache_dir}"
 IN_CACHE = re.compile(rf"{re.escape(CACHE)}(/\w[\w.-]*)+")
 """A folder below the cache of this machine."""
@@ -25,7 +25,7 @@ LATER = re.compile(r"vocab\.\w+|datamodule\.num_proc")
 
 
 class DanglingError(ValueError):
-    """A reference that leads to nothing, in a circle, or to too much."""
+    """A reference that is dangling, cyclic, or too large."""
 
 
 def text_problems(node: object, key: str = "") -> Iterator[str]:
@@ -48,14 +48,14 @@ def is_plain(text: str) -> bool:
 
 
 def without_defaults(config: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """``config`` with ``${oc.select:KEY,DEFAULT}`` replaced by ``${KEY}``, or DEFAULT where there is no KEY.
+    """``config`` with ``${oc.select:KEY,DEFAULT}`` replaced by ``${KEY}``, or DEFAULT if there is no KEY.
 
     Args:
         config: Plain values.
-        root: What the references refer to; None: ``config`` itself.
+        root: Target of the references; None: ``config`` itself.
 
     Raises:
-        DanglingError: When a reference on the way to KEY leads nowhere.
+        DanglingError: If a reference on the path to KEY is dangling.
     """
 
     def replaced(node: object) -> Any:
@@ -72,14 +72,14 @@ def without_defaults(config: Mapping[str, Any], root: Mapping[str, Any] | None =
 
 
 def resolved(config: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """``config`` with each reference replaced by what it refers to; numbers of this machine are 0.
+    """``config`` with each reference replaced by its value; numbers of this machine are 0.
 
     Args:
-        config: After :func:`without_defaults`. What :func:`text_problems` finds is left as it is.
-        root: What the references refer to; None: ``config`` itself.
+        config: After :func:`without_defaults`. Texts that :func:`text_problems` reports are unchanged.
+        root: Target of the references; None: ``config`` itself.
 
     Raises:
-        DanglingError: When a reference leads to nothing, in a circle, or to too much.
+        DanglingError: If a reference is dangling, cyclic, or too large.
     """
     made = 0
 
@@ -87,7 +87,7 @@ def resolved(config: Mapping[str, Any], root: Mapping[str, Any] | None = None) -
         nonlocal made
         made += 1
         if depth > DEEPEST or made > MOST:
-            raise DanglingError("its references lead in a circle or to a config without end")
+            raise DanglingError("its references are cyclic or lead to an unbounded config")
         if isinstance(node, Mapping):
             return {name: value(part, depth + 1) for name, part in cast("Mapping[str, object]", node).items()}
         if isinstance(node, list):
@@ -109,9 +109,9 @@ def _is_there(config: Mapping[str, Any], key: str) -> bool:
 
 
 def _find(config: Mapping[str, Any], key: str, steps: int = 0) -> object:
-    """What stands at ``key``, through the references on the way."""
+    """The value at ``key``, through the references on its path."""
     if steps > DEEPEST:
-        raise DanglingError(f"the reference to {key} leads in a circle")
+        raise DanglingError(f"the reference to {key} is cyclic")
     node: object = config
     for part in key.split("."):
         if isinstance(node, str) and (match := REFERENCE.fullmatch(node)) is not None:

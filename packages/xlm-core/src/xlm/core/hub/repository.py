@@ -1,4 +1,4 @@
-"""Repositories of the Hub: their names in configs, their files, and mistakes said in one line."""
+"""Repositories of the Hub: their names in configs, their files, and one-line error messages."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -18,11 +18,11 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 
 
 SECONDS = 30
-"""Without a byte from the Hub after which an attempt is given up."""
+"""Timeout in seconds without data from the Hub."""
 
 
 def make_client() -> Any:
-    """The client's HTTP client, with a limit for every request: by itself it would wait for ever."""
+    """The client's HTTP client with a timeout for every request, which it lacks by default."""
     client = default_client_factory()
     client.event_hooks["request"].append(_limit)
     return client
@@ -50,14 +50,14 @@ class HubModel:
         """Read ``hf://USER/REPO`` or ``hf://USER/REPO@REVISION``; None for anything without ``hf://``.
 
         Raises:
-            XLMError: When the name is not a valid one.
+            XLMError: If the name is invalid.
         """
         if not text.startswith(PREFIX):
             return None
         repo_id, separator, revision = text.removeprefix(PREFIX).partition("@")
         check_repo_id(repo_id, "ckpt_path")
         if separator and not revision:
-            raise XLMError(f"ckpt_path: {text} ends with @; a branch, tag or commit has to follow")
+            raise XLMError(f"ckpt_path: {text} ends with @; a branch, tag or commit must follow")
         return cls(repo_id, revision or None)
 
     def __str__(self) -> str:
@@ -67,7 +67,7 @@ class HubModel:
         """Download files that match (or find them in the cache); returns the folder.
 
         Raises:
-            XLMError: When the model cannot be had, with the reason.
+            XLMError: If the model is unavailable, with the reason.
         """
         with explained(f"ckpt_path: cannot load {self}"):
             folder = snapshot_download(
@@ -80,7 +80,7 @@ def local_folder(ckpt_path: str) -> Path | None:
     """The folder that ``ckpt_path`` names, downloaded if it is a model of the Hub; None for a file.
 
     Raises:
-        XLMError: When the model cannot be had.
+        XLMError: If the model is unavailable.
     """
     model = HubModel.parse(ckpt_path)
     if model is not None:
@@ -90,22 +90,22 @@ def local_folder(ckpt_path: str) -> Path | None:
 
 
 def check_repo_id(repo_id: str, key: str) -> None:
-    """Refuse what is no name of a repository.
+    """Reject an invalid name of a repository.
 
     Raises:
-        XLMError: Saying what a name looks like.
+        XLMError: States the form of a name.
     """
     try:
         validate_repo_id(repo_id)
     except errors.HFValidationError as error:
-        raise XLMError(f"{key}: {repo_id!r} is no name of a repository: {one_line(error)}") from error
+        raise XLMError(f"{key}: {repo_id!r} is not a name of a repository: {one_line(error)}") from error
     if "/" not in repo_id:
-        raise XLMError(f"{key}: {repo_id!r} is no name of a repository: it needs an owner, USER/{repo_id}")
+        raise XLMError(f"{key}: {repo_id!r} is not a name of a repository: it needs an owner, USER/{repo_id}")
 
 
 @contextmanager
 def explained(doing: str) -> Generator[None]:
-    """Turn what can go wrong between here and the Hub into one line.
+    """Turn errors of the Hub and the connection into one line.
 
     Raises:
         XLMError: For every error of the client or the connection.
@@ -115,7 +115,7 @@ def explained(doing: str) -> Generator[None]:
     except XLMError:
         raise
     except Exception as error:
-        # The client wraps what happens in the middle of an upload.
+        # The client wraps errors during an upload.
         reason = _reason(error) or (error.__cause__ and _reason(error.__cause__))
         if not reason:
             raise
@@ -127,14 +127,14 @@ def _reason(error: BaseException) -> str | None:
     if isinstance(error, errors.HfHubHTTPError):
         return _refusal(error)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so nothing is asked of the Hub"
+        return "HF_HUB_OFFLINE is set, so the Hub is not contacted"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return f"it is not in the cache, and the Hub cannot be reached ({one_line(error)})"
     if isinstance(error, errors.HFValidationError | errors.LocalTokenNotFoundError):
         return one_line(error)
     if isinstance(error, ValueError | LookupError | TypeError | AttributeError):
-        return f"what answers is no Hub ({type(error).__name__}: {one_line(error)}). Is HF_ENDPOINT right?"
-    library = type(error).__module__.split(".")[0]  # of the client's HTTP library, which it may change
+        return f"the server is not a Hub ({type(error).__name__}: {one_line(error)}). Is HF_ENDPOINT right?"
+    library = type(error).__module__.split(".")[0]  # the HTTP library of the client, which may change
     if library.startswith(("httpx", "httpcore")) and "Timeout" in type(error).__name__:
         return f"the Hub did not answer within {SECONDS} s"
     if isinstance(error, OSError) or library.startswith(("httpx", "httpcore")):
@@ -144,7 +144,7 @@ def _reason(error: BaseException) -> str | None:
 
 def _refusal(error: errors.HfHubHTTPError) -> str:
     if isinstance(error, errors.GatedRepoError):
-        return "access to it has to be asked for on its page, or your token may not read it"
+        return "access must be requested on its page, or your token may not read it"
     if isinstance(error, errors.RevisionNotFoundError):
         return "there is no such branch, tag or commit"
     status = error.response.status_code
@@ -154,7 +154,7 @@ def _refusal(error: errors.HfHubHTTPError) -> str:
             "Log in with `hf auth login` or set HF_TOKEN"
         )
     if status == 403:
-        return f"your token has not the right to do this ({one_line(error)})"
+        return f"your token lacks the permission ({one_line(error)})"
     return f"the Hub answered with an error ({one_line(error)})"
 
 

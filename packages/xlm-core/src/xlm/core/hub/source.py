@@ -1,4 +1,4 @@
-"""Weights from wherever ``ckpt_path`` points: a checkpoint, a sharded one, a folder to share, the Hub."""
+"""Weights of a ``ckpt_path``: a checkpoint, a sharded one, an exported folder, or the Hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from xlm.core.saving.weights import Which, read_weights
 
 
 def load(model: nn.Module, ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False) -> None:
-    """Put the weights that ``ckpt_path`` names into the network, all of them or none.
+    """Load the weights of ``ckpt_path`` into the network, completely or not at all.
 
     Args:
         model: The network.
@@ -28,7 +28,7 @@ def load(model: nn.Module, ckpt_path: str, *, which: Which = "auto", allow_pickl
             Hub.
 
     Raises:
-        XLMError: When they are not there, damaged, or do not fit.
+        XLMError: If they are missing, damaged, or do not fit.
     """
     put_weights(model, read(ckpt_path, which=which, allow_pickle=allow_pickle), ckpt_path)
 
@@ -46,7 +46,7 @@ def read(ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False) -
         return read_weights(path, which=which, allow_pickle=allow_pickle)
     if not allow_pickle and (reason := sharded_files.mistake(path)) is not None:
         raise XLMError(
-            f"ckpt_path: {ckpt_path} is refused: {reason}. If you trust its author with running code here: "
+            f"ckpt_path: {ckpt_path} is rejected: {reason}. If you trust its author to run code here: "
             "allow_pickle=true"
         )
     if checkpoints.has_checksums(path) and (reason := checkpoints.damage(path)) is not None:
@@ -60,7 +60,7 @@ def read(ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False) -
 
 
 def _consolidate(folder: Path, file: Path) -> None:
-    """Turn a checkpoint of torch.distributed.checkpoint, as Lightning writes it, into one file."""
+    """Merge a checkpoint of torch.distributed.checkpoint, as Lightning writes it, into one file."""
     dcp_to_torch_save(folder, file)
     parts = cast("dict[str, Any]", torch.load(file, weights_only=True))
     state = parts.get("state_dict", parts.get("model", {}))  # of ModelParallelStrategy, of FSDPStrategy
@@ -68,23 +68,23 @@ def _consolidate(folder: Path, file: Path) -> None:
 
 
 def _rest(folder: Path) -> dict[str, Any]:
-    """What Lightning keeps beside the shards."""
+    """The content of Lightning's file beside the shards."""
     file = folder / checkpoints.SHARDED_REST
     return checkpoints.read(file) if file.is_file() else {}
 
 
 @dataclass(frozen=True)
 class About:
-    """What is said of weights in a model card."""
+    """Description of weights for a model card."""
 
     kind: Literal["ema", "raw"]
     """Their moving average, or as trained."""
     step: int | None
-    """Optimizer steps that they had, None where the source does not tell."""
+    """Optimizer steps of the weights, None if not recorded."""
 
 
 def about(ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False) -> About:
-    """What :func:`load` has loaded with the same arguments."""
+    """Describe the weights of :func:`load` with the same arguments."""
     folder = local_folder(ckpt_path)
     path = Path(ckpt_path).expanduser()
     if folder is not None:

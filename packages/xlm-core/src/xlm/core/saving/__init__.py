@@ -1,1 +1,1 @@
-"""What a run leaves on the disk: its folder, its checkpoints, weights read back."""
+"""The files of a run: its folder, its checkpoints, reading weights."""

@@ -1,8 +1,8 @@
-"""Files of checkpoints: written whole or not at all, checked before use, refused when too new.
+"""Checkpoint files: written atomically, verified before use, rejected if their format is too new.
 
-A checkpoint is the zip archive of ``torch.save``. Its records carry checksums and its table of contents
-stands at the end, so a half-written file has none and a damaged one does not add up: no file beside it is
-needed to tell. A checkpoint that is a folder of shards holds a file with their checksums.
+A checkpoint is the zip archive of ``torch.save``. Its records have checksums and its table of contents is
+at the end, so a partial file has no table, and damage is found without a file beside it. A checkpoint that is
+a folder of shards has a file with their checksums.
 """
 
 import json
@@ -25,18 +25,18 @@ from xlm.core.config.integrity import damaged_files, describe_files, read_record
 from xlm.core.saving import sharded_files
 
 FORMAT_KEY = "xlm_format_version"
-"""Key of a checkpoint's version; one of a later version is refused. Version 1 holds the same as version 2."""
+"""Key of a checkpoint's version; later versions are rejected. Versions 1 and 2 have the same content."""
 LAST = "last.ckpt"
 """The checkpoint that training normally resumes from."""
 PREVIOUS = "previous.ckpt"
-"""What ``last.ckpt`` was before it was replaced."""
+"""The previous ``last.ckpt``."""
 SHARDED_REST = "meta.pt"
-"""In a checkpoint that is a folder, what Lightning keeps beside the shards."""
+"""In a checkpoint that is a folder, the file that Lightning writes beside the shards."""
 CHECKSUMS = "checksums.json"
 """In a checkpoint that is a folder, size and checksum of each of its files."""
 NO_CHECKSUMS = "has no checksums, so that damage inside it would go unnoticed"
 PROBE = 2**20
-"""Bytes that are written to learn why a file could not be."""
+"""Bytes to write in order to reproduce a failed write."""
 DAMAGED_ARCHIVE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -48,10 +48,10 @@ DAMAGED_ARCHIVE = (
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's reading and writing of checkpoints, with writing that survives a kill or a power cut.
+    """Lightning's checkpoint IO, with writes that survive a kill or a power cut.
 
-    Lightning writes to the system's temporary folder and moves the file, which is a copy when that folder
-    is another file system, and does not wait for the disk.
+    Lightning writes to the system's temporary folder and moves the file, which is a copy if that folder is
+    on another file system, and does not flush it to disk.
     """
 
     @override
@@ -65,14 +65,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file, and put it at ``path`` only once it is whole and on the disk.
+    """Call ``write`` with a temporary path, flush the file to disk, and rename it to ``path``.
 
     Args:
-        path: Where it goes. ``last.ckpt`` is kept as ``previous.ckpt`` when it is replaced.
-        write: Gets the path of a temporary file in the same folder.
+        path: Final path. A replaced ``last.ckpt`` is kept as ``previous.ckpt``.
+        write: Receives the path of a temporary file in the same folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")  # a half-written one is overwritten the next time
+    part = path.with_name(f".{path.name}.part")  # a partial one is overwritten the next time
     try:
         _write_or_say_why(part, write)
         _wait_for_disk(part)
@@ -87,7 +87,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _write_or_say_why(part: Path, write: Callable[[Path], object]) -> None:
-    """Write; torch does not say what the operating system refused, so the next bytes ask again.
+    """Write; torch hides the error of the operating system, so a second write reproduces it.
 
     Raises:
         OSError: With the name of the file.
@@ -105,9 +105,9 @@ def _write_or_say_why(part: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_folder(part: Path, path: Path) -> None:
-    """Put a folder that is whole at ``path``. ``last.ckpt`` is kept as ``previous.ckpt``.
+    """Move a complete folder to ``path``. A replaced ``last.ckpt`` is kept as ``previous.ckpt``.
 
-    A kill between the steps leaves the old one beside ``path`` or the new one as ``part``.
+    A kill in between leaves the old one beside ``path`` or the new one as ``part``.
     """
     record = describe_files(part, [file.name for file in part.iterdir()])
     write_text_atomically(part / CHECKSUMS, json.dumps(record))
@@ -124,7 +124,7 @@ def replace_folder(part: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
+    """Delete a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -132,7 +132,7 @@ def remove(path: Path) -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
@@ -147,14 +147,14 @@ def _wait_for_disk(path: Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, None when it is whole. Reads all of it once."""
+    """Describe the damage of a checkpoint; None if it is intact. Reads all of it once."""
     if path.is_dir():
         return _damage_of_folder(path)
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except DAMAGED_ARCHIVE as error:
-        return f"it is cut off or no checkpoint ({_first_line(error)})"
+        return f"it is truncated or not a checkpoint ({_first_line(error)})"
     return None if broken is None else f"the checksum of its record {broken} is wrong"
 
 
@@ -165,22 +165,22 @@ def has_checksums(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             begins_as_archive = file.read(4) == b"PK\3\4"
-    except OSError:  # whoever reads it next says so
+    except OSError:  # the next reader reports it
         return False
-    return begins_as_archive or zipfile.is_zipfile(path)  # either of the two may be what is damaged
+    return begins_as_archive or zipfile.is_zipfile(path)  # either of the two may be damaged
 
 
 def _damage_of_folder(path: Path) -> str | None:
-    """Of a strategy that writes shards: their table of contents comes last, the checksums still later."""
+    """Damage of a folder of shards: their table of contents is written last but one, the checksums last."""
     lacking = [name for name in (".metadata", SHARDED_REST) if not (path / name).is_file()]
     if lacking:
-        return f"it is not whole: it lacks {' and '.join(lacking)}"
+        return f"it is incomplete: it lacks {' and '.join(lacking)}"
     if (path / CHECKSUMS).is_file():  # else Lightning wrote it, without XLM's strategy
         record = read_record(path / CHECKSUMS)
         if record is None:
             return f"its {CHECKSUMS} is damaged"
         if wrong := list(damaged_files(path, record)):
-            return f"it is not as it was written: {', '.join(wrong)}"
+            return f"it has changed since it was written: {', '.join(wrong)}"
     return sharded_files.mistake(path)
 
 
@@ -189,11 +189,11 @@ def read(path: Path, *, allow_pickle: bool = False, lazily: bool = False) -> dic
 
     Args:
         path: The file.
-        allow_pickle: Allow any Python object in it: a foreign file can then run any code.
-        lazily: Map tensors from the file instead of reading them; their checksums are not compared.
+        allow_pickle: Allow any Python object in it: the file can then run any code.
+        lazily: Map tensors from the file instead of reading them; their checksums are not verified.
 
     Raises:
-        XLMError: When the file is not there, is damaged, too new, or holds objects of unknown classes.
+        XLMError: If the file is missing, damaged, too new, or holds objects of unknown classes.
     """
     if not path.is_file():
         raise XLMError(f"ckpt_path: there is no file {path}")
@@ -217,7 +217,7 @@ def read(path: Path, *, allow_pickle: bool = False, lazily: bool = False) -> dic
 
 
 class TooNewError(XLMError):
-    """A checkpoint that a later version has written, which nothing can be done about here."""
+    """A checkpoint of a later version, which cannot be read."""
 
 
 def _check_version(path: Path, version: object) -> None:

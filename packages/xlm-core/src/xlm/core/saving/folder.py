@@ -1,4 +1,4 @@
-"""A folder of safetensors: reading its weights, putting them into a network or saying why not."""
+"""A folder of safetensors: reading its weights, and loading them into a network."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -21,11 +21,11 @@ from xlm.core.saving.sharded_state import own_part, put_whole_state
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 LARGEST_INDEX = 2**26
-"""Bytes of an index that is read: a line for each weight."""
+"""Size limit of an index in bytes; it has one line per weight."""
 PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 CONFIG = "config.json"
 OWN = "xlm"
-"""Key of ``config.json`` under which XLM keeps what the constructor's arguments do not say."""
+"""Key of ``config.json`` under which XLM stores more than the constructor's arguments."""
 FILES = "files"
 """Key below ``xlm``: sizes and checksums of the weights and of the tokenizer's files."""
 
@@ -35,10 +35,10 @@ def read_folder(folder: Path, origin: str) -> dict[str, Tensor]:
 
     Args:
         folder: The folder.
-        origin: What the user called it, for messages.
+        origin: The user's name for it, for messages.
 
     Raises:
-        XLMError: When there are none, or a file is damaged, or is no safetensors.
+        XLMError: If there are none, or a file is damaged or not safetensors.
     """
     if (folder / SINGLE_FILE).is_file():
         files = [folder / SINGLE_FILE]
@@ -57,15 +57,15 @@ def read_folder(folder: Path, origin: str) -> dict[str, Tensor]:
 
 
 def _check_files(folder: Path, weights: list[str], origin: str) -> None:
-    """Compare weights, and the tokenizer's files that are here, with the checksums in ``config.json``."""
+    """Verify weights and tokenizer files against the checksums in ``config.json``."""
     record = parse_record(read_own(folder).get(FILES)) or {}
     if unknown := [name for name in weights if name not in record]:
         say(f"{', '.join(unknown)} of {origin} {NO_CHECKSUMS}")
     present = {name: known for name, known in record.items() if name in weights or _is_file_of(folder, name)}
     if wrong := list(damaged_files(folder, present)):
         raise XLMError(
-            f"ckpt_path: {origin} is damaged: {', '.join(wrong)}. Fetch it anew; if the file was changed on "
-            f"purpose, take `{OWN}.{FILES}` out of its {CONFIG}"
+            f"ckpt_path: {origin} is damaged: {', '.join(wrong)}. Download it again; if the file was changed "
+            f"on purpose, remove `{OWN}.{FILES}` from its {CONFIG}"
         )
 
 
@@ -77,7 +77,7 @@ def read_file(file: Path, origin: str) -> dict[str, Tensor]:
     """The tensors of one file.
 
     Raises:
-        XLMError: When it is not there, damaged or no safetensors.
+        XLMError: If it is missing, damaged or not safetensors.
     """
     if not file.is_file():
         raise XLMError(f"ckpt_path: {origin} lacks the file {file.name}")
@@ -85,7 +85,7 @@ def read_file(file: Path, origin: str) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise XLMError(
-            f"ckpt_path: {file.name} of {origin} is damaged or is no file of safetensors: {error}"
+            f"ckpt_path: {file.name} of {origin} is damaged or not a safetensors file: {error}"
         ) from error
 
 
@@ -95,7 +95,7 @@ def _parts(index: Path, origin: str) -> list[str]:
         weight_map = content["weight_map"]
         names = sorted({str(name) for name in weight_map.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise XLMError(f"ckpt_path: {index.name} of {origin} is no index of weights: {error}") from error
+        raise XLMError(f"ckpt_path: {index.name} of {origin} is not an index of weights: {error}") from error
     if strange := [name for name in names if not PART.fullmatch(name)]:
         raise XLMError(
             f"ckpt_path: {index.name} of {origin} names {', '.join(map(repr, strange))}; "
@@ -105,16 +105,16 @@ def _parts(index: Path, origin: str) -> list[str]:
 
 
 def put_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load a state dict, all of it or nothing.
+    """Load a state dict completely or not at all.
 
     Raises:
-        XLMError: Naming every weight that is missing, left over or of another shape.
+        XLMError: Names every missing or unexpected weight and every wrong shape.
     """
     own = model.state_dict()
     whole = {**state, **dict(_tied(own, state))}
     problems = [
         *(f"  missing: {name}" for name in own if name not in whole),
-        *(f"  not known to the network: {name}" for name in whole if name not in own),
+        *(f"  unexpected: {name}" for name in whole if name not in own),
         *(
             f"  {name}: shape {tuple(whole[name].shape)}, the network has {tuple(own[name].shape)}"
             for name in own
@@ -129,7 +129,7 @@ def put_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> N
 
 
 def _tied(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Weights that were saved under another of their names."""
+    """Shared weights that were saved under another of their names."""
 
     def place(weight: Tensor) -> tuple[int, torch.Size]:
         return own_part(weight).data_ptr(), weight.shape
@@ -144,7 +144,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a folder, empty if there is none.
 
     Raises:
-        XLMError: When it is not JSON, or no mapping, or of a later version.
+        XLMError: If it is not a JSON mapping, or of a later version.
     """
     file = folder / CONFIG
     if not file.is_file():
@@ -158,7 +158,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_own(folder: Path) -> dict[str, Any]:
-    """What XLM has written into ``config.json`` of a folder beside the network's arguments."""
+    """The entries of XLM in ``config.json``, beside the network's arguments."""
     return _own(read_config(folder))
 
 

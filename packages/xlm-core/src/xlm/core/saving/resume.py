@@ -1,7 +1,7 @@
-"""Which checkpoint of a folder a training goes on from, and why others cannot be used.
+"""Selection of the checkpoint from which training resumes.
 
-A file can be damaged, and a whole file can be a wrong one: of another network, without the optimizer's state,
-no checkpoint at all. Both are named and left where they are; the newest one that fits is taken.
+A file can be damaged, and an intact file can be unsuitable: of another network, without optimizer state, or
+not a checkpoint. Both are reported and kept; the newest suitable one is used.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from xlm.core.config.errors import XLMError
 from xlm.core.saving.checkpoints import LAST, SHARDED_REST, TooNewError, damage, read
 
 Fits = Callable[[Mapping[str, Any]], str | None]
-"""Says why the content of a checkpoint does not fit the run; None where it fits."""
+"""Returns why the content of a checkpoint does not fit the run; None if it fits."""
 NEEDED = {
     "pytorch-lightning_version": str,
     "loops": Mapping,
@@ -22,14 +22,14 @@ NEEDED = {
     "optimizer_states": Sequence,
     "lr_schedulers": Sequence,
 }
-"""What a training needs to go on, beside its step, and of what kind it is."""
+"""Keys required to resume, beside the step, and their types."""
 SHARDED = ("state_dict", "optimizer_states")
-"""What lies in the shards where a checkpoint is a folder."""
+"""Keys stored in the shards if a checkpoint is a folder."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is read of a checkpoint before it is used."""
+    """The part of a checkpoint that is read before it is used."""
 
     path: Path
     step: int
@@ -38,26 +38,26 @@ class Header:
 
 @dataclass(frozen=True)
 class Found:
-    """The checkpoint to resume from, and those that were passed over."""
+    """The checkpoint to resume from, and those that were skipped."""
 
     header: Header | None
     refused: dict[Path, str] = field(default_factory=dict[Path, str])
-    """Files that cannot be used, and why. They are left where they are."""
+    """Unusable files and the reason. They are kept."""
 
 
 def newest_valid(folder: Path, fits: Fits | None = None) -> Found:
-    """The checkpoint of the latest step in ``folder`` that is whole and fits.
+    """Find the intact and suitable checkpoint of the latest step in ``folder``.
 
     Args:
-        folder: Of checkpoints.
-        fits: Asked about each; None where anything that can be resumed will do.
+        folder: Folder of checkpoints.
+        fits: Checks each; None accepts every checkpoint that can be resumed.
 
     Raises:
-        XLMError: When one is of a later format version.
+        XLMError: If one has a later format version.
     """
     refused: dict[Path, str] = {}
     headers = list(_headers(folder, fits, refused))
-    # At the same step the regular file comes first: it is the one that is replaced next.
+    # At the same step the regular file comes first, since it is replaced next.
     headers.sort(key=lambda header: (header.step, header.path.name == LAST), reverse=True)
     for header in headers:
         reason = damage(header.path)
@@ -75,32 +75,32 @@ def _headers(folder: Path, fits: Fits | None, refused: dict[Path, str]) -> Itera
         reason = why_not(content, in_shards=path.is_dir()) or (fits(content) if fits is not None else None)
         if reason is not None:
             refused[path] = reason
-        elif not content.get("xlm_lacks_last_validation", False):  # the one before validates anew
+        elif not content.get("xlm_lacks_last_validation", False):  # the previous one repeats the validation
             yield Header(path, content["global_step"], content.get("xlm_stopped_early") is True)
 
 
 def _open(path: Path, refused: dict[Path, str]) -> dict[str, Any] | None:
-    """Everything but the tensors, which stay in the file."""
+    """Everything except the tensors, which stay in the file."""
     if path.is_dir() and (reason := damage(path)) is not None:
         refused[path] = reason
         return None
     try:
-        # Of a folder with a part of each process, the file with everything but the shards.
+        # Of a sharded checkpoint, the file with everything except the shards.
         return read(path / SHARDED_REST if path.is_dir() else path, lazily=True)
     except TooNewError:
         raise
     except XLMError as error:
-        # A damaged file can fail in any way; the checksums tell it from one that was never a checkpoint.
+        # A damaged file can fail in any way; the checksums distinguish it from one that is not a checkpoint.
         refused[path] = damage(path) or f"it {str(error).removeprefix(f'ckpt_path: {path} ')}"
         return None
 
 
 def why_not(content: Mapping[str, Any], *, in_shards: bool = False) -> str | None:
-    """Why a training cannot go on from this content, None where it can.
+    """Explain why training cannot resume from this content; None if it can.
 
     Args:
-        content: Of a checkpoint.
-        in_shards: Weights and optimizer's state lie in other files.
+        content: Content of a checkpoint.
+        in_shards: Whether weights and optimizer state are in other files.
     """
     missing = [
         name
@@ -110,7 +110,7 @@ def why_not(content: Mapping[str, Any], *, in_shards: bool = False) -> str | Non
     ]
     if type(content.get("global_step")) is not int or content["global_step"] < 0:
         missing.append("global_step")
-    return f"a training cannot go on from it: it has no {', '.join(missing)}" if missing else None
+    return f"training cannot resume from it: it has no {', '.join(missing)}" if missing else None
 
 
 def misfit(
@@ -119,13 +119,13 @@ def misfit(
     groups: Sequence[int],
     origin: Mapping[str, Any],
 ) -> str | None:
-    """Why a checkpoint does not fit a run, None where it fits.
+    """Explain why a checkpoint does not fit a run; None if it fits.
 
     Args:
-        content: Of the checkpoint.
-        weights: Shape of each of the run's weights.
-        groups: Number of weights in each group of its optimizer.
-        origin: What the run writes about itself into its checkpoints.
+        content: Content of the checkpoint.
+        weights: Shapes of the run's weights.
+        groups: Number of weights in each parameter group of its optimizer.
+        origin: Description of the run that it writes into its checkpoints.
 
     Returns:
         One line.
@@ -135,7 +135,7 @@ def misfit(
         of_run = cast("Mapping[str, object]", found)
         for name, own in origin.items():
             if name in of_run and of_run[name] != own:
-                return f"it is of another {name}: {of_run[name]}, not {own}"
+                return f"it belongs to another {name}: {of_run[name]}, not {own}"
     if "state_dict" not in content:  # in shards
         return None
     state = cast("Mapping[str, Any]", content["state_dict"])
@@ -143,7 +143,7 @@ def misfit(
     for name in (*weights, *shapes):
         if shapes.get(name) != weights.get(name):
             return (
-                f"it is of another network: {name} is {_shape(shapes.get(name))} there, "
+                f"it belongs to another network: {name} is {_shape(shapes.get(name))} there, "
                 f"{_shape(weights.get(name))} here"
             )
     return _other_optimizer(content["optimizer_states"], groups)
@@ -158,9 +158,7 @@ def _other_optimizer(states: Sequence[Any], groups: Sequence[int]) -> str | None
         found = [len(group["params"]) for group in states[0]["param_groups"]]
         states[0]["state"].keys()
     except (KeyError, TypeError, AttributeError, IndexError):
-        return "a training cannot go on from it: the state of its optimizer is none"
+        return "training cannot resume from it: it has no optimizer state"
     if len(states) != 1 or found != list(groups):
-        return (
-            f"it is of another optimizer: its groups have {found} weights, those of this run {list(groups)}"
-        )
+        return f"it belongs to another optimizer: its groups have {found} weights, the run's {list(groups)}"
     return None

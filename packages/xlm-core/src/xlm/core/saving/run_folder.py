@@ -1,8 +1,8 @@
-"""The folder of a run: what is written there, and what is never overwritten.
+"""The folder of a run: its files, and which are never overwritten.
 
 ``config.yaml`` (composed), ``versions.json``, ``checkpoints/``, ``metrics.json``, ``predictions.jsonl`` and
-the loggers' folders. A job other than training writes into a sub-folder of its own, so ``eval`` after
-``train`` leaves the training's files alone.
+the loggers' folders. A job other than training writes into its own sub-folder, so ``eval`` after
+``train`` does not change the files of training.
 """
 
 import itertools
@@ -47,11 +47,11 @@ MAY_CHANGE = (
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
 )
-"""Keys in which a resumed training may differ from its beginning."""
+"""Keys that may change when a run is resumed."""
 
 KINDS = {
-    "best": "the best by the monitored figure; replaced by a better one",
-    "step": "one of every so many, kept for ever (callbacks=thinning)",
+    "best": "the best by the monitored metric; replaced by a better one",
+    "step": "periodic checkpoint, never deleted (callbacks=thinning)",
 }
 """Why a checkpoint is kept, by the beginning of its name."""
 
@@ -69,12 +69,12 @@ class RunFolder:
 
     @contextmanager
     def writing(self) -> Generator[None]:
-        """Let this process, with its other ranks, be the only one that trains here.
+        """Lock the run for this process and its other ranks.
 
         Raises:
-            XLMError: When another training holds the run, or the folder is no run.
+            XLMError: If another training has the lock, or the folder is not a run.
         """
-        if not is_first():  # the first process holds the run for all
+        if not is_first():  # rank 0 locks the run for all
             yield
             return
         if not (self.path / CONFIG).exists() and any(self._content()):
@@ -83,50 +83,50 @@ class RunFolder:
             yield
 
     def start_training(self, config: Mapping[str, Any]) -> None:
-        """Write the config, or compare it with the one of the run that is to be resumed.
+        """Write the config, or compare it with that of the run to resume.
 
         Raises:
-            XLMError: When the name belongs to a run with another config.
+            XLMError: If the name belongs to a run with another config.
         """
-        if not is_first():  # the first process checks and writes for all
+        if not is_first():  # rank 0 checks and writes for all
             return
         recorded = self.path / CONFIG
         changes = list(differences(self.read_config(), config)) if recorded.exists() else []
         if changes and self._has_results():
             raise XLMError(
-                f"The run {self.path} exists with another configuration:\n"
+                f"The run {self.path} exists with another config:\n"
                 + "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changes)
-                + "\nChoose another job_name, or repeat the old settings to resume it. To go on from it with "
-                f"these: job_name=NEW from={self.path}"
+                + "\nChoose another job_name, or repeat the old settings to resume it. To start from its "
+                f"state with the new ones: job_name=NEW from={self.path}"
             )
         if changes:
-            say(f"{self.path} holds no checkpoint and no figure of its first start: begun anew")
+            say(f"{self.path} has no checkpoint and no metrics of its first start: restarted")
         _write_record(self.path, config)
 
     def read_config(self) -> dict[str, Any]:
         """The config that the run was started with.
 
         Raises:
-            XLMError: When it is not there, or is none.
+            XLMError: If it is missing or not a config.
         """
         return read_config(self.path / CONFIG)
 
     def _content(self) -> Iterator[Path]:
-        """What lies in the folder, but for the lock."""
+        """The content of the folder, without the lock."""
         return (path for path in self.path.glob("*") if not is_lock(path))
 
     def has_checkpoints(self) -> bool:
-        """Whether there are any, good or bad."""
+        """Whether there are any, usable or not."""
         return any(self.checkpoints.glob("*.ckpt"))
 
     def _has_results(self) -> bool:
-        """Whether there is a checkpoint or a figure: more than a start that failed has left."""
+        """Whether there is a checkpoint or a metric: more than after a failed start."""
         if self.has_checkpoints() or any(self.path.glob("metrics.json*")):
             return True
         return any(file.stat().st_size for file in self.path.glob("csv/*/metrics.csv"))
 
     def start_job(self, job_type: str, config: Mapping[str, Any]) -> Path:
-        """Make a new folder for the results of one eval or generate job, named after the time."""
+        """Create a new folder for the results of one eval or generate job, named after the time."""
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         folder = self.path / job_type / stamp
         number = 1
@@ -137,34 +137,34 @@ class RunFolder:
         return folder
 
     def last_checkpoint(self, fits: Fits | None = None) -> Found:
-        """The checkpoint that training resumes from: of the latest step, among those that are whole.
+        """Find the checkpoint from which training resumes: the latest intact one.
 
-        Files that cannot be used are named on the console and left where they are.
+        Unusable files are printed and kept.
 
         Args:
-            fits: Says why a checkpoint does not fit the run that is to resume.
+            fits: Returns why a checkpoint does not fit the run; None if it fits.
         """
         found = newest_valid(self.checkpoints, fits)
         for path, reason in found.refused.items():
-            say(f"{path} is passed over: {reason}")
+            say(f"{path} is skipped: {reason}")
         return found
 
     def resumable(self, fits: Fits) -> Found:
-        """The same for a training, which begins with new weights only where there is nothing to go on from.
+        """The same for training, which starts with new weights only if there is no checkpoint.
 
         Raises:
-            XLMError: When there are checkpoints and none can be used.
+            XLMError: If there are checkpoints and none is usable.
         """
         found = self.last_checkpoint(fits)
         if found.header is None and found.refused:
             raise XLMError(
-                f"No checkpoint in {self.checkpoints} can be used, for the reasons above. To begin the run "
-                "anew, move them away."
+                f"No checkpoint in {self.checkpoints} is usable, for the reasons above. To restart the run, "
+                "move them away."
             )
         return found
 
     def put_aside(self, refused: Iterable[Path]) -> None:
-        """Give those files that a training would write over names of their own."""
+        """Rename the files that training would overwrite."""
         for path in refused:
             if path.name in (LAST, PREVIOUS):
                 names = (path.with_name(f"{path.name}.refused{end}") for end in _endings())
@@ -182,14 +182,14 @@ class RunFolder:
             reason = damage(path)
             if reason is None:
                 return path
-            say(f"{path} is passed over: {reason}")
+            say(f"{path} is skipped: {reason}")
         last = self.last_checkpoint().header
         if last is None:
             raise no_checkpoint(self.path)
         return last.path
 
     def kept_checkpoints(self) -> list[tuple[str, str]]:
-        """The name of each checkpoint of the run, and why it is there."""
+        """The name of each checkpoint of the run, and why it is kept."""
         names = sorted(path.name for path in self.checkpoints.glob("*.ckpt"))
         return [(name, _why_kept(name)) for name in names]
 
@@ -201,9 +201,9 @@ def _endings() -> Iterator[str]:
 
 def _why_kept(name: str) -> str:
     if name == LAST:
-        return "training goes on from here; replaced at each writing"
+        return "training resumes from here; replaced regularly"
     if name == PREVIOUS:
-        return f"what {LAST} was before; used when that is damaged"
+        return f"the previous {LAST}; used if that is damaged"
     kind, _, number = name.removesuffix(".ckpt").partition("-")
     if kind in KINDS and number.isdecimal():
         return f"step {int(number):,}: {KINDS[kind]}"
@@ -222,11 +222,11 @@ def _write_record(folder: Path, config: Mapping[str, Any]) -> None:
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], ignored: Collection[str] = MAY_CHANGE
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Key, value there and value here of what differs between two configs.
+    """Keys that differ between two configs, with both values.
 
     Args:
         old, new: The configs.
-        ignored: Keys that do not count, with all below them.
+        ignored: Keys that are ignored, with all below them.
     """
     before, after = dict(_flatten(old)), dict(_flatten(new))
     for key in sorted(before.keys() | after.keys()):

@@ -1,7 +1,8 @@
 """One training at a time in the folder of a run.
 
-The lock is the system's (flock, or what `filelock` uses in its place), so it ends with its process, however
-that ends, and holds over a network file system as far as the system's locks do. Beside it stands who has it.
+The lock is a file lock of the operating system (flock, or its substitute in ``filelock``), so it ends with
+its process, however that ends; on a network file system it depends on that system's locks. A file beside it
+names its holder.
 """
 
 import json
@@ -20,20 +21,20 @@ from xlm.core.config.errors import XLMError
 
 LOCK, HOLDER = ".training.lock", ".training.json"
 PATIENCE = 15
-"""Seconds that the helpers of a process that died may need to end and let go of its lock."""
+"""Seconds that the helper processes of a dead process may need to release its lock."""
 
 
 def is_lock(path: Path) -> bool:
-    """Whether a file of a run's folder is there for the lock only."""
+    """Whether a file of a run's folder belongs to the lock."""
     return path.name.startswith((LOCK, HOLDER))
 
 
 @contextmanager
 def only_writer(folder: Path) -> Generator[None]:
-    """Hold the folder of a run, which is made if need be.
+    """Lock the folder of a run, which is created if necessary.
 
     Raises:
-        XLMError: When another training holds it; names its host, process and start.
+        XLMError: If another training has the lock; names its host, process and start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
@@ -61,7 +62,7 @@ def _write_holder(folder: Path) -> None:
 
 
 def _holder(folder: Path) -> dict[str, Any]:
-    """Who has the lock, or had it last; empty where nobody says."""
+    """The current or last holder of the lock; empty if unknown."""
     try:
         content = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -70,7 +71,7 @@ def _holder(folder: Path) -> dict[str, Any]:
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether the process is one of this machine and has ended."""
+    """Whether the process ran on this machine and has ended."""
     pid = holder.get("pid")
     return holder.get("host") == socket.gethostname() and isinstance(pid, int) and not psutil.pid_exists(pid)
 
@@ -79,6 +80,6 @@ def _refusal(folder: Path) -> str:
     holder = _holder(folder)
     who = "process {pid} on {host} since {start}".format_map({"pid": "?", "host": "?", "start": "?"} | holder)
     return (
-        f"The run {folder} is being trained by {who}. Wait for its end, stop it (the same command then goes "
-        "on from its last checkpoint), or choose another job_name."
+        f"The run {folder} is being trained by {who}. Wait for its end, stop it (the same command then "
+        "resumes from its last checkpoint), or choose another job_name."
     )

@@ -1,8 +1,8 @@
-"""``versions.json``: with what a run was made, where, and when.
+"""``versions.json``: the environment of a run.
 
 Versions of Python, torch and every XLM package; the git commit of the working directory and of XLM's own
 sources; device, processes and threads; start and end. ``ended`` is null while the job runs, and stays null
-when it was stopped. What an earlier start of the same run recorded is kept under ``earlier``.
+if it was interrupted. Records of earlier starts of the same run are under ``earlier``.
 """
 
 import json
@@ -18,7 +18,7 @@ from xlm.core.saving.versions import VERSIONS, read_versions
 
 REPORTED = ("torch", "lightning", "hydra-core", "transformers", "datasets", "numpy")
 GIT_SECONDS = 20.0
-"""For an answer of git; a repository on a slow file system is recorded without its state."""
+"""Timeout of git in seconds; a repository on a slow file system is recorded without its state."""
 
 
 def package_versions() -> dict[str, str]:
@@ -47,7 +47,7 @@ def begin(folder: Path) -> None:
 
 
 def add(folder: Path, **entries: object) -> None:
-    """Add what is known later: the device, the end."""
+    """Add later entries: the device, the end."""
     path = folder / VERSIONS
     write_text_atomically(path, json.dumps({**read_versions(path), **entries}, indent=2) + "\n")
 
@@ -58,7 +58,7 @@ def end(folder: Path) -> None:
 
 
 def now() -> str:
-    """The time with its zone, to the second."""
+    """The time with its zone, in seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -79,6 +79,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=GIT_SECONDS)
-    except (OSError, subprocess.TimeoutExpired):  # no git here, or it does not answer
+    except (OSError, subprocess.TimeoutExpired):  # git is missing or does not respond
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -1,8 +1,8 @@
-"""Checkpoints that are folders (``torch.distributed.checkpoint``), looked at before torch unpickles them.
+"""Checks of sharded checkpoints (``torch.distributed.checkpoint``) before torch unpickles them.
 
-Their table of contents ``.metadata`` is a pickle, and so is every value in them that is no tensor; torch runs
-what either of them names. Here the table is read by an unpickler that knows its classes only, and each such
-value by ``torch.load`` with ``weights_only``.
+Their table of contents ``.metadata`` is a pickle, and so is every value in them that is not a tensor; torch
+executes both. Here an unpickler that allows torch's own classes only reads the table, and ``torch.load`` with
+``weights_only`` reads each such value.
 """
 
 import io
@@ -27,13 +27,13 @@ KNOWN = {
     },
     **{module: {"PosixPath", "WindowsPath"} for module in ("pathlib", "pathlib._local")},
 }  # fmt: skip
-"""What a table of contents is made of, besides data types; none of it does anything when it is made."""
+"""Classes of a table of contents, besides data types; their construction has no side effects."""
 LONGEST_LIST = 2**20
-"""Entries of a list that the table may ask for."""
+"""Maximum length of a list that the table may request."""
 
 
 class _ForeignError(Exception):
-    """What is wrong with a folder."""
+    """A defect of a folder."""
 
 
 class _TableUnpickler(pickle.Unpickler):
@@ -44,14 +44,14 @@ class _TableUnpickler(pickle.Unpickler):
         if module_name == "torch" and isinstance(found := getattr(torch, global_name, None), torch.dtype):
             return found
         raise _ForeignError(
-            f"its {CONTENTS} names {module_name}.{global_name}, which is no part of a checkpoint"
+            f"its {CONTENTS} names {module_name}.{global_name}, which is not part of a checkpoint"
         )
 
 
 def mistake(folder: Path) -> str | None:
-    """Why a checkpoint is not to be handed to torch, None if it holds tensors and plain values only.
+    """Explain why a checkpoint is unsafe for torch; None if it holds tensors and plain values only.
 
-    Reads the table of contents and every value that is no tensor. Runs nothing.
+    Reads the table of contents and every value that is not a tensor. Executes nothing.
     """
     try:
         table = _read_table(folder / CONTENTS)
@@ -64,7 +64,7 @@ def mistake(folder: Path) -> str | None:
                 _check_value(folder / info.relative_path, info.offset, info.length, index.fqn)
     except _ForeignError as error:
         return str(error)
-    except Exception as error:  # noqa: BLE001  # whatever the parts of a foreign table make of one another
+    except Exception as error:  # noqa: BLE001  # a foreign table can fail in any way
         return f"its {CONTENTS} is damaged ({type(error).__name__}: {' '.join(str(error).split())})"
     return None
 
@@ -83,13 +83,13 @@ def _check_table(table: Metadata) -> None:
         if not isinstance(entry, TensorStorageMetadata | BytesStorageMetadata):
             raise _ForeignError(f"its {CONTENTS} describes {name} as a {type(entry).__name__}")
     for path in (table.planner_data or {}).values():
-        # torch fills a list up to the number that stands here.
+        # torch extends a list to this length.
         if any(isinstance(part, int) and not 0 <= part < LONGEST_LIST for part in path):
-            raise _ForeignError(f"its {CONTENTS} asks for the list {path}")
+            raise _ForeignError(f"its {CONTENTS} requests the list {path}")
 
 
 def _check_sizes(entries: Iterable[object], on_disk: int) -> None:
-    """torch makes room for every tensor before it reads one."""
+    """Limit the size, since torch allocates every tensor before it reads one."""
     tensors = [entry for entry in entries if isinstance(entry, TensorStorageMetadata)]
     needed = sum(entry.size.numel() * entry.properties.dtype.itemsize for entry in tensors)
     if needed > on_disk:
@@ -105,7 +105,7 @@ def _check_place(info: Any, sizes: Mapping[str, int]) -> None:
     if not 0 <= info.offset <= info.offset + info.length <= sizes[name]:
         raise _ForeignError(f"its {CONTENTS} names bytes that {name} does not have")
     if info.transform_descriptors:
-        raise _ForeignError(f"its {CONTENTS} asks for the transform {info.transform_descriptors} of {name}")
+        raise _ForeignError(f"its {CONTENTS} requests the transform {info.transform_descriptors} of {name}")
 
 
 def _check_value(file: Path, offset: int, length: int, name: str) -> None:

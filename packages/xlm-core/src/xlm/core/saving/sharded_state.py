@@ -15,12 +15,12 @@ from torch.distributed.tensor import DTensor
 
 
 def sharded_modules(module: nn.Module) -> Iterator[FSDPModule]:
-    """The parts of a module that FSDP2 shards."""
+    """The parts of a module that FSDP2 has sharded."""
     return (part for part in module.modules() if isinstance(part, FSDPModule))
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether this process holds slices of the weights."""
+    """Whether this process holds shards of the weights."""
     return next(sharded_modules(module), None) is not None
 
 
@@ -39,12 +39,12 @@ def put_whole_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def whole(value: Tensor) -> Tensor:
-    """A figure over all slices as a plain tensor."""
+    """A number over all shards as a plain tensor."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def own_part(value: Tensor) -> Tensor:
-    """What this process holds of a weight."""
+    """The shard of a weight in this process."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 

@@ -1,4 +1,4 @@
-"""Reads ``versions.json``, which `xlm.core.saving.run_record` writes; no torch is needed for it."""
+"""Reads ``versions.json``, which ``xlm.core.saving.run_record`` writes; does not import torch."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ VERSIONS = "versions.json"
 
 
 def read_versions(path: Path) -> dict[str, Any]:
-    """The record; of a file that cannot be read, its text."""
+    """The record, or the text of an unreadable file."""
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         found: object = json.loads(text)
@@ -18,6 +18,6 @@ def read_versions(path: Path) -> dict[str, Any]:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether the folder's job began and has not ended."""
+    """Whether the folder's job has started and not ended."""
     path = folder / VERSIONS
     return path.is_file() and read_versions(path).get("ended", "") is None

@@ -1,4 +1,4 @@
-"""The network's weights of a checkpoint, averaged or as trained."""
+"""The network's weights in a checkpoint, averaged or as trained."""
 
 from pathlib import Path
 from typing import Literal, TypedDict, cast
@@ -11,7 +11,7 @@ from xlm.core.saving import checkpoints
 from xlm.core.saving.folder import read_file
 
 Which = Literal["auto", "ema", "raw"]
-"""``ema``: the moving average; ``raw``: as trained; ``auto``: the average where the checkpoint has one."""
+"""``ema``: the moving average; ``raw``: as trained; ``auto``: the average if the checkpoint has one."""
 PREFIX = "model."
 
 
@@ -27,11 +27,11 @@ def read_weights(checkpoint: Path, *, which: Which = "auto", allow_pickle: bool 
 
     Args:
         checkpoint: The file.
-        which: Which weights. A training with EMA keeps both kinds in every checkpoint.
+        which: Which weights. With EMA every checkpoint has both kinds.
         allow_pickle: See ``xlm.core.saving.checkpoints.read``.
 
     Raises:
-        XLMError: When the file is not there, is damaged, or has no averaged weights and these are asked for.
+        XLMError: If the file is missing or damaged, or lacks the requested averaged weights.
     """
     if checkpoint.suffix == ".safetensors":
         return _read_safetensors(checkpoint, which)

@@ -1,1 +1,1 @@
-"""The training loop: the harness on Lightning and what surrounds its steps."""
+"""Training: the harness on Lightning, its callbacks and its trainer."""

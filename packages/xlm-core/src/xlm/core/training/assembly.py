@@ -1,4 +1,4 @@
-"""From a resolved run to made objects: the slots, the data, the harness with both."""
+"""From a resolved run to objects: the slots, the data, the harness with both."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def assemble(run: Run, *, tests_only: bool = False) -> tuple[Harness, DataModule
 
     Args:
         run: The run.
-        tests_only: Whether nothing but the test loaders will be read.
+        tests_only: Whether only the test loaders will be read.
     """
     parts = make_parts(run)
     prepared = make_prepared(run, parts, tests_only=tests_only)
@@ -55,7 +55,7 @@ def make_slots(run: Run) -> Slots:
 
 
 def make_parts(run: Run) -> TaskParts:
-    """Make the slots of the task that give rows."""
+    """Make the data slots of the task."""
     task, source = run.settings.task, run.settings.source
     return TaskParts(
         source=make(task.source, "task.source"),
@@ -67,12 +67,12 @@ def make_parts(run: Run) -> TaskParts:
 
 
 def make_prepared(run: Run, parts: TaskParts, *, tests_only: bool = False) -> PreparedTask:
-    """Prepare the task's rows, or find them in the cache.
+    """Find the task's rows in the cache, or prepare them.
 
     Args:
         run: The run.
-        parts: Of its task.
-        tests_only: Whether nothing but what the test loaders read has to be whole.
+        parts: The slots of its task.
+        tests_only: Whether only the data of the test loaders must be intact.
     """
     data = run.settings.datamodule
     cache_dir = Path(data.cache_dir)

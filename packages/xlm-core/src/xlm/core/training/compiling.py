@@ -1,8 +1,8 @@
-"""What ``compile=true`` may end in: a compiler that fails, told in one message and never worked around.
+"""Reports torch.compile failures in one message; never falls back to eager.
 
-The check of the slots before training uses the plain network: it runs on the CPU, before the network goes to
-its device, and compiling for two rows there would say nothing about what is to run. So the compiler is at
-work for the first time in the first step, where nothing is lost yet.
+The check of the slots before training uses the uncompiled network: it runs on the CPU, before the network
+moves to its device, and compiling for two rows there is no test of the run. So the first step compiles,
+before any work could be lost.
 """
 
 from collections.abc import Generator
@@ -13,13 +13,13 @@ from xlm.core.config.errors import XLMError
 
 @contextmanager
 def explain_compiler(target: str) -> Generator[None]:
-    """Turn what ``torch.compile`` raises inside into one message.
+    """Turn an exception of ``torch.compile`` inside this context into one message.
 
     Args:
-        target: Class of the network, as the config names it.
+        target: Class of the network in the config.
 
     Raises:
-        XLMError: When the compiler failed.
+        XLMError: If the compiler fails.
     """
     from torch._dynamo.exc import TorchDynamoException  # importing the compiler takes seconds
     from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
@@ -30,6 +30,6 @@ def explain_compiler(target: str) -> Generator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise XLMError(
             f"compile: torch.compile failed on the network {target} (key `model`): {' '.join(lines[:2])}\n"
-            "It is not run uncompiled in its place. Set compile=false, or mend what the compiler needs; "
-            "HYDRA_FULL_ERROR=1 shows all that it said."
+            "There is no fallback to eager mode. Set compile=false, or repair the compiler; "
+            "HYDRA_FULL_ERROR=1 shows its full output."
         ) from error

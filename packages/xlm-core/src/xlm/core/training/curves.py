@@ -1,4 +1,4 @@
-"""Charts of TensorBoard in which the curves of training and validation lie together."""
+"""Charts of TensorBoard with the curves of training and validation together."""
 
 import re
 from collections.abc import Iterable
@@ -7,13 +7,13 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 
 def draw_together(loggers: Iterable[Logger], names: Iterable[str]) -> None:
-    """Draw each metric of training with that of the same name on every validation loader, in one chart.
+    """Draw each training metric and its namesake on every validation loader in one chart.
 
     The charts are on TensorBoard's page CUSTOM SCALARS.
 
     Args:
-        loggers: Those that are not TensorBoard's draw as they like.
-        names: Metrics of training, such as ``train/loss``.
+        loggers: Loggers other than TensorBoard are ignored.
+        names: Training metrics, such as ``train/loss``.
     """
     last = sorted(name.removeprefix("train/") for name in names)
     charts = {

@@ -1,8 +1,8 @@
-"""A new run that goes on from the state of another one, with settings of its own: ``from=runs/old``.
+"""A new run that starts from the state of another one with changed settings: ``from=runs/old``.
 
-It begins with the weights, their average, the optimizer's state, the step and the place in the data of the
-old run's newest checkpoint. What the new config says of learning rate, schedule and optimizer holds from
-there on, as if it had held all along: the schedule stands at the same step.
+It starts with the weights, their average, the optimizer state, the step and the position in the data of the
+old run's newest checkpoint. Learning rate, schedule and optimizer options are those of the new config, with
+the schedule at the same step.
 """
 
 import warnings
@@ -21,21 +21,21 @@ from xlm.core.training.loop_state import to_step_boundary
 from xlm.core.training.run import Run
 
 OF_EVERY_RUN = ("job_name", "job_type", "from", "hydra")
-"""Keys whose difference says nothing."""
+"""Keys whose difference is ignored."""
 OF_THE_OLD_RUN = ("ModelCheckpoint", "EarlyStopping")
-"""Callbacks that begin anew: their best figure is that of the old run."""
+"""Callbacks whose state is reset: their best metric is that of the old run."""
 
 
 @dataclass(frozen=True)
 class Fork:
-    """A run to go on from.
+    """A run to start from.
 
     Args:
-        folder: Of the old run.
+        folder: Folder of the old run.
         new: The new run.
 
     Raises:
-        XLMError: When there is no such run, or it is the run itself.
+        XLMError: If there is no such run, or it is the new run itself.
     """
 
     folder: Path
@@ -57,10 +57,10 @@ class Fork:
         return RunFolder(self.folder)
 
     def find(self, fits: Fits) -> Header:
-        """The checkpoint to begin with.
+        """Find the checkpoint to start from.
 
         Raises:
-            XLMError: When the old run has none that fits, or it has made all steps of the new one.
+            XLMError: If the old run has none that fits, or has done all steps of the new one.
         """
         header = self._run.last_checkpoint(fits).header
         if header is None:
@@ -69,22 +69,22 @@ class Fork:
         if header.step >= steps:
             raise XLMError(
                 f"from={self.folder}: it is at step {header.step} of the {steps} "
-                "that trainer.max_steps allows. Raise trainer.max_steps, which counts the old run's steps too"
+                "that trainer.max_steps allows. Increase it; it includes the steps of the old run"
             )
         return header
 
     def describe(self, header: Header) -> dict[str, str]:
-        """What the run begins with and what differs from the old one, for its first lines."""
+        """The start of the run and its differences from the old one, for its first lines."""
         lines = {"forked": f"from step {header.step}: {header.path}"}
         for key, old, new in differences(self._run.read_config(), self.new.record, OF_EVERY_RUN):
             lines[key] = f"{old!r} there, {new!r} here"
         return lines
 
     def adapt(self, checkpoint: dict[str, Any], trainer: lightning.Trainer) -> None:
-        """Bring the counters of the old run's checkpoint to the new run's batches and validations."""
+        """Convert the counters of the old run's checkpoint to the new run's batches and validations."""
         step = checkpoint["global_step"]
         to_step_boundary(checkpoint, trainer, step, validated=True)
-        # In place: the data module may have been given this mapping before.
+        # In place, since the data module may have received this mapping before.
         checkpoint["DataModule"]["batches_done"] = step * trainer.accumulate_grad_batches
         states = checkpoint.get("callbacks", {})
         checkpoint["callbacks"] = {
@@ -98,11 +98,11 @@ class Fork:
         fresh_optimizer: torch.optim.Optimizer,
         fresh_scheduler: LRScheduler,
     ) -> None:
-        """Put the new run's options into what was restored from the old run.
+        """Set the new run's options in the restored optimizer and scheduler.
 
         Args:
             optimizer, scheduler: As restored; changed in place.
-            fresh_optimizer, fresh_scheduler: Just made by the new config; brought to the same step.
+            fresh_optimizer, fresh_scheduler: Made from the new config; advanced to the same step.
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step.*")

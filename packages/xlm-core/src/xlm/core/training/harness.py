@@ -1,6 +1,6 @@
 """The LightningModule that holds the slots and delegates to them.
 
-It knows batches, sums, counts and ids; it knows nothing of any model family.
+It handles batches, sums, counts and ids, and is independent of model families.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from xlm.modules import row_seeds
 
 
 class Harness(lightning.LightningModule):
-    """Trains and evaluates whatever fits the slots.
+    """Trains and evaluates the objects of the slots.
 
     Args:
         slots: The objects.
@@ -55,11 +55,11 @@ class Harness(lightning.LightningModule):
         self.evaluation = Evaluation(slots, loaders)
         self.seed = seed
         self.results: dict[str, float] = {}
-        # In a tuple, hence outside the module tree: the keys of a checkpoint are those of the plain network.
+        # In a tuple, hence outside the module tree: checkpoints have the keys of the uncompiled network.
         self._compiled = (torch.compile(self.model),) if compile_network else ()
         self.interruption = Interruption()
         tokenizer = slots.tokenizer
-        # Named here: FSDP2 gives the network another class.
+        # Named here, since FSDP2 changes the class of the network.
         self.origin = {
             "network": _class_name(self.model),
             "loss": _class_name(slots.loss),
@@ -69,30 +69,30 @@ class Harness(lightning.LightningModule):
                 )
             ).rstrip(),
         }
-        """What a checkpoint says about the run that it is of."""
+        """Description of the run in its checkpoints."""
         self.fork: Fork | None = None
-        """The run whose state this one begins with under settings of its own."""
+        """The run whose state this one starts from with changed settings."""
         self.between_steps = True
         """Whether the weights, their average and the optimizer belong to the same step."""
         self.logs_gradient_norm = False
-        """Whether the norm of all gradients, before clipping, is logged (it costs a pass over them)."""
+        """Whether the norm of all gradients, before clipping, is logged (one more pass over them)."""
         self._window = Window()
         self._watch = StepWatch()
         self._validated_step = 0
 
     @property
     def network(self) -> nn.Module:
-        """The network as it is called: compiled if asked for."""
+        """The network to call: compiled if requested."""
         return cast("nn.Module", self._compiled[0]) if self._compiled else self.model
 
     @property
     def last_loss(self) -> float | None:
-        """Mean training loss of the step before, which is on the host; None before there is one."""
+        """Mean training loss of the previous step, without synchronisation; None in the first step."""
         return self._watch.loss
 
     @override
     def configure_model(self) -> None:
-        """Shard the network where the strategy is FSDP2; others wrap the module as a whole."""
+        """Shard the network if the strategy is FSDP2; other strategies wrap the whole module."""
         if self.device_mesh is not None and not is_sharded(self.model):
             self.trainer.precision_plugin.convert_module(self.model)
             shard(self.model, self.device_mesh)
@@ -120,7 +120,7 @@ class Harness(lightning.LightningModule):
         if self._divides_early:
             count = cast("Tensor", self.trainer.strategy.reduce(output.loss_count.float(), reduce_op="sum"))
             return output.loss_sum * self.trainer.world_size / count.clamp(min=1)
-        # Lightning divides by this number; what is to be accumulated is the plain sum.
+        # Lightning divides by this number; the plain sum is accumulated instead.
         return output.loss_sum * self.trainer.accumulate_grad_batches
 
     @override
@@ -144,18 +144,18 @@ class Harness(lightning.LightningModule):
             gradients = [
                 p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
             ]
-            # DDP has averaged the gradients over ranks, hence the number of ranks.
+            # DDP has averaged the gradients over ranks, hence the factor.
             torch._foreach_mul_(gradients, world_size / count)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  # torch's own optimizers use it; it has no public name
             if self.logs_gradient_norm and (self.trainer.global_step + 1) % self._log_interval == 0:
                 self.log("train/gradient_norm", whole(torch.nn.utils.get_total_norm(gradients)))
         means = sums[2:] / count
-        # Not for the progress bar: Lightning would make the host wait in every step.
+        # Not for the progress bar, since Lightning would synchronise with the device in every step.
         self.log("train/loss", means[0])
         self.log_dict({f"train/{name}": mean for name, mean in zip(names[1:], means[1:], strict=True)})
 
     @override
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: LoadedBatch[Any], batch_idx: int) -> None:
-        if self._window.count is None:  # an optimizer step was made, and every callback has seen it
+        if self._window.count is None:  # an optimizer step is done, and all callbacks have run
             self.between_steps = True
             self._stop_if_asked()
 
@@ -163,14 +163,14 @@ class Harness(lightning.LightningModule):
         self._watch.check(Path(self.trainer.default_root_dir), self.global_rank)
 
     def _stop_if_asked(self) -> None:
-        """Stop between two steps; several processes stop at the same one."""
+        """Stop between two steps, the same ones in all processes."""
         alone = self.trainer.world_size == 1
         if self.interruption.signum if alone else self._watch.stop_wanted:
             raise InterruptedTrainingError(self.interruption.signum, self.trainer.global_step)
 
     @property
     def _divides_early(self) -> bool:
-        """Whether the gradients are out of reach, inside DeepSpeed's engine."""
+        """Whether the gradients are inside DeepSpeed's engine, which does not expose them."""
         return isinstance(self.trainer.strategy, DeepSpeedStrategy)
 
     @property
@@ -190,7 +190,7 @@ class Harness(lightning.LightningModule):
         validated = self._validated_step == self.trainer.global_step
         to_step_boundary(checkpoint, self.trainer, self.trainer.global_step, validated=validated)
         for logger in self.trainer.loggers:
-            logger.save()  # a kill would take the figures that wait in memory
+            logger.save()  # a kill would lose buffered metrics
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -199,9 +199,9 @@ class Harness(lightning.LightningModule):
         callbacks = cast("list[Callback]", self.trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
         averages = any(isinstance(callback, WeightAveraging) for callback in callbacks)
         if "current_model_state" in checkpoint and not averages:
-            # Its state_dict is the average, with which the optimizer's state has nothing to do.
+            # Its state_dict is the average, which does not match the optimizer state.
             checkpoint["state_dict"] = checkpoint["current_model_state"]
-            if is_sharded(self):  # Lightning has loaded the average by now
+            if is_sharded(self):  # Lightning has loaded the average before
                 put_whole_state(self, checkpoint["current_model_state"])
 
     @override
@@ -214,7 +214,7 @@ class Harness(lightning.LightningModule):
         return optimizer, self.slots.lr_scheduler(optimizer, num_steps=self.trainer.max_steps)
 
     def misfit(self, checkpoint: Mapping[str, Any], *, any_loss: bool = False) -> str | None:
-        """Why a checkpoint does not fit this run (where ``any_loss``, its loss may), None where it fits."""
+        """Explain why a checkpoint does not fit this run (``any_loss``: up to its loss); None if it fits."""
         origin = {name: value for name, value in self.origin.items() if not (any_loss and name == "loss")}
         weights = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         groups = self.slots.optimizer(self.model.named_parameters()).param_groups
@@ -231,7 +231,7 @@ class Harness(lightning.LightningModule):
     def on_test_start(self) -> None:
         writer = self.evaluation.texts.writer
         if writer is not None:
-            # Each process named the folder after its own clock.
+            # Each process has named the folder after its own clock.
             writer.path = self.trainer.strategy.broadcast(writer.path)
             writer.open()
 
@@ -247,7 +247,7 @@ class Harness(lightning.LightningModule):
 
     @override
     def on_validation_epoch_start(self) -> None:
-        gather(self.model)  # after the average was put in
+        gather(self.model)  # after the average was loaded
 
     @override
     def on_validation_epoch_end(self) -> None:

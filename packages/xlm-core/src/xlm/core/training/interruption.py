@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: noted when they come, obeyed between two optimizer steps."""
+"""Signals that stop training: recorded when received, effective between two optimizer steps."""
 
 import os
 import signal
@@ -11,33 +11,33 @@ from xlm.core.config.errors import XLMError
 
 
 class InterruptedTrainingError(XLMError):
-    """A signal stopped the training; not a mistake, but not its end either.
+    """A signal stopped the training before its end.
 
     Args:
-        signum: The signal; 0 where another process got it.
+        signum: The signal; 0 if another process received it.
         step: Optimizer steps done.
     """
 
     def __init__(self, signum: int, step: int) -> None:
         name = signal.Signals(signum).name if signum else "a signal to another process"
-        super().__init__(f"stopped by {name} after step {step}; the same command goes on from there.")
+        super().__init__(f"stopped by {name} after step {step}; the same command resumes from there.")
         self.signum = signum or signal.SIGTERM
         self.exit_code = 128 + self.signum
-        """As a shell reports a process that a signal ended."""
+        """Exit code by which a shell reports a process ended by a signal."""
 
 
 class Interruption:
-    """Takes SIGINT, SIGTERM and, under SLURM, its notice of the time limit (SIGUSR1).
+    """Handles SIGINT, SIGTERM and, under SLURM, its notice of the time limit (SIGUSR1).
 
     A second SIGINT ends the process at once.
     """
 
     def __init__(self) -> None:
         self.signum = 0
-        """The first signal that came, 0 as long as none has."""
+        """The first received signal, 0 before."""
 
     def install(self) -> None:
-        """Take over the signals; Lightning's trainer puts back the old handlers when it is done."""
+        """Install the handlers; Lightning's trainer restores the old ones at its end."""
         signals = [signal.SIGINT, signal.SIGTERM]
         if SLURMEnvironment.detect() and hasattr(signal, "SIGUSR1"):
             signals.append(signal.SIGUSR1)
@@ -51,20 +51,20 @@ class Interruption:
             return
         if not self.signum:
             self.signum = signum
-            # Not print(): a handler may run in the middle of another one.
+            # Not print(): a handler may interrupt another print.
             name = signal.Signals(signum).name
-            again = " (once more: at once, without a checkpoint)" if signum == signal.SIGINT else ""
+            again = " (again: exit immediately, without a checkpoint)" if signum == signal.SIGINT else ""
             os.write(2, f"\n{name}: stopping after this step{again}\n".encode())
 
 
 def requeue(signum: int) -> str | None:
-    """Put a SLURM job that reached its time limit back into the queue.
+    """Requeue a SLURM job that reached its time limit.
 
     Args:
         signum: The signal that stopped the training.
 
     Returns:
-        What was done, None when there was nothing to do.
+        A message, None if there was nothing to do.
     """
     if not (SLURMEnvironment.detect() and signum == getattr(signal, "SIGUSR1", None)):
         return None
@@ -74,7 +74,7 @@ def requeue(signum: int) -> str | None:
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True)
     except FileNotFoundError:
-        return f"could not requeue job {job}: there is no scontrol here"
+        return f"could not requeue job {job}: scontrol is not installed"
     if done.returncode != 0:
         return f"could not requeue job {job}: {done.stderr.strip()}"
-    return f"job {job} is in the queue again"
+    return f"job {job} is requeued"

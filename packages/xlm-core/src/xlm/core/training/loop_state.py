@@ -1,9 +1,8 @@
-"""The state of Lightning's loops in a checkpoint, brought to the boundary between two optimizer steps.
+"""The state of Lightning's loops in a checkpoint, moved to the boundary between two optimizer steps.
 
-Micro-batches after the last optimizer step have left no trace in the weights, so a resumed run reads them
-again; Lightning's counters would be ahead of that. And Lightning does not repeat a validation that was cut
-off; here it is repeated from its beginning, so that figures and the best checkpoint are those of an
-undisturbed run.
+Micro-batches after the last optimizer step have not changed the weights, so a resumed run reads them again;
+Lightning's counters would be ahead. Lightning also does not repeat an interrupted validation; here it is
+repeated from its start, so that metrics and the best checkpoint are those of an uninterrupted run.
 """
 
 from typing import Any, cast
@@ -17,10 +16,10 @@ def to_step_boundary(
     """Rewrite the counters of a checkpoint.
 
     Args:
-        checkpoint: What is about to be saved, or was loaded; changed in place.
-        trainer: The trainer that saves, or that goes on.
+        checkpoint: Content to be saved or just loaded; changed in place.
+        trainer: The trainer that saves or resumes.
         step: Optimizer steps done.
-        validated: Whether the validation that is due after this step, if any, has been done.
+        validated: Whether the validation due after this step, if any, is done.
     """
     loops = checkpoint["loops"]["fit_loop"]
     batches = step * trainer.accumulate_grad_batches
@@ -30,16 +29,16 @@ def to_step_boundary(
     progress["total"] = _counts(batches)
     progress["current"] = _counts(batches)
     progress["is_last_batch"] = False
-    # At a step with a validation Lightning counts the step once more when it resumes.
+    # At a step with a validation Lightning counts the step again when it resumes.
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1 if validates_here else step
-    # One batch begun and not finished: Lightning then goes through the whole validation.
+    # One batch started and not finished makes Lightning repeat the whole validation.
     is_due = validates_here and not validated
     begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
     validation = loops["epoch_loop.val_loop.batch_progress"]
     validation["total"] = begun if is_due else _counts(0)
     validation["current"] = dict(validation["total"])
     validation["is_last_batch"] = False
-    # Lightning does not enter the loop of a run that has all its steps, so this one cannot catch up.
+    # Lightning does not enter the loop of a complete run, so this counter cannot catch up.
     checkpoint["xlm_lacks_last_validation"] = is_due and step >= trainer.max_steps
 
 

@@ -1,4 +1,4 @@
-"""Figures that callbacks wait for, asked before training, and those that runs are told apart by, after it."""
+"""Checks of monitored metrics before training, and the metrics of TensorBoard's HPARAMS after it."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -13,16 +13,16 @@ from xlm.core.training.harness import Harness
 
 
 def check_monitors(trainer: lightning.Trainer, harness: Harness, training_figures: Iterable[str]) -> None:
-    """Refuse a callback that waits for a figure which the run will not produce.
+    """Reject a callback that monitors a metric which the run does not produce.
 
     Args:
-        trainer: With its callbacks. One of the user's own may log figures that nobody else knows; then
-            nothing is refused.
+        trainer: With its callbacks. A callback of the user may log unknown metrics; then nothing is
+            rejected.
         harness: With its metrics.
-        training_figures: Of :func:`xlm.core.training.slot_checks.check_slots`.
+        training_figures: From :func:`xlm.core.training.slot_checks.check_slots`.
 
     Raises:
-        XLMError: With the closest names.
+        XLMError: Lists the closest names.
     """
     callbacks = cast("list[Callback]", trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
     known = harness.evaluation.names("val")
@@ -35,15 +35,15 @@ def check_monitors(trainer: lightning.Trainer, harness: Harness, training_figure
             close = difflib.get_close_matches(str(monitor), sorted(known), n=3, cutoff=0.5)
             hint = f"Did you mean {' or '.join(close)}? " if close else ""
             raise XLMError(
-                f"monitor={monitor}: the run has no such figure, for which "
-                f"{type(callback).__qualname__} waits. {hint}Known: {', '.join(sorted(known))}"
+                f"monitor={monitor}: the run has no such metric, which "
+                f"{type(callback).__qualname__} monitors. {hint}Known: {', '.join(sorted(known))}"
             )
 
 
 def log_outcome(trainer: lightning.Trainer, settings: dict[str, Any], figures: Mapping[str, float]) -> None:
-    """Show the run in TensorBoard's tab HPARAMS, by its settings and its final figures.
+    """Show the run in TensorBoard's tab HPARAMS, by its settings and final metrics.
 
-    Other loggers show runs by what was logged last.
+    Other loggers show runs by the last logged metrics.
     """
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):

@@ -1,8 +1,8 @@
-"""bfloat16 and float16 weights, with everything else as precise as its author wrote it.
+"""bfloat16 and float16 weights: only parameters are cast; losses and schedules keep their dtype.
 
-Lightning's plugin also casts every float of a batch (times, weights) and every buffer, and makes half the
-default dtype while a loss runs, so that a schedule is computed in 8 bits of mantissa. Here the weights alone
-are cast; networks answer in the dtype of their weights, losses and samplers widen it.
+Lightning's plugin also casts every float of a batch (times, weights) and every buffer, and sets half
+precision as the default dtype while a loss runs, so that a schedule is computed with 8 bits of mantissa. Here
+networks return the dtype of their weights; losses and samplers widen it.
 """
 
 from collections.abc import Generator
@@ -15,7 +15,7 @@ from typing_extensions import override
 
 
 class HalfWeights(HalfPrecision):
-    """``bf16-true`` and ``16-true``: parameters, their gradients and the optimizer's state are half."""
+    """``bf16-true`` and ``16-true``: parameters, gradients and optimizer state have half precision."""
 
     @override
     def convert_module(self, module: nn.Module) -> nn.Module:

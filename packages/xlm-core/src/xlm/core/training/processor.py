@@ -1,4 +1,4 @@
-"""How this machine's processor computes: the threads of an operation, and whether half precision is fast."""
+"""Properties of the processor: threads of an operation, and the speed of half precision."""
 
 import os
 import time
@@ -6,11 +6,11 @@ import time
 import torch
 
 SIDE = 256
-"""Of the square matrices whose product is timed: about a millisecond in float32, whatever the processor."""
+"""Size of the square matrices whose product is timed: about a millisecond in float32 on common processors."""
 
 
 def describe_threads() -> str:
-    """Threads of one operation on the CPU, and what they do while they wait for one another."""
+    """Number of threads of an operation on the CPU, and their wait policy."""
     waiting = os.environ.get("OMP_WAIT_POLICY", "chosen by OpenMP").lower()
     return f"{torch.get_num_threads()} on the CPU (OMP_NUM_THREADS), waiting: {waiting} (OMP_WAIT_POLICY)"
 
@@ -18,17 +18,17 @@ def describe_threads() -> str:
 def slowdown(dtype: torch.dtype) -> float:
     """Time of a matrix product in ``dtype`` divided by that in float32, on this CPU.
 
-    Measured, since torch has no public answer: processors without bfloat16 or float16 instructions emulate
+    Measured, since torch has no public query: processors without bfloat16 or float16 instructions emulate
     them, 50 times slower than float32.
     """
     return _seconds(dtype) / _seconds(torch.float32)
 
 
 def note_on_precision(precision: str) -> str | None:
-    """A line for the user when half precision makes this CPU slower; None when it does not.
+    """A warning if half precision is slower on this CPU, else None.
 
     Args:
-        precision: As ``trainer.precision``.
+        precision: Value of ``trainer.precision``.
     """
     if "16" not in precision:
         return None
@@ -46,7 +46,7 @@ def note_on_precision(precision: str) -> str | None:
 def _seconds(dtype: torch.dtype) -> float:
     matrix = torch.ones(SIDE, SIDE, dtype=dtype)
     seconds: list[float] = []
-    for _ in range(4):  # the fastest: the first makes the kernel ready, another process may stop one
+    for _ in range(4):  # take the fastest: the first warms up the kernel, another process may delay one
         start = time.perf_counter()
         torch.mm(matrix, matrix)
         seconds.append(time.perf_counter() - start)

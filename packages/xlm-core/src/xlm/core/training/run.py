@@ -1,4 +1,4 @@
-"""A run's config, resolved: checked, filled in from the tokenizer, and never changed from there on."""
+"""The resolved config of a run: checked, filled in from the tokenizer, and frozen."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ SPECIAL_IDS = ("pad_id", "cls_id", "mask_id", "eos_id", "bos_id", "sep_id", "unk
 
 @dataclass(frozen=True)
 class Run:
-    """What a job is given.
+    """The input of a job.
 
     Every reference in the settings is resolved. A slot is made from its node, as in
     ``make(run.settings.loss, "loss")``.
@@ -34,23 +34,23 @@ class Run:
     settings: RunSettings
     tokenizer: Tokenizer
     record: Mapping[str, Any]
-    """The config as it is written to ``config.yaml``: as composed, with its references, without secrets."""
+    """The config as written to ``config.yaml``: as composed, with references, without secrets."""
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
+        """Folder of the run."""
         return Path(self.settings.output_dir, self.settings.job_name)
 
 
 def resolve(config: DictConfig, own_keys: Collection[str] = ()) -> Run:
-    """Make the tokenizer, fill in what follows from it and from this machine, and check the whole.
+    """Make the tokenizer, fill in its ids and the local source, and validate the whole config.
 
     Args:
-        config: A composed config; it is left as it is.
-        own_keys: Keys that the job adds. They are recorded, and are none of the settings.
+        config: A composed config; it is not modified.
+        own_keys: Keys that the job adds. They are recorded, but not part of the settings.
 
     Raises:
-        XLMError: When a key is wrong, the tokenizer cannot be made, or local files are not there.
+        XLMError: If a key is wrong, the tokenizer cannot be made, or local files are missing.
     """
     filled = with_home(config)
     record = cast("dict[str, Any]", OmegaConf.to_container(filled, resolve=False))
@@ -70,18 +70,18 @@ def _plain(config: DictConfig, key: str) -> dict[str, Any]:
 
 
 def local_source(node: dict[str, Any], source: str | None) -> dict[str, Any]:
-    """The node ``task.source``, or one in its place that reads local files as they stand.
+    """The node ``task.source``, or one in its place that reads local files.
 
-    With ``source`` these are the files that it names: a source of the task's own that has a ``path`` keeps
-    its way of reading (a held-out split, say) and gets another path; everything else is replaced by a reader
-    of files. Without, it is a source that gives ``datasets`` local files of a format.
+    With ``source``, a source of the task that has a ``path`` keeps its reader (for a held-out split, for
+    example) and receives the new path; every other one is replaced by a reader of files. Without ``source``,
+    a ``datasets`` source of local files is replaced.
 
     Args:
         node: Plain values.
         source: Files or a folder, None for none.
 
     Raises:
-        XLMError: When there are no such files.
+        XLMError: If there are no such files.
     """
     target = node["_target_"]
     if target in (LOCAL_SOURCE, LOCAL_FILES):
@@ -95,7 +95,7 @@ def local_source(node: dict[str, Any], source: str | None) -> dict[str, Any]:
     others = {name: value for name, value in node.items() if name not in {"_target_", "_partial_"}}
     arguments = others if loads else {}
     with blamed_on("source", path):
-        LocalCopy(path, arguments)  # says at once what is wrong with the files
+        LocalCopy(path, arguments)  # raises early if the files are wrong
     if not loads and "path" in node:
         return {**node, "path": str(path)}
     return {"_target_": LOCAL_SOURCE, "_partial_": True, "path": str(path), "arguments": arguments}
@@ -118,10 +118,10 @@ def _fill_vocabulary(config: DictConfig, tokenizer: Tokenizer) -> None:
 
 
 def _check_separators(settings: RunSettings, record: Mapping[str, Any]) -> None:
-    """Refuse packing with a token that the tokenizer does not have."""
+    """Reject packing with a token that the tokenizer lacks."""
     for stage, loaders in settings.datamodule.loaders.items():
         for name, loader in loaders.items():
             if loader.packing is not None and loader.packing.separator_id is None:
                 key = f"datamodule.{stage}.{name}.packing"
                 node = record["datamodule"][stage][name]["packing"]
-                raise XLMError(f"{key}: the tokenizer has no such token to stand between documents: {node}")
+                raise XLMError(f"{key}: the tokenizer has no such separator token: {node}")

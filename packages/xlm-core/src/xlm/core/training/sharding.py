@@ -1,7 +1,7 @@
-"""FSDP2: every process holds a slice of every weight, of its gradient and of the optimizer's state.
+"""FSDP2: weights, gradients and optimizer state are sharded over the processes.
 
-What is sharded is a rule, not a list of classes: each member of each ``nn.ModuleList`` of the network (its
-blocks) is gathered on its own, the rest of the network together.
+Sharding follows a rule, not a list of classes: each member of each ``nn.ModuleList`` of the network (its
+blocks) is gathered separately, the rest of the network together.
 """
 
 from pathlib import Path
@@ -19,17 +19,17 @@ from xlm.core.saving.checkpoints import remove, replace_folder
 from xlm.core.saving.sharded_state import sharded_modules
 
 CAN_SHARD_ON_CPUS = hasattr(FSDPModule, "set_force_sum_reduction_for_comms")
-"""Gloo cannot average, and the first versions of FSDP2 cannot do without."""
+"""First torch version whose FSDP2 runs without averaging, which gloo lacks."""
 
 
 class FSDP2(ModelParallelStrategy):
     """Lightning's strategy, with all processes in the data-parallel group.
 
-    A checkpoint is one file, put together in the memory of the first process, as with any other strategy.
+    A checkpoint is one file, gathered in the memory of rank 0, as with any other strategy.
 
     Args:
-        save_distributed_checkpoint: Write a folder instead, in which each process saves its part. It does not
-            go with EMA; ``job_type=export`` makes one file of it.
+        save_distributed_checkpoint: Write a folder instead, in which each process saves its part.
+            Incompatible with EMA; ``job_type=export`` merges it into one file.
     """
 
     def __init__(self, *, save_distributed_checkpoint: bool = False) -> None:
@@ -59,7 +59,7 @@ class FSDP2(ModelParallelStrategy):
         path = Path(self.broadcast(filepath))
         part = path.with_name(f".{path.name}.part")
         if self.is_global_zero:
-            remove(part)  # half of one, of a process that was killed
+            remove(part)  # a partial one of a killed process
         self.barrier()
         super().save_checkpoint(checkpoint, part, storage_options)
         self.barrier()
@@ -69,21 +69,21 @@ class FSDP2(ModelParallelStrategy):
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Leave to this process its slice of each weight.
+    """Shard the weights of a network.
 
     Args:
-        network: Changed in place; weights are sharded in the data type that they have.
-        mesh: As Lightning's ModelParallelStrategy makes it.
+        network: Changed in place; weights keep their dtype.
+        mesh: Device mesh of Lightning's ModelParallelStrategy.
 
     Raises:
-        XLMError: When the mesh asks for tensor parallelism, which needs a plan for each network, or torch is
-            too old for a mesh of CPUs.
+        XLMError: If the mesh has tensor parallelism, which needs a plan for each network, or torch is too
+            old for a mesh of CPUs.
     """
     if mesh["tensor_parallel"].size() != 1:
         raise XLMError(
             f"trainer.strategy: tensor_parallel_size is {mesh['tensor_parallel'].size()}. Weights are "
             "sharded over data-parallel processes only: set tensor_parallel_size to 1 and data_parallel_size "
-            "to the number of processes, or take +trainer/strategy=fsdp2, which does so"
+            "to the number of processes, or use +trainer/strategy=fsdp2, which does so"
         )
     if mesh.device_type == "cpu" and not CAN_SHARD_ON_CPUS:
         raise XLMError(
@@ -94,17 +94,16 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
         block for lists in network.modules() if isinstance(lists, nn.ModuleList) for block in lists.children()
     ]
     for module in [*blocks, network]:
-        # By default the root would stay gathered after an evaluation, and hide the slices from the average.
+        # By default the root would stay gathered after an evaluation, and hide the shards from the average.
         sharded = fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=True)
         if mesh.device_type == "cpu":
             sharded.set_force_sum_reduction_for_comms(True)  # gloo cannot average
 
 
 def gather(module: nn.Module) -> None:
-    """Put the whole weights on each process until :func:`release`, if they are sharded.
+    """Gather the whole weights on each process until :func:`release`, if they are sharded.
 
-    Processes then evaluate without one another: with rows of their own, each calling the network as often as
-    its rows need.
+    Processes can then evaluate different rows independently, each with its own number of network calls.
     """
     for part in sharded_modules(module):
         part.set_reshard_after_forward(False, recurse=False)
@@ -112,7 +111,7 @@ def gather(module: nn.Module) -> None:
 
 
 def release(module: nn.Module) -> None:
-    """Undo :func:`gather`; does nothing where it was not called."""
+    """Undo :func:`gather`, if it was called."""
     for part in sharded_modules(module):
         part.set_reshard_after_forward(True, recurse=False)
         part.reshard()

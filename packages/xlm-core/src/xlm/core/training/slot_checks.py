@@ -1,7 +1,7 @@
-"""Does each object fit its slot? Asked before training, with one small batch.
+"""Checks before training, with one small batch, that each object fits its slot.
 
-What a slot is called with is compared with its signature first, see :mod:`xlm.core.config.checks`; then each
-use of a loader calls its slot, see :mod:`xlm.core.evaluation.uses`.
+First the signatures are compared, see :mod:`xlm.core.config.checks`; then each use of a loader calls its
+slot, see :mod:`xlm.core.evaluation.uses`.
 """
 
 import math
@@ -21,14 +21,14 @@ from xlm.core.evaluation.uses import LossUse
 from xlm.core.training.harness import Harness
 
 NUM_ROWS = 2
-"""Rows in the batch that goes through every slot."""
+"""Rows in the batch that passes through every slot."""
 
 
 def check_optimizer(slots: Slots, *, num_steps: int) -> None:
-    """Make the optimizer and its schedule once, so that a training does not begin with bad numbers.
+    """Make the optimizer and its schedule once, to find invalid numbers before training.
 
     Raises:
-        XLMError: Naming the key of the one that cannot be made, or of a number that is not finite.
+        XLMError: Names the key of the one that cannot be made, or of a number that is not finite.
     """
     with _made("optimizer", slots.optimizer):
         optimizer = cast("object", slots.optimizer(slots.model.named_parameters()))
@@ -37,14 +37,14 @@ def check_optimizer(slots: Slots, *, num_steps: int) -> None:
     for group in optimizer.param_groups:
         for name, value in group.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise XLMError(f"optimizer.{name}: got {value}; it has to be finite")
+                raise XLMError(f"optimizer.{name}: got {value}; it must be finite")
     with _made("lr_scheduler", slots.lr_scheduler):
         slots.lr_scheduler(optimizer, num_steps=num_steps)
 
 
 @contextmanager
 def _made(key: str, filling: object) -> Generator[None]:
-    """Turn what a constructor says about its arguments into a message that names the key."""
+    """Turn an exception of a constructor into a message that names the key."""
     try:
         yield
     except XLMError:
@@ -58,15 +58,15 @@ def _made(key: str, filling: object) -> Generator[None]:
 def check_slots(
     harness: Harness, datamodule: DataModule, *, stages: Sequence[Stage] = ("train", "val", "test")
 ) -> set[str]:
-    """Send two rows through collator, loss, backward and predictor, as every loader of the stages asks for.
+    """Pass two rows through collator, loss, backward and predictor, according to the uses of each loader.
 
-    Leaves the model's weights, its gradients and the state of the random generators as they were.
+    Restores the model's weights, its gradients and the state of the random generators.
 
     Returns:
-        Names of the figures that training logs.
+        Names of the metrics that training logs.
 
     Raises:
-        XLMError: When an object does not fit its slot.
+        XLMError: If an object does not fit its slot.
     """
     slots = harness.slots
     check_call(slots.loss, "loss", "Loss", "model batch")

@@ -1,8 +1,7 @@
-"""What the harness knows of the current optimizer step, kept on the device and read one step late.
+"""Loss statistics of a step, read back one step later to avoid a device sync.
 
-Reading a number of the step that runs would make the host wait for the device; the number of the step
-before is there already. So a loss that is not finite is found one step after it came, with the batches
-that it came from still at hand.
+Reading a number of the current step would synchronise with the device; that of the previous step is already
+copied. So a loss that is not finite is found one step later, while its batches are still in memory.
 """
 
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from xlm.core.protocols import LossOutput
 
 
 class NonFiniteLossError(XLMError):
-    """A loss that is NaN or infinite. The weights of its step are spoilt."""
+    """A loss that is NaN or infinite, so the weights after its step are invalid."""
 
     poisons_weights = True
 
@@ -35,14 +34,14 @@ class MicroBatch:
 
 @dataclass
 class Window:
-    """Sums of the micro-batches since the last optimizer step, on the device, never read there."""
+    """Sums of the micro-batches since the last optimizer step, on the device, without synchronisation."""
 
     count: Tensor | None = None
     sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     micro_batches: list[MicroBatch] = field(default_factory=list[MicroBatch])
 
     def add(self, output: LossOutput, batch: LoadedBatch[Any], batch_index: int) -> None:
-        """Add what the loss returned for one micro-batch."""
+        """Add the output of the loss for one micro-batch."""
         count = output.loss_count.detach()
         self.count = count if self.count is None else self.count + count
         sums = {name: value.detach() for name, value in {"loss": output.loss_sum, **output.terms}.items()}
@@ -56,29 +55,29 @@ class _Pending:
     step: int
     window: Window
     numbers: Tensor
-    """(2 + sums,) on the host: processes that want to stop, then over all processes the count, the sum of the
-    loss and those of its terms."""
+    """(2 + sums,) on the CPU: number of processes with a stop request, then over all processes the count, the
+    sum of the loss and those of its terms."""
     arrived: torch.cuda.Event | None
 
 
 class StepWatch:
-    """Looks at each step's numbers once the next step is about to change the weights."""
+    """Checks the numbers of each step before the next step changes the weights."""
 
     def __init__(self) -> None:
         self.stop_wanted = False
-        """Whether any process wants to stop; the same on all of them."""
+        """Whether any process has a stop request; the same on all of them."""
         self.loss: float | None = None
-        """Mean loss of the last step that was looked at, over all processes."""
+        """Mean loss of the last checked step, over all processes."""
         self._pending: _Pending | None = None
 
     def watch(self, step: int, window: Window, numbers: Tensor) -> None:
-        """Send numbers on their way to the host, without waiting for them.
+        """Start an asynchronous copy of the numbers to the CPU.
 
         Args:
             step: The optimizer step, counted from 1.
-            window: What they are sums of.
-            numbers: (2 + sums,) on the device: how many processes want to stop, the count and the sums, the
-                loss first.
+            window: The micro-batches of the sums.
+            numbers: (2 + sums,) on the device: number of processes with a stop request, the count and the
+                sums, the loss first.
         """
         if numbers.is_cuda:
             on_host = torch.empty_like(numbers, device="cpu", pin_memory=True)
@@ -90,14 +89,14 @@ class StepWatch:
             self._pending = _Pending(step, window, numbers, None)
 
     def check(self, folder: Path, rank: int) -> None:
-        """Look at the last watched step.
+        """Check the last watched step.
 
         Args:
-            folder: Where a batch with a bad loss is saved.
+            folder: Folder in which a batch with a non-finite loss is saved.
             rank: This process.
 
         Raises:
-            NonFiniteLossError: When the loss of that step is not finite.
+            NonFiniteLossError: If the loss of that step is not finite.
         """
         pending, self._pending = self._pending, None
         if pending is None:

@@ -1,4 +1,4 @@
-"""Lightning's trainer as the config describes it, and what a job does with one."""
+"""Lightning's trainer from the config, and the operations of jobs on it."""
 
 import logging
 import platform
@@ -36,13 +36,13 @@ HARMLESS_WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run; its config was compared before
     ".*your dataloader is not resumable.*",  # the data module is, see DataModule.state_dict
     ".*callbacks used to create the checkpoint need to be provided.*",  # EMA may be switched off, see Harness
-    ".*smaller than the logging interval.*",  # of what is left of a resumed run, see make_trainer
+    ".*smaller than the logging interval.*",  # in a resumed run with few steps, see make_trainer
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning against a newer torch
 )
 
 
 def begin_process(seed: int) -> None:
-    """Seed this process; let only the first one print, and drop warnings that say nothing here."""
+    """Seed this process, mute all ranks but 0, and filter irrelevant warnings."""
     for pattern in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -53,7 +53,7 @@ def begin_process(seed: int) -> None:
 
 
 def make_trainer(run: Run, folder: Path, *, with_loggers: bool = True) -> lightning.Trainer:
-    """Make Lightning's trainer from the node ``trainer`` and what the harness decides itself."""
+    """Make Lightning's trainer from the node ``trainer`` and the settings of the harness."""
     node = run.settings.trainer
     arguments = node.model_dump()
     accumulated = node.accumulate_grad_batches
@@ -64,7 +64,7 @@ def make_trainer(run: Run, folder: Path, *, with_loggers: bool = True) -> lightn
     arguments["val_check_interval"] = interval * accumulated
     arguments["log_every_n_steps"] = min(
         node.log_every_n_steps, node.max_steps
-    )  # a short run has a curve too
+    )  # so that a short run has a curve too
     check_trainer_arguments(arguments)
     check_device(node.accelerator, node.precision)
     for key, value in arguments.items():
@@ -87,13 +87,13 @@ def make_trainer(run: Run, folder: Path, *, with_loggers: bool = True) -> lightn
             use_distributed_sampler=False,
         )
     except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise XLMError(f"trainer: Lightning refuses these settings. {error}") from error
+        raise XLMError(f"trainer: Lightning rejects these settings. {error}") from error
     if trainer.strategy.root_device.type == "cpu" and (note := note_on_precision(node.precision)):
         say(note)
     if isinstance(trainer.strategy, DeepSpeedStrategy) and accumulated > 1:
         raise XLMError(
             f"trainer.accumulate_grad_batches: got {accumulated}. DeepSpeed adds up inside its engine, where "
-            "micro-batches cannot be weighed by their tokens: set it to 1"
+            "micro-batches cannot be weighted by their tokens: set it to 1"
         )
     return trainer
 
@@ -105,30 +105,30 @@ def _make_of_class(nodes: Mapping[str, Mapping[str, Any] | None], key: str, kind
     """Make every object below ``key``.
 
     Raises:
-        XLMError: When one is not of the class.
+        XLMError: If one is not of the class.
     """
     for name, found in (made := make_all(nodes, key)).items():
         if not isinstance(found, kind):
             target = (nodes[name] or {})["_target_"]
             raise XLMError(
                 f"{key}.{name}: {target} made {type(found).__name__}, not a Lightning {kind.__name__}. "
-                f"To leave it out: {key}.{name}=null"
+                f"To switch it off: {key}.{name}=null"
             )
     return list(made.values())
 
 
 @contextmanager
 def lightning_explained() -> Generator[None]:
-    """Name the trainer's settings where Lightning refuses them only once it runs.
+    """Name the trainer's settings if Lightning rejects them during the run.
 
     Raises:
-        XLMError: With its reason.
+        XLMError: States the reason.
     """
     try:
         yield
     except MisconfigurationException as error:
         raise XLMError(
-            f"trainer: Lightning refuses these settings. {' '.join(str(error).split())}"
+            f"trainer: Lightning rejects these settings. {' '.join(str(error).split())}"
         ) from error
 
 
@@ -157,7 +157,7 @@ def evaluate_test_split(
 
 
 def record_means(trainer: lightning.Trainer, folder: Path) -> None:
-    """Record what the job runs on, beside the versions."""
+    """Record the device and processes of the job, beside the versions."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     if trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""The node ``trainer`` against the signature of Lightning's trainer, before that is made."""
+"""Checks the node ``trainer`` against the signature of Lightning's trainer."""
 
 import inspect
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from xlm.core.config.signatures import check_values
 
 
 def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that Lightning's trainer does not have, or whose values are of another type.
+    """Reject unknown arguments of Lightning's trainer, and values of a wrong type.
 
     Raises:
-        XLMError: Naming the key, with the closest ones.
+        XLMError: Names the key and the closest ones.
     """
     known = inspect.signature(lightning.Trainer.__init__).parameters
     for name in arguments:
@@ -28,7 +28,7 @@ def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def check_device(accelerator: str, precision: str) -> None:
-    """Refuse a number format that the device does not compute in (Lightning takes another one).
+    """Reject a precision that the device does not support (Lightning would change it silently).
 
     Raises:
         XLMError: For float16 on a CPU.
@@ -37,5 +37,5 @@ def check_device(accelerator: str, precision: str) -> None:
     if precision.startswith("16") and (accelerator == "cpu" or (accelerator == "auto" and not has_gpu)):
         raise XLMError(
             f"trainer.precision: {precision} needs a GPU, and this trainer computes on a CPU. "
-            f"Take bf16{precision.removeprefix('16')} or 32-true"
+            f"Use bf16{precision.removeprefix('16')} or 32-true"
         )

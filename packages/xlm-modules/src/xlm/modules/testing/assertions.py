@@ -1,4 +1,4 @@
-"""What the suite asserts of tensors, with a message that says what differs."""
+"""Assertions on tensors, with a message that shows the difference."""
 
 from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager

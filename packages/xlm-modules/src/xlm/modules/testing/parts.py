@@ -95,7 +95,7 @@ class Predictor(Protocol[BatchIn]):
 class CountingModel(nn.Module):
     """Passes calls on to a network, and counts them and the rows in them.
 
-    It has none of the network's attributes: whoever reads one instead of calling fails.
+    It has none of the network's attributes, so code that reads one instead of calling the network fails.
     """
 
     def __init__(self, model: nn.Module) -> None:

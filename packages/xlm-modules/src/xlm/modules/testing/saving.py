@@ -2,7 +2,7 @@
 
 The files of weights are changed byte by byte, so that nothing but torch is needed here.
 """
-# ruff: noqa: D102  # a test says what it shows by its name, and by its messages when it fails
+# ruff: noqa: D102  # names and failure messages describe the tests
 
 import json
 import pickle

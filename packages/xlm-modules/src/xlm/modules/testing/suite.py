@@ -1,5 +1,5 @@
-"""The conformance suite: what holds for every family, whatever its method."""
-# ruff: noqa: D102  # a test says what it shows by its name, and by its messages when it fails
+"""The conformance suite: tests that hold for every family."""
+# ruff: noqa: D102  # names and failure messages describe the tests
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -254,7 +254,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
                 first = self._predict(batch)
                 second = self._predict(batch, model=self._model().forward, trace=True)
             assert_equal(batch, before, f"{kind}: the batch after the prediction, and before,")
-            assert first.trace is None, f"{kind}: a trace that nobody asked for"
+            assert first.trace is None, f"{kind}: a trace that was not requested"
             assert _texts(first) == _texts(second), f"{kind}: other texts from the same seeds"
 
     def test_prediction_ignores_neighbours(self) -> None:
@@ -323,7 +323,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
 
     def _assert_well_formed(self, prediction: Prediction, examples: Sequence[Example], name: str) -> None:
         trace = prediction.trace
-        assert trace is not None, f"{name}: no trace, though asked for"
+        assert trace is not None, f"{name}: no trace, though requested"
         assert (trace.step.diff() >= 0).all(), f"{name}: the trace is not in the order of execution"
         for row, (ids, example) in enumerate(zip(_texts(prediction), examples, strict=True)):
             special = set(ids) - set(self.ordinary_ids)

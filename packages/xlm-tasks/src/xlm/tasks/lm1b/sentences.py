@@ -50,6 +50,6 @@ def detokenise(sentence: str) -> str:
 
 
 def encode_lm1b(row: Mapping[str, object], tokenizer: object = None) -> EncodedText | None:
-    """The sentence of a row (column `text`), detokenised; None for an empty one."""
+    """The sentence of a row (column ``text``), detokenised; None for an empty one."""
     encoded = encode_text(row)
     return encoded and {"target_ids": detokenise(encoded["target_ids"])}

@@ -9,10 +9,10 @@ EXTRA = 'uv pip install "xlm-tasks[safe]"'
 
 
 def load(module: str) -> ModuleType:
-    """Imports a module of the extra.
+    """Import a module of the extra.
 
     Raises:
-        ImportError: if it is not installed; names the extra.
+        ImportError: If it is not installed; names the extra.
     """
     try:
         return importlib.import_module(module)
@@ -27,7 +27,7 @@ def smiles_to_safe(smiles: str) -> str | None:
 
     Returns:
         None for what is no molecule, and for a molecule that the string would not give back: SAFE reads an
-        atom `*` as an attachment point, for example.
+        atom ``*`` as an attachment point, for example.
     """
     chem, rd_base, safe = load("rdkit.Chem"), load("rdkit.rdBase"), load("safe")
     with rd_base.BlockLogs():

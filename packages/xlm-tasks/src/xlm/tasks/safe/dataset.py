@@ -47,17 +47,17 @@ class Encoder(Protocol):
 
 
 def nci_rows(split: str, *, num_rows: Mapping[str, int]) -> Iterator[dict[str, str]]:
-    """SMILES of the NCI's set (4999, with rdkit) as rows with the column `input`.
+    """SMILES of the NCI's set (4999, with rdkit) as rows with the column ``input``.
 
     Of ten molecules in succession the ninth is for val, the tenth for test.
 
     Args:
         split: "train", "val" or "test".
-        num_rows: most rows of each split; there are 4000, 500 and 499.
+        num_rows: Maximum rows of each split; there are 4000, 500 and 499.
 
     Raises:
-        ImportError: if rdkit is not installed.
-        ValueError: if the split is unknown.
+        ImportError: If rdkit is not installed.
+        ValueError: If the split is unknown.
     """
     if split not in SPLITS or split not in num_rows:
         raise ValueError(f"unknown split {split!r}: the splits are {', '.join(SPLITS)}")
@@ -77,15 +77,15 @@ def published_rows(
     num_rows: Mapping[str, int] | None = None,
     streaming: bool = False,
 ) -> Iterable[Mapping[str, object]]:
-    """The published SAFE strings, with the columns `input` and `mc_labels`.
+    """The published SAFE strings, with the columns ``input`` and ``mc_labels``.
 
     Args:
         split: "train", "validation" or "test".
-        path: id on the Hub, or a local folder in its layout.
-        revision: of the Hub's repository.
-        data_files: files of each split; None for all.
-        num_rows: of these splits only the first rows.
-        streaming: whether rows are read as they are asked for.
+        path: Id on the Hub, or a local folder in its layout.
+        revision: Revision of the Hub's repository.
+        data_files: Files of each split; None for all.
+        num_rows: Number of first rows of these splits; the others are complete.
+        streaming: Whether rows are read on demand.
     """
     files = None if data_files is None else dict(data_files)
     rows = datasets.load_dataset(path, revision=revision, data_files=files, split=split, streaming=streaming)
@@ -99,7 +99,7 @@ def published_rows(
 def encode_safe(
     row: Mapping[str, str], tokenizer: Encoder, *, column: str = "input"
 ) -> EncodedMolecule | None:
-    """Writes a SAFE string as ids; bears a note if there was no bond to cut.
+    """Write a SAFE string as ids; with a note if there was no bond to cut.
 
     Returns:
         None, so that the row is refused and counted, if the string has a token that the vocabulary lacks, or
@@ -117,13 +117,13 @@ def encode_safe(
 def encode_smiles(
     row: Mapping[str, str], tokenizer: Encoder, *, column: str = "input"
 ) -> EncodedMolecule | None:
-    """Writes a SMILES string as the ids of its SAFE string.
+    """Write a SMILES string as the ids of its SAFE string.
 
     A molecule that SAFE cannot cut is kept whole, and counted by its note. Refused are strings that are no
     molecule, and molecules that their SAFE string does not give back.
 
     Raises:
-        ImportError: if rdkit or safe-mol is not installed.
+        ImportError: If rdkit or safe-mol is not installed.
     """
     text = smiles_to_safe(row[column].strip())
     return None if text is None else encode_safe({"text": text}, tokenizer, column="text")
@@ -137,10 +137,10 @@ def encode_fragments(
     column: str = "input",
     from_smiles: bool = False,
 ) -> EncodedFragments | None:
-    """Writes a molecule as a string that begins with the given fragments.
+    """Write a molecule as a string that begins with the given fragments.
 
-    In SAFE the order of fragments has no meaning, so what is given can always stand in front; models that
-    only know what is on the left can then do the same task. See `given_fragments` for what is given.
+    In SAFE the order of fragments has no meaning, so the given ones are always first; models conditioned on
+    the left context only can then do the same task. See ``given_fragments`` for the given fragments.
 
     Returns:
         None where the molecule has no such fragments, or is none, or is not what its ids decode to.
@@ -169,10 +169,10 @@ def _is_lost(ids: Sequence[int], text: str, tokenizer: Encoder) -> bool:
 def given_fragments(fragments: Sequence[str], task: FragmentTask) -> list[int]:
     """Which fragments of a molecule are given, largest first (by tokens; the first of equal ones).
 
-    - `motif`: the largest fragment with one attachment point, to be extended.
-    - `linker`: the two largest fragments with one attachment point each, not attached to one another: what
+    - ``motif``: the largest fragment with one attachment point, to be extended.
+    - ``linker``: the two largest fragments with one attachment point each, not attached to one another: what
       connects them is to be designed.
-    - `scaffold`: the largest fragment with at least two attachment points, to be decorated.
+    - ``scaffold``: the largest fragment with at least two attachment points, to be decorated.
 
     Returns:
         Their indices; none where the molecule has no such fragments.

@@ -27,11 +27,11 @@ _ROWS = 1024
 
 
 class DeNovoMetrics:
-    """Accumulates `validity`, `strict_validity`, `uniqueness`, `quality` and `diversity`.
+    """Accumulates ``validity``, ``strict_validity``, ``uniqueness``, ``quality`` and ``diversity``.
 
     Attributes:
-        sums: numbers of generations, of valid ones, of strictly valid ones.
-        lists: one record for each valid molecule (molecules, 34) int64; processes append theirs to one
+        sums: Numbers of generations, of valid ones, of strictly valid ones.
+        lists: One record for each valid molecule (molecules, 34) int64; processes append theirs to one
             another's.
     """
 
@@ -39,13 +39,13 @@ class DeNovoMetrics:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all generations."""
+        """Forget all generations."""
         names = ("generated", "valid", "strictly_valid")
         self.sums = {name: torch.zeros((), dtype=torch.int64) for name in names}
         self.lists = {"molecules": torch.zeros((0, _WORDS), dtype=torch.int64)}
 
     def update(self, generations: Sequence[Generation]) -> None:
-        """Counts more generations."""
+        """Count more generations."""
         records = [self.lists["molecules"]]
         for generation in generations:
             self.sums["generated"] += 1
@@ -112,10 +112,10 @@ def _given_smiles(generation: Generation) -> list[str]:
 
 
 class FragmentMetrics:
-    """Accumulates `fragments_kept` and `given_kept`; the de novo metrics say how good the molecules are.
+    """Accumulates ``fragments_kept`` and ``given_kept``; the de novo metrics measure the molecules.
 
     Attributes:
-        sums: the state, see `xlm.tasks.metrics.zero_sums`.
+        sums: The state, see ``xlm.tasks.metrics.zero_sums``.
     """
 
     SCORES: Mapping[str, Score] = {
@@ -127,11 +127,11 @@ class FragmentMetrics:
         self.sums = zero_sums(self.SCORES)
 
     def reset(self) -> None:
-        """Forgets all generations."""
+        """Forget all generations."""
         self.sums = zero_sums(self.SCORES)
 
     def update(self, generations: Sequence[Generation]) -> None:
-        """Counts more generations."""
+        """Count more generations."""
         add_scores(self.sums, self.SCORES, generations)
 
     def compute(self) -> dict[str, float]:

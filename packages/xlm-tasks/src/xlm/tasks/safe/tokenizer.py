@@ -20,7 +20,7 @@ PATTERN: Final = (
 )
 """Atoms (those in brackets whole), bonds, branches, ring and attachment numbers, the dot between fragments.
 
-The pattern of SAFE's own splitter (Noutahi et al. 2023, arXiv:2310.10773; `safe.SAFESplitter` of safe-mol
+The pattern of SAFE's own splitter (Noutahi et al. 2023, arXiv:2310.10773; ``safe.SAFESplitter`` of safe-mol
 0.2.1).
 """
 
@@ -47,7 +47,7 @@ def split_safe(text: str) -> list[str]:
 
 
 def make_vocabulary(texts: Iterable[str]) -> list[str]:
-    """Every token that needs no brackets, usual atoms in brackets, and those that occur in `texts`, sorted.
+    """Every token that needs no brackets, usual atoms in brackets, and those that occur in ``texts``, sorted.
 
     The result depends on the set of the texts only.
     """
@@ -56,14 +56,14 @@ def make_vocabulary(texts: Iterable[str]) -> list[str]:
 
 
 class SafeTokenizer(PretrainedTokenizer):
-    """A word-level tokenizer over the matches of `PATTERN`.
+    """A word-level tokenizer over the matches of ``PATTERN``.
 
     Args:
-        vocabulary: a file with one token a line, as `make_vocabulary` gives them; None for the one that is
+        vocabulary: A file with one token a line, as ``make_vocabulary`` gives them; None for the one that is
             shipped, made of the molecules of the NCI (first 5000), of MOSES and of the drugs in ChEMBL.
 
     Raises:
-        ValueError: if the file names a token twice.
+        ValueError: If the file names a token twice.
     """
 
     def __init__(self, vocabulary: str | None = None) -> None:

@@ -1,7 +1,7 @@
 """Rows of the star graph data sets, and their form as ids.
 
 A split is generated on its own, in one pass, without looking at the others: of the graphs drawn it keeps
-those that belong to it (`graphs.split_of_digest`) and that it does not have yet.
+those that belong to it (``graphs.split_of_digest``) and that it does not have yet.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ class StarRow(TypedDict):
 
 
 class PublishedStarRow(TypedDict):
-    """One row of the published copies, which name the edges `edge_list`."""
+    """One row of the published copies, which name the edges ``edge_list``."""
 
     edge_list: list[list[int]]
     source: int
@@ -51,32 +51,32 @@ class EncodedStar(TypedDict):
 
 
 class Encoder(Protocol):
-    """The part of a tokenizer that `encode_star` needs."""
+    """The part of a tokenizer that ``encode_star`` needs."""
 
     def encode(self, text: str) -> list[int]:
-        """Turns names separated by spaces into ids, one per name."""
+        """Turn names separated by spaces into ids, one per name."""
         ...
 
 
 def star_rows(
     split: str, *, level: str | StarLevel, num_rows: Mapping[str, int], seed: int
 ) -> Iterator[StarRow]:
-    """Generates the rows of one split, no graph twice.
+    """Generate the rows of one split, no graph twice.
 
     The rows depend on (split, level, seed) only, and a longer split begins with the rows of a shorter one.
-    No two splits have a graph in common, whatever their levels, sizes and seeds.
+    No two splits have a graph in common, for any levels, sizes and seeds.
 
     Args:
         split: "train", "val" or "test".
-        level: a name in `LEVELS`, or a level of one's own.
-        num_rows: number of rows of each split; the other splits' numbers may be missing.
-        seed: not negative.
+        level: A name in ``LEVELS``, or your own level.
+        num_rows: Number of rows of each split; the other splits' numbers may be missing.
+        seed: Not negative.
 
     Yields:
         The rows in random order.
 
     Raises:
-        ValueError: if the split or the level is unknown, or the level has too few graphs.
+        ValueError: If the split or the level is unknown, or the level has too few graphs.
     """
     if split not in SPLIT_TENTHS or split not in num_rows:
         raise ValueError(
@@ -98,11 +98,11 @@ def star_rows(
 
 
 def encode_star(row: StarRow | PublishedStarRow, tokenizer: Encoder) -> EncodedStar:
-    """Writes a row as ids, without special tokens.
+    """Write a row as ids, without special tokens.
 
     Args:
-        row: generated here or taken from a published copy.
-        tokenizer: knows the labels as decimal numbers.
+        row: Generated here or taken from a published copy.
+        tokenizer: Encodes the labels as decimal numbers.
 
     Returns:
         2 * edges + 2 ids of the prompt and 2 * (nodes of the path - 1) ids of the target, where each inner

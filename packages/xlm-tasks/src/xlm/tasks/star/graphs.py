@@ -1,6 +1,6 @@
 """Random star graphs: levels of difficulty, drawing, identity and the split that a graph belongs to.
 
-A star graph consists of `degree` arms that share one node, the hub. Each arm is a chain of nodes with all
+A star graph consists of ``degree`` arms that share one node, the hub. Each arm is a chain of nodes with all
 edges in one direction; source and goal are the ends of one arm. The hub stands first in each arm (Bachmann
 and Nagarajan, arXiv 2403.06963) or anywhere inside it (Patel et al., arXiv 2505.05755), where several chains
 lead into the hub and several out of it.
@@ -37,15 +37,15 @@ class StarLevel:
     before the hub is uniform in {0, ..., length - 1 - min_plan_length}. Labels are drawn without replacement.
 
     Args:
-        degree: number of arms, at least 2.
-        min_path_length: least length of an arm, the hub included.
-        max_path_length: greatest length of an arm, the hub included.
-        min_plan_length: least number of nodes after the hub, in 1, ..., min_path_length - 1. With
+        degree: Number of arms, at least 2.
+        min_path_length: Minimum length of an arm, the hub included.
+        max_path_length: Maximum length of an arm, the hub included.
+        min_plan_length: Minimum number of nodes after the hub, in 1, ..., min_path_length - 1. With
             min_plan_length = max_path_length - 1 the hub stands first in each arm and is the source.
-        num_labels: the nodes' labels are numbers in {0, ..., num_labels - 1}.
+        num_labels: The nodes' labels are numbers in {0, ..., num_labels - 1}.
 
     Raises:
-        ValueError: if no such graph exists.
+        ValueError: If no such graph exists.
     """
 
     degree: int
@@ -116,12 +116,12 @@ class StarGraphs:
 
 
 def draw_graphs(level: StarLevel, count: int, generator: np.random.Generator) -> StarGraphs:
-    """Draws graphs independently from the distribution described at `StarLevel`.
+    """Draw graphs independently from the distribution described at ``StarLevel``.
 
     Args:
-        level: the kind of graphs.
-        count: how many.
-        generator: the only source of randomness.
+        level: The kind of graphs.
+        count: Number of graphs.
+        generator: The only source of randomness.
 
     Returns:
         The graphs; some may be equal.
@@ -152,7 +152,7 @@ def draw_graphs(level: StarLevel, count: int, generator: np.random.Generator) ->
 
 
 def graph_digests(edges: NDArray[np.int64], num_edges: NDArray[np.int64]) -> list[bytes]:
-    """Computes 16 bytes for each graph that stand for its set of directed edges, whatever their order.
+    """Compute 16 bytes for each graph that identify its set of directed edges, independent of their order.
 
     Args:
         edges: (graphs, max_edges, 2) tail and head of each edge, padded on the right.
@@ -186,10 +186,10 @@ def split_of(edges: Iterable[tuple[int, int]]) -> str:
     """Name of the split that a graph belongs to, for graphs from elsewhere.
 
     Args:
-        edges: the directed edges in any order.
+        edges: The directed edges in any order.
 
     Returns:
-        A key of `SPLIT_TENTHS`.
+        A key of ``SPLIT_TENTHS``.
     """
     graph = np.array([list(edges)], dtype=np.int64)
     return split_of_digest(graph_digests(graph, np.array([graph.shape[1]]))[0])
@@ -197,14 +197,14 @@ def split_of(edges: Iterable[tuple[int, int]]) -> str:
 
 @cache
 def count_graphs(level: StarLevel) -> int:
-    """Counts the different graphs of a level: sets of directed edges, whichever ends are source and goal.
+    """Count the different graphs of a level: sets of directed edges, whichever ends are source and goal.
 
     A shape is a set of chains into the hub and a set of chains out of it. A shape with n nodes has
     num_labels! / (num_labels - n)! labellings, and those that swap chains of equal length on one side are one
     graph.
 
     Args:
-        level: the kind of graphs.
+        level: The kind of graphs.
     """
     arms = [
         (before, length - 1 - before)

@@ -15,14 +15,14 @@ from xlm.tasks.metrics import (
 
 
 def is_valid_path(prompt_ids: Sequence[int], ids: Sequence[int]) -> bool:
-    """Whether `ids` walk along the prompt's edges, in their direction, from its source to its goal.
+    """Whether ``ids`` walk along the prompt's edges, in their direction, from its source to its goal.
 
     Works on ids alone: a token that is no label, such as a special one, is in no edge.
 
     Args:
-        prompt_ids: the edges' tails and heads in turn, then source and goal. Where it cannot be read like
+        prompt_ids: The edges' tails and heads in turn, then source and goal. Where it cannot be read like
             this, no path is valid.
-        ids: the path written as edges (a b b c c d).
+        ids: The path written as edges (a b b c c d).
     """
     if len(prompt_ids) < 4 or len(prompt_ids) % 2 or not ids or len(ids) % 2:
         return False
@@ -39,13 +39,13 @@ def valid_path_rate(generation: Generation) -> tuple[int, int]:
 
 
 class StarMetrics:
-    """Accumulates `exact_match`, `token_accuracy` and `valid_path_rate`.
+    """Accumulates ``exact_match``, ``token_accuracy`` and ``valid_path_rate``.
 
     A star graph has one path from source to goal, so the first and the last differ only where the reference
     is not that path: a difference points to wrong data or to a prompt that was cut.
 
     Attributes:
-        sums: the state, see `xlm.tasks.metrics.zero_sums`.
+        sums: The state, see ``xlm.tasks.metrics.zero_sums``.
     """
 
     SCORES: Mapping[str, Score] = {
@@ -58,11 +58,11 @@ class StarMetrics:
         self.sums = zero_sums(self.SCORES)
 
     def reset(self) -> None:
-        """Forgets all generations."""
+        """Forget all generations."""
         self.sums = zero_sums(self.SCORES)
 
     def update(self, generations: Sequence[Generation]) -> None:
-        """Counts more generations."""
+        """Count more generations."""
         add_scores(self.sums, self.SCORES, generations)
 
     def compute(self) -> dict[str, float]:

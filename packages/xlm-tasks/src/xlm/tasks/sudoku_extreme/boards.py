@@ -1,7 +1,7 @@
 """Boards as text and as arrays, the rules, and what makes two boards the same.
 
-A board is 81 characters in reading order (row by row): the digits 1 to 9, and for an empty cell `.` or `0`.
-The rules speak of 27 *units*: 9 rows, 9 columns, 9 boxes.
+A board is 81 characters in reading order (row by row): the digits 1 to 9, and for an empty cell ``.`` or
+``0``. The rules speak of 27 *units*: 9 rows, 9 columns, 9 boxes.
 """
 
 from typing import Final
@@ -29,13 +29,13 @@ _ROUNDS: Final = 4
 
 
 def parse_board(text: str) -> list[int]:
-    """Reads a board.
+    """Read a board.
 
     Returns:
         81 numbers, 0 where the cell is empty.
 
     Raises:
-        ValueError: if the text is no board.
+        ValueError: If the text is no board.
     """
     if len(text) != NUM_CELLS or not set(text) <= set("123456789" + EMPTY_CHARACTERS):
         raise ValueError(
@@ -45,7 +45,7 @@ def parse_board(text: str) -> list[int]:
 
 
 def write_board(board: npt.ArrayLike) -> str:
-    """Writes 81 numbers as a board, an empty cell as `.`."""
+    """Write 81 numbers as a board, an empty cell as ``.``."""
     return "".join(map(str, np.asarray(board).tolist())).replace("0", ".")
 
 
@@ -56,7 +56,7 @@ def is_solution(boards: Cells) -> npt.NDArray[np.bool_]:
 
 
 def shuffle_board(boards: Cells, generator: np.random.Generator) -> Cells:
-    """Applies one random symmetry of the rules to (boards, 81) boards, the same to all.
+    """Apply one random symmetry of the rules to (boards, 81) boards, the same to all.
 
     The symmetries permute the digits, the three bands, the rows in a band, the same for columns, and may
     transpose the board. A solution stays a solution; a puzzle keeps its number of solutions.
@@ -73,7 +73,7 @@ def shuffle_board(boards: Cells, generator: np.random.Generator) -> Cells:
 
 
 def board_digests(puzzles: Cells, solutions: Cells) -> npt.NDArray[np.uint64]:
-    """A number for each puzzle that no symmetry of the rules changes (see `shuffle_board`).
+    """A number for each puzzle that no symmetry of the rules changes (see ``shuffle_board``).
 
     Two puzzles that are the same up to symmetry have the same digest. In principle different ones may share
     one; where rows are given to splits by digest, this costs nothing but a row in another split.

@@ -1,7 +1,7 @@
 """Rows of the Sudoku data sets, their form as ids, and filters.
 
-A row has the columns of the published set: `source` (where the puzzle is from), `question` and `answer`
-(boards of 81 characters) and `rating` (int; how hard the puzzle is, see the README for the measure).
+A row has the columns of the published set: ``source`` (where the puzzle is from), ``question`` and ``answer``
+(boards of 81 characters) and ``rating`` (int; how hard the puzzle is, see the README for the measure).
 """
 
 import logging
@@ -51,17 +51,17 @@ class Encoder(Protocol):
     """The part of a tokenizer that is needed here."""
 
     def encode(self, text: str) -> list[int]:
-        """Turns names separated by spaces into ids, one per name."""
+        """Turn names separated by spaces into ids, one per name."""
         ...
 
 
 def encode_cells(row: SudokuRow, tokenizer: Encoder, *, prove_unique: bool = True) -> EncodedCells | None:
-    """Writes a row as an infilling problem, without special tokens.
+    """Write a row as an infilling problem, without special tokens.
 
     Args:
-        row: generated here or published.
-        tokenizer: knows the numbers 0 to 9.
-        prove_unique: whether to solve the puzzle and refuse it if it has several solutions. Without, all that
+        row: Generated here or published.
+        tokenizer: Encodes the numbers 0 to 9.
+        prove_unique: Whether to solve the puzzle and refuse it if it has several solutions. Without, all that
             is checked is that the answer obeys the rules and keeps the clues.
 
     Returns:
@@ -75,10 +75,10 @@ def encode_cells(row: SudokuRow, tokenizer: Encoder, *, prove_unique: bool = Tru
 
 
 def encode_prompt(row: SudokuRow, tokenizer: Encoder, *, prove_unique: bool = True) -> EncodedPrompt | None:
-    """Writes a row as the puzzle (81 ids, number 0 where empty) and the missing digits in reading order.
+    """Write a row as the puzzle (81 ids, number 0 where empty) and the missing digits in reading order.
 
     The clues are not part of the target, so no model can change them. Arguments and refusals are those of
-    `encode_cells`.
+    ``encode_cells``.
     """
     boards = _read(row, prove_unique=prove_unique)
     if boards is None:
@@ -89,14 +89,14 @@ def encode_prompt(row: SudokuRow, tokenizer: Encoder, *, prove_unique: bool = Tr
 
 
 def by_rating(row: SudokuRow, *, minimum: int = 0, maximum: int | None = None) -> bool:
-    """Whether the row's `rating` is between the bounds, both included."""
+    """Whether the row's ``rating`` is between the bounds, both included."""
     return minimum <= row["rating"] and (maximum is None or row["rating"] <= maximum)
 
 
 def by_guesses(row: SudokuRow, *, minimum: int = 0, maximum: int | None = None) -> bool:
     """Whether our solver's number of guesses is between the bounds, both included; solves the puzzle.
 
-    A puzzle without a unique solution is kept here, so that it is refused, and counted, by `encode_cells`.
+    A puzzle without a unique solution is kept here, so that it is refused, and counted, by ``encode_cells``.
     """
     try:
         guesses = solve(parse_board(row["question"])).guesses
@@ -106,12 +106,12 @@ def by_guesses(row: SudokuRow, *, minimum: int = 0, maximum: int | None = None) 
 
 
 def by_source(row: SudokuRow, *, sources: Sequence[str]) -> bool:
-    """Whether the puzzle is from one of the `sources`."""
+    """Whether the puzzle is from one of the ``sources``."""
     return row["source"] in sources
 
 
 def _read(row: SudokuRow, *, prove_unique: bool) -> tuple[list[int], list[int]] | None:
-    """Puzzle and solution; None for a row that is refused, which is told with its reason."""
+    """Puzzle and solution; None for a rejected row, which is logged with the reason."""
     puzzle, solution = parse_board(row["question"]), parse_board(row["answer"])
     reason = _fault(puzzle, solution, prove_unique=prove_unique)
     if reason is None:
@@ -138,6 +138,6 @@ def _encode(numbers: Sequence[int], tokenizer: Encoder) -> list[int]:
 
 
 def require_split(split: str, known: Sequence[str]) -> None:
-    """Raises a ValueError that lists the `known` splits if `split` is not one of them."""
+    """Raise a ValueError that lists the ``known`` splits if ``split`` is not one of them."""
     if split not in known:
         raise ValueError(f"unknown split {split!r}: the splits are {', '.join(known)}")

@@ -33,9 +33,9 @@ class Level:
 
     min_empty: int
     max_empty: int
-    """Empty cells: uniform between the two (fewer, where no more clue can be taken away)."""
+    """Empty cells: uniform between the two (fewer if no more clue can be removed)."""
     min_guesses: int = 0
-    """0: every move is forced (`dig_forced`). More: minimal puzzles (`dig_minimal`) with at least these."""
+    """0: every move is forced (``dig_forced``). Above 0: a minimum for minimal puzzles (``dig_minimal``)."""
 
 
 LEVELS = {
@@ -48,21 +48,21 @@ LEVELS = {
 def generated_rows(
     split: str, *, level: str | Level, num_rows: Mapping[str, int], seed: int, num_proc: int = 1
 ) -> Iterator[SudokuRow]:
-    """Generates puzzles with one solution; `rating` is the solver's number of guesses.
+    """Generate puzzles with one solution; ``rating`` is the solver's number of guesses.
 
-    The rows depend on (split, level, seed) only, whatever the number of processes, and a longer split begins
-    with the rows of a shorter one. The digest of a puzzle tells its split (train, val, test = 2 : 1 : 1), so
-    no puzzle is in two splits, not even up to symmetry, whatever the seeds and levels.
+    The rows depend on (split, level, seed) only, not on the number of processes, and a longer split begins
+    with the rows of a shorter one. The digest of a puzzle determines its split (train, val, test = 2 : 1 :
+    1), so no puzzle is in two splits, not even up to symmetry, for any seeds and levels.
 
     Args:
         split: "train", "val" or "test".
-        level: a name in `LEVELS`, or a level of one's own.
-        num_rows: rows of each split.
-        seed: not negative.
-        num_proc: processes that generate.
+        level: A name in ``LEVELS``, or your own level.
+        num_rows: Rows of each split.
+        seed: Not negative.
+        num_proc: Processes that generate.
 
     Raises:
-        ValueError: if the split or the level is unknown.
+        ValueError: If the split or the level is unknown.
     """
     require_split(split, [name for name in SPLITS if name in num_rows])
     if isinstance(level, str) and level not in LEVELS:
@@ -79,7 +79,7 @@ def generated_rows(
 
 
 def draw_solutions(count: int, generator: np.random.Generator) -> Cells:
-    """Draws solutions: three independent boxes on the diagonal, the rest by search, then a random symmetry.
+    """Draw solutions: three independent boxes on the diagonal, the rest by search, then a random symmetry.
 
     Every class of solutions can be drawn; the classes are not equally likely.
 
@@ -97,19 +97,19 @@ def draw_solutions(count: int, generator: np.random.Generator) -> Cells:
 
 
 def dig_forced(solutions: Cells, num_empty: Cells, generator: np.random.Generator) -> Cells:
-    """Takes clues away in random order, only those that the others force at once.
+    """Remove clues in random order, only those that the others force at once.
 
     Args:
         solutions: (boards, 81)
         num_empty: (boards,) cells to empty; fewer where no more can be emptied.
-        generator: of the order.
+        generator: Source of the order.
 
     Returns:
         (boards, 81) puzzles, 0 where empty.
     """
     puzzles = solutions.copy()
     board = np.arange(len(puzzles))
-    # Bit d of used[b, u] says that digit d is a clue in unit u.
+    # Bit d of used[b, u] is set if digit d is a clue in unit u.
     used = np.bitwise_or.reduce(1 << puzzles[:, UNITS], axis=2)
     for cell in generator.random(puzzles.shape).argsort(axis=1).T:
         units = _UNITS_OF_CELL[cell]
@@ -137,7 +137,7 @@ def _is_only_place(
 
 
 def dig_minimal(solution: Cells, generator: np.random.Generator) -> Cells:
-    """Takes clues away in random order until none can be spared: one (81,) puzzle of one (81,) solution."""
+    """Remove clues in random order until the puzzle is minimal: one (81,) puzzle of one (81,) solution."""
     puzzle: list[int] = solution.tolist()
     order: list[int] = generator.permutation(NUM_CELLS).tolist()
     for cell in order:

@@ -19,17 +19,17 @@ class Filled(NamedTuple):
     """The generated board; empty names where the generation was too short."""
     solution: list[str]
     has_all_cells: bool
-    """Whether the generation had exactly the tokens asked for."""
+    """Whether the generation had exactly the requested tokens."""
 
 
 def read_filled(generation: Generation) -> Filled:
-    """Reads a generation in either form of the task.
+    """Read a generation in either form of the task.
 
-    With `fixed` the generated tokens are the 81 cells. Without, the prompt is the puzzle, and the generated
+    With ``fixed`` the generated tokens are the 81 cells. Without, the prompt is the puzzle, and the generated
     tokens go into its empty cells in reading order.
 
     Raises:
-        ValueError: if neither is the case.
+        ValueError: If neither is the case.
     """
     answer, reference = generation["text"].split(), generation["reference"].split()
     if "fixed" in generation:
@@ -87,10 +87,11 @@ def rule_violations(generation: Generation) -> tuple[int, int]:
 
 
 class SudokuMetrics:
-    """Accumulates `board_accuracy` (the main metric), `cell_accuracy`, `broken_clues`, `rule_violations`.
+    """Accumulates ``board_accuracy`` (the main metric), ``cell_accuracy``, ``broken_clues``,
+    ``rule_violations``.
 
     Attributes:
-        sums: the state, see `xlm.tasks.metrics.zero_sums`.
+        sums: The state, see ``xlm.tasks.metrics.zero_sums``.
     """
 
     SCORES: Mapping[str, Score] = {
@@ -104,11 +105,11 @@ class SudokuMetrics:
         self.sums = zero_sums(self.SCORES)
 
     def reset(self) -> None:
-        """Forgets all generations."""
+        """Forget all generations."""
         self.sums = zero_sums(self.SCORES)
 
     def update(self, generations: Sequence[Generation]) -> None:
-        """Counts more generations."""
+        """Count more generations."""
         add_scores(self.sums, self.SCORES, generations)
 
     def compute(self) -> dict[str, float]:

@@ -22,20 +22,20 @@ def published_rows(
 ) -> datasets.Dataset:
     """The published set, with a validation split held out of its training split.
 
-    A row of the training split is held out where its digest (`board_digests`) is a multiple of `one_in`, so
-    two puzzles that are the same up to symmetry are never in train and val both.
+    A row of the training split is held out where its digest (``board_digests``) is a multiple of ``one_in``,
+    so two puzzles that are the same up to symmetry are never in train and val both.
 
     Args:
         split: "train", "val" or "test".
-        path: id on the Hub, or a local folder with `train.csv` and `test.csv` (or parquet files).
-        revision: of the Hub's repository; None for the newest.
-        one_in: one row in so many is held out, on average.
-        num_train: only this many training rows, those with the smallest digests; None for all.
-        num_shuffles: random symmetric copies added to each training row.
-        seed: of these copies.
+        path: Id on the Hub, or a local folder with ``train.csv`` and ``test.csv`` (or parquet files).
+        revision: Revision of the Hub's repository; None for the newest.
+        one_in: One row in this many is held out, on average.
+        num_train: Only this many training rows, those with the smallest digests; None for all.
+        num_shuffles: Random symmetric copies added to each training row.
+        seed: Seed of these copies.
 
     Raises:
-        ValueError: if the split is unknown, or `question` or `answer` is no board somewhere.
+        ValueError: If the split is unknown, or ``question`` or ``answer`` is no board somewhere.
     """
     require_split(split, SPLITS)
     rows = datasets.load_dataset(

@@ -1,4 +1,4 @@
-"""A solver that proves that a puzzle has exactly one solution, and tells how hard it was.
+"""A solver that proves that a puzzle has exactly one solution, and measures its difficulty.
 
 The state of a search is nine bitboards, one per digit: bit c is set while the digit may still stand in cell
 c. With them a step looks at all 81 cells at once: which have no candidate left, which have one, which more.
@@ -66,13 +66,13 @@ class _Search:
 
 
 def solve(puzzle: Sequence[int]) -> Solved:
-    """Solves a puzzle and proves that there is no other solution.
+    """Solve a puzzle and prove that there is no other solution.
 
     Args:
         puzzle: 81 numbers, 0 where empty.
 
     Raises:
-        NotUniqueError: if there is no solution or more than one.
+        NotUniqueError: If there is no solution or more than one.
     """
     search = _search(puzzle, limit=2)
     if len(search.found) != 1:
@@ -85,7 +85,7 @@ def first_solution(puzzle: Sequence[int]) -> list[int]:
     """The first solution in the order of the search, whether or not there are others.
 
     Raises:
-        NotUniqueError: if there is none.
+        NotUniqueError: If there is none.
     """
     search = _search(puzzle, limit=1)
     if not search.found:

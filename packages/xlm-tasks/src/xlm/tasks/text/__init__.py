@@ -1,4 +1,4 @@
-"""Plain text: files of one's own, data sets of the Hub, a small corpus, and metrics of generated text."""
+"""Plain text: your own files, data sets of the Hub, a small corpus, and metrics of generated text."""
 
 from xlm.tasks.text.documents import EncodedPair, EncodedText, encode_pair, encode_text
 from xlm.tasks.text.generative_perplexity import GenerativePerplexity

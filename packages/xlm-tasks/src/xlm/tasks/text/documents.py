@@ -24,12 +24,12 @@ def encode_text(
     A row without any character but white space is left out (None); the preparation counts it.
 
     Args:
-        row: a raw row.
-        tokenizer: not used here: the text of many rows is tokenised at once.
-        column: name of the column with the text.
+        row: A raw row.
+        tokenizer: Not used here: the text of many rows is tokenised at once.
+        column: Name of the column with the text.
 
     Raises:
-        ValueError: if the row has no such column, or something else than a text in it.
+        ValueError: If the row has no such column, or something else than a text in it.
     """
     text = _text(row, column)
     return {"target_ids": text} if text.strip() else None
@@ -47,13 +47,13 @@ def encode_pair(
     A row whose target has no character but white space is left out (None); an empty prompt gives nothing.
 
     Args:
-        row: a raw row.
-        tokenizer: not used here: the text of many rows is tokenised at once.
-        prompt_column: name of the column with what is given.
-        target_column: name of the column with what is to be generated.
+        row: A raw row.
+        tokenizer: Not used here: the text of many rows is tokenised at once.
+        prompt_column: Name of the column of the prompt.
+        target_column: Name of the column with what is to be generated.
 
     Raises:
-        ValueError: if the row has no such column, or something else than a text in it.
+        ValueError: If the row has no such column, or something else than a text in it.
     """
     prompt, target = _text(row, prompt_column), _text(row, target_column)
     return {"prompt_ids": prompt, "target_ids": target} if target.strip() else None

@@ -20,26 +20,26 @@ class GenerativePerplexity:
 
     The text of each generation is tokenised with the tokenizer of the scoring model, without special tokens
     around it. Each token but a text's first, which nothing stands before, is scored:
-    `generative_perplexity` = exp(sum of -log p / number of scored tokens), over all texts.
+    ``generative_perplexity`` = exp(sum of -log p / number of scored tokens), over all texts.
 
-    Beside it: `scored` and `unscored`, shares of texts with and without at least two tokens;
-    `truncated_tokens`, share of tokens behind `max_length`, which are not scored. Compare perplexities only
-    between runs that agree in these, in the model, and in the length and the entropy of the texts: repeated
-    words have a low perplexity.
+    Beside it: ``scored`` and ``unscored``, shares of texts with and without at least two tokens;
+    ``truncated_tokens``, share of tokens behind ``max_length``, which are not scored. Compare perplexities
+    only between runs that agree in these, in the model, and in the length and the entropy of the texts:
+    repeated words have a low perplexity.
 
     Args:
-        path: the model with its tokenizer: a repository of the Hub or a folder.
+        path: The model with its tokenizer: a repository of the Hub or a folder.
         revision: branch, tag or commit of the repository.
-        dtype: of the weights: float32, bfloat16 or float16. Logits are scored in float32.
-        batch_size: texts scored at once.
-        max_length: most tokens of a text that are scored; at most what the model was made for.
-        device: where the model runs; "auto" is this process's GPU if it has one.
+        dtype: Of the weights: float32, bfloat16 or float16. Logits are scored in float32.
+        batch_size: Texts scored at once.
+        max_length: Most tokens of a text that are scored; at most what the model was made for.
+        device: Where the model runs; "auto" is this process's GPU if it has one.
 
     Attributes:
-        sums: the state, float64 scalars.
+        sums: The state, float64 scalars.
 
     Raises:
-        ValueError: if the dtype is none of the three, or a size is below 1 (`max_length`: 2).
+        ValueError: If the dtype is none of the three, or a size is below 1 (``max_length``: 2).
     """
 
     DTYPES = ("float32", "bfloat16", "float16")
@@ -70,7 +70,7 @@ class GenerativePerplexity:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all generations."""
+        """Forget all generations."""
         names = ("nll", "scored_tokens", "tokens", "truncated_tokens", "texts", "scored")
         self.sums: dict[str, Tensor] = {name: torch.zeros((), dtype=torch.float64) for name in names}
 

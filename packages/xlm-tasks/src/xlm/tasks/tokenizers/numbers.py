@@ -10,21 +10,21 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[MASK]", "[EOS]", "[BOS]", "[SEP]", "[UNK]")
 
 MOST = 10_000_000
-"""Numbers that are named one by one; more would fill the memory before anything says so."""
+"""Numbers that are named one by one; more would exhaust memory without an error."""
 
 
 class NumberTokenizer:
-    """Whole numbers and special tokens, written with single spaces between: `12 7 [SEP]`.
+    """Whole numbers and special tokens, written with single spaces between: ``12 7 [SEP]``.
 
-    The special tokens have the ids 0 to 6 in the order of `SPECIAL_TOKENS`, the number n has the id n + 7.
-    Each id has exactly one name, so `encode` and `decode` undo each other. A text with anything else in it is
-    an error and never becomes `[UNK]`: in a synthetic task an unknown token means a wrong setting.
+    The special tokens have the ids 0 to 6 in the order of ``SPECIAL_TOKENS``, the number n has the id n + 7.
+    Each id has exactly one name, so ``encode`` and ``decode`` undo each other. A text with anything else in
+    it is an error and never becomes ``[UNK]``: in a synthetic task an unknown token means a wrong setting.
 
     Args:
-        num_numbers: how many numbers there are: 0, 1, ..., num_numbers - 1.
+        num_numbers: How many numbers there are: 0, 1, ..., num_numbers - 1.
 
     Raises:
-        ValueError: if `num_numbers` is not in 1, ..., 10 000 000.
+        ValueError: If ``num_numbers`` is not in 1, ..., 10 000 000.
     """
 
     pad_id: int = 0
@@ -47,16 +47,16 @@ class NumberTokenizer:
         return len(self._names)
 
     def encode(self, text: str) -> list[int]:
-        """Turns a text into ids; adds no special tokens.
+        """Turn a text into ids; adds no special tokens.
 
         Args:
-            text: names separated by white space, possibly none.
+            text: Names separated by white space, possibly none.
 
         Returns:
             One id per name.
 
         Raises:
-            ValueError: if a name is neither a special token nor a number in range.
+            ValueError: If a name is neither a special token nor a number in range.
         """
         try:
             return [self._ids[name] for name in text.split()]
@@ -67,20 +67,20 @@ class NumberTokenizer:
             ) from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Turns several texts into ids, as `encode` does."""
+        """Turn several texts into ids, as ``encode`` does."""
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Turns ids into a text; leaves no special token out.
+        """Turn ids into a text; leaves no special token out.
 
         Args:
-            ids: ids in [0, vocab_size), possibly none.
+            ids: Ids in [0, vocab_size), possibly none.
 
         Returns:
             Their names with single spaces between.
 
         Raises:
-            ValueError: if an id is out of range.
+            ValueError: If an id is out of range.
         """
         for token_id in ids:
             if not 0 <= token_id < self.vocab_size:
@@ -88,9 +88,9 @@ class NumberTokenizer:
         return " ".join(self._names[token_id] for token_id in ids)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the files from which `AutoTokenizer.from_pretrained(folder)` makes the same tokenizer.
+        """Write the files from which ``AutoTokenizer.from_pretrained(folder)`` makes the same tokenizer.
 
-        The same but for texts that are not allowed here, which it turns into `[UNK]`.
+        The same but for texts that are not allowed here, which it turns into ``[UNK]``.
         """
         from transformers import PreTrainedTokenizerFast
 

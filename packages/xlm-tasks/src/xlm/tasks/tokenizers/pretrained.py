@@ -1,8 +1,8 @@
-"""Tokenizers of the Hugging Face Hub (or of a folder in its format) behind XLM's `Tokenizer` protocol.
+"""Tokenizers of the Hugging Face Hub (or of a folder in its format) behind XLM's ``Tokenizer`` protocol.
 
-`transformers` reads the files; encoding and decoding go straight to the fast tokenizer behind it, without the
-truncation, the padding and the special tokens that a file may ask for: `all-MiniLM-L6-v2`, for example, pads
-and cuts every text to 128 tokens.
+``transformers`` reads the files; encoding and decoding go straight to the fast tokenizer behind it, without
+the truncation, the padding and the special tokens that a file may ask for: ``all-MiniLM-L6-v2``, for example,
+pads and cuts every text to 128 tokens.
 """
 
 import hashlib
@@ -23,25 +23,26 @@ ROLES = ("pad", "cls", "mask", "eos", "bos", "sep", "unk")
 class PretrainedTokenizer:
     """A fast tokenizer with the special tokens that the model families need.
 
-    Text never becomes a special token: a document that contains the characters `<|endoftext|>` or `[MASK]` is
-    encoded character by character like any other. `decode` shows special tokens. Encoding adds none.
+    Text never becomes a special token: a document that contains the characters ``<|endoftext|>`` or
+    ``[MASK]`` is encoded character by character like any other. ``decode`` shows special tokens. Encoding
+    adds none.
 
     Args:
-        path: a repository of the Hub, or a folder with `tokenizer.json` or other files that `transformers`
-            knows.
+        path: A repository of the Hub, or a folder with ``tokenizer.json`` or other files that
+            ``transformers`` knows.
         revision: branch, tag or commit of the repository.
-        special_tokens: role (see `ROLES`) to token. A token that the vocabulary lacks is added at its end, in
-            this order; None leaves the role empty. Roles that are not named stay as the files say. Two roles
-            may have the same token.
+        special_tokens: Role (see ``ROLES``) to token. A token that the vocabulary lacks is added at its end,
+            in this order; None leaves the role empty. Roles that are not named stay as the files say. Two
+            roles may have the same token.
 
     Attributes:
         pad_id, cls_id, mask_id, eos_id, bos_id, sep_id, unk_id: ids of the special tokens; None for empty
             roles.
 
     Raises:
-        ValueError: if a role is unknown, or the files hold no vocabulary (`transformers` returns an empty
+        ValueError: If a role is unknown, or the files hold no vocabulary (``transformers`` returns an empty
             tokenizer where it does not find the files it expects).
-        OSError: if there is no such repository or folder.
+        OSError: If there is no such repository or folder.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class PretrainedTokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, as `encode` gives them; the tokenizer's own threads share the work."""
+        """Ids of each text, as ``encode`` gives them; the tokenizer's own threads share the work."""
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
@@ -104,7 +105,7 @@ class PretrainedTokenizer:
         """Text of ids, special tokens shown.
 
         Raises:
-            ValueError: if an id is not in the vocabulary.
+            ValueError: If an id is not in the vocabulary.
         """
         size = self.vocab_size
         for token_id in ids:
@@ -113,11 +114,11 @@ class PretrainedTokenizer:
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the files from which `AutoTokenizer.from_pretrained(folder)` makes the same tokenizer."""
+        """Write the files from which ``AutoTokenizer.from_pretrained(folder)`` makes the same tokenizer."""
         self._tokenizer.save_pretrained(str(folder))
 
     def __getstate__(self) -> dict[str, object]:
-        """The state without what pickle would lose: a backend does not keep `encode_special_tokens`."""
+        """The state without what pickle would lose: a backend does not keep ``encode_special_tokens``."""
         return {name: value for name, value in self.__dict__.items() if name != "_backend"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -127,7 +128,7 @@ class PretrainedTokenizer:
 
 
 def _existing(path: str) -> str:
-    """The path, with `~` resolved where it is a folder."""
+    """The path, with ``~`` resolved where it is a folder."""
     folder = Path(path).expanduser()
     return str(folder) if folder.is_dir() else path
 
@@ -142,7 +143,7 @@ def _check_vocabulary(backend: Tokenizer, path: str) -> None:
 
 
 def _assign(tokenizer: "PreTrainedTokenizerFast", special_tokens: Mapping[str, str | None]) -> None:
-    """Gives each named role its token, adding tokens that are not there."""
+    """Return each named role its token, adding tokens that are not there."""
     if unknown := sorted(set(special_tokens) - set(ROLES)):
         raise ValueError(f"special_tokens: unknown roles {unknown}; the roles are {', '.join(ROLES)}")
     tokenizer.add_special_tokens({f"{role}_token": token for role, token in special_tokens.items() if token})

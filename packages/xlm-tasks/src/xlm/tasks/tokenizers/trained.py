@@ -38,26 +38,26 @@ class TextSource(Protocol):
 
 
 class TrainedTokenizer(PretrainedTokenizer):
-    """Byte-level BPE trained on one split of a source; found in `folder` if it was trained before.
+    """Byte-level BPE trained on one split of a source; found in ``folder`` if it was trained before.
 
     The same rows and settings give the same tokenizer, so it does not matter which of several processes
     trains it. The files lie under a hash of the settings and of the source's name and arguments, and are
     moved to their place when complete. A folder of files that changed meanwhile is not read again: remove the
     tokenizer's folder to train anew. To score other text with a trained model, give the model's tokenizer as
-    `saved`: a `TrainedTokenizer` with another source is another tokenizer.
+    ``saved``: a ``TrainedTokenizer`` with another source is another tokenizer.
 
     Args:
-        source: the task's source of rows.
-        split: name of the source's split to train on; never one that is evaluated on.
-        column: column of the rows that holds the text; several, if a row has several texts.
-        vocab_size: ids in all: bytes, merges and special tokens. Fewer if the texts are too short for more.
-        folder: where trained tokenizers are kept.
-        saved: folder with the `tokenizer.json` of an earlier training, which is taken as it is.
-        special_tokens: role to token, as in `PretrainedTokenizer`.
+        source: The task's source of rows.
+        split: Name of the source's split to train on; never one that is evaluated on.
+        column: Column of the rows that holds the text; several, if a row has several texts.
+        vocab_size: Ids in all: bytes, merges and special tokens. Fewer if the texts are too short for more.
+        folder: Where trained tokenizers are kept.
+        saved: Folder with the ``tokenizer.json`` of an earlier training, which is taken as it is.
+        special_tokens: Role to token, as in ``PretrainedTokenizer``.
 
     Raises:
-        ValueError: if `vocab_size` leaves no room for a merge, the split has no text, or it cannot be read;
-            if `saved` has no tokenizer.
+        ValueError: If ``vocab_size`` is too small for a merge, the split has no text, or it cannot be read;
+            if ``saved`` has no tokenizer.
     """
 
     def __init__(
@@ -96,15 +96,15 @@ class TrainedTokenizer(PretrainedTokenizer):
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int, special_tokens: Iterable[str] = ()) -> Tokenizer:
-    """Trains a byte-level BPE tokenizer, deterministically.
+    """Train a byte-level BPE tokenizer, deterministically.
 
     Args:
-        texts: read once.
-        vocab_size: ids in all.
-        special_tokens: take the first ids, in this order.
+        texts: Read once.
+        vocab_size: Ids in all.
+        special_tokens: Take the first ids, in this order.
 
     Raises:
-        ValueError: if no text has a character.
+        ValueError: If no text has a character.
     """
     seen = [0]
 
@@ -166,7 +166,7 @@ def _key(source: TextSource, settings: Mapping[str, object]) -> str:
 
 
 def _keep(tokenizer: Tokenizer, home: Path) -> None:
-    """Saves a tokenizer so that `home` is either complete or not there."""
+    """Save a tokenizer so that ``home`` is either complete or not there."""
     home.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=home.parent, prefix=f".{home.name}-"))
     tokenizer.save(str(unfinished / FILE))

@@ -1,8 +1,9 @@
-"""An exponential moving average of the weights: Lightning's, made right for bfloat16 and for long queues.
+"""An exponential moving average of the weights: Lightning's callback, with float32 averages and no sync per
+step.
 
-Lightning's callback asks the device after each step whether it was the first, averages in the precision of
-the weights (in bfloat16 a decay of 0.9999 changes nothing), and exchanges both sets of weights for each
-validation, which rounds the average. Its hooks and its layout of checkpoints are kept.
+Lightning's callback synchronises with the device after each step, averages in the precision of the weights
+(in bfloat16 a decay of 0.9999 changes nothing), and swaps both sets of weights for each validation, which
+rounds the average. This one keeps its hooks and its checkpoint layout.
 """
 
 from typing import Any
@@ -25,12 +26,12 @@ class EMA(WeightAveraging):
     """Averages after each optimizer step; validation, test, generation and export use the average.
 
     A checkpoint holds the average as ``state_dict`` and the trained weights as ``current_model_state``. A
-    checkpoint that was trained without it can be resumed with it: the average then begins there.
+    checkpoint that was trained without it can be resumed with it: the average then starts there.
 
     Args:
-        decay: Share of the old average that is kept in each step, at the end of the warm-up.
+        decay: Weight of the old average in each step, after the warm-up.
         warmup: The decay at update k is at most (1 + k) / (warmup + k); 0 for none.
-        device: Where the average is kept; the network's own by default.
+        device: Device of the average; by default that of the network.
     """
 
     def __init__(self, *, decay: float = 0.9999, warmup: float = 10, device: str | None = None) -> None:
@@ -54,7 +55,7 @@ class EMA(WeightAveraging):
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        # The network alone: a copy of the whole module would copy tokenizer, metrics and compiled code.
+        # Only the network: a copy of the whole module would include tokenizer, metrics and compiled code.
         network = nn.ModuleDict({"model": pl_module.get_submodule("model")})
         # The module is not on its device yet.
         self._average_model = AveragedModel(network, device=self._device or trainer.strategy.root_device)
@@ -64,8 +65,8 @@ class EMA(WeightAveraging):
         if pl_module.device_mesh is not None:
             if not isinstance(trainer.strategy, FSDP2) or trainer.strategy.writes_folders:
                 raise XLMError(
-                    "callbacks.ema: sharded weights are averaged, and saved beside their average, by "
-                    "+trainer/strategy=fsdp2 with trainer.strategy.save_distributed_checkpoint=false only"
+                    "callbacks.ema: sharded weights can only be averaged with +trainer/strategy=fsdp2 and "
+                    "trainer.strategy.save_distributed_checkpoint=false"
                 )
             shard(self._average.get_submodule("model"), pl_module.device_mesh)
 
@@ -87,7 +88,7 @@ class EMA(WeightAveraging):
             value.detach().to(device=mean.device, dtype=mean.dtype, non_blocking=True)
             for mean, value in zip(means, trained.parameters(), strict=True)
         ]
-        torch._foreach_lerp_(means, values, 1 - self.decay_at(self._num_updates))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  # as torch's own averaging does; it has no public name
+        torch._foreach_lerp_(means, values, 1 - self.decay_at(self._num_updates))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  # used by torch's own averaging; it has no public name
         for mean, value in zip(average.buffers(), trained.buffers(), strict=True):
             mean.copy_(value)
         self._num_updates += 1
@@ -136,7 +137,7 @@ class EMA(WeightAveraging):
     ) -> None:
         has_average = "current_model_state" in checkpoint
         if self._average_model is not None and is_sharded(pl_module):
-            # Lightning has put what was `state_dict` into the network by now.
+            # Lightning has loaded `state_dict` into the network before.
             copy_weights(pl_module.get_submodule("model"), self._average)
             if has_average:
                 put_whole_state(pl_module, checkpoint["current_model_state"])
@@ -147,7 +148,7 @@ class EMA(WeightAveraging):
             self._latest_update_step = checkpoint["global_step"]
             if trainer.is_global_zero:
                 make_console().print(
-                    "The checkpoint has no averaged weights: the average begins with its weights."
+                    "The checkpoint has no averaged weights: the average starts from its weights."
                 )
             return
         super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -1,4 +1,4 @@
-"""The norm of all gradients, for who asks for it."""
+"""Logs the total gradient norm (opt-in)."""
 
 import lightning
 from lightning.pytorch.callbacks import Callback
@@ -8,7 +8,7 @@ from xlm.core.training.harness import Harness
 
 
 class GradientNorm(Callback):
-    """Logs ``train/gradient_norm``, before clipping, whenever figures are logged."""
+    """Logs ``train/gradient_norm``, before clipping, whenever metrics are logged."""
 
     @override
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:

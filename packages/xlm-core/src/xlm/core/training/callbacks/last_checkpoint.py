@@ -1,4 +1,4 @@
-"""The checkpoint that a run resumes from: every few steps, at the end, and when something stops the run."""
+"""The checkpoint from which a run resumes: written every few steps, at the end, and at an interruption."""
 
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from xlm.core.training.sharding import release
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes ``last.ckpt``; the one before stays as ``previous.ckpt``.
+    """Writes ``last.ckpt``, and keeps the previous one as ``previous.ckpt``.
 
     Args:
         path: The file.
-        every_n_steps: Optimizer steps between two writings.
-        on_exception: Also write when an error or a signal stops the training.
+        every_n_steps: Optimizer steps between two checkpoints.
+        on_exception: Whether to write one when an error or a signal stops the training.
     """
 
     def __init__(self, path: str, *, every_n_steps: int, on_exception: bool = True) -> None:
@@ -49,20 +49,20 @@ class LastCheckpoint(Checkpoint):
         batch_idx: int,
     ) -> None:
         step = trainer.global_step
-        # The very last step is saved after its validation, or a run killed in between would never have it.
+        # The last step is saved after its validation; otherwise a run killed in between would lack it.
         if step != self._saved_step and step % self.every_n_steps == 0 and step < trainer.max_steps:
             self._save(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        # The stream ends here, before averaged weights are put in place of the trained ones.
+        # End of the stream, before averaged weights replace the trained ones.
         self._save(trainer)
 
     @override
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        # A resume that is refused has restored the step, but changed nothing that could be saved.
+        # A rejected resume has restored the step, but nothing else that could be saved.
         if not self._has_begun:
             return
         if not self.saves_on_exception or (not trainer.training and not trainer.validating):
@@ -72,7 +72,7 @@ class LastCheckpoint(Checkpoint):
             release(pl_module)
             reason = self._try_to_save(trainer)
         if reason is None:
-            message = f"step {self._saved_step} is in {self.path}; the same command goes on from there"
+            message = f"step {self._saved_step} is in {self.path}; the same command resumes from there"
         else:
             message = f"no checkpoint of step {trainer.global_step}: {reason}"
         if trainer.is_global_zero:
@@ -83,23 +83,23 @@ class LastCheckpoint(Checkpoint):
     ) -> str | None:
         assert isinstance(pl_module, Harness)
         if trainer.global_step == 0:
-            return "nothing was learnt yet"
+            return "no step was done yet"
         if not pl_module.between_steps:
-            return "the weights were being changed; the checkpoint before stands"
+            return "the weights were being changed; the previous checkpoint remains"
         if getattr(exception, "poisons_weights", False):
-            return "its weights are spoilt; the checkpoint before stands"
+            return "its weights are not finite; the previous checkpoint remains"
         if trainer.world_size > 1 and not isinstance(exception, XLMError):
-            # The other processes do not know and would wait for ever, or be waited for.
-            return "one of several processes failed; the checkpoint before stands"
+            # The other processes do not observe the error: a collective operation would never end.
+            return "one of several processes failed; the previous checkpoint remains"
         return None
 
     def _try_to_save(self, trainer: lightning.Trainer) -> str | None:
-        """Why the checkpoint cannot be written, None when it is."""
+        """Write the checkpoint; returns the reason of a failure, else None."""
         try:
             self._save(trainer)
         except (OSError, RuntimeError) as error:
             told = explained(error)
-            return f"{told or error} The checkpoint before stands"
+            return f"{told or error} The previous checkpoint remains"
         return None
 
     def _save(self, trainer: lightning.Trainer) -> None:

@@ -11,7 +11,7 @@ from xlm.core.training.harness import Harness
 
 
 class TrainingProgress(RichProgressBar):
-    """Shows steps done, time left and the loss of the step before, which is on the host already."""
+    """Shows steps done, time left and the loss of the previous step, which needs no synchronisation."""
 
     @property
     @override
@@ -22,7 +22,7 @@ class TrainingProgress(RichProgressBar):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if self.is_enabled:
-            # Set before the first update, so that the steps of an earlier process do not count as speed.
+            # Set before the first update, so that steps of an earlier process do not enter the speed.
             self._initialize_train_progress_bar_id()
             self.train_progress_bar.completed = trainer.global_step
 

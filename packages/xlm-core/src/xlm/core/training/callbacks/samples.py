@@ -10,7 +10,7 @@ from xlm.core.training.harness import Harness
 
 
 class Samples(Callback):
-    """Prints the first generations of each validation beside what was expected.
+    """Prints the first generations of each validation beside their references.
 
     Args:
         num_samples: Generations of each loader, at most 8.

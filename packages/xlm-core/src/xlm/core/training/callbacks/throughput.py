@@ -1,4 +1,4 @@
-"""Tokens and steps in a second, without asking the device to wait.
+"""Tokens and steps per second, without a synchronisation of its own.
 
 Lightning's monitor synchronises a GPU after each batch, and counts padding.
 """
@@ -18,17 +18,17 @@ from xlm.core.data import LoadedBatch
 from xlm.core.training.harness import Harness
 
 PASSES = 3
-"""Forward passes that a training step costs: its backward pass takes two."""
+"""Cost of a training step in forward passes: the backward pass counts twice."""
 
 
 class Throughput(Callback):
     """Logs ``throughput/tokens_per_second`` and ``throughput/steps_per_second`` of all processes.
 
-    Tokens are those of the examples, without padding. Time is taken when figures are logged, where the host
-    waits for the device anyway; validation is left out. ``throughput/flops_utilisation`` is the share of the
-    devices' peak that the matrix products of the network come to, counted in one forward pass of the first
-    batch. Where Lightning does not know the peak, as on a CPU, it is left out, and the start of the training
-    says so.
+    Tokens are those of the examples, without padding. Time is measured when metrics are logged, which
+    synchronises with the device anyway; validation is excluded. ``throughput/flops_utilisation`` is the
+    fraction of the devices' peak used by the matrix products of the network, counted in one forward pass of
+    the first batch. If Lightning has no peak for the device, as on a CPU, it is omitted, and a note at the
+    start of training says so.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Throughput(Callback):
         self._peak = get_available_flops(pl_module.device, dtype)
         if self._peak is None and trainer.is_global_zero:
             make_console().print(
-                f"throughput: no flops_utilisation, since the peak of {_name(pl_module.device)} is not known"
+                f"throughput: no flops_utilisation, since the peak of {_name(pl_module.device)} is unknown"
             )
         self._begin(trainer)
 
@@ -64,7 +64,7 @@ class Throughput(Callback):
             return
         assert isinstance(pl_module, Harness)
         slots = pl_module.slots
-        with torch.no_grad():  # the plain network: compiled operations are not counted
+        with torch.no_grad():  # uncompiled, since compiled operations are not counted
             flops = measure_flops(slots.model, lambda: slots.loss(slots.model, batch.batch).loss_sum)
         self._flops_per_token = PASSES * flops / max(batch.num_tokens, 1)
         self._begin(trainer)

@@ -1,4 +1,4 @@
-"""One line for each validation, so that a log without a progress bar tells how the run goes."""
+"""One line per validation, so that a log without a progress bar shows the course of the run."""
 
 import time
 
@@ -10,10 +10,10 @@ from xlm.core.config.console import make_console
 
 
 class ValidationReport(Callback):
-    """Prints the step, the time since training began, and the main figures of each validation.
+    """Prints the step, the time since the start of training, and the main metrics of each validation.
 
     Args:
-        figures: Ends of the names of the figures that are printed.
+        figures: Suffixes of the names of the metrics to print.
     """
 
     def __init__(

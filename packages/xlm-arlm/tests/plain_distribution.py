@@ -1,4 +1,4 @@
-"""What the network says about a text, token by token and row by row, in plain Python.
+"""The network's probabilities of a text, token by token and row by row, in plain Python.
 
 Shares no code with the package: no batch, no padding, no mask, no cache, the softmax by numpy in float64.
 """

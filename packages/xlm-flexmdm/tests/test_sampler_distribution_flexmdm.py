@@ -31,7 +31,7 @@ from .exact_flexmdm import (
     states,
     texts,
 )
-from .exact_sampler_flexmdm import chi_square, sampler_law, steps_of, total_variation
+from .exact_sampler_flexmdm import chi_square, sampler_distribution, steps_of, total_variation
 
 LINEAR = Interpolant(LogLinear(eps=0), LogLinear(eps=0))
 SUPPRESSED = (PAD, MASK, BOS)
@@ -41,8 +41,8 @@ SMALL = Index(states(2, 3), 2)
 def _random_tables(seed: int, least_gap: float = 0.0) -> Callable[[float], Tables]:
     generator = np.random.default_rng(seed)
     gaps = least_gap + generator.exponential(size=(SMALL.size, 4)) * 1.5
-    laws = generator.dirichlet([1.0, 1.0], size=(SMALL.size, 3))
-    return lambda time: Tables((1 - time) * gaps, laws)
+    distributions = generator.dirichlet([1.0, 1.0], size=(SMALL.size, 3))
+    return lambda time: Tables((1 - time) * gaps, distributions)
 
 
 def _prompts(rows: int, longest: int) -> FlexMDMPromptBatch:
@@ -81,8 +81,8 @@ def _draw(
     return dict(Counter(read_texts(prediction.ids, prediction.lengths)))
 
 
-def _assert_same_law(found: dict[Text, int], law: dict[Text, float]) -> None:
-    statistic, freedom = chi_square(found, law)
+def _assert_same_distribution(found: dict[Text, int], distribution: dict[Text, float]) -> None:
+    statistic, freedom = chi_square(found, distribution)
     assert statistic < freedom + 5 * math.sqrt(2 * freedom), f"chi-square {statistic} with {freedom}"
 
 
@@ -93,8 +93,8 @@ def test_one_step_of_insertions() -> None:
     found = _draw(TableNetwork(SMALL, tables), 5000, num_steps=2)
     lengths = Counter(len(text) for text in found for _ in range(found[text]))
     masses = [math.exp(-gap / 2) * (gap / 2) ** k / math.factorial(k) for k in range(3)]
-    law: dict[Text, float] = {(0,) * k: mass for k, mass in enumerate([*masses, 1 - sum(masses)])}
-    _assert_same_law({(0,) * length: number for length, number in lengths.items()}, law)
+    distribution: dict[Text, float] = {(0,) * k: mass for k, mass in enumerate([*masses, 1 - sum(masses)])}
+    _assert_same_distribution({(0,) * length: number for length, number in lengths.items()}, distribution)
 
 
 Formula = Callable[[float], float]
@@ -114,46 +114,50 @@ _FORMULAS: dict[str, tuple[Interpolant, Formula, Formula, Formula, Formula]] = {
 
 @pytest.mark.parametrize("sampler", ["hazard_integrated", "tau_leaping"])
 @pytest.mark.parametrize("schedules", _FORMULAS)
-def test_law_of_the_sampler(sampler: Sampler, schedules: str) -> None:
+def test_distribution_of_the_sampler(sampler: Sampler, schedules: str) -> None:
     tables = _random_tables(seed=2)
     interpolant, *formulas = _FORMULAS[schedules]
     alpha, beta, *hazards = formulas
     held = None if sampler == "hazard_integrated" else (hazards[0], hazards[1])
     steps = steps_of(4, alpha, beta, held)
-    law = sampler_law(SMALL, tables, steps, longest=3)
-    assert sum(law.values()) == pytest.approx(1, abs=1e-9)
+    distribution = sampler_distribution(SMALL, tables, steps, longest=3)
+    assert sum(distribution.values()) == pytest.approx(1, abs=1e-9)
     network = TableNetwork(SMALL, tables)
     found = _draw(network, 5000, num_steps=4, interpolant=interpolant, sampler=sampler)
-    _assert_same_law(found, law)
+    _assert_same_distribution(found, distribution)
 
 
 _SCORES: dict[Order, Callable[[int, Array], float]] = {
-    "position": lambda cell, law: -cell,
-    "top_prob": lambda cell, law: float(law.max()),
-    "margin": lambda cell, law: float(abs(law[0] - law[1])),
-    "entropy": lambda cell, law: float((law * np.log(law)).sum()),
+    "position": lambda cell, distribution: -cell,
+    "top_prob": lambda cell, distribution: float(distribution.max()),
+    "margin": lambda cell, distribution: float(abs(distribution[0] - distribution[1])),
+    "entropy": lambda cell, distribution: float((distribution * np.log(distribution)).sum()),
 }
 
 
 @pytest.mark.parametrize("order", _SCORES)
-def test_law_of_ordered_unmasking(order: Order) -> None:
+def test_distribution_of_ordered_unmasking(order: Order) -> None:
     """As many masks as drawn one by one, the best first: the number has the hazard in it."""
     tables = _random_tables(seed=3, least_gap=2.0)
     steps = steps_of(4, lambda t: t, lambda t: t)
-    law = sampler_law(SMALL, tables, steps, longest=3, score=_SCORES[order])
-    assert total_variation(law, sampler_law(SMALL, tables, steps, longest=3)) > 0.01
-    _assert_same_law(_draw(TableNetwork(SMALL, tables), 5000, num_steps=4, order=order), law)
+    distribution = sampler_distribution(SMALL, tables, steps, longest=3, score=_SCORES[order])
+    assert total_variation(distribution, sampler_distribution(SMALL, tables, steps, longest=3)) > 0.01
+    _assert_same_distribution(
+        _draw(TableNetwork(SMALL, tables), 5000, num_steps=4, order=order), distribution
+    )
 
 
-def test_temperature_one_half_squares_the_law_of_a_token() -> None:
+def test_temperature_one_half_squares_the_distribution_of_a_token() -> None:
     tables = _random_tables(seed=4)
 
     def sharper(time: float) -> Tables:
-        squares = tables(time).laws ** 2
+        squares = tables(time).distributions ** 2
         return Tables(tables(time).gaps, squares / squares.sum(-1, keepdims=True))
 
-    law = sampler_law(SMALL, sharper, steps_of(4, lambda t: t, lambda t: t), longest=3)
-    _assert_same_law(_draw(TableNetwork(SMALL, tables), 5000, num_steps=4, temperature=0.5), law)
+    distribution = sampler_distribution(SMALL, sharper, steps_of(4, lambda t: t, lambda t: t), longest=3)
+    _assert_same_distribution(
+        _draw(TableNetwork(SMALL, tables), 5000, num_steps=4, temperature=0.5), distribution
+    )
 
 
 def test_slots_are_served_in_an_order_independent_of_their_numbers() -> None:
@@ -171,7 +175,7 @@ def test_slots_are_served_in_an_order_independent_of_their_numbers() -> None:
         (text.index(FIRST), len(text) - 1 - text.index(FIRST))
         for text in read_texts(prediction.ids, prediction.lengths)
     ]
-    law: dict[Text, float] = {}
+    distribution: dict[Text, float] = {}
     masses = [math.exp(-2) * 2**k / math.factorial(k) for k in range(30)]
     for left, right in itertools.product(range(30), repeat=2):
         mass = masses[left] * masses[right] / 2
@@ -179,11 +183,11 @@ def test_slots_are_served_in_an_order_independent_of_their_numbers() -> None:
             (min(left, 2), min(right, 2 - min(left, 2))),
             (min(left, 2 - min(right, 2)), min(right, 2)),
         ):
-            law[kept] = law.get(kept, 0.0) + mass
-    _assert_same_law(dict(Counter(found)), law)
+            distribution[kept] = distribution.get(kept, 0.0) + mass
+    _assert_same_distribution(dict(Counter(found)), distribution)
 
 
-def test_posterior_generates_the_law_of_the_data_up_to_one_over_steps() -> None:
+def test_posterior_generates_the_distribution_of_the_data_up_to_one_over_steps() -> None:
     """Figures of an independent enumeration for all texts of up to two tokens, equally likely."""
     data = dict.fromkeys(texts(2, 2), 1 / 7)
     posterior = Posterior(data, 2)
@@ -191,14 +195,16 @@ def test_posterior_generates_the_law_of_the_data_up_to_one_over_steps() -> None:
     def tables(time: float) -> Tables:
         return posterior.tables(1 - time)
 
-    laws = {
-        number: sampler_law(posterior.index, tables, steps_of(number, lambda t: t, lambda t: t), longest=4)
+    distributions = {
+        number: sampler_distribution(
+            posterior.index, tables, steps_of(number, lambda t: t, lambda t: t), longest=4
+        )
         for number in (16, 32, 64)
     }
-    distances = [total_variation(data, law) for law in laws.values()]
+    distances = [total_variation(data, distribution) for distribution in distributions.values()]
     np.testing.assert_allclose(distances, [0.111, 0.060, 0.031], atol=2e-3)
     found = _draw(TableNetwork(posterior.index, tables), 6000, num_steps=16, longest=4)
-    likely = {text: mass for text, mass in laws[16].items() if mass * 6000 > 5}
-    rest = {(0,): sum(laws[16].values()) - sum(likely.values())}
+    likely = {text: mass for text, mass in distributions[16].items() if mass * 6000 > 5}
+    rest = {(0,): sum(distributions[16].values()) - sum(likely.values())}
     counts = {text: number for text, number in found.items() if text in likely}
-    _assert_same_law(counts | {(0,): 6000 - sum(counts.values())}, likely | rest)
+    _assert_same_distribution(counts | {(0,): 6000 - sum(counts.values())}, likely | rest)

@@ -38,7 +38,7 @@ START: State = (Cell(BOS, True),)
 
 @dataclass(frozen=True)
 class Chain:
-    """Probability of stopping, and of each insertion if the chain goes on, in a state."""
+    """Probability of stopping, and of each insertion if the chain continues, in a state."""
 
     stop: Callable[[State], float]
     insert: Callable[[State], dict[Pair, float]]
@@ -66,20 +66,22 @@ def inserted(state: State, pairs: Sequence[Pair]) -> State:
     return tuple(after)
 
 
-def final_law(chain: Chain, start: State, budget: int, insertions_per_step: int = 1) -> dict[Text, float]:
+def final_distribution(
+    chain: Chain, start: State, budget: int, insertions_per_step: int = 1
+) -> dict[Text, float]:
     """Distribution of the text that the chain ends with, summed over all histories."""
     reached: dict[State, float] = {start: 1.0}
-    law: defaultdict[Text, float] = defaultdict(float)
+    distribution: defaultdict[Text, float] = defaultdict(float)
     for size in range(len(start), len(start) + budget + 1):
         for state, mass in [item for item in reached.items() if len(item[0]) == size]:
             left = budget - (size - len(start))
             stop = 1.0 if left == 0 or not any(cell.is_open for cell in state) else chain.stop(state)
-            law[text_of(state)] += mass * stop
+            distribution[text_of(state)] += mass * stop
             if stop < 1:
                 for pairs, probability in draws(chain.insert(state), min(insertions_per_step, left)).items():
                     after = inserted(state, pairs)
                     reached[after] = reached.get(after, 0.0) + mass * (1 - stop) * probability
-    return dict(law)
+    return dict(distribution)
 
 
 def draws(insert: dict[Pair, float], number: int) -> dict[tuple[Pair, ...], float]:
@@ -209,7 +211,7 @@ def batch_of(drops: Sequence[Dropped], num_missing: Sequence[int], prompt: Text 
     }
 
 
-def optimum(law: dict[Text, float], weight: Callable[[int], float], num_tokens: int) -> Chain:
+def optimum(distribution: dict[Text, float], weight: Callable[[int], float], num_tokens: int) -> Chain:
     """The minimiser of the expected loss: J*(k, v | z) = E[c / N | z, N > 0], stop*(z) = P(N = 0 | z).
 
     The posterior is that of p(x) weight(L) 1/(L + 1) 1/C(L, N).
@@ -217,7 +219,7 @@ def optimum(law: dict[Text, float], weight: Callable[[int], float], num_tokens: 
     stopping: defaultdict[State, float] = defaultdict(float)
     going_on: defaultdict[State, float] = defaultdict(float)
     insert: defaultdict[State, defaultdict[Pair, float]] = defaultdict(lambda: defaultdict(float))
-    for text, probability in law.items():
+    for text, probability in distribution.items():
         for drop in all_drops(text):
             mass = probability * weight(len(text)) * drop.probability
             stopping[drop.survivors] += mass * (not drop.pairs)
@@ -276,16 +278,19 @@ def _log(probability: float) -> float:
     return math.log(max(probability, 1e-300))
 
 
-def total_variation(law: dict[Text, float], other: dict[Text, float]) -> float:
-    return sum(abs(law.get(text, 0.0) - other.get(text, 0.0)) for text in {*law, *other}) / 2
+def total_variation(distribution: dict[Text, float], other: dict[Text, float]) -> float:
+    return (
+        sum(abs(distribution.get(text, 0.0) - other.get(text, 0.0)) for text in {*distribution, *other}) / 2
+    )
 
 
-def chi_square(found: dict[Text, int], law: dict[Text, float]) -> tuple[float, int]:
+def chi_square(found: dict[Text, int], distribution: dict[Text, float]) -> tuple[float, int]:
     """Pearson's statistic and its degrees of freedom; texts of probability 0 must not be found."""
     number = sum(found.values())
-    possible = {text for text, probability in law.items() if probability > 0}
+    possible = {text for text, probability in distribution.items() if probability > 0}
     assert set(found) <= possible, f"impossible texts: {set(found) - possible}"
     statistic = sum(
-        (found.get(text, 0) - number * law[text]) ** 2 / (number * law[text]) for text in possible
+        (found.get(text, 0) - number * distribution[text]) ** 2 / (number * distribution[text])
+        for text in possible
     )
     return statistic, len(possible) - 1
