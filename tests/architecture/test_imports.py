@@ -1,5 +1,6 @@
 """Who may import whom. Lists of what is allowed, not of what is forbidden: a new library is a decision."""
 
+import re
 import sys
 
 import grimp
@@ -101,3 +102,17 @@ def _height(module: str) -> int:
     if room == "__main__":
         return len(ROOMS)
     return -1 if room == "protocols" else len(ROOMS) - 1 - ROOMS.index(room)
+
+
+def test_one_module_names_the_files_of_a_run() -> None:
+    """Everything else imports the names; ``.hydra/config.yaml`` is Hydra's own."""
+    core = next(package for package in packages() if package.module == "xlm.core").source
+    names = re.findall(r'= ("[\w.]+")', (core / "config" / "run_files.py").read_text("utf-8"))
+    assert len(names) > 5
+    found = {
+        (file.name, name)
+        for file in core.rglob("*.py")
+        for name in names
+        if "." in name and name in file.read_text("utf-8")
+    }
+    assert found == {("run_files.py", name) for name in names if "." in name} | {("compose.py", '"config.yaml"')}

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from xlm.core.config.entry_points import GENERATION
+from xlm.core.config.run_files import METRICS, PREDICTIONS, TRACES
 from xlm.core.evaluation import report
 from xlm.core.hub import source
 from xlm.core.saving import run_record
@@ -32,11 +33,11 @@ def evaluate(run: Run) -> dict[str, float]:
     record_means(trainer, folder)
     writer = evaluate_test_split(trainer, harness, datamodule, folder, num_traces=settings.show_generations)
     if trainer.is_global_zero:
-        report.write_metrics(folder / "metrics.json", harness.results)
-        traces_file = report.write_traces(folder / "traces.jsonl", writer.traces)
+        report.write_metrics(folder / METRICS, harness.results)
+        traces_file = report.write_traces(folder / TRACES, writer.traces)
         report.print_traces(writer.traces)
         report.print_metrics(harness.results)
-        files = {"metrics": folder / "metrics.json", "predictions": folder / "predictions.jsonl"}
+        files = {"metrics": folder / METRICS, "predictions": folder / PREDICTIONS}
         report.print_files({**files, **traces_file})
         run_record.end(folder)
     return harness.results

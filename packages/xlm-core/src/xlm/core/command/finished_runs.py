@@ -8,8 +8,9 @@ from typing import Any, cast
 from xlm.core.config.differences import Flat, flatten
 from xlm.core.config.errors import XLMError
 from xlm.core.config.recorded import read_config
+from xlm.core.config.run_files import CONFIG, METRICS, VERSIONS
 from xlm.core.config.texts import read_json
-from xlm.core.saving.versions import VERSIONS, is_unfinished
+from xlm.core.saving.versions import is_unfinished
 
 HARMLESS = (
     "seed", "job_name", "job_type", "output_dir", "ckpt_path", "show_generations", "logger", "hub", "vocab",
@@ -104,7 +105,7 @@ def find(part: str) -> tuple[list[Path], bool]:
 
 def what_is_missing(folder: Path) -> str:
     """What a folder lacks to be a finished run; empty if it is one."""
-    lacking = [name for name in ("config.yaml", "metrics.json") if not (folder / name).is_file()]
+    lacking = [name for name in (CONFIG, METRICS) if not (folder / name).is_file()]
     if not lacking and is_unfinished(folder):
         return f"end in its {VERSIONS}: it is still running, or was interrupted"
     return lacking[0] if lacking else ""
@@ -116,8 +117,8 @@ def read_run(folder: Path) -> Run:
     Raises:
         XLMError: If a file is damaged, or not that of a run.
     """
-    config = _mapping(folder / "config.yaml", ("seed", "task"))
-    figures = _mapping(folder / "metrics.json", ())
+    config = _mapping(folder / CONFIG, ("seed", "task"))
+    figures = _mapping(folder / METRICS, ())
     return Run(
         folder=folder,
         name=(folder.parents[1] if folder.parent.name in PARTS else folder).name,

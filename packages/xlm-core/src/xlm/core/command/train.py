@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, LambdaCallback
 
 from xlm.core.config.console import say
 from xlm.core.config.differences import flatten
+from xlm.core.config.run_files import CONFIG, CSV, METRICS, PREDICTIONS, TENSORBOARD, TRACES
 from xlm.core.data import DataModule
 from xlm.core.evaluation import report
 from xlm.core.hub import source
@@ -97,21 +98,21 @@ def _train(run: Run, folder: RunFolder) -> dict[str, float]:
         results, traces = harness.results, writer.traces
     log_outcome(trainer, hyperparameters(run.record), results)
     if trainer.is_global_zero:
-        report.write_metrics(folder.path / "metrics.json", results)
-        traces_file = report.write_traces(folder.path / "traces.jsonl", traces)
+        report.write_metrics(folder.path / METRICS, results)
+        traces_file = report.write_traces(folder.path / TRACES, traces)
         report.print_traces(traces)
         report.print_metrics(
             {name: value for name, value in results.items() if name.startswith("test/")} or results
         )
         report.print_files(
             {
-                "config": folder.path / "config.yaml",
+                "config": folder.path / CONFIG,
                 "checkpoints": folder.checkpoints,
-                "metrics": folder.path / "metrics.json",
-                "predictions": folder.path / "predictions.jsonl",
+                "metrics": folder.path / METRICS,
+                "predictions": folder.path / PREDICTIONS,
                 **traces_file,
-                "curves": folder.path / "tensorboard",
-                "curves (csv)": folder.path / "csv",
+                "curves": folder.path / TENSORBOARD,
+                "curves (csv)": folder.path / CSV,
             }
         )
         report.print_kept(folder.kept_checkpoints())

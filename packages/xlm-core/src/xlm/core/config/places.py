@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from xlm.core.config import machine
 from xlm.core.config.errors import XLMError
+from xlm.core.config.run_files import CHECKPOINTS
 from xlm.core.config.schema import RunSettings
 
 PATHS = ("output_dir", "source", "ckpt_path", "datamodule.cache_dir")
@@ -54,7 +55,7 @@ def check_places(settings: RunSettings, *, reads_checkpoint: bool) -> None:
     _check_folder("datamodule.cache_dir", Path(settings.datamodule.cache_dir))
     if settings.ckpt_path is not None:
         check_checkpoint(settings.ckpt_path)
-    elif reads_checkpoint and not any((run / "checkpoints").glob("*.ckpt")):
+    elif reads_checkpoint and not any((run / CHECKPOINTS).glob("*.ckpt")):
         raise no_checkpoint(run)
 
 

@@ -10,9 +10,6 @@ from xlm.core.config.errors import XLMError
 from xlm.core.config.format import current
 from xlm.core.config.texts import read_yaml
 
-CONFIG = "config.yaml"
-"""Name of the file in the folder of a run."""
-
 
 def read_config(file: Path, what: str | None = None) -> dict[str, Any]:
     """The config in a file, with its references, as this version writes it.

@@ -17,8 +17,9 @@ from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
 from xlm.core.config.format import FORMAT_VERSION
 from xlm.core.config.integrity import describe_files
-from xlm.core.config.recorded import CONFIG as CONFIG_OF_RUN
 from xlm.core.config.recorded import read_config
+from xlm.core.config.run_files import CONFIG as CONFIG_OF_RUN
+from xlm.core.config.run_files import METRICS
 from xlm.core.config.schema import validate
 from xlm.core.config.secrets import hide
 from xlm.core.evaluation import report
@@ -126,7 +127,7 @@ def package_of(model: nn.Module) -> str | None:
 
 
 def _metrics(run: RunFolder) -> dict[str, float]:
-    file = run.path / "metrics.json"
+    file = run.path / METRICS
     return cast("dict[str, float]", json.loads(file.read_text("utf-8"))) if file.is_file() else {}
 
 

@@ -19,7 +19,8 @@ from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
 from xlm.core.config.machine import blamed_on
 from xlm.core.config.places import no_checkpoint
-from xlm.core.config.recorded import CONFIG, read_config
+from xlm.core.config.recorded import read_config
+from xlm.core.config.run_files import CHECKPOINTS, CONFIG
 from xlm.core.saving import run_record
 from xlm.core.saving.checkpoints import LAST, PREVIOUS, damage, write_text_atomically
 from xlm.core.saving.processes import is_first
@@ -65,7 +66,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @contextmanager
     def writing(self) -> Generator[None]:

@@ -13,8 +13,9 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import cast
 
+from xlm.core.config.run_files import VERSIONS
 from xlm.core.saving.checkpoints import write_text_atomically
-from xlm.core.saving.versions import VERSIONS, read_versions
+from xlm.core.saving.versions import read_versions
 
 REPORTED = ("torch", "lightning", "hydra-core", "transformers", "datasets", "numpy")
 GIT_SECONDS = 20.0

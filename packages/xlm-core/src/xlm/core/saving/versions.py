@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-VERSIONS = "versions.json"
+from xlm.core.config.run_files import VERSIONS
 
 
 def read_versions(path: Path) -> dict[str, Any]:
