@@ -82,7 +82,7 @@ class SavingSuite:
                 network.from_pretrained(place)
             assert str(error.value).startswith(f"{place}: ")
         self._saved(tmp_path / "saved")
-        with pytest.raises(ValueError, match=r"model\.safetensors is a file; the folder"):
+        with pytest.raises(ValueError, match=r"model\.safetensors is a file; its folder"):
             network.from_pretrained("saved/model.safetensors")
         (tmp_path / "saved" / "config.json").unlink()
         with pytest.raises(ValueError, match=r"saved has no config\.json with the arguments of"):
