@@ -115,4 +115,6 @@ def test_one_module_names_the_files_of_a_run() -> None:
         for name in names
         if "." in name and name in file.read_text("utf-8")
     }
-    assert found == {("run_files.py", name) for name in names if "." in name} | {("compose.py", '"config.yaml"')}
+    assert found == {("run_files.py", name) for name in names if "." in name} | {
+        ("compose.py", '"config.yaml"')
+    }

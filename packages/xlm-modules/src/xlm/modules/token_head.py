@@ -300,7 +300,7 @@ class _Gradients:
         narrow = of_logits.to(self._states.dtype)
         torch.mm(narrow, self._matrix, out=self.hidden[rows])
         if narrow.dtype == self.weight.dtype:
-            self.weight.addmm_(narrow.T, self._states[rows])
+            torch.addmm(self.weight, narrow.T, self._states[rows], out=self.weight)
         else:
             self.weight += narrow.T @ self._states[rows]
 
