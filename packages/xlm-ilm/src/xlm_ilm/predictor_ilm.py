@@ -212,7 +212,8 @@ class ILMPredictor:
             return logits.amax(-1)
         if self._sampling == "joint" and self._token_sampling.temperature != 1:
             logits.div_(self._token_sampling.temperature)
-        highest = logits.amax(-1, keepdim=True)
+        # Finite also in a slot without a possible token, whose weight is 0.
+        highest = logits.amax(-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
         return logits.sub_(highest).exp_().sum(-1).log() + highest.squeeze(-1)
 
     def _draw_insertion(

@@ -130,7 +130,8 @@ def logits_in_pieces(
 ) -> Iterator[Float[Tensor, "piece vocab"]]:
     """The logits of some cells after those of the ones before them, without gradients.
 
-    All pieces share one buffer: what is needed of a piece is taken before the next one is made.
+    All pieces share one buffer: what is needed of a piece is taken before the next one is made. A piece may
+    be overwritten.
 
     Args:
         hidden: Hidden states of the cells, shape (cells, d_model).
@@ -141,7 +142,10 @@ def logits_in_pieces(
         Logits of consecutive cells, in float32 at least, shape (piece, vocab).
     """
     if not _is_linear(head) or _compute_dtype(hidden) != head.weight.dtype:
-        yield suppress_tokens(head(hidden), suppressed_ids)
+        logits: Tensor = head(hidden)
+        # A copy: the identity returns the network's own table.
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+        yield suppress_tokens(wide, suppressed_ids)
         return
     size = max(_LOGITS_AT_ONCE // head.out_features, 1)
     table = hidden.new_empty(min(size, len(hidden)), head.out_features)
