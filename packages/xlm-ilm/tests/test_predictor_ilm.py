@@ -304,6 +304,19 @@ def test_greedy_takes_the_likeliest_pair() -> None:
         assert set(_texts(predictor(model, prompts, torch.arange(50)))) == {(4, 5)}
 
 
+@pytest.mark.parametrize("sampling", ["joint", "two_stage"])
+def test_a_slot_without_a_possible_token_is_not_drawn(sampling: Any) -> None:
+    """And the network's own table of logits stays as it is, from which the token is drawn."""
+    token_logits = torch.full((50, 3, 8), -torch.inf)
+    token_logits[:, 2, 4] = 1.0
+    model = _FixedLogits(token_logits, torch.tensor([[0.0, 5.0]] * 50))
+    example: ILMExample = {"seed": 0, "target_ids": torch.tensor([5]), "fixed": torch.tensor([True])}
+    prompts = _prompts(example, 50, max_length=2)
+    prompts["open_slots"] = torch.tensor([[False, True, True]] * 50)
+    predictor = ILMPredictor(pad_id=PAD, sampling=sampling, max_new_tokens=1)
+    assert set(_texts(predictor(model, prompts, torch.arange(50)))) == {(5, 4)}
+
+
 def test_slots_are_compared_in_float32() -> None:
     """Sums of 5 exponentials that differ by 1/1000, less than bfloat16 can tell."""
     token_logits = torch.full((1, 3, 8), -torch.inf, dtype=torch.bfloat16)
