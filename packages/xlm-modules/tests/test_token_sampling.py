@@ -277,19 +277,38 @@ class TestTokenSampling:
     @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
     @pytest.mark.parametrize("top_k", [None, 4])
     @pytest.mark.parametrize("top_p", [None, 0.8])
-    def test_draws_equal_a_step_by_step_computation(
+    def test_draws_and_log_probs_equal_a_step_by_step_computation(
         self, temperature: float, top_k: int | None, top_p: float | None
     ):
         """Temperature first, then top-k, then top-p on what it left, from bfloat16 logits."""
         logits, uniforms = random_logits(200, 13).bfloat16(), uniforms_of(200)
-        drawn = TokenSampling(temperature=temperature, top_k=top_k, top_p=top_p).draw(logits, uniforms)
-        for logit, number, token in zip(logits.double().numpy(), floats(uniforms), ints(drawn), strict=True):
-            row = logit / temperature
+        sampling = TokenSampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        drawn, log_probs = sampling.draw(logits, uniforms), sampling.log_probs(logits)
+        assert log_probs.dtype == torch.float64
+        assert torch.equal(sampling.score(logits, drawn), log_probs[torch.arange(200), drawn])
+        for row, (logit, number) in enumerate(zip(logits.double().numpy(), floats(uniforms), strict=True)):
+            filtered = logit / temperature
             if top_k is not None:
-                row[np.argsort(-row, kind="stable")[top_k:]] = -np.inf
+                filtered[np.argsort(-filtered, kind="stable")[top_k:]] = -np.inf
             if top_p is not None:
-                row[[t for t in range(13) if t not in numpy_nucleus(row, top_p)]] = -np.inf
-            assert token == int(np.searchsorted(np.cumsum(numpy_softmax(row)), number, side="right"))
+                filtered[[t for t in range(13) if t not in numpy_nucleus(filtered, top_p)]] = -np.inf
+            distribution = numpy_softmax(filtered)
+            assert int(drawn[row]) == int(np.searchsorted(np.cumsum(distribution), number, side="right"))
+            np.testing.assert_allclose(log_probs[row].exp().numpy(), distribution, rtol=1e-12, atol=0)
+
+    def test_log_probs_of_greedy_and_of_a_row_without_tokens(self):
+        logits = torch.tensor([[0.0, 2.0, 2.0], [5.0, 1.0, 2.0]])
+        expected = [[-INFINITY, 0.0, -INFINITY], [0.0, -INFINITY, -INFINITY]]
+        assert TokenSampling(temperature=0.0).log_probs(logits).tolist() == expected
+        with pytest.raises(ValueError, match="has no token to draw"):
+            TokenSampling().score(torch.full((1, 3), -INFINITY), torch.tensor([0]))
+
+    def test_the_gradient_of_a_score_is_that_of_a_softmax_over_the_tokens_that_stay(self):
+        logits = torch.tensor([[1.0, 0.5, -1.0, -INFINITY]], dtype=torch.float64, requires_grad=True)
+        TokenSampling(temperature=0.5, top_k=2).score(logits, torch.tensor([1])).sum().backward()
+        first = 1 / (1 + np.exp(-1.0))  # of the tokens 0 and 1, at twice their logits
+        expected = torch.tensor([[-2 * first, 2 * first, 0.0, 0.0]], dtype=torch.float64)
+        torch.testing.assert_close(logits.grad, expected)
 
     def test_a_low_temperature_approaches_greedy(self):
         logits, uniforms = random_logits(200, 13), uniforms_of(200)

@@ -13,7 +13,7 @@ from xlm.modules.examples import (
 )
 from xlm.modules.optimizers import FusedAdamW, MuonWithAdamW
 from xlm.modules.options import require
-from xlm.modules.random import row_seeds, uniform
+from xlm.modules.random import row_seeds, stratified_times, uniform
 from xlm.modules.rotary import apply_rotary, rotary_angles
 from xlm.modules.sampling import (
     TokenSampling,
@@ -35,7 +35,6 @@ from xlm.modules.schedules import (
     Sine,
 )
 from xlm.modules.sums import add_sums
-from xlm.modules.times import stratified_times
 from xlm.modules.token_head import (
     Readout,
     TokenScores,
@@ -56,6 +55,7 @@ from xlm.modules.transformer import (
 )
 from xlm.modules.trunk import CausalTrunk, ConditionedTrunk, Trunk
 from xlm.modules.unmasking import confidence, take_top, unmask_counts
+from xlm.modules.writer import Draw, Force, Recorded, Writer
 
 __all__ = [
     "CausalTrunk",
@@ -64,7 +64,9 @@ __all__ = [
     "CosineSquared",
     "DiT",
     "DiTBlock",
+    "Draw",
     "FeedForward",
+    "Force",
     "FusedAdamW",
     "Geometric",
     "KeyValueCache",
@@ -74,6 +76,7 @@ __all__ = [
     "NoiseSchedule",
     "Polynomial",
     "Readout",
+    "Recorded",
     "RotaryAttention",
     "RotaryBlock",
     "RotaryTransformer",
@@ -83,6 +86,7 @@ __all__ = [
     "TokenScores",
     "TokenTargets",
     "Trunk",
+    "Writer",
     "add_sums",
     "apply_rotary",
     "apply_temperature",

@@ -22,6 +22,7 @@ _BLOCK = 128
 """Columns whose probabilities are added up together."""
 _LOGITS_AT_ONCE = 2**18
 """Logits of the rows that are drawn together: 1 MiB in float32, which a processor's cache holds."""
+_NOTHING_TO_DRAW = "a row of logits has no token to draw: all are -inf, or one is NaN or +inf"
 
 
 def at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -175,7 +176,7 @@ def categorical(
     rows = max(_LOGITS_AT_ONCE // max(logits.shape[-1], 1), 1)
     drawn, totals = zip(*map(_draw, logits.split(rows), uniforms.split(rows)), strict=True)
     if not bool((torch.cat(totals) > 0).all()):
-        raise ValueError("a row of logits has no token to draw: all are -inf, or one is NaN or +inf")
+        raise ValueError(_NOTHING_TO_DRAW)
     return torch.cat(drawn)
 
 
@@ -267,8 +268,50 @@ class TokenSampling:
         Raises:
             ValueError: If a row has no token to draw.
         """
+        return logits.argmax(-1) if self.is_greedy else categorical(self._filter(logits), uniforms)
+
+    def log_probs(self, logits: Float[Tensor, "rows vocab"]) -> Float64[Tensor, "rows vocab"]:
+        """Log-probabilities with which :meth:`draw` draws the tokens; differentiable unless greedy.
+
+        Args:
+            logits: Unnormalised log-probabilities, any float dtype, shape (rows, vocab).
+
+        Returns:
+            Nats, -inf at tokens that the filters leave out, shape (rows, vocab). Greedy: 0 at the token that
+            is taken, -inf elsewhere.
+
+        Raises:
+            ValueError: If a row has no token to draw.
+        """
         if self.is_greedy:
-            return logits.argmax(-1)
+            nothing = torch.full_like(logits, -math.inf, dtype=torch.float64)
+            return nothing.scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
+        log_probs = self._filter(logits).to(torch.float64).log_softmax(-1)
+        if bool(log_probs.isnan().any()):
+            raise ValueError(_NOTHING_TO_DRAW)
+        return log_probs
+
+    def score(
+        self, logits: Float[Tensor, "rows vocab"], tokens: Int[Tensor, " rows"]
+    ) -> Float64[Tensor, " rows"]:
+        """Entries of :meth:`log_probs` at one token per row, a few rows at a time.
+
+        Args:
+            logits: Unnormalised log-probabilities, any float dtype, shape (rows, vocab).
+            tokens: A token id per row, shape (rows,).
+
+        Returns:
+            Nats, shape (rows,).
+
+        Raises:
+            ValueError: If a row has no token to draw.
+        """
+        rows = max(_LOGITS_AT_ONCE // max(logits.shape[-1], 1), 1)
+        pieces = zip(logits.split(rows), tokens.unsqueeze(1).split(rows), strict=True)
+        return torch.cat([self.log_probs(some).gather(1, token).squeeze(1) for some, token in pieces])
+
+    def _filter(self, logits: Tensor) -> Tensor:
+        """Logits of what is drawn, -inf at tokens that are left out."""
         if self.top_k is not None:
             logits = filter_top_k(logits, self.top_k)
         if self.temperature != 1:
@@ -276,4 +319,4 @@ class TokenSampling:
             logits = apply_temperature(logits.to(torch.float64), self.temperature)
         if self.top_p is not None:
             logits = filter_top_p(logits, self.top_p)
-        return categorical(logits, uniforms)
+        return logits

@@ -1,0 +1,129 @@
+"""Where the tokens of a sampler come from: they are drawn, or a text is forced and its probability noted.
+
+A sampler draws content in one place, by calling its writer. Its likelihood is then the same code with another
+writer: what decides the cells, their order, the filters and the end of a row stays as it is, so the value
+cannot differ from the sampler. Uniform numbers that the writer does not use change no other draw, since each
+belongs to a row, a step, a stream and a column (:func:`xlm.modules.uniform`).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+from xlm.modules.sampling import TokenSampling
+
+
+class Writer(Protocol):
+    """Gives the tokens of the cells that a sampler writes."""
+
+    def write(
+        self,
+        row: Int[Tensor, " cells"],
+        column: Int[Tensor, " cells"],
+        logits: Float[Tensor, "cells vocab"],
+        uniforms: Float64[Tensor, " cells"],
+        /,
+    ) -> Int[Tensor, " cells"]:
+        """Tokens of the cells written now, each at most once.
+
+        Args:
+            row: Row of each cell among all rows of the batch, not among those still written.
+            column: Column of each cell.
+            logits: Its logits, -inf at impossible tokens, without temperature and filters.
+            uniforms: One number in (0, 1) per cell.
+        """
+        ...
+
+    def note_gap(self, row: Int[Tensor, " rows"], gap: Callable[[], Float[Tensor, " rows"]], /) -> None:
+        """Note how close a choice that depends on scores of the network is to another one.
+
+        Args:
+            row: Rows in which cells were chosen.
+            gap: Computes the least distance in each row between the score of a chosen cell and that of one
+                not chosen, or a threshold; infinite without an alternative. Only called if it is read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Draws every token, as generation does."""
+
+    sampling: TokenSampling
+
+    def write(self, row: Tensor, column: Tensor, logits: Tensor, uniforms: Tensor, /) -> Tensor:
+        """Drawn tokens."""
+        return self.sampling.draw(logits, uniforms)
+
+    def note_gap(self, row: Tensor, gap: Callable[[], Tensor], /) -> None:
+        """Nothing is noted."""
+
+
+@dataclass
+class Recorded:
+    """Draws every token and notes its log-probability; one entry per write, in order."""
+
+    sampling: TokenSampling
+    row: list[Int[Tensor, " cells"]] = field(default_factory=list[Tensor])
+    column: list[Int[Tensor, " cells"]] = field(default_factory=list[Tensor])
+    log_probs: list[Float64[Tensor, " cells"]] = field(default_factory=list[Tensor])
+    """Nats of each token of a write."""
+
+    def write(self, row: Tensor, column: Tensor, logits: Tensor, uniforms: Tensor, /) -> Tensor:
+        """Drawn tokens."""
+        tokens = self.sampling.draw(logits, uniforms)
+        self.row.append(row)
+        self.column.append(column)
+        self.log_probs.append(self.sampling.score(logits, tokens))
+        return tokens
+
+    def note_gap(self, row: Tensor, gap: Callable[[], Tensor], /) -> None:
+        """Nothing is noted."""
+
+
+@dataclass
+class Force:
+    """Writes a given text where it is known, draws elsewhere, and adds up the log-probabilities of the text.
+
+    A token that is drawn is *latent*: its probability is no factor, and the exponential of ``log_probs`` is
+    then a random weight whose expectation is the probability of the text.
+    """
+
+    sampling: TokenSampling
+    ids: Int[Tensor, "rows length"]
+    """The text, in the columns of the sampler; without meaning where it is not known."""
+    known: Bool[Tensor, "rows length"]
+    """True where the text is forced."""
+    log_probs: Float64[Tensor, " rows"] = field(init=False)
+    """Nats of the forced tokens of each row so far; -inf as soon as one is impossible."""
+    is_latent: Bool[Tensor, " rows"] = field(init=False)
+    """True at rows of which a token was drawn."""
+    smallest_gap: Float64[Tensor, " rows"] = field(init=False)
+    """Least gap noted for each row; infinite if none was."""
+
+    def __post_init__(self) -> None:
+        rows, device = len(self.ids), self.ids.device
+        self.log_probs = torch.zeros(rows, dtype=torch.float64, device=device)
+        self.is_latent = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.smallest_gap = torch.full_like(self.log_probs, math.inf)
+
+    def write(self, row: Tensor, column: Tensor, logits: Tensor, uniforms: Tensor, /) -> Tensor:
+        """The tokens of the text, drawn ones where it is not known."""
+        tokens = self.ids[row, column]
+        known = self.known[row, column]
+        log_probs = self.sampling.score(logits[known], tokens[known])
+        self.log_probs = self.log_probs.index_add(0, row[known], log_probs)
+        if bool(known.all()):
+            return tokens
+        latent = ~known
+        self.is_latent[row[latent]] = True
+        return tokens.masked_scatter(latent, self.sampling.draw(logits[latent], uniforms[latent]))
+
+    def note_gap(self, row: Tensor, gap: Callable[[], Tensor], /) -> None:
+        """Keep the least gap of each row."""
+        self.smallest_gap[row] = self.smallest_gap[row].minimum(gap().to(torch.float64))
