@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from xlm.core.config.errors import XLMError
-from xlm.core.config.format import ADAMW, FORMAT_VERSION, RENAMED, current
+from xlm.core.config.format import ADAMW, COPY_READER, FORMAT_VERSION, RENAMED, current
 from xlm.core.config.recorded import read_config
 from xlm.core.saving.checkpoints import FORMAT_KEY
 from xlm.core.saving.run_folder import RunFolder
@@ -29,6 +29,26 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a class that moved": (
         {"trainer": {"strategy": {"_target_": "xlm.core.sharding.FSDP2"}}},
         {"trainer": {"strategy": {"_target_": "xlm.core.training.sharding.FSDP2"}}},
+    ),
+    "a data set": (
+        {"task": {"source": {"_target_": "datasets.load_dataset", "path": "a/b"}}},
+        {"task": {"source": {"_target_": "xlm.core.data.read_rows", "path": "a/b", "local": None}}},
+    ),
+    "a local copy of a data set": (
+        {
+            "task": {
+                "source": {"_target_": COPY_READER, "path": "/x", "arguments": {"path": "a/b", "name": "c"}}
+            }
+        },
+        {
+            "task": {
+                "source": {"_target_": "xlm.core.data.read_rows", "path": "a/b", "name": "c", "local": "/x"}
+            }
+        },
+    ),
+    "files in place of generated rows": (
+        {"task": {"source": {"_target_": COPY_READER, "path": "/x", "arguments": {}}}},
+        {"task": {"source": {"_target_": COPY_READER, "path": "/x"}}},
     ),
     "adamw": (
         {"optimizer": {"_target_": "torch.optim.AdamW", **ADAMW_NODE}},

@@ -8,8 +8,10 @@ from typing import Any
 import datasets
 import pytest
 
+from xlm.core.config.build import make
 from xlm.core.config.errors import XLMError
-from xlm.core.data import LocalCopy
+from xlm.core.data import LocalCopy, read_rows
+from xlm.core.data.sources import with_local_files
 
 from .conftest import Run
 
@@ -124,3 +126,32 @@ def test_a_job_reads_the_local_copy(run_toy: Run, tmp_path: Path, capsys: pytest
     assert [json.loads(line)["reference_ids"] for line in predictions] == [[5, 5], [5, 5]]
     with pytest.raises(XLMError, match=r"source=.*there are no files"):
         run_toy("job_type=prepare_data", "source=nowhere")
+
+
+def test_a_source_with_an_argument_for_files_keeps_its_reader(tmp_path: Path) -> None:
+    jsonl(tmp_path / "all.jsonl", ROWS["train"])
+    node = {"_target_": "my.rows", "path": "somebody/something", "local": None}
+    assert with_local_files(node, tmp_path) == {**node, "local": str(tmp_path)}
+    replaced = with_local_files({"_target_": "my.rows", "path": "somebody/something"}, tmp_path)
+    rows: Any = make(replaced, "task.source")(split="train[2:]")
+    assert [row["text"] for row in rows] == ["3", "4"]
+    with pytest.raises(XLMError, match="there are no files"):
+        with_local_files(node, tmp_path / "nowhere")
+
+
+def test_one_reader_of_the_hub_of_files_and_of_local_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    txt(tmp_path / "train.txt", ["a", "b"])
+    how = {"path": "text", "sample_by": "document", "split": "train"}
+    for place in ({"local": str(tmp_path)}, {"data_files": str(tmp_path / "*.txt")}):
+        rows: Any = read_rows(**how, **place)
+        assert [row["text"] for row in rows] == ["a\nb\n"]
+    asked = list[Any]()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **more: asked.append((given, more)))
+    read_rows(path="somebody/something", name="plain", split="train")
+    read_rows(path="text", data_files="hf://datasets/a/b.txt", split="train", streaming=True)
+    assert asked == [
+        (("somebody/something",), {"name": "plain", "split": "train", "streaming": False}),
+        (("text",), {"data_files": "hf://datasets/a/b.txt", "split": "train", "streaming": True}),
+    ]

@@ -8,10 +8,13 @@ from omegaconf import OmegaConf
 from xlm.core.config.errors import XLMError
 from xlm.core.config.names import ALLOWED, LONGEST
 from xlm.core.config.schema import validate
+from xlm.core.hub.allow_list import READERS as ALLOWED_READERS
 from xlm.core.hub.allow_list import check_names
 from xlm.core.hub.pushed_config import portable
 
 from .conftest import Compose
+
+READERS = tuple(ALLOWED_READERS)
 
 
 @pytest.mark.parametrize(
@@ -79,11 +82,12 @@ def test_no_link_leads_out_of_the_working_directory(
     "data_files",
     [None, "???", "my texts/**/*.txt", ["a.csv", "b.csv"], {"train": "train-*.parquet", "test": ["a", "b"]}],
 )
+@pytest.mark.parametrize("reader", READERS)
 def test_formats_of_datasets_and_files_below_the_working_directory_pass(
-    path: str, data_files: object
+    reader: str, path: str, data_files: object
 ) -> None:
     node = {
-        "_target_": "datasets.load_dataset",
+        "_target_": reader,
         "_partial_": True,
         "path": path,
         "data_files": data_files,
@@ -115,9 +119,12 @@ def test_formats_of_datasets_and_files_below_the_working_directory_pass(
         ({"path": "a/b", "trust_remote_code": True}, "with trust_remote_code is not allowed"),
     ],
 )
-def test_data_sets_come_from_the_hub_or_from_plain_files(arguments: dict[str, object], message: str) -> None:
+@pytest.mark.parametrize("reader", READERS)
+def test_data_sets_come_from_the_hub_or_from_plain_files(
+    reader: str, arguments: dict[str, object], message: str
+) -> None:
     with pytest.raises(XLMError, match=message):
-        check_names({"source": {"_target_": "datasets.load_dataset", **arguments}}, "x")
+        check_names({"source": {"_target_": reader, **arguments}}, "x")
 
 
 @pytest.mark.parametrize(
@@ -136,11 +143,15 @@ def test_data_sets_come_from_the_hub_or_from_plain_files(arguments: dict[str, ob
         1,
     ],
 )
-@pytest.mark.parametrize("node", [{}, {"_target_": "datasets.load_dataset", "path": "text"}])
+@pytest.mark.parametrize("node", [{}, *({"_target_": reader, "path": "text"} for reader in READERS)])
 def test_files_are_below_the_working_directory(file: object, node: dict[str, object]) -> None:
     for files in (file, ["a.txt", file], {"train": "a.txt", "test": [file]}):
         with pytest.raises(XLMError, match=r"data_files\S*: .* is not a pattern of files below"):
             check_names({"source": {**node, "data_files": files}, "text": "$"}, "x")
+    with pytest.raises(XLMError, match=r"local: .* is not a pattern of files below"):
+        check_names(
+            {"source": {**node, "_target_": READERS[1], "path": "text", "local": file}, "text": "$"}, "x"
+        )
 
 
 def test_places_of_a_machine_are_not_pushed() -> None:

@@ -298,7 +298,10 @@ Row = Mapping[str, object]
 
 
 class Source(Protocol):
-    """Source of raw rows: a generator function, or a loader such as ``datasets.load_dataset``."""
+    """Source of raw rows: a generator function, or a loader such as ``datasets.load_dataset``.
+
+    With an argument ``local`` in its node it also reads ``source=FILES``.
+    """
 
     def __call__(self, *, split: str) -> Iterable[Row]:
         """Rows of one split, in a fixed order."""

@@ -17,6 +17,8 @@ FORMAT_VERSION = 2
 """Version of configs, checkpoints and exported folders that are written."""
 KEY = "format_version"
 TARGET = "_target_"
+READER = "xlm.core.data.read_rows"
+COPY_READER = "xlm.core.data.read_local_copy"
 
 RENAMED = {
     **{
@@ -29,6 +31,7 @@ RENAMED = {
     "xlm.core.lr_schedules.WarmupSchedule": "xlm.core.training.lr_schedules.WarmupSchedule",
     "xlm.core.optimizers.MuonWithAdamW": "xlm.modules.MuonWithAdamW",
     "xlm.core.sharding.FSDP2": "xlm.core.training.sharding.FSDP2",
+    "datasets.load_dataset": READER,
 }  # fmt: skip
 """Classes by their names in version 1."""
 
@@ -47,6 +50,9 @@ NEW = {"from": None, "noise": None}
 ADDED = {
     "xlm_mlm.MLMCollator": {"schedule": "${noise}"},
     "xlm_flexmdm.FlexMDMLoss": {"mask_id": "${vocab.mask_id}"},
+    "datasets.load_dataset": {"local": None},
+    "xlm.tasks.safe.published_rows": {"local": None},
+    "xlm.tasks.sudoku_extreme.published_rows": {"local": None},
 }
 """Arguments that the class has in every config of version 2."""
 
@@ -124,6 +130,7 @@ def current(config: dict[str, Any], name: str) -> dict[str, Any]:
         return config
     new: dict[str, Any] = {**NEW, **copy.deepcopy(config), KEY: FORMAT_VERSION}
     _rename(new)
+    _read_by_one_function(new)
     _share_arguments(new)
     # References are rewritten last: to where a node stands now.
     return cast("dict[str, Any]", _refer(new, {**_move_noise(new), **_move_sizes(new)}))
@@ -144,6 +151,13 @@ def _rename(node: object) -> None:
                 content.setdefault(key, value)
         for value in content.values():
             _rename(value)
+
+
+def _read_by_one_function(config: dict[str, Any]) -> None:
+    """Read a local copy of a data set with the task's own reader; version 1 had one for the copy."""
+    source = _mapping(config, "task", "source")
+    if source.get(TARGET) == COPY_READER and (arguments := source.pop("arguments", None)):
+        config["task"]["source"] = {**source, **arguments, TARGET: READER, "local": source["path"]}
 
 
 def _share_arguments(config: dict[str, Any]) -> None:

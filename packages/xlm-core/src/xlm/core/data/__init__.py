@@ -1,8 +1,9 @@
 """From raw rows to batches: prepare once (or stream), order deterministically, pack, collate."""
 
 from xlm.core.data.datamodule import DataModule, LoadedBatch
-from xlm.core.data.local_copy import LocalCopy, read_data_files, read_local_copy
+from xlm.core.data.local_copy import LocalCopy, read_data_files
 from xlm.core.data.prepare import PreparedTask, TaskParts, prepare
+from xlm.core.data.sources import read_local_copy, read_rows
 from xlm.core.data.stream import Stream, open_stream
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "prepare",
     "read_data_files",
     "read_local_copy",
+    "read_rows",
 ]

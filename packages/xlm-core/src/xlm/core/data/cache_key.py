@@ -23,7 +23,6 @@ def cache_key(
     *,
     functions: list[Callable[..., object] | None],
     tokenizer: Tokenizer,
-    local_copy: Path | None,
 ) -> str:
     """Hash of everything that determines the prepared rows.
 
@@ -31,12 +30,11 @@ def cache_key(
         task: Nodes of the slots, splits, length limit.
         functions: The objects of the slots source, filter and preprocess; the hash covers their code.
         tokenizer: The hash covers its contents, independent of the path it was loaded from.
-        local_copy: Files that replace ``task.source``.
     """
     covered = {
         "layout": LAYOUT,
         "source": task.source,
-        "local files": sorted(local_files(task.source if local_copy is None else str(local_copy))),
+        "local files": sorted(local_files(task.source)),
         "splits": task.splits,
         "filter": task.filter,
         "preprocess": task.preprocess,

@@ -35,20 +35,13 @@ BESIDE_DATA = re.compile(
 Splits = dict[str, list[Path]]
 
 
-def read_local_copy(
-    *, path: str, arguments: Mapping[str, Any], split: str, streaming: bool = False
-) -> Iterable[Row]:
-    """A source that reads local files; see `LocalCopy` for the arguments."""
-    return LocalCopy(Path(path), arguments).read(split, streaming=streaming)
-
-
 def read_data_files(
     *, path: str, data_files: Any, split: str, streaming: bool = False, **arguments: Any
 ) -> Iterable[Row]:
-    """A source with the arguments of ``datasets.load_dataset`` that reads local files of a format.
+    """Rows of local files of a format, with the arguments of ``datasets.load_dataset``.
 
     Raises:
-        XLMError: When no file matches, or one cannot be read.
+        XLMError: If no file matches, or one cannot be read.
     """
     splits: Splits = {}
     for name, patterns in sanitize_patterns(data_files).items():

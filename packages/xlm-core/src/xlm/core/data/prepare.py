@@ -85,8 +85,6 @@ class TaskParts:
     preprocess: Preprocess
     tokenizer: Tokenizer
     row_filter: RowFilter | None = None
-    local_copy: Path | None = None
-    """Files that ``source`` reads instead of the task's own source."""
 
     def encoder(self, task: TaskSettings) -> RowEncoder:
         """Turns rows of the source into ids."""
@@ -122,7 +120,6 @@ def prepare(
         task,
         functions=[parts.source, parts.row_filter, parts.preprocess],
         tokenizer=parts.tokenizer,
-        local_copy=parts.local_copy,
     )
     folder = cache_dir / task.name / key
     splits: list[Stage] = [split for split in task.splits if not (task.streaming and split == "train")]

@@ -43,17 +43,22 @@ LIBRARY_CLASSES = {
 }  # fmt: skip
 """Allowed names of libraries, and the names of their objects."""
 
-LOAD_DATASET_ARGUMENTS = {
+READER_ARGUMENTS = frozenset({
     "_target_", "_partial_", "path", "name", "revision", "streaming", "data_files", "sample_by",
     "encoding_errors",
-}  # fmt: skip
-"""Allowed arguments of ``datasets.load_dataset``; none is an object or selects custom code."""
+})  # fmt: skip
+READERS = {
+    "datasets.load_dataset": READER_ARGUMENTS,
+    "xlm.core.data.read_rows": READER_ARGUMENTS | {"local"},
+}
+"""Functions whose ``path`` may be a format, and their allowed arguments: none is an object or selects custom
+code."""
 FORMATS = frozenset({"csv", "json", "parquet", "text"})
 """Readers of ``datasets`` that execute nothing. Another one, ``pandas``, reads pickles."""
 
 SPECIAL = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 """Keys that Hydra reads itself. No declared class needs the last three."""
-PLACES = ("path", "data_files", "folder")
+PLACES = ("path", "data_files", "local", "folder")
 """Keys whose values are always paths; other texts are checked individually."""
 HINT = (
     "A config from elsewhere may only name classes that installed packages declare (entry points "
@@ -184,7 +189,7 @@ def _mapping_problems(
 ) -> Iterator[str]:
     if "_target_" in node:
         yield from _target_problems(node, key, allowed)
-    formats = FORMATS if node.get("_target_") == "datasets.load_dataset" else frozenset[str]()
+    formats = FORMATS if str(node.get("_target_")) in READERS else frozenset[str]()
     for part, value in node.items():
         inner = f"{key}.{part}".lstrip(".")
         if not isinstance(part, str):
@@ -211,8 +216,8 @@ def _target_problems(node: Mapping[object, object], key: str, allowed: Mapping[s
     target = node["_target_"]
     if not isinstance(target, str) or target not in allowed:
         yield f"{key}._target_: {target!r} is not allowed"
-    elif target == "datasets.load_dataset":
-        if extra := sorted(str(name) for name in node if name not in LOAD_DATASET_ARGUMENTS):
-            yield f"{key}: datasets.load_dataset with {', '.join(extra)} is not allowed"
+    elif target in READERS:
+        if extra := sorted(str(name) for name in node if name not in READERS[target]):
+            yield f"{key}: {target} with {', '.join(extra)} is not allowed"
         if "path" not in node:
-            yield f"{key}: datasets.load_dataset without a path is not allowed"
+            yield f"{key}: {target} without a path is not allowed"

@@ -22,6 +22,7 @@ from xlm.core.config.run_files import CONFIG as CONFIG_OF_RUN
 from xlm.core.config.run_files import METRICS
 from xlm.core.config.schema import validate
 from xlm.core.config.secrets import hide
+from xlm.core.data.sources import LOCAL
 from xlm.core.evaluation import report
 from xlm.core.hub import source
 from xlm.core.hub.allow_list import check_recorded, declaration
@@ -31,7 +32,7 @@ from xlm.core.protocols import Tokenizer
 from xlm.core.saving.folder import CONFIG, FILES, OWN
 from xlm.core.saving.folder import read_config as read_folder_config
 from xlm.core.saving.run_folder import RunFolder
-from xlm.core.training.run import LOCAL_FILES, LOCAL_SOURCE, Run
+from xlm.core.training.run import Run
 
 SHARD_SIZE = "5GB"
 """Maximum size of a weights file on the Hub."""
@@ -92,9 +93,9 @@ def write_folder(run: Run, *, max_shard_size: str = SHARD_SIZE) -> Path:
 
 
 def _with_source(record: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with the source that was read, if it differs from the composed one."""
+    """The record with the source that was read, if files were read by another than the composed one."""
     node = resolved["task"]["source"]
-    replaced = node["_target_"] in (LOCAL_SOURCE, LOCAL_FILES) or resolved["source"] is not None
+    replaced = resolved["source"] is not None and LOCAL not in node
     return {**record, "task": {**record["task"], "source": node}} if replaced else dict(record)
 
 

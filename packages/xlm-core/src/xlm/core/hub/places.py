@@ -31,7 +31,7 @@ def place_problems(name: str, value: object, key: str, formats: frozenset[str]) 
             yield f"{key}: {value!r} is not a repository of the Hub (USER/NAME){others}"
         elif value not in formats and leaves(value):
             yield f"{key}: {value!r} is a link out of the working directory"
-    elif name == "data_files":
+    elif name in ("data_files", "local"):
         yield from _file_problems(value, key)
     elif name == "folder":
         if not (isinstance(value, str) and (value == CACHE or IN_CACHE.fullmatch(value))):

@@ -56,13 +56,12 @@ def make_slots(run: Run) -> Slots:
 
 def make_parts(run: Run) -> TaskParts:
     """Make the data slots of the task."""
-    task, source = run.settings.task, run.settings.source
+    task = run.settings.task
     return TaskParts(
         source=make(task.source, "task.source"),
         row_filter=make(task.filter, "task.filter") if task.filter is not None else None,
         preprocess=make(task.preprocess, "task.preprocess"),
         tokenizer=run.tokenizer,
-        local_copy=Path(source) if source is not None else None,
     )
 
 

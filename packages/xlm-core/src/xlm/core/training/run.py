@@ -14,12 +14,9 @@ from xlm.core.config.machine import blamed_on
 from xlm.core.config.places import with_home
 from xlm.core.config.schema import RunSettings, validate
 from xlm.core.config.secrets import hide
-from xlm.core.data import LocalCopy
-from xlm.core.data.local_copy import is_remote
-from xlm.core.data.read_files import FORMATS
+from xlm.core.data.sources import with_local_files
 from xlm.core.protocols import Tokenizer
 
-LOCAL_SOURCE, LOCAL_FILES = "xlm.core.data.read_local_copy", "xlm.core.data.read_data_files"
 SPECIAL_IDS = ("pad_id", "cls_id", "mask_id", "eos_id", "bos_id", "sep_id", "unk_id")
 
 
@@ -54,9 +51,10 @@ def resolve(config: DictConfig, own_keys: Collection[str] = ()) -> Run:
     """
     filled = with_home(config)
     record = cast("dict[str, Any]", OmegaConf.to_container(filled, resolve=False))
-    source = _plain(filled, "task.source")
-    if (local := local_source(source, filled.get("source"))) is not source:
-        filled.task.source = local  # first, as the tokenizer may be trained on it
+    if (source := filled.get("source")) is not None:  # first, as the tokenizer may be trained on these files
+        path = Path(source).absolute()
+        with blamed_on("source", path):
+            filled.task.source = with_local_files(_plain(filled, "task.source"), path)
     tokenizer = _make_tokenizer(_plain(filled, "task.tokenizer"))
     _fill_vocabulary(filled, tokenizer)
     values = cast("dict[str, Any]", OmegaConf.to_container(filled, resolve=True))
@@ -67,38 +65,6 @@ def resolve(config: DictConfig, own_keys: Collection[str] = ()) -> Run:
 
 def _plain(config: DictConfig, key: str) -> dict[str, Any]:
     return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.select(config, key), resolve=True))
-
-
-def local_source(node: dict[str, Any], source: str | None) -> dict[str, Any]:
-    """The node ``task.source``, or one in its place that reads local files.
-
-    With ``source``, a source of the task that has a ``path`` keeps its reader (for a held-out split, for
-    example) and receives the new path; every other one is replaced by a reader of files. Without ``source``,
-    a ``datasets`` source of local files is replaced.
-
-    Args:
-        node: Plain values.
-        source: Files or a folder, None for none.
-
-    Raises:
-        XLMError: If there are no such files.
-    """
-    target = node["_target_"]
-    if target in (LOCAL_SOURCE, LOCAL_FILES):
-        return node
-    loads = target == "datasets.load_dataset"
-    if source is None:
-        if loads and node.get("path") in FORMATS.values() and not is_remote(node.get("data_files")):
-            return {**node, "_target_": LOCAL_FILES}
-        return node
-    path = Path(source).absolute()
-    others = {name: value for name, value in node.items() if name not in {"_target_", "_partial_"}}
-    arguments = others if loads else {}
-    with blamed_on("source", path):
-        LocalCopy(path, arguments)  # raises early if the files are wrong
-    if not loads and "path" in node:
-        return {**node, "path": str(path)}
-    return {"_target_": LOCAL_SOURCE, "_partial_": True, "path": str(path), "arguments": arguments}
 
 
 def _make_tokenizer(node: Mapping[str, Any]) -> Tokenizer:

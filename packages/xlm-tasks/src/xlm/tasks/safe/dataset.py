@@ -72,6 +72,7 @@ def published_rows(
     split: str,
     *,
     path: str,
+    local: str | None = None,
     revision: str | None = None,
     data_files: Mapping[str, str] | None = None,
     num_rows: Mapping[str, int] | None = None,
@@ -82,13 +83,16 @@ def published_rows(
     Args:
         split: "train", "validation" or "test".
         path: Id on the Hub, or a local folder in its layout.
+        local: Local folder that is read instead of ``path``; None for none.
         revision: Revision of the Hub's repository.
         data_files: Files of each split; None for all.
         num_rows: Number of first rows of these splits; the others are complete.
         streaming: Whether rows are read on demand.
     """
     files = None if data_files is None else dict(data_files)
-    rows = datasets.load_dataset(path, revision=revision, data_files=files, split=split, streaming=streaming)
+    rows = datasets.load_dataset(
+        local or path, revision=revision, data_files=files, split=split, streaming=streaming
+    )
     assert isinstance(rows, datasets.Dataset | datasets.IterableDataset)
     limit = (num_rows or {}).get(split)
     if limit is not None:

@@ -14,6 +14,7 @@ def published_rows(
     split: str,
     *,
     path: str,
+    local: str | None = None,
     revision: str | None = None,
     one_in: int = 256,
     num_train: int | None = None,
@@ -28,6 +29,7 @@ def published_rows(
     Args:
         split: "train", "val" or "test".
         path: Id on the Hub, or a local folder with ``train.csv`` and ``test.csv`` (or parquet files).
+        local: Local folder that is read instead of ``path``; None for none.
         revision: Revision of the Hub's repository; None for the newest.
         one_in: One row in this many is held out, on average.
         num_train: Only this many training rows, those with the smallest digests; None for all.
@@ -38,6 +40,7 @@ def published_rows(
         ValueError: If the split is unknown, or ``question`` or ``answer`` is no board somewhere.
     """
     require_split(split, SPLITS)
+    path = local or path
     rows = datasets.load_dataset(
         path, revision=revision, split="test" if split == "test" else "train", features=FEATURES
     )
