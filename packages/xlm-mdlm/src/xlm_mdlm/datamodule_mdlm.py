@@ -145,7 +145,7 @@ class MDLMLikelihoodCollator:
         """Make a batch of len(examples) * num_draws rows, padded to the longest.
 
         Raises:
-            ValueError: As :meth:`MDLMCollator.__call__`.
+            ValueError: If :meth:`MDLMCollator.__call__` raises it.
         """
         rows = self._layout.lay_out(examples).repeat(self._num_draws)
         seeds = seeds_of(examples).repeat_interleave(self._num_draws)
@@ -220,7 +220,7 @@ class MDLMPromptCollator:
         """Make a batch of len(examples) rows, padded to the longest.
 
         Raises:
-            ValueError: As :meth:`MDLMCollator.__call__`, or if the length of an example is unknown.
+            ValueError: If :meth:`MDLMCollator.__call__` raises it, or the length of an example is unknown.
         """
         rows = self._layout.lay_out([self._with_length(example) for example in examples], only_given=True)
         return {

@@ -138,7 +138,7 @@ class MLMLikelihoodCollator:
         """Make a batch of len(examples) * num_draws rows, padded to the longest.
 
         Raises:
-            ValueError: As :meth:`MLMCollator.__call__`.
+            ValueError: If :meth:`MLMCollator.__call__` raises it.
         """
         rows = self._layout.lay_out(examples).repeat(self._num_draws)
         seeds = seeds_of(examples).repeat_interleave(self._num_draws)
@@ -197,7 +197,7 @@ class MLMPromptCollator:
         """Make a batch of len(examples) rows, padded to the longest.
 
         Raises:
-            ValueError: As :meth:`MLMCollator.__call__`, or if the length of an example is unknown.
+            ValueError: If :meth:`MLMCollator.__call__` raises it, or the length of an example is unknown.
         """
         rows = self._layout.lay_out([self._with_length(example) for example in examples], only_given=True)
         return {

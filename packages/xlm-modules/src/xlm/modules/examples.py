@@ -19,7 +19,7 @@ def check_examples(examples: Sequence[Mapping[str, object]]) -> None:
     """Check that there are examples, and that their ids are tensors of int64 with one axis.
 
     Raises:
-        ValueError: Names the example, its value and what is allowed.
+        ValueError: If an example is invalid; names it, its value and what is allowed.
     """
     if not examples:
         raise ValueError("cannot collate an empty list of examples")
@@ -81,7 +81,7 @@ def check_lengths(
         what: What is counted.
 
     Raises:
-        ValueError: With the longest example, its length and the limit.
+        ValueError: If one is too long; names the longest example, its length and the limit.
     """
     longest = max(lengths)
     if limit is not None and longest > limit:
@@ -142,7 +142,7 @@ def check_vocabulary(ids: Tensor, vocab_size: int) -> None:
         vocab_size: Number of ids.
 
     Raises:
-        ValueError: With the smallest and the largest id.
+        ValueError: If an id is outside; names the smallest and the largest.
     """
     if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
         return

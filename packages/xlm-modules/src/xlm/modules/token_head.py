@@ -171,7 +171,7 @@ def linear_cross_entropy(
 
     Raises:
         ValueError: If a target is not of the vocabulary (on the CPU).
-        RuntimeError: In the backward pass, if the gradient is to be differentiated again, or in a second
+        RuntimeError: If, in the backward pass, the gradient is to be differentiated again, or in a second
             backward pass.
     """
     if not _is_linear(head) or _compute_dtype(hidden) == torch.float16:

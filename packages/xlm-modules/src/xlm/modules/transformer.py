@@ -357,7 +357,7 @@ def check_sizes(**sizes: int | None) -> None:
     """Refuse a network without layers, heads or units.
 
     Raises:
-        ValueError: Naming the first size below 1 (None stands for a default).
+        ValueError: If a size is below 1; names the first (None stands for a default).
     """
     for name, size in sizes.items():
         if size is not None and size < 1:

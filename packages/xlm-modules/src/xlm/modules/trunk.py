@@ -123,7 +123,7 @@ def check_trunk(trunk: object) -> None:
     """Check a trunk by its signature.
 
     Raises:
-        ValueError: Naming ``model.trunk``, its class and what is missing.
+        ValueError: If a part is missing; names ``model.trunk``, its class and the part.
     """
     name = _name(trunk)
     if not isinstance(trunk, nn.Module):
@@ -150,7 +150,7 @@ def check_condition(trunk: object, d_condition: int) -> None:
     """Check that a trunk takes a condition of this width.
 
     Raises:
-        ValueError: Naming ``model.trunk``, its class and what is missing.
+        ValueError: If a part is missing; names ``model.trunk``, its class and the part.
     """
     if not takes(trunk, "condition"):
         raise ValueError(f"{_name(trunk)} takes no condition: this network hands it the noise of each row")
@@ -164,7 +164,7 @@ def check_causal(trunk: object) -> None:
     """Check that a trunk is declared causal, and takes a cache.
 
     Raises:
-        ValueError: Naming ``model.trunk``, its class and what is missing.
+        ValueError: If a part is missing; names ``model.trunk``, its class and the part.
     """
     if getattr(trunk, "causal", False) is not True:
         raise ValueError(
@@ -189,7 +189,7 @@ def check_hidden(
         ``hidden``.
 
     Raises:
-        ValueError: Naming ``model.trunk``, its class, and both shapes.
+        ValueError: If its output has another shape; names ``model.trunk``, its class, and both shapes.
     """
     width: int = getattr(trunk, "d_model")  # noqa: B009  # an nn.Module has any attribute
     if hidden.shape != (*input_ids.shape, width):

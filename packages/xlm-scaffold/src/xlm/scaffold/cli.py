@@ -145,7 +145,7 @@ def check_free(name: str, folder: Path) -> None:
     """Refuse a name or a folder that is in use.
 
     Raises:
-        Refused: Naming what is there.
+        Refused: If something is there; names it.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"{folder} exists. Choose another name, or another folder: xlm-scaffold {name} FOLDER")

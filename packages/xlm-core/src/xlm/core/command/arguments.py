@@ -39,7 +39,7 @@ def check_arguments(arguments: list[str]) -> None:
     """Find common mistakes: an unknown job, option or flag, a repeated key.
 
     Raises:
-        XLMError: Lists the known names.
+        XLMError: If there is one; lists the known names.
     """
     _check_flags(arguments)
     _check_given_once(arguments)
@@ -137,7 +137,7 @@ def check_choice(key: str, value: str, known: list[str], what: str, *, note: str
     """Reject an unknown name.
 
     Raises:
-        XLMError: Lists the known names, the most similar first.
+        XLMError: If the name is unknown; lists the known ones, the most similar first.
     """
     if value in known:
         return

@@ -126,7 +126,7 @@ def answer(arguments: list[str]) -> str | None:
     """The immediate output of a command line, None if there is a job to run.
 
     Raises:
-        XLMError: For an unknown shell.
+        XLMError: If the shell is unknown.
     """
     if arguments[:1] == ["--complete"]:
         return "\n".join(complete(arguments[1] if len(arguments) > 1 else ""))

@@ -36,7 +36,7 @@ def script(shell: str) -> str:
     """The completion script of a shell.
 
     Raises:
-        XLMError: For an unknown shell.
+        XLMError: If the shell is unknown.
     """
     if shell not in SCRIPTS:
         raise XLMError(f"--completion {shell}: no such shell. Known: {', '.join(SCRIPTS)}")

@@ -62,7 +62,7 @@ def run_job(config: DictConfig) -> dict[str, float]:
         The job's metrics.
 
     Raises:
-        XLMError: Lists every mistake found, most of them before torch is imported.
+        XLMError: If the config has mistakes; lists every one found, most of them before torch is imported.
     """
     job, checked = check(config)
     check_places(checked, reads_checkpoint=job.reads_checkpoint)
@@ -86,7 +86,7 @@ def check(config: DictConfig) -> tuple[Job, RunSettings]:
         The job with its own keys, and the other settings without the tokenizer's values.
 
     Raises:
-        XLMError: Lists every mistake found.
+        XLMError: If the config has mistakes; lists every one found.
     """
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     for group_and_package, option in choices.items():
@@ -122,7 +122,7 @@ def check_origin(group: str, option: str) -> None:
     """Reject an option that several packages offer.
 
     Raises:
-        XLMError: Names them.
+        XLMError: If there are several packages; names them.
     """
     found = providers(group).get(option, [])
     if len(found) > 1:

@@ -41,7 +41,7 @@ class Job(Settings, ABC):
             settings: The config, without the tokenizer's values.
 
         Raises:
-            XLMError: Names the key and the remedy.
+            XLMError: If a key is wrong; names it and the remedy.
         """
         if settings.from_run is not None:
             raise XLMError(
@@ -107,7 +107,7 @@ def read_tool(name: str, tool: type[Tool], arguments: Sequence[str]) -> Tool:
     """A tool with the values of the command line, each read as YAML.
 
     Raises:
-        XLMError: Names an argument that is not a key of the tool, or a value that does not fit.
+        XLMError: If an argument is not a key of the tool, or its value does not fit; names it.
     """
     values: dict[str, Any] = {}
     for word in arguments:

@@ -16,7 +16,7 @@ def refuse(key: str, slot: str, filling: object, reason: str) -> NoReturn:
     """Report an object that does not fit.
 
     Raises:
-        XLMError: Always; names the slot, the config key, the class and the reason.
+        XLMError: If it is called; names the slot, the config key, the class and the reason.
     """
     name = f"{type(filling).__module__}.{type(filling).__qualname__}"
     raise XLMError(

@@ -103,7 +103,7 @@ def check_version(version: object, name: str) -> None:
         name: What the user calls the file, for messages.
 
     Raises:
-        XLMError: When it is none, or a later one.
+        XLMError: If it is none, or a later one.
     """
     if type(version) is not int or version < 1:
         raise XLMError(f"{name}: its {KEY} is {version!r}, not a number from 1 to {FORMAT_VERSION}")
@@ -122,7 +122,7 @@ def current(config: dict[str, Any], name: str) -> dict[str, Any]:
         name: What the user calls the file, for messages.
 
     Raises:
-        XLMError: When it is of a later version.
+        XLMError: If it is of a later version.
     """
     version = config.get(KEY, FORMAT_VERSION)
     check_version(version, name)

@@ -78,7 +78,7 @@ def blamed_on(key: str, path: Path) -> Generator[None]:
     """Name the config key whose path the operating system rejects.
 
     Raises:
-        MachineError: For an error of the operating system.
+        MachineError: If the operating system reports an error.
     """
     try:
         yield

@@ -18,7 +18,7 @@ def check_name(name: str) -> str:
     """Return a valid name.
 
     Raises:
-        ValueError: States the pattern of a name.
+        ValueError: If it is not a name; states the pattern.
     """
     if not PATTERN.fullmatch(name):
         raise ValueError(ALLOWED)

@@ -40,7 +40,7 @@ def check_places(settings: RunSettings, *, reads_checkpoint: bool) -> None:
         reads_checkpoint: Whether the job needs a checkpoint: that of ``ckpt_path``, else the run's own.
 
     Raises:
-        XLMError: Names the key and the remedy.
+        XLMError: If a path is unusable; names the key and the remedy.
     """
     for key, value in (
         ("output_dir", settings.output_dir),

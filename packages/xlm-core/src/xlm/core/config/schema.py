@@ -343,6 +343,6 @@ def validate(config: Mapping[str, Any]) -> RunSettings:
     """Check a composed config.
 
     Raises:
-        XLMError: Names every wrong key, its value and what is allowed.
+        XLMError: If a key is wrong; names every one, its value and what is allowed.
     """
     return validated(RunSettings, config)

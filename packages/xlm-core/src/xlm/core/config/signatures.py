@@ -26,7 +26,7 @@ def check_values(key: str, target: Any, node: Mapping[str, Any]) -> None:
         node: Its arguments, resolved.
 
     Raises:
-        XLMError: Names the key of the first wrong value, and the expected type.
+        XLMError: If a value has another type; names the key of the first, and the expected type.
     """
     hints = _hints(target)
     for name, value in node.items():

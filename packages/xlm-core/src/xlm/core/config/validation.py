@@ -27,7 +27,7 @@ def validated(model: type[ModelT], config: Mapping[str, Any]) -> ModelT:
     """Check plain values against a schema.
 
     Raises:
-        XLMError: Names every wrong key, its value and what is allowed.
+        XLMError: If a key is wrong; names every one, its value and what is allowed.
     """
     try:
         return model.model_validate(config)

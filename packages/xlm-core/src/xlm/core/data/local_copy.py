@@ -87,7 +87,7 @@ class LocalCopy:
         """Rows of a split, in the syntax of `datasets`.
 
         Raises:
-            XLMError: When the files have no such split.
+            XLMError: If the files have no such split.
         """
         splits = self._splits()
         for name in _names(split):

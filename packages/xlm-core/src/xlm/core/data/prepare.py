@@ -114,7 +114,7 @@ def prepare(
         used: Splits whose checksums are verified; None for all. Of the others the sizes are.
 
     Raises:
-        XLMError: When the source cannot be read, has no rows, or a slot's code fails on one.
+        XLMError: If the source cannot be read, has no rows, or a slot's code fails on one.
     """
     key = cache_key(
         task,

@@ -42,7 +42,7 @@ class PreparedRows(Dataset[Example]):
         columns: Columns of an example; None for all.
 
     Raises:
-        XLMError: When the rows lack one of ``columns``.
+        XLMError: If the rows lack one of ``columns``.
     """
 
     def __init__(self, rows: datasets.Dataset, columns: Sequence[str] | None = None) -> None:

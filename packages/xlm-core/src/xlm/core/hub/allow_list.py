@@ -93,7 +93,7 @@ def check_names(config: Mapping[str, Any], origin: str) -> None:
         origin: Its origin, for the message.
 
     Raises:
-        XLMError: Lists every rejected name and reference with its key.
+        XLMError: If a name or reference is not allowed; lists every one with its key.
     """
     try:
         unresolved = any(text_problems(config))
@@ -114,7 +114,7 @@ def check_recorded(recorded: Mapping[str, Any], composed: Mapping[str, Any], fil
         file: File of the first, for the message.
 
     Raises:
-        XLMError: Lists every rejected name and reference with its key.
+        XLMError: If a name or reference is not allowed; lists every one with its key.
     """
 
     def problems(config: Mapping[str, Any]) -> list[str]:

@@ -93,7 +93,7 @@ def check_repo_id(repo_id: str, key: str) -> None:
     """Reject an invalid name of a repository.
 
     Raises:
-        XLMError: States the form of a name.
+        XLMError: If it is not a name; states the form of one.
     """
     try:
         validate_repo_id(repo_id)
@@ -108,7 +108,7 @@ def explained(doing: str) -> Generator[None]:
     """Turn errors of the Hub and the connection into one line.
 
     Raises:
-        XLMError: For every error of the client or the connection.
+        XLMError: If the client or the connection fails.
     """
     try:
         yield

@@ -90,7 +90,7 @@ def _write_or_say_why(part: Path, write: Callable[[Path], object]) -> None:
     """Write; torch hides the error of the operating system, so a second write reproduces it.
 
     Raises:
-        OSError: With the name of the file.
+        OSError: If it cannot be written; names the file.
     """
     try:
         try:

@@ -108,7 +108,7 @@ def put_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> N
     """Load a state dict completely or not at all.
 
     Raises:
-        XLMError: Names every missing or unexpected weight and every wrong shape.
+        XLMError: If the weights do not fit; names every missing or unexpected one and every wrong shape.
     """
     own = model.state_dict()
     whole = {**state, **dict(_tied(own, state))}

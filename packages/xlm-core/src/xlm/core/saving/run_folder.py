@@ -177,7 +177,7 @@ class RunFolder:
         """The best checkpoint of the run, else its last.
 
         Raises:
-            XLMError: When the run has none.
+            XLMError: If the run has none.
         """
         for path in sorted(self.checkpoints.glob("best-*.ckpt"), reverse=True):
             reason = damage(path)

@@ -22,7 +22,7 @@ def check_monitors(trainer: lightning.Trainer, harness: Harness, training_figure
         training_figures: From :func:`xlm.core.training.slot_checks.check_slots`.
 
     Raises:
-        XLMError: Lists the closest names.
+        XLMError: If there is no such metric; lists the closest names.
     """
     callbacks = cast("list[Callback]", trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
     known = harness.evaluation.names("val")

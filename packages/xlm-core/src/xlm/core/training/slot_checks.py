@@ -28,7 +28,7 @@ def check_optimizer(slots: Slots, *, num_steps: int) -> None:
     """Make the optimizer and its schedule once, to find invalid numbers before training.
 
     Raises:
-        XLMError: Names the key of the one that cannot be made, or of a number that is not finite.
+        XLMError: If one cannot be made, or a number is not finite; names the key.
     """
     with _made("optimizer", slots.optimizer):
         optimizer = cast("object", slots.optimizer(slots.model.named_parameters()))

@@ -123,7 +123,7 @@ def lightning_explained() -> Generator[None]:
     """Name the trainer's settings if Lightning rejects them during the run.
 
     Raises:
-        XLMError: States the reason.
+        XLMError: If it cannot be made; states the reason.
     """
     try:
         yield

@@ -16,7 +16,7 @@ def check_trainer_arguments(arguments: Mapping[str, Any]) -> None:
     """Reject unknown arguments of Lightning's trainer, and values of a wrong type.
 
     Raises:
-        XLMError: Names the key and the closest ones.
+        XLMError: If a key is unknown; names it and the closest ones.
     """
     known = inspect.signature(lightning.Trainer.__init__).parameters
     for name in arguments:
@@ -31,7 +31,7 @@ def check_device(accelerator: str, precision: str) -> None:
     """Reject a precision that the device does not support (Lightning would change it silently).
 
     Raises:
-        XLMError: For float16 on a CPU.
+        XLMError: If it is float16 on a CPU.
     """
     has_gpu = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
     if precision.startswith("16") and (accelerator == "cpu" or (accelerator == "auto" and not has_gpu)):
