@@ -1,13 +1,17 @@
-"""The texts of the repository use the terms of CONTRIBUTING.md."""
+"""The texts of the repository use the terms and the form of docstrings of CONTRIBUTING.md."""
 
+import ast
+import inspect
 import re
+from collections.abc import Iterator
 
 import pytest
 
-from .layout import ROOT
+from .layout import ROOT, Package, packages
 from .test_repository import tracked
 
 TEXTS = ("*.md", "*.py", "*.yaml", "*.yml", "*.toml", "*.jinja")
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 LIST = ROOT / "CONTRIBUTING.md"
 
 
@@ -45,3 +49,35 @@ def test_the_list_is_read_and_searched() -> None:
     assert len(words) > 15
     assert found_in("a\nexact_law = 1\nflaw, lawn", "law") == [2]
     assert found_in("# kept for\n# ever", "for ever") == [1]
+
+
+def faults(docstring: str) -> Iterator[str]:
+    """What departs from the convention: a summary on one line, ``Raises`` with conditions."""
+    lines = inspect.cleandoc(docstring).splitlines()
+    if not lines[0].endswith("."):
+        yield f"the summary is no sentence of one line: {lines[0]}"
+    raises = lines[lines.index("Raises:") + 1 :] if "Raises:" in lines else []
+    for line in raises:
+        if re.match(r"\S", line):
+            break
+        if re.match(r" {4}\S", line) and not re.match(r" {4}\w+: If ", line):
+            yield f"not 'ERROR: If ...': {line.strip()}"
+
+
+@pytest.mark.parametrize("package", packages(), ids=lambda package: package.module)
+def test_docstrings_have_one_form(package: Package) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {fault}"
+        for path in sorted(package.source.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, DOCUMENTED) and (docstring := ast.get_docstring(node))
+        for fault in faults(docstring)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_faults_of_docstrings_are_found() -> None:
+    assert not list(faults("Sum.\n\n    Raises:\n        ValueError: If it is empty.\n            More.\n"))
+    assert list(faults("A sum of\n    numbers.")) == ["the summary is no sentence of one line: A sum of"]
+    late = "Sum.\n\n    Raises:\n        ValueError: When it is empty.\n    "
+    assert list(faults(late)) == ["not 'ERROR: If ...': ValueError: When it is empty."]

@@ -26,7 +26,9 @@ from xlm_arlm.types_arlm import ARLMNetwork, ARLMPromptBatch
 
 
 class ARLMBeamPredictor:
-    """Searches the hypothesis y with the best score (Wu et al. 2016, arXiv:1609.08144, eq. 14)
+    """Searches the hypothesis y with the best score.
+
+    The score is that of Wu et al. 2016 (arXiv:1609.08144, eq. 14),
 
         s(y) = log p(y | prompt) / lp(y),   lp(y) = ((5 + |y|) / 6)^length_penalty,
 

@@ -1,4 +1,6 @@
-"""The autoregressive model for transformers' Auto classes. Importing this module registers it:
+"""The autoregressive model for transformers' Auto classes.
+
+Importing this module registers it:
 
     import xlm_arlm.hf_arlm
     from transformers import AutoModelForCausalLM

@@ -10,8 +10,9 @@ from xlm_arlm.types_arlm import ARLMLossOutput
 
 
 class ARLMMetrics:
-    """Mean cross entropy of the predicted target tokens, EOS included, independent of other terms of the
-    loss.
+    """Mean cross entropy of the predicted target tokens, EOS included.
+
+    It is independent of other terms of the loss.
 
     ``sums`` is the whole state: adding up those of several processes gives their common result.
     """

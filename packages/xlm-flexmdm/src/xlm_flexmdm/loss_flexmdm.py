@@ -42,8 +42,9 @@ Targets = Literal["drawn", "posterior"]
 
 
 def gap_divergence(x: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """D(x, y) = y - x + x log(x / y), the divergence of Poisson distributions with means x and y; D(0, y) =
-    y.
+    """D(x, y) = y - x + x log(x / y), the divergence of Poisson distributions with means x and y.
+
+    D(0, y) = y.
 
     Args:
         x: True means, at least 0, any shape.

@@ -197,8 +197,7 @@ class ILMPredictor:
         return self._sampling == "joint" and tokens.is_filtered and not tokens.is_greedy
 
     def _score(self, hidden: Tensor, head: nn.Module) -> "_Scored":
-        """The readout: log-weights of slots (cells,) or pairs (cells, vocab), without a table of logits for
-        slots."""
+        """The readout: log-weights of slots (cells,), without a table of logits, or pairs (cells, vocab)."""
         if self._draws_pairs:
             scores = suppress_tokens(head(hidden), self._suppressed_ids)
         else:

@@ -55,8 +55,9 @@ def unmask_probability(
     *,
     remask: Float64[Tensor, "*shape"] | float = 0.0,
 ) -> Float64[Tensor, "*shape"]:
-    """Probability that a cell masked at time t is unmasked at s: (alpha_s - (1 - sigma) alpha_t) / (1 -
-    alpha_t).
+    """Probability that a cell masked at time t is unmasked at s.
+
+    (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t).
 
     With sigma = 0 it is the posterior above, and composes: from t to r and from r to s is from t to s. With
     sigma > 0 it makes up for the clean cells that are masked again, so that each cell is clean at s with

@@ -1,4 +1,6 @@
-"""The masked language model for transformers' Auto classes. Importing this module registers it:
+"""The masked language model for transformers' Auto classes.
+
+Importing this module registers it:
 
     import xlm_mlm.hf_mlm
     from transformers import AutoModelForMaskedLM

@@ -95,9 +95,7 @@ def call_model(
     *,
     positions: Int[Tensor, " cells"],
 ) -> Float[Tensor, "cells vocab"]:
-    """Call the network through ``forward``, as the loss and the predictor do; see
-    :meth:`xlm_mlm.MLM.forward`.
-    """
+    """Call the network through ``forward``, see :meth:`xlm_mlm.MLM.forward`."""
     return model(input_ids, attention_mask, positions=positions)
 
 

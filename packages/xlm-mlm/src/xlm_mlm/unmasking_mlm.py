@@ -70,8 +70,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class MinConfidence:
-    """Every cell whose confidence exceeds a threshold (Wu et al. 2025, arXiv:2505.22618), and the most
-    confident one.
+    """Every cell whose confidence exceeds a threshold, and the most confident one.
+
+    Wu et al. 2025, arXiv:2505.22618.
 
     Args:
         threshold: What the confidence has to exceed.
@@ -92,8 +93,9 @@ class MinConfidence:
 
 @dataclass(frozen=True)
 class MaxUncertainty:
-    """The most confident cells while the uncertainties of those before them add up to less than a bound;
-    always one.
+    """The most confident cells while the uncertainties of those before them add up to less than a bound.
+
+    At least one cell.
 
     The uncertainty of a cell is the confidence that it lacks: 1 - p_max for "top_prob", 1 - margin for
     "margin", the entropy in nats for "entropy". The last is the entropy-bounded sampler (Ben-Hamu et al.

@@ -140,8 +140,9 @@ def filter_top_p(logits: Float[Tensor, "*rows vocab"], top_p: float) -> Float[Te
 
 
 def _keep_best(logits: Tensor, best: Tensor, number: Tensor) -> Tensor:
-    """Keep exactly a number (..., 1) of the largest logits of each row, of which ``best`` (..., candidates)
-    are the values in descending order; of equal ones those with the lowest ids.
+    """Keep exactly a number (..., 1) of the largest logits of each row.
+
+    ``best`` (..., candidates) are their values in descending order; of equal ones the lowest ids are kept.
 
     torch.topk breaks ties differently from device to device: its values are used, its indices are not.
     """
@@ -181,8 +182,11 @@ def categorical(
 
 
 def _draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """The token of each row and the sum of its weights, (rows,) each: first a block of columns is drawn, then
-    one of its columns, so that only the sums of blocks and one block are added up column by column."""
+    """The token of each row and the sum of its weights, (rows,) each.
+
+    First a block of columns is drawn, then one of its columns, so that only the sums of blocks and one block
+    are added up column by column.
+    """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     weights = (wide - wide.amax(-1, keepdim=True)).exp_()
     if weights.shape[-1] <= 2 * _BLOCK:
@@ -202,8 +206,10 @@ def _draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _first_above(cumulative: Tensor, weights: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """The first column with weight whose cumulative weight exceeds the row's place, the last one with weight
-    if none does, and how far into it the place lies, (rows,) each.
+    """The column in which the row's place lies, and how far into it, (rows,) each.
+
+    That is the first column with weight whose cumulative weight exceeds the place; the last one with weight
+    if none does.
 
     By rounding, a sum in parallel may rise at a column without weight, and a sum of sums may differ from the
     sum of all.

@@ -171,7 +171,7 @@ def linear_cross_entropy(
 
     Raises:
         ValueError: If a target is not of the vocabulary (on the CPU).
-        RuntimeError: If, in the backward pass, the gradient is to be differentiated again, or in a second
+        RuntimeError: If the gradient is to be differentiated again, or in a second
             backward pass.
     """
     if not _is_linear(head) or _compute_dtype(hidden) == torch.float16:
@@ -346,8 +346,10 @@ class _Groups:
         return values.new_zeros(len(self.sizes)).index_add(0, self.of_cell, values)[self.of_cell]
 
     def log_sum_exp(self, values: Tensor, rows: slice) -> Tensor:
-        """(cells,) log of the sum of exp(values) over each cell's group; ``rows`` are the whole groups of
-        the values."""
+        """(cells,) log of the sum of exp(values) over each cell's group.
+
+        ``rows`` are the whole groups of the values.
+        """
         if self.of_cell is None or self.sizes is None:
             return values
         group = self.of_cell[rows]

@@ -258,8 +258,10 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             assert _texts(first) == _texts(second), f"{kind}: other texts from the same seeds"
 
     def test_prediction_ignores_neighbours(self) -> None:
-        """In float64 the texts are the same, whatever the order and number of the rows, and so is the nfe of
-        each row, which for a row alone is the number of calls."""
+        """In float64 texts and nfe of a row are independent of the order and number of the other rows.
+
+        For a row alone the nfe is the number of calls.
+        """
         for kind, batch in self._prompt_batches():
             collate, examples = self.build_prompt_collator(kind), self._examples(kind)
             seeds = _seeds(len(examples))

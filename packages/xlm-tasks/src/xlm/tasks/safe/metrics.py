@@ -84,7 +84,7 @@ def mean_distance(fingerprints: npt.NDArray[np.uint8]) -> float:
 
 
 def _record(smiles: str) -> Tensor:
-    """(1, 34) int64"""
+    """(1, 34) int64: what is recorded of a molecule."""
     qed, accessibility = drug_likeness(smiles)
     identity = hashlib.blake2b(smiles.encode(), digest_size=8).digest()
     is_good = int(qed >= MIN_QED and accessibility <= MAX_SA)

@@ -87,8 +87,9 @@ def rule_violations(generation: Generation) -> tuple[int, int]:
 
 
 class SudokuMetrics:
-    """Accumulates ``board_accuracy`` (the main metric), ``cell_accuracy``, ``broken_clues``,
-    ``rule_violations``.
+    """Accumulates the accuracies of boards and cells, broken clues and violated rules.
+
+    ``board_accuracy`` (the main metric), ``cell_accuracy``, ``broken_clues``, ``rule_violations``.
 
     Attributes:
         sums: The state, see ``xlm.tasks.metrics.zero_sums``.

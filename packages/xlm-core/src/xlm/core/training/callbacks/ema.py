@@ -1,5 +1,4 @@
-"""An exponential moving average of the weights: Lightning's callback, with float32 averages and no sync per
-step.
+"""An exponential moving average of the weights, in float32 and without a sync per step.
 
 Lightning's callback synchronises with the device after each step, averages in the precision of the weights
 (in bfloat16 a decay of 0.9999 changes nothing), and swaps both sets of weights for each validation, which
