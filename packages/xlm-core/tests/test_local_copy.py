@@ -143,12 +143,17 @@ def test_one_reader_of_the_hub_of_files_and_of_local_copies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     txt(tmp_path / "train.txt", ["a", "b"])
-    how = {"path": "text", "sample_by": "document", "split": "train"}
-    for place in ({"local": str(tmp_path)}, {"data_files": str(tmp_path / "*.txt")}):
+    how: dict[str, Any] = {"path": "text", "sample_by": "document", "split": "train"}
+    places: list[dict[str, Any]] = [{"local": str(tmp_path)}, {"data_files": str(tmp_path / "*.txt")}]
+    for place in places:
         rows: Any = read_rows(**how, **place)
         assert [row["text"] for row in rows] == ["a\nb\n"]
     asked = list[Any]()
-    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **more: asked.append((given, more)))
+
+    def load(*given: str, **more: object) -> None:
+        asked.append((given, more))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
     read_rows(path="somebody/something", name="plain", split="train")
     read_rows(path="text", data_files="hf://datasets/a/b.txt", split="train", streaming=True)
     assert asked == [

@@ -171,8 +171,7 @@ def linear_cross_entropy(
 
     Raises:
         ValueError: If a target is not of the vocabulary (on the CPU).
-        RuntimeError: If the gradient is to be differentiated again, or in a second
-            backward pass.
+        RuntimeError: If the gradient is differentiated again, or taken a second time.
     """
     if not _is_linear(head) or _compute_dtype(hidden) == torch.float16:
         return cross_entropy_of_logits(head(hidden), targets)
