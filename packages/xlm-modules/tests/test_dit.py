@@ -277,6 +277,12 @@ class TestNetwork:
         assert hidden.shape == (2, 7, 1024)
         assert not list(model.buffers())
 
+    def test_activation_is_that_of_every_block(self):
+        model = DiT(vocab_size=5, d_model=8, num_layers=2, num_heads=2, activation="relu")
+        blocks = [block for block in model.blocks if isinstance(block, DiTBlock)]
+        assert [type(block.feed_forward.activation) for block in blocks] == [nn.ReLU, nn.ReLU]
+        assert model.activation == "relu"
+
     def test_settings_that_do_not_fit_are_refused(self):
         with pytest.raises(ValueError, match="d_model \\(10\\) must be a multiple of num_heads \\(4\\)"):
             DiT(vocab_size=5, d_model=10, num_layers=1, num_heads=4)

@@ -338,6 +338,15 @@ class TestNetwork:
         assert hidden.shape == (2, 7, 1024)
         assert not list(model.buffers())
 
+    def test_gelu_by_the_error_function(self):
+        layer = FeedForward(d_model=3, d_ff=5, activation="gelu_erf").double()
+        hidden = torch.linspace(-4, 4, 12, dtype=torch.float64).view(4, 3)
+        inner = layer.input(hidden)
+        normal = [[(1 + math.erf(x / math.sqrt(2))) / 2 for x in row] for row in inner.tolist()]
+        expected = layer.output(inner * torch.tensor(normal, dtype=torch.float64))
+        torch.testing.assert_close(layer(hidden), expected)
+        assert RotaryTransformer(vocab_size=5, d_model=8, num_layers=1, num_heads=2).activation == "gelu"
+
     def test_settings_that_do_not_fit_are_refused(self):
         with pytest.raises(ValueError, match="d_model \\(10\\) must be a multiple of num_heads \\(4\\)"):
             RotaryTransformer(vocab_size=5, d_model=10, num_layers=1, num_heads=4)

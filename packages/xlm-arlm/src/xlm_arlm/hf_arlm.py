@@ -46,7 +46,7 @@ class ARLMConfig(PreTrainedConfig):
     num_heads: int = 1
     d_ff: int | None = None
     dropout: float = 0.0
-    activation: Literal["gelu", "relu"] = "gelu"
+    activation: Literal["gelu", "gelu_erf", "relu"] = "gelu"
     rotary_dim: int | None = None
     trunk: dict[str, Any] | None = None
     use_cache: bool = False

@@ -37,7 +37,7 @@ class MLM(
         num_heads: Number of attention heads; divides d_model.
         d_ff: Width of the inner layers; None for 4 * d_model.
         dropout: Probability of dropping an entry of a block's update, in training.
-        activation: Of the blocks: "gelu" (tanh form) or "relu".
+        activation: Of the blocks: "gelu" (tanh form), "gelu_erf" or "relu".
         rotary_dim: Coordinates of each head to rotate, even; None for all.
 
     Raises:
@@ -56,7 +56,7 @@ class MLM(
         num_heads: int | None = None,
         d_ff: int | None = None,
         dropout: float = 0.0,
-        activation: Literal["gelu", "relu"] = "gelu",
+        activation: Literal["gelu", "gelu_erf", "relu"] = "gelu",
         rotary_dim: int | None = None,
     ) -> None:
         super().__init__()

@@ -8,8 +8,8 @@ Each block shifts, scales and gates its two updates by linear functions of the c
 
 The residual is the stream x itself, not its modulated norm, as in the authors' code of masked diffusion
 (Sahoo et al. 2024, arXiv:2406.07524). The parameters are laid out as there: attention projections and norms
-without bias, MLP with bias and tanh GELU, the six parts of the modulation in the order shift_1, scale_1,
-gate_1, shift_2, scale_2, gate_2. The names correspond as follows (left: there, right: here):
+without bias, MLP with bias and, by default, tanh GELU, the six parts of the modulation in the order shift_1,
+scale_1, gate_1, shift_2, scale_2, gate_2. The names correspond as follows (left: there, right: here):
 
     vocab_embed.embedding                   embedding.weight
     blocks.i.norm1, norm2                   blocks.i.attention_norm, feed_forward_norm
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from xlm.modules.examples import check_vocabulary
 from xlm.modules.rotary import rotary_angles
 from xlm.modules.transformer import (
+    Activation,
     FeedForward,
     RotaryAttention,
     broadcast_over_heads,
@@ -91,16 +92,24 @@ class DiTBlock(nn.Module):
         d_ff: Width of the inner layer of the MLP.
         d_condition: Width of the condition.
         dropout: Probability of dropping an entry of either update before it is added.
+        activation: "gelu" (tanh form), "gelu_erf" or "relu".
     """
 
     def __init__(
-        self, *, d_model: int, num_heads: int, d_ff: int, d_condition: int, dropout: float = 0.0
+        self,
+        *,
+        d_model: int,
+        num_heads: int,
+        d_ff: int,
+        d_condition: int,
+        dropout: float = 0.0,
+        activation: Activation = "gelu",
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(d_model, bias=False)
         self.attention = RotaryAttention(d_model=d_model, num_heads=num_heads)
         self.feed_forward_norm = nn.LayerNorm(d_model, bias=False)
-        self.feed_forward = FeedForward(d_model=d_model, d_ff=d_ff)
+        self.feed_forward = FeedForward(d_model=d_model, d_ff=d_ff, activation=activation)
         self.dropout = nn.Dropout(dropout)
         self.modulation = _zero_linear(d_condition, 6 * d_model)
 
@@ -148,6 +157,7 @@ class DiT(nn.Module):
         d_condition: Width of the condition.
         d_ff: Width of the inner layer of the MLPs; None for 4 * d_model.
         dropout: Probability of dropping an entry of a block's update, in training.
+        activation: "gelu" (tanh form), "gelu_erf" or "relu".
         rotary_dim: Coordinates of each head to rotate, even; None for all.
 
     Raises:
@@ -165,6 +175,7 @@ class DiT(nn.Module):
         d_condition: int = 128,
         d_ff: int | None = None,
         dropout: float = 0.0,
+        activation: Activation = "gelu",
         rotary_dim: int | None = None,
     ) -> None:
         super().__init__()
@@ -179,6 +190,7 @@ class DiT(nn.Module):
             num_heads,
         )
         self.d_condition, self.d_ff, self.dropout = d_condition, d_ff, dropout
+        self.activation = activation
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(
             DiTBlock(
@@ -187,6 +199,7 @@ class DiT(nn.Module):
                 d_ff=4 * d_model if d_ff is None else d_ff,
                 d_condition=d_condition,
                 dropout=dropout,
+                activation=activation,
             )
             for _ in range(num_layers)
         )
