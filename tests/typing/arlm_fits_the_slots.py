@@ -54,6 +54,8 @@ def what_calls_give(
     _ids: Tensor = predictor(compiled, prompts, seeds).ids
     _tokens: Tensor = predictor(network, prompts, seeds, trace=True).trace.token
     _edits: Trace | None = predictor(network, prompts, seeds, trace=ask).trace
+    if isinstance(predictor, ARLMPredictor):
+        _nats: Tensor = predictor(network, prompts, seeds, trace="full").trace.log_prob
     _no_tokens = predictor(network, prompts, seeds).trace.token  # pyright: ignore[reportOptionalMemberAccess]  # not requested
     loss(seeds.sum(), batch)  # pyright: ignore[reportArgumentType]  # no network
 

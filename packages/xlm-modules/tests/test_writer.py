@@ -22,13 +22,15 @@ def test_recording_changes_no_token_and_forcing_them_gives_the_recorded_log_prob
     writers: list[Writer] = [Draw(sampling), recorded]
     drawn, tokens = (writer.write(ROW, COLUMN, LOGITS, UNIFORMS) for writer in writers)
     assert torch.equal(drawn, tokens)
-    assert torch.equal(recorded.log_probs[0], sampling.log_probs(LOGITS)[torch.arange(4), tokens])
+    assert torch.equal(recorded.notes.log_prob[0], sampling.log_probs(LOGITS)[torch.arange(4), tokens])
 
     ids = torch.zeros(3, 4, dtype=torch.int64)
     ids[ROW, COLUMN] = tokens
     force = Force(sampling, ids, torch.ones_like(ids, dtype=torch.bool))
     assert torch.equal(force.write(ROW, COLUMN, LOGITS, UNIFORMS), tokens)
-    expected = torch.zeros(3, dtype=torch.float64).index_add(0, recorded.row[0], recorded.log_probs[0])
+    expected = torch.zeros(3, dtype=torch.float64).index_add(
+        0, recorded.notes.row[0], recorded.notes.log_prob[0]
+    )
     assert torch.equal(force.log_probs, expected)
     assert not force.is_latent.any()
 

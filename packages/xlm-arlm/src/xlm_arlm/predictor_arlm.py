@@ -11,6 +11,7 @@ The draws of a row depend on its seed and the number of the token only, so that 
 batch.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, overload
 
@@ -18,8 +19,31 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from xlm.modules import KeyValueCache, TokenSampling, require, suppress_tokens, uniform
-from xlm.modules.records import Prediction, Trace, TracedPrediction
+from xlm.modules import (
+    Draw,
+    Force,
+    KeyValueCache,
+    Notes,
+    Recorded,
+    TokenSampling,
+    Writer,
+    check_draws,
+    require,
+    suppress_tokens,
+    uniform,
+)
+from xlm.modules.records import (
+    Event,
+    FullTrace,
+    FullyTracedPrediction,
+    Prediction,
+    SamplerLikelihood,
+    Targets,
+    Trace,
+    TracedPrediction,
+    TrajectoryLogProbs,
+)
+from xlm_arlm.replay_arlm import by_edit, ends_early, new_tokens, with_token, write_at_once
 from xlm_arlm.types_arlm import (
     ARLMNetwork,
     ARLMPromptBatch,
@@ -74,6 +98,10 @@ class ARLMPredictor:
 
     @overload
     def __call__(
+        self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: Literal["full"]
+    ) -> FullyTracedPrediction: ...
+    @overload
+    def __call__(
         self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: Literal[True]
     ) -> TracedPrediction: ...
     @overload
@@ -82,7 +110,12 @@ class ARLMPredictor:
     ) -> Prediction: ...
     @torch.no_grad()
     def __call__(
-        self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, *, trace: bool = False
+        self,
+        model: ARLMNetwork,
+        batch: ARLMPromptBatch,
+        seeds: Tensor,
+        *,
+        trace: bool | Literal["full"] = False,
     ) -> Prediction:
         """Generate a target for each row.
 
@@ -90,11 +123,26 @@ class ARLMPredictor:
             model: The network, see :meth:`xlm_arlm.ARLM.forward`.
             batch: The given parts, from :class:`xlm_arlm.ARLMPromptCollator`.
             seeds: (rows,) int64, the source of all draws.
-            trace: Whether to record the insertions.
+            trace: Whether to record the insertions; "full" also records their probabilities.
 
         Returns:
             The targets. A row that reaches its limit keeps what it has.
         """
+        if trace != "full":
+            new_ids, num_new, nfe = self._generate(model, batch, seeds, Draw(self._sampling))
+            return make_prediction(batch, new_ids, num_new, nfe, pad_id=self._pad_id, trace=trace)
+        recorded = Recorded(self._sampling)
+        new_ids, num_new, nfe = self._generate(model, batch, seeds, recorded)
+        plain = make_prediction(batch, new_ids, num_new, nfe, pad_id=self._pad_id, trace=True)
+        assert plain.trace is not None
+        found = by_edit(recorded.notes, plain.trace, num_new)
+        full = FullTrace(**vars(plain.trace), **vars(found))
+        return FullyTracedPrediction(ids=plain.ids, lengths=plain.lengths, nfe=nfe, trace=full)
+
+    def _generate(
+        self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, writer: Writer
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """New tokens (rows, budget) with their number (rows,), and evaluations of the network (rows,)."""
         budget = limited_budget(batch, self._max_new_tokens)
         new_ids = torch.full((len(budget), largest(budget)), self._pad_id, device=budget.device)
         num_new = torch.zeros_like(budget)
@@ -107,7 +155,8 @@ class ARLMPredictor:
             step += 1
             nfe[rows] += 1
             logits = next_token_logits(model, input_ids, attention_mask, cache, self._suppressed_ids)
-            token = self._draw(logits, seeds[rows], step)
+            uniforms = uniform(seeds[rows], 1, step=step, stream=_STREAM_TOKEN).squeeze(1)
+            token = writer.write(rows, torch.full_like(rows, step - 1), logits, uniforms)
             written = token != (_NO_ID if self._eos_id is None else self._eos_id)
             new_ids[rows[written], step - 1] = token[written]
             num_new[rows[written]] += 1
@@ -115,12 +164,86 @@ class ARLMPredictor:
             if len(goes_on) < len(rows):
                 cache.select(goes_on)
             rows, input_ids, attention_mask = rows[goes_on], token[goes_on].unsqueeze(1), None
-        return make_prediction(batch, new_ids, num_new, nfe, pad_id=self._pad_id, trace=trace)
+        return new_ids, num_new, nfe
 
-    def _draw(self, logits: Tensor, seeds: Tensor, step: int) -> Tensor:
-        """(rows,) the next token of each row."""
-        uniforms = uniform(seeds, 1, step=step, stream=_STREAM_TOKEN).squeeze(1)
-        return self._sampling.draw(logits, uniforms)
+    @torch.no_grad()
+    def likelihood(
+        self,
+        model: ARLMNetwork,
+        batch: ARLMPromptBatch,
+        targets: Targets,
+        seeds: Tensor,
+        /,
+        *,
+        num_draws: int = 1,
+        event: Event = "text",
+    ) -> SamplerLikelihood:
+        """-log of the probability with which this sampler writes each target: exact, from one evaluation.
+
+        All options count: temperature, filters, suppressed ids, the limit of new tokens. A row that reaches
+        its limit needs no EOS. Over all targets, exp(-nll) sums to 1. With temperature=0 it is 0 or 1.
+
+        Args:
+            model: The network, see :meth:`xlm_arlm.ARLM.forward`.
+            batch: The given parts, from :class:`xlm_arlm.ARLMPromptCollator`.
+            targets: The texts, their fixed tokens included.
+            seeds: (rows,) int64; nothing is drawn.
+            num_draws: At least 1; one replay gives the exact value.
+            event: The text and the cells are the same here.
+
+        Raises:
+            ValueError: If a target does not begin with the fixed tokens of its row.
+        """
+        check_draws(num_draws, event)
+        budget = limited_budget(batch, self._max_new_tokens)
+        new_ids, num_new = new_tokens(batch, targets)
+        possible = (num_new <= budget) & ~ends_early(new_ids, num_new, self._eos_id)
+        if self._eos_id is None:
+            possible &= num_new == budget
+        notes = self._replay(model, batch, new_ids, num_new.where(possible, 0), possible)
+        log_weights = notes.sums(torch.zeros(len(budget), dtype=torch.float64, device=budget.device))
+        return SamplerLikelihood.of(
+            log_weights.masked_fill(~possible, -math.inf).unsqueeze(0),
+            num_tokens=num_new,
+            is_exact=True,
+            models_length=self._eos_id is not None,
+            smallest_gap=torch.full_like(log_weights, math.inf),
+            nfe=(possible & (budget > 0)).long(),
+        )
+
+    def trajectory_log_probs(
+        self, model: ARLMNetwork, batch: ARLMPromptBatch, trace: Trace, seeds: Tensor, /
+    ) -> TrajectoryLogProbs:
+        """Log-probabilities of the draws of a generation, with gradient.
+
+        Args:
+            model: The network, of which gradients are wanted.
+            batch: The batch of the generation.
+            trace: Its edits.
+            seeds: (rows,) int64; nothing is drawn.
+
+        Returns:
+            Of each insertion, and in ``place_log_prob`` of EOS.
+        """
+        drawn = trace.step > 0
+        num_new = torch.bincount(trace.row[drawn], minlength=len(seeds))
+        new_ids = num_new.new_full((len(seeds), largest(num_new)), self._pad_id)
+        new_ids[trace.row[drawn], trace.step[drawn] - 1] = trace.token[drawn]
+        notes = self._replay(model, batch, new_ids, num_new, torch.ones_like(num_new, dtype=torch.bool))
+        return by_edit(notes, trace, num_new)
+
+    def _replay(
+        self, model: ARLMNetwork, batch: ARLMPromptBatch, new_ids: Tensor, num_new: Tensor, wanted: Tensor
+    ) -> Notes:
+        """Notes of the new tokens of the ``wanted`` rows, and of EOS where a row ends before its limit."""
+        ends = wanted & (num_new < limited_budget(batch, self._max_new_tokens))
+        if self._eos_id is not None:
+            new_ids = with_token(new_ids, num_new, self._eos_id)
+            num_new = num_new + ends.long()
+        column = torch.arange(new_ids.shape[1], device=new_ids.device)
+        force = Force(self._sampling, new_ids, wanted.unsqueeze(1) & (column < num_new.unsqueeze(1)))
+        write_at_once(model, batch, force, self._suppressed_ids)
+        return force.notes
 
 
 def limited_budget(batch: ARLMPromptBatch, max_new_tokens: int | None) -> Int[Tensor, " rows"]:

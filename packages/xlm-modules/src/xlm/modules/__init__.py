@@ -55,7 +55,7 @@ from xlm.modules.transformer import (
 )
 from xlm.modules.trunk import CausalTrunk, ConditionedTrunk, Trunk
 from xlm.modules.unmasking import confidence, take_top, unmask_counts
-from xlm.modules.writer import Draw, Force, Recorded, Writer
+from xlm.modules.writer import Draw, Force, Notes, Recorded, Writer, check_draws, seeds_of_draw
 
 __all__ = [
     "CausalTrunk",
@@ -74,6 +74,7 @@ __all__ = [
     "LogLinear",
     "MuonWithAdamW",
     "NoiseSchedule",
+    "Notes",
     "Polynomial",
     "Readout",
     "Recorded",
@@ -93,6 +94,7 @@ __all__ = [
     "at_least_float32",
     "call_with_readout",
     "categorical",
+    "check_draws",
     "check_examples",
     "check_lengths",
     "check_vocabulary",
@@ -109,6 +111,7 @@ __all__ = [
     "rotary_angles",
     "row_seeds",
     "seeds_of",
+    "seeds_of_draw",
     "segment_ids_of",
     "segment_mask",
     "stratified_times",

@@ -1,11 +1,12 @@
 """Arguments and results of a family's collators, loss and predictor: the same records in every family.
 
 Axes: ``examples`` of a batch as they were given, ``rows`` of a batch, ``width`` tokens of the longest target,
-``edits`` of a trace. Batches are records of each family; a loss output or a likelihood with more fields is a
-subclass. These classes are optional: readers of a record use its attributes only, so a family may have its
-own.
+``edits`` of a trace, ``draws`` of a likelihood. Batches are records of each family; a loss output or a
+likelihood with more fields is a subclass. These classes are optional: readers of a record use its attributes
+only, so a family may have its own.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
@@ -69,6 +70,61 @@ class Likelihood:
     """Whether the length of the target is part of what is scored."""
 
 
+Event = Literal["text", "cells"]
+"""What a sampler's likelihood scores: the text alone, or also what the sampler writes behind its end."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Texts whose probability under a sampler is asked for, given tokens of infilling included."""
+
+    ids: Int[Tensor, "rows width"]
+    """Target tokens without special tokens, padded on the right."""
+    lengths: Int[Tensor, " rows"]
+    """Number of target tokens."""
+
+
+@dataclass(frozen=True)
+class SamplerLikelihood(Likelihood):
+    """-log p(text | given tokens) under a sampler with all its options, by replay with the text forced.
+
+    ``nll`` is -log of the mean weight over the draws (importance-weighted bound, arXiv:1509.00519): infinite
+    for a text that the sampler cannot write, or did not write in any draw; never an estimate of the
+    likelihood bound of the network, of which it is neither an upper nor a lower bound. ``num_draws`` is 1
+    where nothing is drawn.
+    """
+
+    log_weights: Float64[Tensor, "draws examples"]
+    """Nats of each replay; the expectation of their exponential is p(text)."""
+    smallest_gap: Float64[Tensor, " examples"]
+    """Least distance between a score that decided a choice and one that would have changed it; infinite if no
+    choice depends on scores. In float32, below 1e-5, another batch shape may run another sampler."""
+    nfe: Int[Tensor, " examples"]
+    """Evaluations of the network that the example took part in, in all draws."""
+
+    @staticmethod
+    def of(
+        log_weights: Float64[Tensor, "draws examples"],
+        *,
+        num_tokens: Int[Tensor, " examples"],
+        is_exact: bool,
+        models_length: bool,
+        smallest_gap: Float64[Tensor, " examples"],
+        nfe: Int[Tensor, " examples"],
+    ) -> "SamplerLikelihood":
+        """The likelihood of weights of draws; ``is_exact`` if the replay consumed no random number."""
+        return SamplerLikelihood(
+            nll=math.log(len(log_weights)) - log_weights.logsumexp(0),
+            num_tokens=num_tokens,
+            nll_kind="exact" if is_exact else "bound",
+            num_draws=len(log_weights),
+            models_length=models_length,
+            log_weights=log_weights,
+            smallest_gap=smallest_gap,
+            nfe=nfe,
+        )
+
+
 @dataclass(frozen=True)
 class Trace:
     """How the targets came to be: one entry per edit, in order.
@@ -94,6 +150,36 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class FullTrace(Trace):
+    """Every edit of a generation and its probability: what ``trace="full"`` gives.
+
+    Edits behind the end of the final text are part of it, and those of a step have the order in which they
+    were made. The sum of a row's ``log_prob`` and its ``place_log_prob`` is log p(trajectory) up to the
+    probability of draws that do not depend on the network.
+    """
+
+    log_prob: Float64[Tensor, " edits"]
+    """Nats with which each token was drawn, or token and position where these are drawn together; 0 for
+    edits that are not drawn from the network (the given start, cells that are masked again)."""
+    place_log_prob: Float64[Tensor, " rows"]
+    """Nats of the row's other draws that depend on the network, such as whether to stop."""
+
+
+@dataclass(frozen=True)
+class TrajectoryLogProbs:
+    """Log-probabilities of the draws of a trajectory under a network, with gradient.
+
+    E[R] of a reward R has the gradient E[R * gradient of their sum]; the difference of the sums of two
+    networks is a log importance weight. Draws that do not depend on the network cancel in both.
+    """
+
+    log_prob: Float64[Tensor, " edits"]
+    """As :attr:`FullTrace.log_prob`, in nats."""
+    place_log_prob: Float64[Tensor, " rows"]
+    """As :attr:`FullTrace.place_log_prob`, in nats."""
+
+
+@dataclass(frozen=True)
 class Prediction:
     """Generated targets, given tokens of infilling included."""
 
@@ -112,6 +198,14 @@ class TracedPrediction(Prediction):
     """What ``trace=True`` gives: the targets, and how they came to be."""
 
     trace: Trace
+    """The edits."""
+
+
+@dataclass(frozen=True)
+class FullyTracedPrediction(TracedPrediction):
+    """What ``trace="full"`` gives: the targets, every edit, and its probability."""
+
+    trace: FullTrace
     """The edits."""
 
 

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from xlm.modules.options import require
+from xlm.modules.random import row_seeds
 from xlm.modules.sampling import TokenSampling
 
 
@@ -64,22 +66,42 @@ class Draw:
         """Nothing is noted."""
 
 
-@dataclass
-class Recorded:
-    """Draws every token and notes its log-probability; one entry per write, in order."""
+@dataclass(frozen=True)
+class Notes:
+    """Log-probabilities of written tokens; one entry of each list per write, in order."""
 
-    sampling: TokenSampling
     row: list[Int[Tensor, " cells"]] = field(default_factory=list[Tensor])
     column: list[Int[Tensor, " cells"]] = field(default_factory=list[Tensor])
-    log_probs: list[Float64[Tensor, " cells"]] = field(default_factory=list[Tensor])
-    """Nats of each token of a write."""
+    log_prob: list[Float64[Tensor, " cells"]] = field(default_factory=list[Tensor])
+    """Nats."""
+
+    def add(
+        self, row: Int[Tensor, " cells"], column: Int[Tensor, " cells"], log_prob: Float64[Tensor, " cells"]
+    ) -> None:
+        """Note the tokens of one write."""
+        self.row.append(row)
+        self.column.append(column)
+        self.log_prob.append(log_prob)
+
+    def sums(self, start: Float64[Tensor, " rows"]) -> Float64[Tensor, " rows"]:
+        """``start`` and the log-probabilities of each row, added up in the order of the writes."""
+        if not self.row:
+            return start
+        return start.index_add(0, torch.cat(self.row), torch.cat(self.log_prob))
+
+
+@dataclass
+class Recorded:
+    """Draws every token and notes its log-probability."""
+
+    sampling: TokenSampling
+    notes: Notes = field(default_factory=Notes)
+    """Every token, in order."""
 
     def write(self, row: Tensor, column: Tensor, logits: Tensor, uniforms: Tensor, /) -> Tensor:
         """Drawn tokens."""
         tokens = self.sampling.draw(logits, uniforms)
-        self.row.append(row)
-        self.column.append(column)
-        self.log_probs.append(self.sampling.score(logits, tokens))
+        self.notes.add(row, column, self.sampling.score(logits, tokens))
         return tokens
 
     def note_gap(self, row: Tensor, gap: Callable[[], Tensor], /) -> None:
@@ -88,10 +110,10 @@ class Recorded:
 
 @dataclass
 class Force:
-    """Writes a given text where it is known, draws elsewhere, and adds up the log-probabilities of the text.
+    """Writes a given text where it is known, draws elsewhere, and notes the log-probabilities of the text.
 
-    A token that is drawn is *latent*: its probability is no factor, and the exponential of ``log_probs`` is
-    then a random weight whose expectation is the probability of the text.
+    A token that is drawn is *latent*: its probability is no factor, and the product of the others is then a
+    random weight whose expectation is the probability of the text.
     """
 
     sampling: TokenSampling
@@ -99,8 +121,8 @@ class Force:
     """The text, in the columns of the sampler; without meaning where it is not known."""
     known: Bool[Tensor, "rows length"]
     """True where the text is forced."""
-    log_probs: Float64[Tensor, " rows"] = field(init=False)
-    """Nats of the forced tokens of each row so far; -inf as soon as one is impossible."""
+    notes: Notes = field(default_factory=Notes)
+    """The forced tokens, in order."""
     is_latent: Bool[Tensor, " rows"] = field(init=False)
     """True at rows of which a token was drawn."""
     smallest_gap: Float64[Tensor, " rows"] = field(init=False)
@@ -108,18 +130,22 @@ class Force:
 
     def __post_init__(self) -> None:
         rows, device = len(self.ids), self.ids.device
-        self.log_probs = torch.zeros(rows, dtype=torch.float64, device=device)
         self.is_latent = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.smallest_gap = torch.full_like(self.log_probs, math.inf)
+        self.smallest_gap = torch.full((rows,), math.inf, dtype=torch.float64, device=device)
+
+    @property
+    def log_probs(self) -> Float64[Tensor, " rows"]:
+        """Nats of the forced tokens of each row so far; -inf as soon as one is impossible."""
+        return self.notes.sums(torch.zeros_like(self.smallest_gap))
 
     def write(self, row: Tensor, column: Tensor, logits: Tensor, uniforms: Tensor, /) -> Tensor:
         """The tokens of the text, drawn ones where it is not known."""
         tokens = self.ids[row, column]
         known = self.known[row, column]
-        log_probs = self.sampling.score(logits[known], tokens[known])
-        self.log_probs = self.log_probs.index_add(0, row[known], log_probs)
         if bool(known.all()):
+            self.notes.add(row, column, self.sampling.score(logits, tokens))
             return tokens
+        self.notes.add(row[known], column[known], self.sampling.score(logits[known], tokens[known]))
         latent = ~known
         self.is_latent[row[latent]] = True
         return tokens.masked_scatter(latent, self.sampling.draw(logits[latent], uniforms[latent]))
@@ -127,3 +153,18 @@ class Force:
     def note_gap(self, row: Tensor, gap: Callable[[], Tensor], /) -> None:
         """Keep the least gap of each row."""
         self.smallest_gap[row] = self.smallest_gap[row].minimum(gap().to(torch.float64))
+
+
+def seeds_of_draw(draw: int, seeds: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+    """Seeds of the rows in one of several draws of a likelihood, from 0."""
+    return row_seeds(draw, 0, seeds)
+
+
+def check_draws(num_draws: int, event: str) -> None:
+    """Refuse options of a likelihood that are outside their range.
+
+    Raises:
+        ValueError: If there is no draw, or the event is neither "text" nor "cells".
+    """
+    require(num_draws >= 1, "num_draws", num_draws, "at least 1")
+    require(event in ("text", "cells"), "event", event, "'text' or 'cells'")
