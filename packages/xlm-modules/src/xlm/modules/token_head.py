@@ -148,7 +148,7 @@ def logits_in_pieces(
         yield suppress_tokens(wide, suppressed_ids)
         return
     size = max(_LOGITS_AT_ONCE // head.out_features, 1)
-    table = hidden.new_empty(min(size, len(hidden)), head.out_features)
+    table = _table(hidden, min(size, len(hidden)), head.out_features)
     for states in hidden.split(size):
         logits = at_least_float32(_product(states, head.weight.T, head.bias, table[: len(states)]))
         for token in suppressed_ids:
@@ -232,7 +232,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         best = cell.new_empty(len(states)) if targets.wants_best else None
         gradients = _Gradients(states, matrix, bias) if differentiates else None
         pieces = list(groups.pieces(len(states), max(_LOGITS_AT_ONCE // len(matrix), 1)))
-        buffer = states.new_empty(max(map(len, pieces), default=0), len(matrix))
+        buffer = _table(states, max(map(len, pieces), default=0), len(matrix))
         for piece in pieces:
             rows = slice(piece.start, piece.stop)
             logits = torch.mm(states[rows], matrix.T, out=buffer[: len(piece)]).to(wide)
@@ -379,6 +379,15 @@ def _forbid(logits: Tensor, targets: TokenTargets, rows: slice) -> None:
         logits.select(1, token).fill_(-math.inf)
     for token, column in ends:
         logits.select(1, token).copy_(column)
+
+
+def _table(like: Tensor, rows: int, columns: int) -> Tensor:
+    """An empty (rows, columns) table whose rows start at multiples of 64 bytes.
+
+    A product of matrices writes rows that start anywhere at two thirds of the speed.
+    """
+    step = 64 // like.element_size()
+    return like.new_empty(rows, math.ceil(columns / step) * step)[:, :columns]
 
 
 def _product(states: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
