@@ -120,8 +120,9 @@ def network_chain(model: nn.Module, num_tokens: int, prompt: Text = ()) -> Chain
     @cache
     def evaluate(state: State) -> tuple[float, dict[Pair, float]]:
         row = torch.tensor([[CLS, *prompt, *(cell.token for cell in state)]])
+        is_prompt = torch.tensor([[False, *(True for _ in prompt), *(False for _ in state)]])
         with torch.no_grad():
-            output: ILMOutput = model(row)
+            output: ILMOutput = model(row) if model.prompt_sees_target else model(row, prompt=is_prompt)
         scores = {
             (slot, token): math.exp(float(output.token_logits[0, 1 + len(prompt) + slot, token]))
             for slot, cell in enumerate(state)
@@ -135,16 +136,20 @@ def network_chain(model: nn.Module, num_tokens: int, prompt: Text = ()) -> Chain
     return Chain(stop=lambda state: evaluate(state)[0], insert=lambda state: evaluate(state)[1])
 
 
-def random_network(num_tokens: int, *, seed: int, num_length_classes: int | None = None) -> ILM:
+def random_network(
+    num_tokens: int, *, seed: int, num_length_classes: int | None = None, prompt_sees_target: bool = True
+) -> ILM:
     """A small network whose insertions and stops are far from uniform."""
     model = ILM(
         vocab_size=FIRST + num_tokens,
         d_model=8,
-        num_layers=1,
+        # In one layer the keys and values of a prompt do not depend on what it sees.
+        num_layers=1 if prompt_sees_target else 2,
         num_heads=2,
         d_ff=16,
         head="stop" if num_length_classes is None else "length",
         num_length_classes=num_length_classes,
+        prompt_sees_target=prompt_sees_target,
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -199,6 +204,7 @@ def batch_of(drops: Sequence[Dropped], num_missing: Sequence[int], prompt: Text 
         "input_ids": input_ids,
         "attention_mask": input_ids != PAD,
         "open_slots": open_slots,
+        "target_start": torch.full((len(drops),), 2 + len(prompt)),
         "scored_row": scored.nonzero()[:, 0],
         "scored_column": scored.nonzero()[:, 1],
         "num_scored": scored.sum(1).tolist(),

@@ -45,9 +45,9 @@ def _expected_nll(
     return float(nll @ torch.tensor([drop.probability for drop in drops], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("prompt", [(), (4, 3)])
-def test_expected_nll_bounds_every_text(prompt: Text) -> None:
-    model = random_network(2, seed=1)
+@pytest.mark.parametrize(("prompt", "sees_target"), [((), True), ((4, 3), True), ((4, 3), False)])
+def test_expected_nll_bounds_every_text(prompt: Text, sees_target: bool) -> None:
+    model = random_network(2, seed=1 if sees_target else 5, prompt_sees_target=sees_target)
     chain = network_chain(model, 2, prompt)
     for text in texts(2, 4):
         exact = -math.log(probability_of(chain, START, all_open(text)))

@@ -39,6 +39,7 @@ def _reference_batch(reference: Mapping[str, Tensor]) -> ILMBatch:
         "input_ids": reference["xlm.input_ids"],
         "attention_mask": mask,
         "open_slots": open_slots,
+        "target_start": torch.ones_like(reference["in.x0_len"]),
         "scored_row": scored.nonzero()[:, 0],
         "scored_column": scored.nonzero()[:, 1],
         "num_scored": scored.sum(1).tolist(),

@@ -151,6 +151,20 @@ def test_infilling_follows_the_exact_distribution_with_slots_closed() -> None:
     assert statistic < freedom + 4 * math.sqrt(2 * freedom)
 
 
+def test_a_prompt_that_is_read_once_follows_the_exact_distribution_of_its_mask() -> None:
+    model = random_network(2, seed=5, prompt_sees_target=False)
+    distribution = final_distribution(network_chain(model, 2, (4, 3, 3)), START, 2)
+    prompts = _prompts({"seed": 0, "prompt_ids": torch.tensor([4, 3, 3])}, ROWS, max_length=2)
+    predictor = ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, stop="draw")
+    statistic, freedom = chi_square(
+        Counter(_texts(predictor(model, prompts, torch.arange(ROWS)))), distribution
+    )
+    assert statistic < freedom + 4 * math.sqrt(2 * freedom)
+    model.prompt_sees_target = True
+    other = final_distribution(network_chain(model, 2, (4, 3, 3)), START, 2)
+    assert total_variation(other, distribution) > 0.1
+
+
 def test_a_threshold_is_not_the_distribution_that_was_trained() -> None:
     prediction = ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL)(
         MODEL, _prompts({"seed": 0}, 2000, max_length=3), torch.arange(2000)

@@ -1,10 +1,13 @@
 """A short run on a fixed synthetic task, recorded so that a change of its numbers is seen."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from xlm.modules import row_seeds
-from xlm_ilm import ILM, ILMCollator, ILMExample, ILMLoss
+from xlm.modules.testing import WholeRows
+from xlm_ilm import ILM, ILMCollator, ILMExample, ILMLoss, ILMPredictor, ILMPromptCollator
 
 PAD, CLS, BOS = range(3)
 FIRST, NUM_TOKENS = 3, 6
@@ -27,11 +30,10 @@ def counting_examples(epoch: int, number: int = 32) -> list[ILMExample]:
     return examples
 
 
-def test_recorded_loss_curve() -> None:
+def train(model: ILM) -> list[float]:
+    """Mean over the rows at each of 26 steps."""
     collate = ILMCollator(pad_id=PAD, cls_id=CLS, bos_id=BOS)
     loss = ILMLoss(suppressed_ids=[PAD, CLS, BOS])
-    torch.manual_seed(0)
-    model = ILM(vocab_size=FIRST + NUM_TOKENS, d_model=64, num_layers=2, num_heads=4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     curve: list[float] = []
     for step in range(26):
@@ -41,5 +43,46 @@ def test_recorded_loss_curve() -> None:
         mean.backward()
         optimizer.step()
         curve.append(mean.item())
+    return curve
+
+
+def test_recorded_loss_curve() -> None:
+    torch.manual_seed(0)
+    curve = train(ILM(vocab_size=FIRST + NUM_TOKENS, d_model=64, num_layers=2, num_heads=4))
     found = [round(nats, 6) for nats in curve[::5]]
     assert found == pytest.approx(RECORDED, rel=1e-4), f"record this if the change is meant: {found}"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stop": "draw"}, {"temperature": 0.0}, {"top_k": 4, "stop": "draw", "insertions_per_step": 2}],
+)
+def test_a_prompt_that_is_read_once_gives_the_samples_of_whole_rows(options: dict[str, Any]) -> None:
+    """In float64 all logits are the same; in float32 all samples of a trained network."""
+    torch.manual_seed(0)
+    model = ILM(
+        vocab_size=FIRST + NUM_TOKENS, d_model=64, num_layers=2, num_heads=4, prompt_sees_target=False
+    )
+    curve = train(model)
+    assert curve[-1] < 0.75 * curve[0]
+    examples = counting_examples(99)
+    for row, example in enumerate(examples):
+        # Prompts of 0 to 4 tokens, and given ones in some targets.
+        example["prompt_ids"] = torch.tensor([FIRST + row % 4, FIRST + 1, FIRST, FIRST + 2])[: row % 5]
+        if row % 3 == 0:
+            example["target_ids"] = torch.tensor([FIRST, FIRST + 1, FIRST + 2])
+            example["fixed"] = torch.arange(3) == row % 2
+    batch = ILMPromptCollator(pad_id=PAD, cls_id=CLS, bos_id=BOS, max_length=7)(examples)
+    predictor = ILMPredictor(pad_id=PAD, suppressed_ids=[PAD, CLS, BOS], **options)
+    seeds = torch.arange(len(examples))
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-12)):
+        network = model.to(dtype).eval()
+        found = predictor(network, batch, seeds, trace=True)
+        expected = predictor(WholeRows(network, num_layers=2, tolerance=tolerance), batch, seeds, trace=True)
+        assert found.lengths.unique().numel() > 2
+        for name in ("ids", "lengths", "nfe"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        assert found.trace is not None
+        assert expected.trace is not None
+        assert torch.equal(found.trace.token, expected.trace.token)
+        assert torch.equal(found.trace.position, expected.trace.position)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xlm.modules import KeyValueCache, RotaryTransformer, segment_mask
+from xlm.modules import Columns, KeyValueCache, PromptCache, RotaryTransformer, prompt_mask, segment_mask
 
 
 @pytest.fixture(autouse=True)
@@ -181,11 +181,59 @@ def test_bfloat16_autocast_works_with_a_cache():
 
 def test_uses_that_cannot_be_right_are_refused():
     ids = random_ids(2, 3)
-    with pytest.raises(ValueError, match="a cache needs a causal network"):
-        network(causal=False)(ids, cache=KeyValueCache())
+    for causal, wrong in ((False, KeyValueCache()), (True, PromptCache())):
+        with pytest.raises(ValueError, match=r"a cache needs a causal network.*bidirectional.*PromptCache"):
+            network(causal=causal)(ids, cache=wrong)
     with pytest.raises(ValueError, match="of shape \\(batch, length\\)"):
         network()(ids, segment_mask(torch.zeros_like(ids)), cache=KeyValueCache())
     model, cache = network(), KeyValueCache()
     model(ids, cache=cache)
     with pytest.raises(ValueError, match="holds 2 rows and the call has 1"):
         model(ids[:1], cache=cache)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [[1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]],
+        # Of 4, 1 and 0 tokens, once behind a token that sees everything.
+        [[1, 1, 1, 1, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]],
+    ],
+)
+def test_prompts_read_once_give_the_states_of_one_call_with_their_mask(prompt: list[list[int]]):
+    """Also when the targets change between calls, and rows leave."""
+    model, is_prompt, cache = network(causal=False), torch.tensor(prompt).bool(), PromptCache()
+    real = torch.arange(8) < torch.tensor([[8], [6], [7]])
+    given, rest = Columns.of(is_prompt), Columns.of(real & ~is_prompt)
+    ids = random_ids(3, 8)
+    model(given.take(ids), given.exists, given.source, cache=cache)
+    for kept in ([0, 1, 2], [0, 1, 2], [0, 2], [1], [1, 2]):
+        rows = torch.tensor(kept)
+        ids = torch.where(is_prompt, ids, (ids * 7 + 3) % 11)
+        expected = model(ids, prompt_mask(is_prompt, real))
+        hidden = model(rest.take(ids)[rows], rest.exists[rows], rest.source[rows], cache=cache.of_rows(rows))
+        for index, row in enumerate(kept):
+            size = int(rest.exists[row].sum())
+            assert_same(hidden[index, :size], expected[row, rest.source[row, :size]])
+    with pytest.raises(ValueError, match="holds 3 rows and the call has 1"):
+        model(ids[:1], cache=cache)
+
+
+def test_a_prompt_does_not_see_its_target_and_the_target_sees_the_prompt():
+    model, ids = network(causal=False), random_ids(1, 5)
+    is_prompt = torch.tensor([[True, True, False, False, False]])
+    hidden = model(ids, prompt_mask(is_prompt, None))
+    for column, unchanged in ((0, []), (1, []), (2, [0, 1]), (4, [0, 1])):
+        other = ids.clone()
+        other[0, column] = (ids[0, column] + 1) % 11
+        difference = (model(other, prompt_mask(is_prompt, None)) - hidden)[0].abs().amax(1)
+        assert (difference == 0).nonzero().flatten().tolist() == unchanged
+
+
+def test_columns_move_to_the_left_in_their_order():
+    wanted = torch.tensor([[False, True, False, True], [False, False, False, False]])
+    columns = Columns.of(wanted)
+    assert columns.exists.tolist() == [[True, True], [False, False]]
+    assert columns.take(torch.tensor([[5, 6, 7, 8], [1, 2, 3, 4]])).tolist() == [[6, 8], [0, 0]]
+    assert Columns.of(wanted[1:]).exists.tolist() == [[False]]
+    assert Columns.of(wanted[:0]).exists.shape == (0, 1)

@@ -9,9 +9,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xlm.modules import CausalTrunk, ConditionedTrunk, DiT, KeyValueCache, RotaryTransformer, Trunk
+from xlm.modules import (
+    CausalTrunk,
+    ConditionedTrunk,
+    DiT,
+    KeyValueCache,
+    PromptCache,
+    RotaryTransformer,
+    Trunk,
+)
 from xlm.modules.hub import HubModel, describe_part, make_part
-from xlm.modules.trunk import check_causal, check_condition, check_hidden, choose_trunk, takes
+from xlm.modules.trunk import (
+    call_trunk,
+    check_causal,
+    check_condition,
+    check_hidden,
+    check_prompt,
+    choose_trunk,
+    prompt_mask,
+    takes,
+)
 
 SIZES: dict[str, Any] = {"vocab_size": 9, "d_model": 8, "num_layers": 1, "num_heads": 2}
 
@@ -145,6 +162,30 @@ def test_what_a_family_needs_beyond_the_ids_is_asked_of_the_signature() -> None:
         check_causal(RotaryTransformer(**SIZES))
     with pytest.raises(ValueError, match=r"CausalBag\) takes no cache"):
         check_causal(CausalBag(vocab_size=9, d_model=8))
+
+
+def test_a_prompt_that_does_not_see_the_target_needs_a_bidirectional_trunk_with_a_cache() -> None:
+    bag = Bag(vocab_size=9, d_model=8)
+    check_prompt(bag, sees_target=True)
+    check_prompt(RotaryTransformer(**SIZES), sees_target=False)
+    for trunk in (bag, RotaryTransformer(**SIZES, causal=True), DiT(**SIZES)):
+        with pytest.raises(
+            ValueError, match=r"^model\.prompt_sees_target=false requires .* and model\.trunk \("
+        ):
+            check_prompt(trunk, sees_target=False)
+
+
+def test_a_network_whose_prompt_does_not_see_the_target_is_told_which_tokens_are_the_prompt() -> None:
+    ids = torch.tensor([[1, 2, 3]])
+    trunk = RotaryTransformer(**SIZES)
+    prompt, cache = torch.tensor([[True, False, False]]), PromptCache()
+    call = partial(call_trunk, trunk, ids, None, None)
+    assert torch.equal(call(sees_target=True, prompt=None, cache=None), trunk(ids))
+    narrow = trunk(ids, prompt_mask(prompt, None))
+    assert torch.equal(call(sees_target=False, prompt=prompt, cache=None), narrow)
+    for sees_target, given in ((False, (None, None)), (False, (prompt, cache)), (True, (prompt, None))):
+        with pytest.raises(ValueError, match=rf"prompt_sees_target={sees_target} is called with"):
+            call(sees_target=sees_target, prompt=given[0], cache=given[1])
 
 
 class TestSaving:

@@ -73,6 +73,7 @@ class ILMCollator:
             "input_ids": rows.input_ids,
             "attention_mask": rows.attention_mask,
             "open_slots": rows.open_slots,
+            "target_start": rows.target_start,
             "scored_row": scored_row,
             "scored_column": scored_column,
             "num_scored": scored.sum(1).tolist(),

@@ -26,9 +26,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xlm.modules import TokenScores, TokenTargets, at_least_float32, linear_cross_entropy
+from xlm.modules import (
+    TokenScores,
+    TokenTargets,
+    at_least_float32,
+    linear_cross_entropy,
+    prompt_sees_target,
+)
 from xlm.modules.records import Likelihood
-from xlm_ilm.types_ilm import ILMBatch, ILMLossOutput, ILMNetwork, call_model
+from xlm_ilm.types_ilm import ILMBatch, ILMLossOutput, ILMNetwork, call_model, prompt_of
 
 RowWeight = Literal["one", "length_plus_one"]
 
@@ -159,6 +165,7 @@ class ILMLoss:
             batch["input_ids"],
             batch["attention_mask"],
             positions=row * batch["input_ids"].shape[1] + column,
+            **({} if prompt_sees_target(model) else {"prompt": prompt_of(batch)}),
         )
         return scores, at_least_float32(stop_logits)
 

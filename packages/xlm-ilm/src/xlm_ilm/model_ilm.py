@@ -10,9 +10,9 @@ from typing import Any, Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlm.modules import Readout, RotaryTransformer, Trunk, read_tokens
+from xlm.modules import PromptCache, Readout, RotaryTransformer, Trunk, read_tokens
 from xlm.modules.hub import HubModel
-from xlm.modules.trunk import check_hidden, choose_trunk
+from xlm.modules.trunk import call_trunk, check_prompt, choose_trunk
 from xlm_ilm.types_ilm import ILMOutput
 
 Head = Literal["stop", "length"]
@@ -68,6 +68,8 @@ class ILM(
         head: What is read at CLS. "stop": whether anything is missing (class 0: nothing). "length": how many
             tokens are missing.
         num_length_classes: Classes of the length head, one more than the largest number of missing tokens.
+        prompt_sees_target: Whether the tokens of the prompt attend to the target. False lets the predictor
+            compute the prompt once per text; training, likelihood and sampling all follow it.
 
     Raises:
         ValueError: If num_length_classes is missing for the length head, or given without it; if neither
@@ -90,6 +92,7 @@ class ILM(
         rotary_dim: int | None = None,
         head: Head = "stop",
         num_length_classes: int | None = None,
+        prompt_sees_target: bool = True,
     ) -> None:
         super().__init__()
         if (head == "length") != (num_length_classes is not None):
@@ -108,6 +111,8 @@ class ILM(
             activation=activation,
             rotary_dim=rotary_dim,
         )
+        check_prompt(self.transformer, sees_target=prompt_sees_target)
+        self.prompt_sees_target = prompt_sees_target
         width = self.transformer.d_model
         self.token_head = nn.Linear(width, vocab_size, bias=False)
         self.stop_head = StopHead(
@@ -129,6 +134,8 @@ class ILM(
         *,
         positions: Int[Tensor, " cells"] | None = None,
         readout: Readout[Any] | None = None,
+        prompt: Bool[Tensor, "rows length"] | None = None,
+        cache: PromptCache | None = None,
     ) -> ILMOutput:
         """Scores of insertions and of stopping.
 
@@ -140,13 +147,23 @@ class ILM(
             positions: Cells to compute token logits for, as indices into the rows * length cells,
                 shape (cells,). None for all of them.
             readout: What to make of the hidden states of the cells and the token head instead of logits.
+            prompt: True at the tokens of the prompt, shape (rows, length); with prompt_sees_target=False
+                only, which requires it or a cache.
+            cache: States of the prompts: an empty one and the prompts alone first, then all other columns.
 
         Returns:
             Token logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab), or in their
             place what ``readout`` gives; stop logits, shape (rows, classes).
         """
-        hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids)
-        check_hidden(hidden, input_ids, self.transformer)
+        hidden = call_trunk(
+            self.transformer,
+            input_ids,
+            attention_mask,
+            position_ids,
+            sees_target=self.prompt_sees_target,
+            prompt=prompt,
+            cache=cache,
+        )
         stop_logits: Tensor = self.stop_head(hidden[:, 0])
         token_logits = read_tokens(hidden, self.token_head, positions, readout)
         return ILMOutput(token_logits=token_logits, stop_logits=stop_logits)

@@ -24,12 +24,22 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from xlm.modules import TokenSampling, logits_in_pieces, require, suppress_tokens, uniform
+from xlm.modules import (
+    Columns,
+    PromptCache,
+    TokenSampling,
+    logits_in_pieces,
+    prompt_sees_target,
+    require,
+    suppress_tokens,
+    uniform,
+)
 from xlm.modules.records import INSERT, Prediction, Trace, TracedPrediction, edits_of_step
 from xlm_ilm.types_ilm import (
     ILMNetwork,
     ILMPromptBatch,
     call_model,
+    prompt_of,
 )
 
 _STREAM_STOP = 0
@@ -136,7 +146,12 @@ class ILMPredictor:
         Returns:
             The targets. A row that reaches its limit, or has no open slot, keeps what it has.
         """
-        text = _Text.start(batch, self._max_new_tokens)
+        prompt = torch.zeros_like(batch["attention_mask"])
+        prompts = None
+        if not prompt_sees_target(model):
+            prompt = prompt_of(batch)
+            prompts = _read_prompts(model, batch, prompt)
+        text = _Text.start(batch, prompt, self._max_new_tokens)
         edits = [text.given_edits()]
         nfe = torch.zeros_like(seeds)
         step = 0
@@ -148,7 +163,13 @@ class ILMPredictor:
             input_ids, attention_mask, position_ids = text.window(rows)
             cells = _Cells.of(text.open_slots[rows, : input_ids.shape[1]])
             scored, stop_logits = call_model(
-                model, self._score, input_ids, attention_mask, position_ids, positions=cells.flat
+                model,
+                self._score,
+                input_ids,
+                attention_mask,
+                position_ids,
+                positions=cells.flat,
+                **({} if prompts is None else {"cache": prompts.of_rows(rows)}),
             )
             stops = self._draw_stop(stop_logits, seeds[rows], step)
             edits += self._insert(text, rows, cells, ~stops, scored, seeds[rows], step)
@@ -296,16 +317,17 @@ class _Text:
     """(rows,) position of the first target token."""
 
     @staticmethod
-    def start(batch: ILMPromptBatch, max_new_tokens: int | None) -> "_Text":
-        rows, length = batch["input_ids"].shape
+    def start(batch: ILMPromptBatch, prompt: Tensor, max_new_tokens: int | None) -> "_Text":
+        """The rows without the columns of the ``prompt`` (rows, length)."""
+        columns = Columns.of(batch["attention_mask"] & ~prompt)
+        rows, length = columns.source.shape
         budget = batch["budget"] if max_new_tokens is None else batch["budget"].clamp(max=max_new_tokens)
         capacity = length + (max(int(budget.max()), 0) if rows > 0 else 0)
-        position_ids = torch.arange(capacity, device=budget.device).expand(rows, capacity)
         return _Text(
-            input_ids=_widen(batch["input_ids"], capacity),
-            position_ids=position_ids.clone(),
-            open_slots=_widen(batch["open_slots"], capacity),
-            size=batch["attention_mask"].sum(1),
+            input_ids=_widen(columns.take(batch["input_ids"]), capacity),
+            position_ids=_widen(columns.source, capacity),
+            open_slots=_widen(columns.take(batch["open_slots"]), capacity),
+            size=columns.exists.sum(1),
             budget=budget.clone(),
             target_start=batch["target_start"],
         )
@@ -353,6 +375,20 @@ class _Text:
         used = torch.arange(place.shape[1], device=place.device) < self.size.unsqueeze(1)
         row, column = (used & (place >= 0)).nonzero(as_tuple=True)
         return row, column, place[row, column]
+
+
+def _read_prompts(model: ILMNetwork, batch: ILMPromptBatch, prompt: Tensor) -> PromptCache:
+    """The states of the tokens that ``prompt`` (rows, length) marks, which do not depend on the others."""
+    columns = Columns.of(prompt)
+    cache = PromptCache()
+    model(
+        columns.take(batch["input_ids"]),
+        None if bool(columns.exists.all()) else columns.exists,
+        columns.source,
+        positions=columns.source.new_empty(0),
+        cache=cache,
+    )
+    return cache
 
 
 def _widen(table: Tensor, capacity: int) -> Tensor:

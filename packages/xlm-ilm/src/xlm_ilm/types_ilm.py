@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlm.modules import Readout, takes_readout
+from xlm.modules import PromptCache, Readout, takes_readout
 from xlm.modules.records import LossOutput
 
 
@@ -28,6 +29,8 @@ class ILMBatch(TypedDict):
     """True at real tokens."""
     open_slots: Bool[Tensor, "rows length"]
     """True at columns whose slot may receive a token."""
+    target_start: Int[Tensor, " rows"]
+    """First column right of BOS."""
     scored_row: Int[Tensor, " cells"]
     """Row of each open slot, of the rows with dropped tokens. Precomputed in the collator, row by row:
     nonzero() on a GPU forces a synchronisation."""
@@ -107,14 +110,24 @@ def call_model(
     position_ids: Int[Tensor, "rows length"] | None = None,
     *,
     positions: Int[Tensor, " cells"],
+    **prompt: Tensor | PromptCache,
 ) -> tuple[T, Float[Tensor, "rows classes"]]:
     """Call the network as the loss and the predictor do; for the arguments see :meth:`ILM.forward`.
+
+    ``prompt`` or ``cache`` is given if the prompt does not see the target, and to no other network.
 
     Returns:
         What the readout makes of the token head at the cells, and stop logits, shape (rows, classes).
     """
+    named = {"positions": positions, **prompt}
     if takes_readout(model):
-        output: Any = model(input_ids, attention_mask, position_ids, positions=positions, readout=readout)
+        output: Any = model(input_ids, attention_mask, position_ids, readout=readout, **named)
         return output.token_logits, output.stop_logits
-    logits, stop_logits = model(input_ids, attention_mask, position_ids, positions=positions)
+    logits, stop_logits = model(input_ids, attention_mask, position_ids, **named)
     return readout(logits, nn.Identity()), stop_logits
+
+
+def prompt_of(batch: ILMBatch | ILMPromptBatch) -> Bool[Tensor, "rows length"]:
+    """True at the tokens of the prompts. CLS and BOS are none: at both the heads read what is missing."""
+    column = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
+    return (column > 0) & (column < batch["target_start"].unsqueeze(1) - 1)

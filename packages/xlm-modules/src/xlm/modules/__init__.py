@@ -1,6 +1,6 @@
 """Building blocks of non-autoregressive language models in plain PyTorch."""
 
-from xlm.modules.cache import KeyValueCache
+from xlm.modules.cache import Columns, KeyValueCache, PromptCache
 from xlm.modules.dit import DiT, DiTBlock, TimestepEmbedding
 from xlm.modules.examples import (
     check_examples,
@@ -53,12 +53,13 @@ from xlm.modules.transformer import (
     RotaryTransformer,
     segment_mask,
 )
-from xlm.modules.trunk import CausalTrunk, ConditionedTrunk, Trunk
+from xlm.modules.trunk import CausalTrunk, ConditionedTrunk, Trunk, prompt_mask, prompt_sees_target
 from xlm.modules.unmasking import confidence, take_top, unmask_counts
 from xlm.modules.writer import Draw, Force, Notes, Recorded, Writer, check_draws, seeds_of_draw
 
 __all__ = [
     "CausalTrunk",
+    "Columns",
     "ConditionedTrunk",
     "Cosine",
     "CosineSquared",
@@ -76,6 +77,7 @@ __all__ = [
     "NoiseSchedule",
     "Notes",
     "Polynomial",
+    "PromptCache",
     "Readout",
     "Recorded",
     "RotaryAttention",
@@ -106,6 +108,8 @@ __all__ = [
     "linear_cross_entropy",
     "logits_in_pieces",
     "places_of",
+    "prompt_mask",
+    "prompt_sees_target",
     "read_tokens",
     "require",
     "rotary_angles",

@@ -1,7 +1,14 @@
-"""Keys and values of the tokens a causal network has already seen, for decoding token by token."""
+"""Keys and values that later tokens do not change.
+
+In a causal network those of all tokens so far, in a bidirectional one those of a prompt that does not see the
+target.
+"""
+
+from copy import copy
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 
@@ -60,8 +67,11 @@ class KeyValueCache:
     def layer(self, index: int) -> LayerCache:
         """Cache of a layer; the layers are counted from 0 and met in this order."""
         if index == len(self._layers):
-            self._layers.append(LayerCache())
+            self._layers.append(self._new_layer())
         return self._layers[index]
+
+    def _new_layer(self) -> LayerCache:
+        return LayerCache()
 
     def extend(
         self, input_ids: Int[Tensor, "batch length"], attention_mask: Bool[Tensor, "batch length"] | None
@@ -83,13 +93,18 @@ class KeyValueCache:
             raise ValueError(
                 f"the cache holds {self._batch} rows and the call has {batch}: use select() when rows leave"
             )
-        if self._real is not None or attention_mask is not None:
-            before = _all_real(input_ids, self.length) if self._real is None else self._real
-            new = _all_real(input_ids, length) if attention_mask is None else attention_mask
-            self._real = torch.cat((before, new), dim=1)
+        self._real = self._joined(input_ids, attention_mask)
         self._batch = batch
         self.length += length
         return self._real
+
+    def _joined(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """True at the real ones of the tokens so far and the new ones; None if all are."""
+        if self._real is None and attention_mask is None:
+            return None
+        before = _all_real(input_ids, self.length) if self._real is None else self._real
+        new = _all_real(input_ids, input_ids.shape[1]) if attention_mask is None else attention_mask
+        return torch.cat((before, new), dim=1)
 
     def select(self, rows: Int[Tensor, " kept"] | Bool[Tensor, " batch"]) -> None:
         """Keep the given rows in the given order, in place: finished rows leave, beams are copied.
@@ -105,6 +120,73 @@ class KeyValueCache:
             self._real = self._real[rows]
         for layer in self._layers:
             layer.select(rows)
+
+
+class PromptLayerCache(LayerCache):
+    """Keys and values of the prompts in one layer: set by the first call, never extended."""
+
+    def append(
+        self,
+        key: Float[Tensor, "batch heads length head_dim"],
+        value: Float[Tensor, "batch heads length head_dim"],
+    ) -> tuple[Float[Tensor, "batch heads keys head_dim"], Float[Tensor, "batch heads keys head_dim"]]:
+        """Keys and values of the prompts and of the new tokens, which are not kept."""
+        if self._keys is None or self._values is None:
+            self._keys, self._values = key, value
+            return key, value
+        return torch.cat((self._keys, key), dim=2), torch.cat((self._values, value), dim=2)
+
+
+class PromptCache(KeyValueCache):
+    """Keys and values of prompts that do not see their targets, for a bidirectional network.
+
+    The first call of the trunk has the prompts, padded on the right, and fills the cache. Each later call has
+    the columns of the targets alone: their tokens see the prompt and each other, and leave nothing in the
+    cache, since they may differ in the next call. The hidden states equal those of one call with
+    :func:`xlm.modules.prompt_mask`.
+    """
+
+    def _new_layer(self) -> LayerCache:
+        return PromptLayerCache()
+
+    def extend(
+        self, input_ids: Int[Tensor, "batch length"], attention_mask: Bool[Tensor, "batch length"] | None
+    ) -> Bool[Tensor, "batch keys"] | None:
+        """As in :class:`KeyValueCache`, but only the first call is counted."""
+        if self._batch == len(input_ids):
+            return self._joined(input_ids, attention_mask)
+        return super().extend(input_ids, attention_mask)
+
+    def of_rows(self, rows: Int[Tensor, " kept"]) -> "PromptCache":
+        """A cache of the given rows, in ascending order without repetitions; this one keeps all."""
+        if len(rows) == self._batch:
+            return self
+        kept = copy(self)
+        kept._layers = [copy(layer) for layer in self._layers]
+        kept.select(rows)
+        return kept
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some columns of each row, moved to the left in their order."""
+
+    source: Int[Tensor, "rows width"]
+    """Where each column comes from."""
+    exists: Bool[Tensor, "rows width"]
+    """False at the padding on the right."""
+
+    @staticmethod
+    def of(wanted: Bool[Tensor, "rows length"]) -> "Columns":
+        """The columns where ``wanted`` is True, at least one, which may be padding, per row."""
+        number = wanted.sum(1)
+        width = max(int(number.max()), 1) if len(number) > 0 else 1
+        source = wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
+        return Columns(source, torch.arange(width, device=number.device) < number.unsqueeze(1))
+
+    def take(self, table: Shaped[Tensor, "rows length"]) -> Shaped[Tensor, "rows width"]:
+        """The columns of a table; 0 or False at padding."""
+        return table.gather(1, self.source).masked_fill_(~self.exists, 0)
 
 
 def _all_real(input_ids: Tensor, length: int) -> Tensor:

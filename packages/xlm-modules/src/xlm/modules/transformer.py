@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlm.modules.cache import KeyValueCache, LayerCache
+from xlm.modules.cache import KeyValueCache, LayerCache, PromptCache
 from xlm.modules.examples import check_vocabulary
 from xlm.modules.rotary import apply_rotary, rotary_angles
 
@@ -306,15 +306,15 @@ class RotaryTransformer(nn.Module):
                 to its left (the same with left and right padding), and 0, 1, ... with a mask of three axes,
                 where only the differences inside a segment matter.
             cache: Keys and values of the tokens of earlier calls, which the tokens of this call see and are
-                added to; ``input_ids`` and ``attention_mask`` are about the new tokens alone. Only for a
-                causal network and masks of two axes.
+                added to; ``input_ids`` and ``attention_mask`` are about the new tokens alone. Only for masks
+                of two axes; a bidirectional network takes a :class:`xlm.modules.PromptCache`, no other.
 
         Returns:
             Hidden states, shape (batch, length, d_model); those at padding have no meaning, but are finite.
 
         Raises:
-            ValueError: If a cache is given to a bidirectional network or together with a mask of three axes,
-                or holds another number of rows.
+            ValueError: If the cache is not of the network's kind, is given together with a mask of three
+                axes, or holds another number of rows.
         """
         check_vocabulary(input_ids, self.embedding.num_embeddings)
         hidden: Tensor = self.embedding(input_ids)
@@ -338,8 +338,11 @@ class RotaryTransformer(nn.Module):
         self, cache: KeyValueCache, input_ids: Tensor, attention_mask: Tensor | None
     ) -> Tensor | None:
         """Mask of the tokens in the cache and the new ones, shape (batch, keys), or None if all are real."""
-        if not self.causal:
-            raise ValueError("a cache needs a causal network: here earlier tokens would see the new ones")
+        if self.causal == isinstance(cache, PromptCache):
+            raise ValueError(
+                "a cache needs a causal network, where earlier tokens do not see the new ones; that of a "
+                "bidirectional one is a PromptCache"
+            )
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError("a cache takes an attention_mask of shape (batch, length), one row per sequence")
         return cache.extend(input_ids, attention_mask)

@@ -3,16 +3,20 @@
 A trunk is an ``nn.Module`` that fits :class:`Trunk`; nothing is inherited. Its signature determines what it
 takes beyond the ids: a family with a time hands it ``condition``, one that decodes with a cache ``cache``. It
 keeps its constructor's arguments as attributes of the same names, where ``save_pretrained`` finds them.
+
+With ``prompt_sees_target=False`` tokens of the prompt attend to the prompt only, those of the target to
+everything. The states of the prompt then do not depend on the target, and a predictor computes them once, for
+which the trunk takes a cache (:class:`xlm.modules.PromptCache`).
 """
 
 import inspect
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlm.modules.cache import KeyValueCache
+from xlm.modules.cache import KeyValueCache, PromptCache
 
 KEY = "model.trunk"
 """Config key of the trunk; messages start with it."""
@@ -173,6 +177,84 @@ def check_causal(trunk: object) -> None:
         )
     if not takes(trunk, "cache"):
         raise ValueError(f"{_name(trunk)} takes no cache, with which this network decodes token by token")
+
+
+def check_prompt(trunk: object, *, sees_target: bool) -> None:
+    """Check that a trunk takes a cache of the prompt, if the prompt does not see the target.
+
+    Raises:
+        ValueError: If it takes no cache or is causal, naming ``model.trunk`` and its class.
+    """
+    if not sees_target and (getattr(trunk, "causal", False) or not takes(trunk, "cache")):
+        raise ValueError(
+            "model.prompt_sees_target=false requires a bidirectional trunk that takes a cache of the prompt, "
+            f"and {_name(trunk)} is none: set model.prompt_sees_target=true, or take the trunk "
+            "xlm.modules.RotaryTransformer"
+        )
+
+
+def prompt_sees_target(model: Callable[..., Any]) -> bool:
+    """Whether the prompt of a network sees the target, which it denies by ``prompt_sees_target = False``.
+
+    Losses and predictors read it here, and give ``prompt`` or ``cache`` only to networks that deny it.
+    """
+    return bool(getattr(model, "prompt_sees_target", True))
+
+
+def prompt_mask(
+    prompt: Bool[Tensor, "rows length"],
+    attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None,
+) -> Bool[Tensor, "rows length length"]:
+    """Attention mask with which the prompt sees itself only, and the target everything.
+
+    Args:
+        prompt: True at the tokens of the prompt, shape (rows, length).
+        attention_mask: That of a trunk, which is narrowed.
+
+    Returns:
+        True where a query (axis 1) sees a key (axis 2), shape (rows, length, length).
+    """
+    seen = prompt.unsqueeze(1) | ~prompt.unsqueeze(2)
+    if attention_mask is None:
+        return seen
+    return seen & (attention_mask.unsqueeze(1) if attention_mask.dim() == 2 else attention_mask)
+
+
+def call_trunk(
+    trunk: Callable[..., Tensor],
+    input_ids: Int[Tensor, "rows length"],
+    attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None,
+    position_ids: Int[Tensor, "rows length"] | None,
+    *,
+    sees_target: bool,
+    prompt: Bool[Tensor, "rows length"] | None,
+    cache: PromptCache | None,
+) -> Float[Tensor, "rows length d_model"]:
+    """Hidden states of the rows of a network whose prompt sees the target or not, checked by their shape.
+
+    Args:
+        trunk: The trunk.
+        input_ids: Ids of the rows; with a cache those of the prompts, then those of the targets.
+        attention_mask: As in :class:`Trunk`.
+        position_ids: As in :class:`Trunk`.
+        sees_target: The network's ``prompt_sees_target``.
+        prompt: True at the tokens of the prompt, shape (rows, length).
+        cache: The states of the prompts.
+
+    Raises:
+        ValueError: If a prompt that sees the target is separated from it, or another one is not.
+    """
+    if sees_target != (prompt is None and cache is None) or (prompt is not None and cache is not None):
+        raise ValueError(
+            f"a network with prompt_sees_target={sees_target} is called "
+            f"{'without' if sees_target else 'with one of'} the arguments prompt and cache"
+        )
+    if cache is not None:
+        hidden = trunk(input_ids, attention_mask, position_ids, cache=cache)
+    else:
+        mask = attention_mask if prompt is None else prompt_mask(prompt, attention_mask)
+        hidden = trunk(input_ids, mask, position_ids)
+    return check_hidden(hidden, input_ids, trunk)
 
 
 def check_hidden(

@@ -53,6 +53,7 @@ ADDED = {
     "datasets.load_dataset": {"local": None},
     "xlm.tasks.safe.published_rows": {"local": None},
     "xlm.tasks.sudoku_extreme.published_rows": {"local": None},
+    "xlm_ilm.ILM": {"prompt_sees_target": True},
 }
 """Arguments that the class has in every config of version 2."""
 

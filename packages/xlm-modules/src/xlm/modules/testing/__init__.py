@@ -14,7 +14,7 @@ family works: that its numbers are right is for the family's own tests to show.
 
 from xlm.modules.records import Example
 from xlm.modules.testing.examples import Edge, Kind
-from xlm.modules.testing.parts import CountingModel, replay, to_list
+from xlm.modules.testing.parts import CountingModel, WholeRows, replay, to_list
 from xlm.modules.testing.saving import SavedModel, SavingSuite
 from xlm.modules.testing.suite import ConformanceSuite
 
@@ -26,6 +26,7 @@ __all__ = [
     "Kind",
     "SavedModel",
     "SavingSuite",
+    "WholeRows",
     "replay",
     "to_list",
 ]

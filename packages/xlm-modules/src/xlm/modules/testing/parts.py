@@ -1,12 +1,16 @@
-"""The parts of a family as structural types, and two tools to look at them."""
+"""The parts of a family as structural types, and tools to look at them."""
 # ruff: noqa: D102  # the members of a Protocol are described in the docstring of its class
 
+import inspect
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
+from xlm.modules.cache import PromptCache
 from xlm.modules.records import Example
+from xlm.modules.transformer import default_positions
 
 BatchIn = TypeVar("BatchIn", contravariant=True)
 BatchOut = TypeVar("BatchOut", covariant=True)
@@ -108,6 +112,52 @@ class CountingModel(nn.Module):
         self.calls += 1
         self.rows += len(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
         return self.inner(*args, **kwargs)
+
+
+class WholeRows(nn.Module):
+    """A network whose prompt does not see the target, evaluated without what it keeps of the prompt.
+
+    Each call with a cache is repeated on whole rows, target and prompt, with the attention mask of the
+    prompt. The results are compared, and those of the whole rows returned.
+
+    Args:
+        model: The network.
+        num_layers: Number of its layers that keep keys and values.
+        tolerance: Largest absolute difference of the results.
+    """
+
+    prompt_sees_target = False
+
+    def __init__(self, model: nn.Module, *, num_layers: int, tolerance: float) -> None:
+        super().__init__()
+        self.inner, self.num_layers, self.tolerance = model, num_layers, tolerance
+
+    def forward(self, *args: Any, positions: Tensor, cache: PromptCache, **kwargs: Any) -> Any:
+        past = cache.length
+        actual = self.inner(*args, positions=positions, cache=cache, **kwargs)
+        call = inspect.signature(self.inner.forward).bind(*args, **kwargs).arguments
+        ids, real = call["input_ids"], call.get("attention_mask")
+        joined = real if past == 0 else cache.extend(ids, real)
+        place = call.get("position_ids")
+        if place is None:
+            place = default_positions(past + ids.shape[1], joined, ids.device)[:, past:].expand_as(ids)
+        # Ids and positions of the prompt are kept beside its keys and values, and leave with their rows.
+        kept = cache.layer(self.num_layers).append(ids[:, None, :, None], place[:, None, :, None])
+        if past == 0:
+            return actual
+        # Columns of the target come first: a network may read the first one.
+        whole_ids, whole_place = (table[:, 0, :, 0].roll(-past, dims=1) for table in kept)
+        length = ids.shape[1]
+        call |= {
+            "input_ids": whole_ids,
+            "attention_mask": None if joined is None else joined.roll(-past, dims=1),
+            "position_ids": whole_place,
+            "positions": positions // length * whole_ids.shape[1] + positions % length,
+            "prompt": (torch.arange(whole_ids.shape[1]) >= length).expand_as(whole_ids),
+        }
+        expected = self.inner(**call)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=self.tolerance)
+        return expected
 
 
 def to_list(tensor: Tensor) -> list[int]:
