@@ -19,8 +19,6 @@ from xlm_flexmdm import (
 )
 from xlm_ilm import ILM, ILMCollator, ILMLoss, ILMPredictor, ILMPromptCollator
 from xlm_mdlm import (
-    Ancestral,
-    ConfidenceOrder,
     MDLMCollator,
     MDLMDiT,
     MDLMLoss,
@@ -88,7 +86,7 @@ def text_parts(family: str, size: Size, max_length: int) -> Parts:
             MDLMLoss(**cells),
             MDLMCollator(**ids, schedule=LogLinear()),
             MDLMPromptCollator(**ids, default_length=max_length),
-            MDLMPredictor(**cells, schedule=LogLinear(), sampler=Ancestral(num_steps=128)),
+            MDLMPredictor(**cells, schedule=LogLinear(), sampler="ancestral"),
         )
     return _of_any_length(family, size, max_length, greedy=False)
 
@@ -111,16 +109,15 @@ def path_parts(family: str, size: Size, max_length: int) -> Parts:
             MLMLoss(**cells),
             MLMCollator(**ids, target_length=max_length),
             MLMPromptCollator(**ids, target_length=max_length),
-            MLMPredictor(**cells, order="top_prob", temperature=0.0),
+            MLMPredictor(**cells, sampler="confidence", temperature=0.0),
         )
     if family == "mdlm":
-        order = ConfidenceOrder(num_steps=None, kind="top_prob")
         return Parts(
             MDLMRotary(**size.arguments()),
             MDLMLoss(**cells),
             MDLMCollator(**ids, schedule=LogLinear(), target_length=max_length, min_time=0.4),
             MDLMPromptCollator(**ids, target_length=max_length),
-            MDLMPredictor(**cells, schedule=LogLinear(), sampler=order, temperature=0.0),
+            MDLMPredictor(**cells, schedule=LogLinear(), sampler="confidence", temperature=0.0),
         )
     return _of_any_length(family, size, max_length, greedy=True)
 

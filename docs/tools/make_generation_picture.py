@@ -71,7 +71,7 @@ def families() -> list[Family]:
             xlm_mdlm.MDLMLoss(**row, suppressed_ids=[BOS, CLS]),
             xlm_mdlm.MDLMPromptCollator(**cells),
             xlm_mdlm.MDLMPredictor(
-                schedule=schedule, sampler=xlm_mdlm.FirstHitting(), **row, suppressed_ids=[BOS, CLS]
+                schedule=schedule, sampler="first_hitting", **row, suppressed_ids=[BOS, CLS]
             ),
         ),
         Family(

@@ -20,7 +20,7 @@ BERT_WORDS = 4000
 GPT2_MERGES = 1000
 PACKED = ("lm1b_packed", "openwebtext")
 FEW_STEPS = {
-    "mlm": ["predictor.num_steps=4"],
+    "mlm": ["predictor.sampler.num_steps=4"],
     "mdlm": ["predictor.sampler.num_steps=4"],
     "flexmdm": ["predictor.num_steps=4"],
 }

@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from xlm.core.protocols import Collator, LikelihoodLoss, Loss, LossMetric, Predictor
 from xlm.modules import Cosine, LogLinear, NoiseSchedule
 from xlm.modules.records import Trace
+from xlm.modules.samplers import Budget, Confident, Quota, Random, Rank, Sampler, compose
 from xlm_mdlm import (
-    Ancestral,
-    ConfidenceOrder,
-    FirstHitting,
     MDLMCollator,
     MDLMDiT,
     MDLMLikelihoodCollator,
@@ -21,9 +19,7 @@ from xlm_mdlm import (
     MDLMPredictor,
     MDLMPromptCollator,
     MDLMRotary,
-    Remasking,
 )
-from xlm_mdlm.samplers_mdlm import Sampler
 from xlm_mdlm.types_mdlm import MDLMBatch, MDLMLossOutput, MDLMPromptBatch
 
 
@@ -94,6 +90,9 @@ class OwnSchedule:
 
 def schedules_and_samplers_fit(own: OwnSchedule) -> None:
     _schedules: list[NoiseSchedule] = [LogLinear(), Cosine(), own]
-    _samplers: list[Sampler] = [Ancestral(), FirstHitting(), Remasking(), ConfidenceOrder()]
-    _no_sampler: Sampler = own  # pyright: ignore[reportAssignmentType]  # cannot be called
-    _no_schedule: NoiseSchedule = FirstHitting()  # pyright: ignore[reportAssignmentType]  # has no alpha
+    _samplers: list[Sampler] = [compose("klass"), Sampler(Confident("margin"), Budget(0.1))]
+    _rank: Rank = Random()
+    _quota: Quota = Budget(0.1)
+    _no_rule = compose("best")  # pyright: ignore[reportArgumentType]  # no name of a rule
+    _no_sampler: Sampler = own  # pyright: ignore[reportAssignmentType]  # another class
+    _no_schedule: NoiseSchedule = compose("ancestral")  # pyright: ignore[reportAssignmentType]  # has no alpha

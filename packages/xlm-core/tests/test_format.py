@@ -8,8 +8,9 @@ import pytest
 import torch
 import yaml
 
+from xlm.core.config.build import make
 from xlm.core.config.errors import XLMError
-from xlm.core.config.format import ADAMW, COPY_READER, FORMAT_VERSION, RENAMED, current
+from xlm.core.config.format import ADAMW, COPY_READER, FORMAT_VERSION, RENAMED, SAMPLER, current
 from xlm.core.config.recorded import read_config
 from xlm.core.saving.checkpoints import FORMAT_KEY
 from xlm.core.saving.run_folder import RunFolder
@@ -150,16 +151,66 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_version_1_in_the_words_of_version_2(name: str) -> None:
+def test_version_1_in_the_words_of_this_one(name: str) -> None:
     old, new = CASES[name]
     old = {"format_version": 1, **old}
     before = yaml.safe_dump(old)
-    assert current(old, "old") == {"format_version": 2, "from": None, "noise": None, **new}
+    assert current(old, "old") == {"format_version": 3, "from": None, "noise": None, **new}
     assert yaml.safe_dump(old) == before
 
 
+SAMPLERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "any order": ({"order": "random", "num_steps": None, "schedule": "uniform"}, {"rule": "any_order"}),
+    "steps": (
+        {"order": "margin", "num_steps": 4, "schedule": "cosine"},
+        {"rule": "confidence", "rank": "margin", "num_steps": 4, "schedule": "cosine"},
+    ),
+    "threshold": (
+        {"order": "top_prob", "min_confidence": 0.9, "max_uncertainty": None},
+        {"rule": "threshold", "rank": "top_prob", "tau": 0.9},
+    ),
+    "entropies": (
+        {"order": "entropy", "max_uncertainty": 0.5},
+        {"rule": "entropy_bound", "rank": "entropy", "gamma": 0.5},
+    ),
+    "uncertainties": (
+        {"order": "top_prob", "max_uncertainty": 0.5},
+        {"rule": "entropy_bound", "rank": "top_prob", "gamma": 0.5, "uncertainty": "rank"},
+    ),
+    "Ancestral": ({"num_steps": 4}, {"rule": "ancestral", "num_steps": 4}),
+    "samplers_mdlm.Ancestral": ({}, {"rule": "ancestral", "num_steps": 128}),
+    "FirstHitting": ({}, {"rule": "first_hitting"}),
+    "Remasking": ({"rule": "rescale"}, {"rule": "remdm_rescale", "num_steps": 128, "eta": 0.02}),
+    "ConfidenceOrder": ({"num_steps": 3}, {"rule": "confidence", "rank": "margin", "num_steps": 3}),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_of_version_2_are_rules(name: str) -> None:
+    arguments, parts = SAMPLERS[name]
+    if name[0].isupper() or "." in name:
+        old = {"_target_": "xlm_mdlm.MDLMPredictor", "sampler": {"_target_": f"xlm_mdlm.{name}", **arguments}}
+        new = {"_target_": "xlm_mdlm.MDLMPredictor", "sampler": {**SAMPLER, "stop": "ended", **parts}}
+    else:
+        old = {"_target_": "xlm_mlm.MLMPredictor", "top_k": 3, **arguments}
+        sampler = {**SAMPLER, "stop": "filled", **parts}
+        new = {"_target_": "xlm_mlm.MLMPredictor", "top_k": 3, "sampler": sampler}
+    assert current({"format_version": 2, "predictor": old}, "old") == {"format_version": 3, "predictor": new}
+    assert current({"format_version": 2, "predictor": new}, "new")["predictor"] == new
+    assert make(new["sampler"], "predictor.sampler") is not None
+
+
+def test_references_to_a_sampler_follow_it() -> None:
+    old = {
+        "format_version": 2,
+        "predictor": {"_target_": "xlm_mlm.MLMPredictor", "num_steps": 4},
+        "task": {"steps": "${predictor.num_steps}"},
+    }
+    assert current(old, "old")["task"]["steps"] == "${predictor.sampler.num_steps}"
+
+
 def test_a_config_of_this_version_is_left_as_it_is() -> None:
-    for version in ({"format_version": 2}, {}):
+    for version in ({"format_version": 3}, {}):
         config = {**version, "optimizer": {"_target_": "torch.optim.AdamW", **ADAMW_NODE}}
         assert current(config, "new") == config
 
@@ -173,7 +224,7 @@ def test_the_table_names_what_there_is(target: str) -> None:
 
 @pytest.mark.parametrize("version", [0, True, None, "1", 1.0])
 def test_a_version_that_is_none_is_refused(version: object) -> None:
-    with pytest.raises(XLMError, match=r"old: its format_version is .*, not a number from 1 to 2"):
+    with pytest.raises(XLMError, match=r"old: its format_version is .*, not a number from 1 to 3"):
         current({"format_version": version}, "old")
 
 
@@ -189,7 +240,7 @@ def make_older(folder: Path) -> None:
     """Turn a run into one that version 1 has left."""
     rewrite(
         folder,
-        ("format_version: 2", "format_version: 1"),
+        ("format_version: 3", "format_version: 1"),
         ("xlm.core.training.callbacks.", "xlm.core.callbacks."),
         ("xlm.core.training.lr_schedules.", "xlm.core.lr_schedules."),
         ("xlm.modules.FusedAdamW", "torch.optim.AdamW"),
@@ -223,9 +274,9 @@ def test_a_run_of_version_1_goes_on_like_one_of_version_2(
         run_toy("job_type=train", "trainer.max_steps=20", f"job_name={name}")
         assert "step 10" in " ".join(capsys.readouterr().out.split())
     contents = [torch.load(tmp_path / "runs" / name / LAST, weights_only=True) for name in ("toy", "new")]
-    assert [content[FORMAT_KEY] for content in contents] == [2, 2]
+    assert [content[FORMAT_KEY] for content in contents] == [3, 3]
     assert torch.equal(*(content["state_dict"]["model.bias"] for content in contents))
-    assert yaml.safe_load((old / "config.yaml").read_text("utf-8"))["format_version"] == 2
+    assert yaml.safe_load((old / "config.yaml").read_text("utf-8"))["format_version"] == 3
 
 
 JOBS: dict[str, Callable[[Path], tuple[str, ...]]] = {
@@ -244,10 +295,10 @@ def test_jobs_take_a_run_of_version_1(job: str, old: Path, run_toy: Run) -> None
 def test_a_run_of_a_later_version_is_refused(run_toy: Run, tmp_path: Path) -> None:
     run_toy("job_type=train", "trainer.max_steps=10")
     folder = tmp_path / "runs" / "toy"
-    rewrite(folder, ("format_version: 2", "format_version: 3"))
-    with pytest.raises(XLMError, match=r"toy/config\.yaml has format version 3.*Update xlm-core"):
+    rewrite(folder, ("format_version: 3", "format_version: 4"))
+    with pytest.raises(XLMError, match=r"toy/config\.yaml has format version 4.*Update xlm-core"):
         run_toy("job_type=train", "trainer.max_steps=20")
-    with pytest.raises(XLMError, match="format version 3"):
+    with pytest.raises(XLMError, match="format version 4"):
         RunFolder(folder).read_config()
-    with pytest.raises(XLMError, match="The config of x has format version 3"):
+    with pytest.raises(XLMError, match="The config of x has format version 4"):
         read_config(folder / "config.yaml", "The config of x")

@@ -7,11 +7,9 @@ import torch
 from torch import nn
 
 from xlm.modules import Cosine, LogLinear, NoiseSchedule
+from xlm.modules.samplers import RuleName, Sampler, compose
 from xlm.modules.testing import ConformanceSuite, Kind, SavingSuite
 from xlm_mdlm import (
-    Ancestral,
-    ConfidenceOrder,
-    FirstHitting,
     MDLMBatch,
     MDLMCollator,
     MDLMDiT,
@@ -21,8 +19,6 @@ from xlm_mdlm import (
     MDLMPromptBatch,
     MDLMPromptCollator,
     MDLMRotary,
-    Remasking,
-    Sampler,
 )
 
 PAD, CLS, MASK, EOS, BOS, SEP, UNK = range(7)
@@ -44,7 +40,7 @@ class _MDLMConformance(ConformanceSuite[MDLMBatch, MDLMPromptBatch]):
     default_length: int | None = None
     time_conditioning = False
     schedule: NoiseSchedule = LogLinear()
-    sampler: Sampler = Ancestral(8)
+    sampler: Sampler | RuleName = compose("ancestral", num_steps=8)
 
     def build_model(self) -> nn.Module:
         return MDLMRotary(vocab_size=12, d_model=16, num_layers=2, num_heads=2)
@@ -104,7 +100,7 @@ class TestDiT(_MDLMConformance):
     """First-hitting sampling with the network of the paper, under another schedule."""
 
     schedule = Cosine()
-    sampler = FirstHitting()
+    sampler = compose("first_hitting")
 
     def build_model(self) -> nn.Module:
         return MDLMDiT(vocab_size=12, d_model=16, num_layers=2, num_heads=2, d_condition=8)
@@ -114,7 +110,7 @@ class TestDiTToldTheTime(_MDLMConformance):
     """Remasking with a network that is conditioned on time."""
 
     time_conditioning = True
-    sampler = Remasking(12, "cap", 0.2)
+    sampler = compose("remdm_cap", num_steps=12, eta=0.2)
 
     def build_model(self) -> nn.Module:
         return MDLMDiT(
@@ -128,7 +124,7 @@ class TestRotaryByConfidence(_MDLMConformance):
     def build_predictor(self) -> MDLMPredictor:
         return MDLMPredictor(
             schedule=self.schedule,
-            sampler=ConfidenceOrder(3, "entropy"),
+            sampler=compose("confidence", rank="entropy", num_steps=3),
             mask_id=MASK,
             pad_id=PAD,
             eos_id=EOS,
@@ -158,7 +154,7 @@ def test_rows_without_any_token_are_scored_and_generated() -> None:
     found = loss.likelihood(model, batch)
     assert (found.nll.tolist(), found.num_tokens.tolist()) == ([0.0], [0])
     prompts = MDLMPromptCollator(bos_id=None, eos_id=None, default_length=0, mask_id=MASK, pad_id=PAD)
-    predict = MDLMPredictor(schedule=LogLinear(), sampler=Ancestral(4), mask_id=MASK, pad_id=PAD, eos_id=None)
+    predict = MDLMPredictor(schedule=LogLinear(), sampler="ancestral", mask_id=MASK, pad_id=PAD, eos_id=None)
     written = predict(model, prompts([{"seed": 0}]), torch.tensor([0]))
     assert (written.lengths.tolist(), written.nfe.tolist()) == ([0], [0])
 

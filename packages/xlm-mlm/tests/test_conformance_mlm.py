@@ -4,6 +4,7 @@ from types import MappingProxyType
 
 import torch
 
+from xlm.modules.samplers import compose
 from xlm.modules.testing import ConformanceSuite, Kind, SavingSuite
 from xlm_mlm import (
     MLM,
@@ -79,9 +80,7 @@ class TestFixedWidthByConfidence(_MLMConformance):
             pad_id=PAD,
             eos_id=EOS,
             suppressed_ids=range(7),
-            order="margin",
-            num_steps=3,
-            schedule="cosine",
+            sampler=compose("confidence", rank="margin", num_steps=3, schedule="cosine"),
             temperature=0.5,
             top_p=0.9,
         )
@@ -96,8 +95,7 @@ class TestFixedWidthByUncertainty(_MLMConformance):
             pad_id=PAD,
             eos_id=EOS,
             suppressed_ids=range(7),
-            order="entropy",
-            max_uncertainty=3.0,
+            sampler=compose("entropy_bound", gamma=3.0),
         )
 
 

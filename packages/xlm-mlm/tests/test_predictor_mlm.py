@@ -1,15 +1,16 @@
 """The sampler: its exact distributions by enumeration, its orders against loops, and what is refused."""
 
 import math
-from typing import TypedDict
+from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import TypeCheckError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from xlm.modules import take_top
+from xlm.modules.samplers import Budget, Confident, RuleName, View, compose
 from xlm_mlm import MLMPrediction, MLMPredictor, MLMPromptBatch
-from xlm_mlm.unmasking_mlm import Order, Schedule
 
 from .any_order import (
     BOS,
@@ -26,33 +27,17 @@ from .any_order import (
     prompt_batch,
     shares,
     total_variation,
-    with_tokens,
 )
 
 
-class Options(TypedDict, total=False):
-    """Arguments of the predictor."""
-
-    eos_id: int | None
-    num_steps: int | None
-    schedule: Schedule
-    min_confidence: float | None
-    max_uncertainty: float | None
-    order: Order
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-
-
-def predictor(**options: object) -> MLMPredictor:
-    settings: dict[str, object] = {
-        "mask_id": MASK,
-        "pad_id": PAD,
-        "eos_id": EOS,
-        "suppressed_ids": [BOS],
-        **options,
-    }
-    return MLMPredictor(**settings)  # pyright: ignore[reportArgumentType]  # tests also give wrong options
+def predictor(rule: RuleName = "any_order", **options: object) -> MLMPredictor:
+    """Options of tokens, and all others of the sampler."""
+    settings: dict[str, object] = {"mask_id": MASK, "pad_id": PAD, "eos_id": EOS, "suppressed_ids": [BOS]}
+    own = {"eos_id", "temperature", "top_k", "top_p"}
+    constants = {name: value for name, value in options.items() if name not in own}
+    sampler = compose(rule, stop="filled", **constants)  # pyright: ignore[reportArgumentType]  # constants by name
+    settings |= {name: value for name, value in options.items() if name in own}
+    return MLMPredictor(sampler=sampler, **settings)  # pyright: ignore[reportArgumentType]  # likewise
 
 
 def texts(prediction: MLMPrediction) -> list[Cells]:
@@ -60,8 +45,10 @@ def texts(prediction: MLMPrediction) -> list[Cells]:
     return [tuple(ids[:length]) for ids, length in rows]
 
 
-def draw(model: nn.Module, batch: MLMPromptBatch, **options: object) -> list[Cells]:
-    return texts(predictor(**options)(model, batch, torch.arange(len(batch["input_ids"]))))
+def draw(
+    model: nn.Module, batch: MLMPromptBatch, rule: RuleName = "any_order", **options: object
+) -> list[Cells]:
+    return texts(predictor(rule, **options)(model, batch, torch.arange(len(batch["input_ids"]))))
 
 
 def network(length: int, num_tokens: int, *, seed: int = 0, scale: float = 1.5) -> TableNetwork:
@@ -169,68 +156,6 @@ def test_temperature_and_filters_act_on_the_tokens(top_k: int | None, top_p: flo
     assert_drawn_from(drawn, distribution)
 
 
-def score(prediction: dict[int, float], order: Order) -> float:
-    ranked = sorted(prediction.values(), reverse=True)
-    if order == "top_prob":
-        return ranked[0]
-    if order == "margin":
-        return ranked[0] - ranked[1]
-    return sum(mass * math.log(mass) for mass in ranked)
-
-
-def greedy_by_confidence(predict: Prediction, start: Cells, order: Order, **rule: float) -> tuple[Cells, int]:
-    """The text and the number of steps, one row and one cell at a time."""
-    cells, step = start, 0
-    while masks(cells):
-        step += 1
-        scores = {place: score(predict(cells, place), order) for place in masks(cells)}
-        ranked = sorted(scores, key=lambda place: -scores[place])
-        if "num_steps" in rule:
-            chosen = ranked[: math.ceil(len(ranked) / (rule["num_steps"] - step + 1))]
-        elif "min_confidence" in rule:
-            chosen = [place for place in ranked if scores[place] > rule["min_confidence"]] or ranked[:1]
-        else:
-            certain = 0.0 if order == "entropy" else 1.0
-            doubt = [certain - scores[place] for place in ranked]
-            before = [sum(doubt[:number]) for number in range(len(ranked))]
-            chosen = [
-                place for place, total in zip(ranked, before, strict=True) if total < rule["max_uncertainty"]
-            ]
-        tokens: dict[int, int] = {}
-        for place in chosen:
-            distribution = predict(cells, place)
-            tokens[place] = max(distribution, key=lambda token: distribution[token])
-        cells = with_tokens(cells, tokens)
-    return cells, step
-
-
-@pytest.mark.parametrize("order", ["top_prob", "margin", "entropy"])
-@pytest.mark.parametrize(
-    "rule",
-    [
-        {"num_steps": 2},
-        {"num_steps": 4},
-        {"min_confidence": 0.7},
-        {"max_uncertainty": 0.3},
-        {"max_uncertainty": 0.8},
-    ],
-)
-def test_orders_by_confidence_agree_with_loops(order: Order, rule: dict[str, float]) -> None:
-    if order == "entropy" and "min_confidence" in rule:
-        rule = {"min_confidence": -0.8}
-    spent: set[int] = set()
-    for seed in range(6):
-        model = network(4, 3, seed=seed)
-        for start in ((MASK,) * 4, (MASK, FIRST, MASK, MASK)):
-            expected, steps = greedy_by_confidence(text_prediction(model), start, order, **rule)
-            sample = predictor(order=order, temperature=0.0, **rule)
-            prediction = sample(model, prompt_batch(start, 2), torch.arange(2))
-            assert texts(prediction) == [expected] * 2
-            assert prediction.nfe.tolist() == [steps] * 2
-            spent.add(steps)
-    assert len(spent) > 1 or "num_steps" in rule, "the rule never adapts to the row"
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_orders_differ(temperature: float) -> None:
     """Top probability, margin and entropy disagree on these cells, at every temperature of the tokens."""
@@ -244,7 +169,7 @@ def test_orders_differ(temperature: float) -> None:
             for place, masses in enumerate(cells, start=1):
                 model.table[:, place, FIRST:] = torch.tensor(masses, dtype=torch.float64).log()
         for other, first in ((order, 0), ("margin", 1)):
-            prediction = predictor(order=other, temperature=temperature)(
+            prediction = predictor("confidence", rank=other, temperature=temperature)(
                 model, prompt_batch((MASK,) * 2, 1), torch.zeros(1).long(), trace=True
             )
             assert prediction.trace is not None
@@ -260,18 +185,21 @@ def test_mask_is_never_drawn() -> None:
     for options in (
         {},
         {"temperature": 0.0},
-        {"order": "top_prob", "num_steps": 1},
-        {"order": "margin", "top_k": 1},
-        {"order": "entropy", "max_uncertainty": 0.5, "top_p": 0.1},
+        {"rule": "confidence", "num_steps": 1},
+        {"rule": "low_confidence", "top_k": 1},
+        {"rule": "entropy_bound", "gamma": 0.5, "top_p": 0.1},
     ):
-        assert {token for text in draw(model, batch, **options) for token in text} <= {FIRST, FIRST + 1}
+        drawn = draw(model, batch, **options)  # pyright: ignore[reportArgumentType]  # a rule among the options
+        assert {token for text in drawn for token in text} <= {FIRST, FIRST + 1}
 
 
-@pytest.mark.parametrize("order", ["random", "top_prob", "margin", "entropy"])
-def test_all_cells_can_be_filled_in_one_call(order: Order) -> None:
+@pytest.mark.parametrize("rank", ["random", "top_prob", "margin", "entropy"])
+def test_all_cells_can_be_filled_in_one_call(rank: str) -> None:
     """As many cells as the row has columns at once, BOS aside."""
     model = network(3, 2)
-    prediction = predictor(order=order, num_steps=1)(model, prompt_batch((MASK,) * 3, 4), torch.arange(4))
+    prediction = predictor("confidence", rank=rank, num_steps=1)(
+        model, prompt_batch((MASK,) * 3, 4), torch.arange(4)
+    )
     assert model.asked == [12]
     assert prediction.nfe.tolist() == [1] * 4
     assert prediction.lengths.tolist() == [3] * 4
@@ -317,7 +245,7 @@ def test_finished_rows_leave(num_steps: int | None, nfe: list[int], asked: list[
 
 def test_confidence_asks_for_all_masked_cells() -> None:
     model = network(3, 2)
-    predictor(order="margin")(model, mixed_batch(), torch.arange(4))
+    predictor("confidence", rank="margin")(model, mixed_batch(), torch.arange(4))
     assert model.asked == [6, 3, 1]
 
 
@@ -350,7 +278,7 @@ def test_trace_tells_start_and_steps() -> None:
         model.table[:, 2, FIRST] = 9.0
         model.table[:, 3, EOS] = 8.0
         model.table[:, 1, FIRST + 1] = 7.0
-    sample = predictor(order="top_prob", temperature=0.0)
+    sample = predictor("confidence", temperature=0.0)
     prediction = sample(model, prompt_batch((MASK,) * 3, 1, may_end=True), torch.tensor([0]), trace=True)
     assert texts(prediction) == [(FIRST + 1, FIRST)]
     trace = prediction.trace
@@ -365,13 +293,6 @@ def test_trace_tells_start_and_steps() -> None:
     assert entries == [(0, 0, 0, MASK), (0, 0, 1, MASK), (1, 1, 1, FIRST), (3, 1, 0, FIRST + 1)]
 
 
-@pytest.mark.parametrize("options", [{"order": "best"}, {"schedule": "best"}])
-def test_unknown_names_are_refused(options: dict[str, object]) -> None:
-    """By beartype instead, where it checks the signatures."""
-    with pytest.raises((ValueError, TypeCheckError), match="best"):
-        predictor(**options)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -379,16 +300,33 @@ def test_unknown_names_are_refused(options: dict[str, object]) -> None:
         ({"temperature": -1.0}, "temperature must be at least 0 and finite, got -1.0"),
         ({"top_k": 0}, "top_k must be None or at least 1, got 0"),
         ({"top_p": 1.5}, r"top_p must be None or in \(0, 1\], got 1.5"),
-        ({"min_confidence": 0.5}, "need an order by confidence"),
-        ({"max_uncertainty": 0.5}, "need an order by confidence"),
-        ({"order": "margin", "min_confidence": 1.0}, r"min_confidence must be in \[0, 1\), got 1.0"),
-        ({"order": "entropy", "min_confidence": 0.5}, "min_confidence must be below 0 with order='entropy'"),
-        ({"order": "margin", "max_uncertainty": 0.0}, "max_uncertainty must be greater than 0, got 0.0"),
-        ({"order": "margin", "max_uncertainty": 0.5, "num_steps": 4}, "exclude each other"),
-        ({"order": "margin", "min_confidence": 0.5, "max_uncertainty": 0.5}, "exclude each other"),
-        ({"order": "margin", "min_confidence": 0.5, "schedule": "cosine"}, "exclude each other"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        predictor(**options)
+        predictor("any_order", **options)
+
+
+# Reference vectors
+
+
+VECTORS = load_file(Path(__file__).parent / "data" / "mlm.safetensors")
+MASK_OF_REFERENCE = 2
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.9])
+def test_the_budget_of_the_reference(threshold: float) -> None:
+    """Its threshold rule by top probability; logits, softmax and all as in the reference, MASK included."""
+    before, logits = VECTORS["in.sel.x"], VECTORS["in.logits"].double()
+    after = VECTORS[f"xlm.sel.top_prob_thr{threshold}.x.f64"]
+    masked = before == MASK_OF_REFERENCE
+    view = View(torch.arange(3), 1, masked, masked, logits[masked])
+    rank = Confident("top_prob")
+    chosen = Budget(threshold, rank.certain).choose(rank.scores(view), view)
+    assert torch.equal(torch.where(chosen, logits.argmax(-1), before), after)
+
+
+def test_best_cells_of_the_reference() -> None:
+    mask = VECTORS["in.select.mask"].bool()
+    chosen = take_top(VECTORS["in.select.score"], VECTORS["in.select.num_unmask"], mask)
+    assert torch.equal(chosen.long(), VECTORS["xlm.select_greedy"])

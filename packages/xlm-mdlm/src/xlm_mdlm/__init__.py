@@ -10,7 +10,6 @@ from xlm_mdlm.loss_mdlm import MDLMLoss
 from xlm_mdlm.metrics_mdlm import MDLMMetrics
 from xlm_mdlm.model_mdlm import MDLMDiT, MDLMRotary
 from xlm_mdlm.predictor_mdlm import MDLMPredictor
-from xlm_mdlm.samplers_mdlm import Ancestral, ConfidenceOrder, FirstHitting, Remasking, Sampler
 from xlm_mdlm.types_mdlm import (
     MDLMBatch,
     MDLMLossOutput,
@@ -19,9 +18,6 @@ from xlm_mdlm.types_mdlm import (
 )
 
 __all__ = [
-    "Ancestral",
-    "ConfidenceOrder",
-    "FirstHitting",
     "MDLMBatch",
     "MDLMCollator",
     "MDLMDiT",
@@ -39,6 +35,4 @@ __all__ = [
     "MDLMRotary",
     "MDLMTrace",
     "MDLMTracedPrediction",
-    "Remasking",
-    "Sampler",
 ]

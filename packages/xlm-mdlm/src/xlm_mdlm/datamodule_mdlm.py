@@ -13,8 +13,7 @@ from torch import Tensor
 from xlm.modules import NoiseSchedule, places_of, seeds_of, stratified_times, take_top, uniform
 from xlm.modules.records import Example
 from xlm_mdlm.layout_mdlm import Layout, Rows
-from xlm_mdlm.process_mdlm import noise_of_alpha
-from xlm_mdlm.types_mdlm import MDLMBatch, MDLMPromptBatch
+from xlm_mdlm.types_mdlm import MDLMBatch, MDLMPromptBatch, noise_of_alpha
 
 _STREAM_TIME = 0
 _STREAM_CELLS = 1

@@ -1,17 +1,17 @@
 """Inference: the cells of a row start masked and are written by a sampler, a window at a time."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from xlm.modules import NoiseSchedule, TokenSampling, require, row_seeds
+from xlm.modules import NoiseSchedule, TokenSampling, require
 from xlm.modules.records import Prediction, TracedPrediction
-from xlm_mdlm.canvas_mdlm import Canvas, Denoiser
-from xlm_mdlm.samplers_mdlm import Sampler
-from xlm_mdlm.text_mdlm import Text, Window
-from xlm_mdlm.types_mdlm import MDLMNetwork, MDLMPromptBatch
+from xlm.modules.samplers import Denoiser, RuleName, Sampler, Text, compose, fill
+from xlm.modules.writer import Draw
+from xlm_mdlm.types_mdlm import MDLMNetwork, MDLMPromptBatch, call_model, noise_of_alpha
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 
 
@@ -28,8 +28,8 @@ class MDLMPredictor:
 
     Args:
         schedule: alpha, that of the training.
-        sampler: :class:`xlm_mdlm.Ancestral`, :class:`xlm_mdlm.FirstHitting`, :class:`xlm_mdlm.Remasking` or
-            :class:`xlm_mdlm.ConfidenceOrder`.
+        sampler: Which cells are written when: a sampler of :func:`xlm.modules.samplers.compose`, or the name
+            of a rule.
         mask_id: Id of MASK, which is never drawn.
         pad_id: Id of PAD, drawn only where the text may end; also fills the rows of the result.
         eos_id: Id of EOS, drawn only where the text may end; None if no token ends a text.
@@ -48,7 +48,7 @@ class MDLMPredictor:
         self,
         *,
         schedule: NoiseSchedule,
-        sampler: Sampler,
+        sampler: Sampler | RuleName,
         mask_id: int,
         pad_id: int,
         eos_id: int | None,
@@ -66,7 +66,7 @@ class MDLMPredictor:
             in_range = stride is not None and 1 <= stride <= window_length
             require(in_range, "stride", stride, f"from 1 to window_length={window_length}")
         self._schedule = schedule
-        self._sampler = sampler
+        self._sampler = sampler if isinstance(sampler, Sampler) else compose(sampler)
         self._vocabulary = CellVocabulary(
             mask_id=mask_id, pad_id=pad_id, eos_id=eos_id, suppressed_ids=suppressed_ids
         )
@@ -100,39 +100,26 @@ class MDLMPredictor:
             The targets, up to the first EOS or PAD where the text may end. Edits of step 0 insert the cells
             of the final text, MASK at those that are not given; later ones write over the masks.
         """
-        denoiser = Denoiser(model, self._vocabulary, self._sampling)
         text = Text.of(batch, self._vocabulary)
-        nfe = torch.zeros_like(seeds)
-        edits: list[Tensor] = []
-        num_calls = 0
-        for number, span in enumerate(text.spans(self._window_length, self._stride or 1)):
-            window = text.window(span)
-            if len(window.rows) == 0:
-                continue
-            # Columns and turns are the same in every window, so its draws get seeds of their own.
-            own_seeds = seeds if number == 0 else row_seeds(number, 0, seeds)
-            canvas = Canvas(
-                denoiser=denoiser,
-                input_ids=window.show(text.input_ids),
-                attention_mask=window.exists,
-                masked=window.show(text.masked) & window.exists,
-                may_end=window.show(text.may_end) & window.exists,
-                seeds=own_seeds[window.rows],
-                nfe=torch.zeros_like(window.rows),
-                mask_id=self._mask_id,
-            )
-            self._sampler(canvas, self._schedule)
-            text.put(window, canvas.input_ids, canvas.masked)
-            nfe[window.rows] += canvas.nfe
-            edits += [_edits_of_text(edit, window, num_calls) for edit in canvas.edits]
-            num_calls += int(canvas.nfe.max())
+        filled = fill(
+            text,
+            self._sampler,
+            Denoiser(partial(_evaluate, model), self._vocabulary, self._schedule, self._mask_id),
+            Draw(self._sampling),
+            seeds,
+            window_length=self._window_length,
+            stride=self._stride,
+        )
         ids, lengths = text.targets(self._pad_id)
         if not trace:
-            return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
-        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=text.trace(edits, lengths))
+            return Prediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=None)
+        return TracedPrediction(
+            ids=ids, lengths=lengths, nfe=filled.nfe, trace=text.trace(filled.edits, lengths)
+        )
 
 
-def _edits_of_text(edits: Tensor, window: Window, num_calls: int) -> Tensor:
-    """(4, edits) edits of a window in rows and columns of the text, with steps behind the calls before it."""
-    turn, row, column, token = edits
-    return torch.stack([num_calls + turn, window.rows[row], window.source[row, column], token])
+def _evaluate(
+    model: MDLMNetwork, input_ids: Tensor, attention_mask: Tensor, alpha: Tensor, positions: Tensor
+) -> Tensor:
+    """The logits (cells, vocab) at the noise of each row."""
+    return call_model(model, input_ids, attention_mask, noise_of_alpha(alpha), positions=positions)

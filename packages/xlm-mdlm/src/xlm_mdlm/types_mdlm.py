@@ -22,6 +22,7 @@ from xlm.modules.records import LossOutput
 
 NUM_LEVELS = 4
 """Intervals of the masked share of a row into which losses are binned in metrics."""
+_LEAST_ALPHA = 1e-4
 
 
 class MDLMBatch(TypedDict):
@@ -122,3 +123,20 @@ def score_tokens(
     """Call the network as :func:`call_model` does, but only for -log p of some tokens of the cells."""
     readout = partial(linear_cross_entropy, targets=targets)
     return call_with_readout(model, readout, input_ids, attention_mask, noise, positions=positions)
+
+
+def noise_of_alpha(alpha: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    """-log alpha, the total noise: the input of a time-conditioned network.
+
+    The published network has this input. The posteriors depend on t through alpha_t alone, so it says as much
+    as t does. It grows without end as alpha falls to 0 and is cut at alpha = 1e-4, where next to everything
+    is masked.
+
+    Args:
+        alpha: Probabilities that a cell is clean, in [0, 1], of any shape.
+
+    Returns:
+        Noise in [0, 9.22], of the same shape.
+    """
+    # Rounding can make alpha exceed 1 and -log(1) is -0: neither sign is valid.
+    return -alpha.clamp(_LEAST_ALPHA, 1.0).log() + 0.0

@@ -15,6 +15,7 @@ from xlm.modules.optimizers import FusedAdamW, MuonWithAdamW
 from xlm.modules.options import require
 from xlm.modules.random import row_seeds, stratified_times, uniform
 from xlm.modules.rotary import apply_rotary, rotary_angles
+from xlm.modules.samplers.ranks import confidence, take_top, unmask_counts
 from xlm.modules.sampling import (
     TokenSampling,
     apply_temperature,
@@ -54,7 +55,6 @@ from xlm.modules.transformer import (
     segment_mask,
 )
 from xlm.modules.trunk import CausalTrunk, ConditionedTrunk, Trunk, prompt_mask, prompt_sees_target
-from xlm.modules.unmasking import confidence, take_top, unmask_counts
 from xlm.modules.writer import Draw, Force, Notes, Recorded, Writer, check_draws, seeds_of_draw
 
 __all__ = [

@@ -1,19 +1,21 @@
-"""The versions of what XLM writes, and the table that translates version 1.
+"""The versions of what XLM writes, and the tables that translate earlier ones.
 
 Version 2 differs from version 1 in names and places only: classes of the core moved, the noise schedule and
 the arguments that all collators share became nodes of their own, and a network became a trunk and its heads.
-What version 1 wrote is read in the words of version 2, so nothing else has to know of it.
+Version 3 differs from version 2 in the samplers of two families, which became combinations of shared parts.
+What earlier versions wrote is read in the words of version 3, so nothing else has to know of it.
 
-The table is closed. It names classes of families because old files do; later families have no place in it.
+The tables are closed. They name classes of families because old files do; later families have no place there.
 """
 
 import copy
 import re
+from collections.abc import Mapping
 from typing import Any, cast
 
 from xlm.core.config.errors import XLMError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of configs, checkpoints and exported folders that are written."""
 KEY = "format_version"
 TARGET = "_target_"
@@ -93,6 +95,20 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 """Arguments of a network in version 2 in place of the sizes; a size only where the network had it."""
 
+SAMPLER: dict[str, Any] = {
+    TARGET: "xlm.modules.samplers.compose",
+    **dict.fromkeys((
+        "rule", "rank", "quota", "revise", "num_steps", "schedule", "tau", "gamma", "uncertainty", "eps",
+        "evaluations", "fallback", "eta", "t_on", "t_off", "alpha_on",
+    )),
+}  # fmt: skip
+"""A sampler in version 3."""
+UNMASKING = {
+    "order": "rank", "num_steps": "num_steps", "schedule": "schedule", "min_confidence": "tau",
+    "max_uncertainty": "gamma",
+}  # fmt: skip
+"""Arguments of ``xlm_mlm.MLMPredictor`` in version 2, and those of its sampler in version 3."""
+
 REFERENCE = re.compile(r"(\$\{(?:oc\.select:)?)([\w.]+)")
 
 
@@ -129,12 +145,17 @@ def current(config: dict[str, Any], name: str) -> dict[str, Any]:
     check_version(version, name)
     if version == FORMAT_VERSION:
         return config
-    new: dict[str, Any] = {**NEW, **copy.deepcopy(config), KEY: FORMAT_VERSION}
-    _rename(new)
+    new: dict[str, Any] = {**copy.deepcopy(config), KEY: FORMAT_VERSION}
+    moved: dict[str, str] = {}
+    if version == 1:
+        new = {**NEW, **new}
+        _rename(new)
+        _share_arguments(new)
+        moved |= {**_move_noise(new), **_move_sizes(new)}
     _read_by_one_function(new)
-    _share_arguments(new)
+    moved |= _compose_sampler(_mapping(new, "predictor"))
     # References are rewritten last: to where a node stands now.
-    return cast("dict[str, Any]", _refer(new, {**_move_noise(new), **_move_sizes(new)}))
+    return cast("dict[str, Any]", _refer(new, moved))
 
 
 def _rename(node: object) -> None:
@@ -211,6 +232,58 @@ def _move_sizes(config: dict[str, Any]) -> dict[str, str]:
     # Weights are drawn in the order of the keys.
     config["model"] = {**first, **added, "trunk": trunk, **model}
     return {f"model.{key}": f"model.trunk.{key}" for key in sizes}
+
+
+def _compose_sampler(predictor: dict[str, Any]) -> dict[str, str]:
+    """Make the sampler of a predictor a combination of parts; tells where what stands now."""
+    target = predictor.get(TARGET)
+    if target == "xlm_mlm.MLMPredictor" and "sampler" not in predictor:
+        old = {key: predictor.pop(key) for key in UNMASKING if key in predictor}
+        predictor["sampler"] = mlm_sampler(old)
+        return {f"predictor.{key}": f"predictor.sampler.{UNMASKING[key]}" for key in old}
+    if target == "xlm_mdlm.MDLMPredictor" and isinstance(predictor.get("sampler"), dict):
+        predictor["sampler"] = mdlm_sampler(predictor["sampler"])
+    return {}
+
+
+def mlm_sampler(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler of ``xlm_mlm.MLMPredictor`` with these arguments of version 2."""
+    order = arguments.get("order", "random")
+    tau, gamma = arguments.get("min_confidence"), arguments.get("max_uncertainty")
+    sampler = {**SAMPLER, "stop": "filled", "rule": "any_order" if order == "random" else "confidence"}
+    if order != "random":
+        sampler["rank"] = order
+    if tau is not None:
+        sampler |= {"rule": "threshold", "tau": tau}
+    elif gamma is not None:
+        sampler |= {"rule": "entropy_bound", "gamma": gamma}
+        sampler["uncertainty"] = None if order == "entropy" else "rank"
+    schedule = arguments.get("schedule", "uniform")
+    return {
+        **sampler,
+        "num_steps": arguments.get("num_steps"),
+        "schedule": None if schedule == "uniform" else schedule,
+    }
+
+
+def mdlm_sampler(node: dict[str, Any]) -> dict[str, Any]:
+    """A sampler of ``xlm_mdlm`` in version 2; another one as it is."""
+    package, _, name = str(node.get(TARGET)).rpartition(".")
+    if package.partition(".")[0] != "xlm_mdlm":
+        return node
+    num_steps = node.get("num_steps", None if name == "ConfidenceOrder" else 128)
+    sampler = {**SAMPLER, "stop": "ended", "num_steps": num_steps}
+    match name:
+        case "Ancestral":
+            return {**sampler, "rule": "ancestral"}
+        case "FirstHitting":
+            return {**sampler, "rule": "first_hitting", "num_steps": None}
+        case "Remasking":
+            return {**sampler, "rule": f"remdm_{node.get('rule', 'cap')}", "eta": node.get("eta", 0.02)}
+        case "ConfidenceOrder":
+            return {**sampler, "rule": "confidence", "rank": node.get("kind", "margin")}
+        case _:
+            return node
 
 
 def _refer(node: object, moved: dict[str, str]) -> object:

@@ -1,6 +1,8 @@
 """Choice of the cells to unmask against loops in Python."""
 
+import itertools
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -8,7 +10,8 @@ import torch
 from torch import Tensor
 
 from xlm.modules import confidence, take_top, unmask_counts
-from xlm.modules.unmasking import Confidence
+from xlm.modules.samplers.quotas import Budget, Count, Schedule, Threshold
+from xlm.modules.samplers.ranks import Confidence, Confident, View
 
 
 def softmax(logits: list[float]) -> list[float]:
@@ -135,3 +138,109 @@ def test_margin_of_the_only_token_is_its_probability() -> None:
     assert confidence(torch.tensor([[0.3], [-7.0]]), "margin").tolist() == [1.0, 1.0]
     only_one_allowed = torch.tensor([[0.3, -torch.inf, -torch.inf]])
     assert confidence(only_one_allowed, "margin").tolist() == [1.0]
+
+
+# Quotas
+
+
+def view_of(masked: Tensor, turn: int = 1, start: Tensor | None = None) -> View:
+    return View(torch.arange(len(masked)), turn, masked, masked if start is None else start)
+
+
+def counts_taken(rule: Count, num_masks: int, *, seed: int = 0) -> list[int]:
+    """Cells chosen in each step of a single row; its masks are the first cells of ten more."""
+    masked = torch.arange(num_masks + 10).unsqueeze(0) < num_masks
+    scores = torch.rand(masked.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    start = masked
+    taken: list[int] = []
+    while masked.any():
+        chosen = rule.choose(scores, view_of(masked, len(taken) + 1, start))
+        assert (chosen & ~masked).sum() == 0
+        taken.append(int(chosen.sum()))
+        masked = masked & ~chosen
+    return taken
+
+
+@pytest.mark.parametrize("schedule", ["uniform", "cosine", "sine"])
+def test_counts_end_after_exactly_the_steps_and_waste_none(schedule: Schedule) -> None:
+    for num_masks in range(1, 40):
+        for num_steps in (1, 2, 3, 7, 10, 39, 1000):
+            taken = counts_taken(Count(num_steps, schedule), num_masks)
+            assert len(taken) == min(num_steps, num_masks), f"{num_masks} masks in {num_steps} steps: {taken}"
+            assert sum(taken) == num_masks
+            assert min(taken) >= 1
+        assert counts_taken(Count(None, schedule), num_masks) == [1] * num_masks
+
+
+def test_uniform_counts_differ_by_at_most_one() -> None:
+    assert counts_taken(Count(4, "uniform"), 10) == [3, 3, 2, 2]
+    for num_masks in range(1, 40):
+        for num_steps in range(1, 12):
+            taken = counts_taken(Count(num_steps, "uniform"), num_masks)
+            assert max(taken) - min(taken) <= 1
+
+
+def test_curved_counts_follow_their_curve() -> None:
+    left = [math.floor(100 * math.cos(math.pi / 2 * step / 8)) for step in range(8)] + [0]
+    cosine = [before - after for before, after in itertools.pairwise(left)]
+    assert counts_taken(Count(8, "cosine"), 100) == cosine
+    assert cosine == sorted(cosine), "few cells first"
+    left = [math.floor(100 * (1 - math.sin(math.pi / 2 * step / 8))) for step in range(8)] + [0]
+    sine = [before - after for before, after in itertools.pairwise(left)]
+    assert counts_taken(Count(8, "sine"), 100) == sine
+    # Where the curve is flat, a step still takes a cell.
+    assert counts_taken(Count(9, "cosine"), 12) == [1, 1, 1, 1, 1, 1, 2, 2, 2]
+
+
+def random_rows(seed: int) -> tuple[Tensor, Tensor]:
+    """(20, 6) confidences in (0, 1), some of them equal, and masks, at least one per row."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(20, 6, generator=generator, dtype=torch.float64).mul(16).round().div(16)
+    masked = torch.rand(20, 6, generator=generator) < 0.6
+    masked[:, 2] = True
+    return scores, masked
+
+
+def by_score(scores: list[float], masked: list[bool]) -> list[int]:
+    cells = [cell for cell, is_masked in enumerate(masked) if is_masked]
+    return sorted(cells, key=lambda cell: (-scores[cell], cell))
+
+
+def chosen_cells(chosen: Tensor) -> list[set[int]]:
+    return [set(row.nonzero()[:, 0].tolist()) for row in chosen]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.75, 0.99])
+def test_a_threshold_takes_what_exceeds_it(threshold: float) -> None:
+    scores, masked = random_rows(7)
+    chosen = chosen_cells(Threshold(threshold).choose(scores, view_of(masked)))
+    for row, cells in enumerate(chosen):
+        ranked = by_score(scores[row].tolist(), masked[row].tolist())
+        assert cells == {cell for cell in ranked if scores[row, cell] > threshold} | {ranked[0]}
+
+
+@pytest.mark.parametrize("bound", [0.05, 0.5, 1.2, 100.0])
+@pytest.mark.parametrize("certain", [1.0, 1.5])
+def test_a_budget_sums_over_the_cells_before(bound: float, certain: float) -> None:
+    scores, masked = random_rows(8)
+    chosen = chosen_cells(Budget(bound, certain).choose(scores, view_of(masked)))
+    for row, cells in enumerate(chosen):
+        expected: set[int] = set()
+        total = 0.0
+        for cell in by_score(scores[row].tolist(), masked[row].tolist()):
+            if expected and total > bound:
+                break
+            expected.add(cell)
+            total += certain - float(scores[row, cell])
+        assert cells == expected
+
+
+def test_certain_cells_are_filled_together() -> None:
+    certain = torch.tensor([0.0, 0.0, -100.0, 5.0])
+    logits = 1000 * torch.stack([certain, -certain, certain])
+    kinds: tuple[Confidence, ...] = ("top_prob", "margin", "entropy")
+    for kind in kinds:
+        rank = Confident(kind)
+        view = replace(view_of(torch.ones(1, 3, dtype=torch.bool)), logits=logits)
+        for budget in (Budget(1e-9, rank.certain), Budget(1e-9)):
+            assert budget.choose(rank.scores(view), view).all(), kind

@@ -1,0 +1,45 @@
+"""Samplers of masked families: rank x quota x what x revise x stop, as small parts in one loop."""
+
+from xlm.modules.samplers.canvas import Canvas, CellTokens, Denoiser, PromptBatch, Text
+from xlm.modules.samplers.plans import Events, Plan
+from xlm.modules.samplers.process import P2, Remask, RemaskByConfidence, RemaskLoop, Revision
+from xlm.modules.samplers.quotas import Budget, Chooser, Count, Hazard, Quota, Schedule, Stable, Threshold
+from xlm.modules.samplers.ranks import Confident, Drawn, LeftToRight, Random, Rank, View
+from xlm.modules.samplers.rules import CONSTANTS, RULES, RuleName, compose
+from xlm.modules.samplers.sampler import Filled, Sampler, fill
+
+__all__ = [
+    "CONSTANTS",
+    "P2",
+    "RULES",
+    "Budget",
+    "Canvas",
+    "CellTokens",
+    "Chooser",
+    "Confident",
+    "Count",
+    "Denoiser",
+    "Drawn",
+    "Events",
+    "Filled",
+    "Hazard",
+    "LeftToRight",
+    "Plan",
+    "PromptBatch",
+    "Quota",
+    "Random",
+    "Rank",
+    "Remask",
+    "RemaskByConfidence",
+    "RemaskLoop",
+    "Revision",
+    "RuleName",
+    "Sampler",
+    "Schedule",
+    "Stable",
+    "Text",
+    "Threshold",
+    "View",
+    "compose",
+    "fill",
+]
