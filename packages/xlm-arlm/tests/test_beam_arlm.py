@@ -97,6 +97,9 @@ def search(
     ]
     assert prediction.trace is not None
     assert [tuple(replay(prediction.trace, row)) for row in range(len(rows))] == rows
+    assert prediction.states is not None
+    if isinstance(model, CountingModel):
+        assert model.rows == int(prediction.states.sum())
     return rows, to_list(prediction.nfe)
 
 

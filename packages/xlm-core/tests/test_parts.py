@@ -2,16 +2,18 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from xlm.core.config.errors import XLMError
-from xlm.core.evaluation.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric
+from xlm.core.evaluation.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric, costs
 from xlm.core.evaluation.predictions import PredictionWriter, decode, replay
 from xlm.core.saving.run_folder import RunFolder
 from xlm.core.training.lr_schedules import WarmupSchedule
+from xlm.modules.records import Prediction
 
 from .runs import RESUMABLE
 
@@ -47,7 +49,10 @@ def test_parts_of_all_ranks_are_merged_in_the_order_of_rows(tmp_path: Path) -> N
             ids = torch.tensor([[start], [start + 2]]) % 6
             prediction = ToyPrediction(ids, torch.ones(2).long(), torch.ones(2).long(), None)
             examples = [{"seed": 0, "target_ids": row} for row in ids]
-            writer.write("test/prediction", prediction, decode(prediction, examples, tokenizer), tokenizer)  # pyright: ignore[reportArgumentType]  # plain dicts are examples too
+            spent = costs(prediction, 3.0)
+            writer.write(
+                "test/prediction", prediction, decode(prediction, examples, tokenizer), tokenizer, spent
+            )  # pyright: ignore[reportArgumentType]  # plain dicts are examples too
         writer.close()
     writers[0].merge()
     records = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
@@ -70,6 +75,27 @@ def test_likelihood_figures() -> None:
     assert figures["perplexity"] == pytest.approx(math.exp(1.5))
     assert figures["bits_per_token"] == pytest.approx(1.5 / math.log(2))
     assert (figures["is_bound"], figures["models_length"], figures["num_draws"]) == (1, 0, 4)
+
+
+def test_costs_of_generation() -> None:
+    """Calls and states are the evaluations where a prediction does not have them."""
+    lengths, nfe = torch.tensor([4, 2]), torch.tensor([2, 1])
+    plain = Prediction(ids=torch.zeros(2, 4), lengths=lengths, nfe=nfe, trace=None)
+    searched = replace(plain, calls=torch.tensor([1, 1]), states=torch.tensor([8, 4]))
+    spent = [costs(prediction, 3.0) for prediction in (plain, searched)]
+    assert spent[0]["calls"].tolist() == spent[0]["states"].tolist() == [2, 1]
+    assert spent[1]["seconds"].tolist() == [1.5, 1.5]
+    metric = GenerationCost()
+    for rows in spent:
+        metric.update(rows)
+    assert metric.compute() == {
+        "nfe_per_sequence": 1.5,
+        "calls_per_sequence": 5 / 4,
+        "states_per_sequence": 15 / 4,
+        "seconds_per_sequence": 1.5,
+        "tokens_per_evaluation": 2.0,
+        "length": 3.0,
+    }
 
 
 @pytest.mark.parametrize("metric", [LossMean(["token"]), LikelihoodMean(), GenerationCost()])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from xlm.core.evaluation.metrics import costs
 from xlm.core.evaluation.predictions import PredictionWriter, decode
 from xlm.core.protocols import Example
 
@@ -49,7 +50,8 @@ def test_a_record_is_a_line_for_every_reader(tmp_path: Path) -> None:
     for rank in (0, 1):
         writer = PredictionWriter(tmp_path / "p.jsonl", num_traces=0, rank=rank, world_size=2)
         writer.open()
-        writer.write("test/\u2028", prediction, decode(prediction, examples, tokenizer), tokenizer)
+        spent = costs(prediction, 0.0)
+        writer.write("test/\u2028", prediction, decode(prediction, examples, tokenizer), tokenizer, spent)
         writer.close()
     PredictionWriter(tmp_path / "p.jsonl", num_traces=0, world_size=2).merge()
     content = (tmp_path / "p.jsonl").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ greedy decoding; with as many beams as there are hypotheses it is exhaustive sea
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, overload
 
 import torch
@@ -92,20 +92,22 @@ class ARLMBeamPredictor:
 
         Returns:
             The best hypothesis of each row. ``nfe`` counts the calls of the network in which any hypothesis
-            of the row took part.
+            of the row took part, ``states`` the hypotheses evaluated.
         """
         budget = limited_budget(batch, self._max_new_tokens)
         new_ids = torch.full((len(budget), largest(budget)), self._pad_id, device=budget.device)
         num_new = torch.zeros_like(budget)
-        nfe = torch.zeros_like(budget)
+        nfe, states = torch.zeros_like(budget), torch.zeros_like(budget)
         cache = KeyValueCache()
         rows = (budget > 0).nonzero().squeeze(1)
         input_ids, attention_mask = start(batch, rows)
         beams = _Beams.start(len(rows), self._num_beams, new_ids)
+        num_live = torch.ones_like(rows)
         step = 0
         while len(rows) > 0:
             step += 1
             nfe[rows] += 1
+            states[rows] += num_live
             logits = next_token_logits(model, input_ids, attention_mask, cache, self._suppressed_ids)
             beams, parent = self._extend(beams, logits.to(torch.float64).log_softmax(-1), step)
 
@@ -114,9 +116,11 @@ class ARLMBeamPredictor:
             stays = (~done).nonzero().squeeze(1)
             rows, beams = rows[stays], beams.select(stays)
             live = beams.live
+            num_live = live.sum(1)
             cache.select(parent[stays][live])
             input_ids, attention_mask = beams.ids[:, :, step - 1][live].unsqueeze(1), None
-        return make_prediction(batch, new_ids, num_new, nfe, pad_id=self._pad_id, trace=trace)
+        prediction = make_prediction(batch, new_ids, num_new, nfe, pad_id=self._pad_id, trace=trace)
+        return replace(prediction, states=states)
 
     def _extend(self, beams: "_Beams", log_p: Tensor, step: int) -> tuple["_Beams", Tensor]:
         """The best hypotheses that extend the ``beams`` by a token, or ended earlier.

@@ -188,9 +188,13 @@ class Prediction:
     lengths: Int[Tensor, " rows"]
     """Number of target tokens."""
     nfe: Int[Tensor, " rows"]
-    """Evaluations of the network that the row took part in."""
+    """Evaluations of the network that the row took part in, as the sampler is defined."""
     trace: Trace | None
     """The edits, if requested."""
+    calls: Int[Tensor, " rows"] | None = None
+    """Calls of the network that the row took part in, in fact; None: as ``nfe``."""
+    states: Int[Tensor, " rows"] | None = None
+    """Sequences evaluated for the row in them, such as the hypotheses of a search; None: as ``nfe``."""
 
 
 @dataclass(frozen=True)

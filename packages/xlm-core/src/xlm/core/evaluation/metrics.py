@@ -1,7 +1,7 @@
 """Metrics of the harness: those of every family, and the adapter for other accumulators."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -162,26 +162,48 @@ class LikelihoodMean:
         }
 
 
+def costs(prediction: Prediction, seconds: float) -> dict[str, Tensor]:
+    """What the rows of a prediction took, (rows,) each on the CPU.
+
+    Args:
+        prediction: The rows; ``calls`` and ``states`` are optional and equal ``nfe`` if missing or None.
+        seconds: Wall time of their batch, which is divided evenly among them.
+
+    Returns:
+        nfe, calls and states as in :class:`xlm.modules.records.Prediction`, tokens, and seconds.
+    """
+    nfe = prediction.nfe
+    calls, states = (getattr(prediction, name, None) for name in ("calls", "states"))
+    counts = torch.stack(
+        [nfe, nfe if calls is None else calls, nfe if states is None else states, prediction.lengths]
+    )
+    nfe, calls, states, tokens = counts.cpu()
+    each = torch.full(nfe.shape, seconds / max(len(nfe), 1), dtype=torch.float64)
+    return {"nfe": nfe, "calls": calls, "states": states, "tokens": tokens, "seconds": each}
+
+
 class GenerationCost:
-    """Length of generated texts, and number of network evaluations per text."""
+    """Length of generated texts, and what a text takes: evaluations, calls, states and seconds."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Reset the sums."""
-        self.sums = {"nfe": _zero(), "tokens": _zero(), "rows": _zero()}
+        self.sums = {name: _zero() for name in ("nfe", "calls", "states", "tokens", "seconds", "rows")}
 
-    def update(self, prediction: Prediction) -> None:
-        """Add the rows of one prediction."""
-        self.sums["nfe"] += prediction.nfe.sum().cpu()
-        self.sums["tokens"] += prediction.lengths.sum().cpu()
-        self.sums["rows"] += len(prediction.lengths)
+    def update(self, rows: Mapping[str, Tensor]) -> None:
+        """Add the :func:`costs` of one prediction."""
+        for name, values in rows.items():
+            self.sums[name] += values.sum()
+        self.sums["rows"] += len(rows["nfe"])
 
     def compute(self) -> dict[str, float]:
-        """Means over rows."""
-        rows = max(float(self.sums["rows"]), 1.0)
+        """Means over rows, and the tokens per evaluation of all rows together."""
+        sums = {name: float(value) for name, value in self.sums.items()}
+        rows = max(sums["rows"], 1.0)
         return {
-            "nfe_per_sequence": float(self.sums["nfe"]) / rows,
-            "length": float(self.sums["tokens"]) / rows,
+            **{f"{name}_per_sequence": sums[name] / rows for name in ("nfe", "calls", "states", "seconds")},
+            "tokens_per_evaluation": sums["tokens"] / max(sums["nfe"], 1.0),
+            "length": sums["tokens"] / rows,
         }

@@ -104,15 +104,21 @@ class PredictionWriter:
         return self.rank == 0 and len(self.traces.get(loader, [])) < self.num_traces
 
     def write(
-        self, loader: str, prediction: Prediction, generations: Sequence[Generation], tokenizer: Tokenizer
+        self,
+        loader: str,
+        prediction: Prediction,
+        generations: Sequence[Generation],
+        tokenizer: Tokenizer,
+        costs: Mapping[str, Tensor],
     ) -> None:
-        """Append the rows of one prediction."""
+        """Append the rows of one prediction with their costs, (rows,) each."""
         assert self._file is not None
-        nfe = prediction.nfe.tolist()
+        spent = {name: values.tolist() for name, values in costs.items()}
         for row, generation in enumerate(generations):
             place = self._next_row.get(loader, self.rank)
             self._next_row[loader] = place + self.world_size
-            record = {"loader": loader, "row": place, "nfe": nfe[row], **generation}
+            cost = {name: values[row] for name, values in spent.items()}
+            record = {"loader": loader, "row": place, **cost, **generation}
             self._file.write(_one_line(record) + "\n")
             if prediction.trace is not None and self.wants_trace(loader):
                 frames = [
@@ -155,12 +161,17 @@ class GeneratedTexts:
         return self.writer is not None and self.writer.wants_trace(loader)
 
     def add(
-        self, loader: str, prediction: Prediction, generations: Sequence[Generation], tokenizer: Tokenizer
+        self,
+        loader: str,
+        prediction: Prediction,
+        generations: Sequence[Generation],
+        tokenizer: Tokenizer,
+        costs: Mapping[str, Tensor],
     ) -> None:
-        """Add the rows of one prediction."""
+        """Add the rows of one prediction with their costs, (rows,) each."""
         self.samples.setdefault(loader, list(generations[:NUM_SAMPLES]))
         if self.writer is not None:
-            self.writer.write(loader, prediction, generations, tokenizer)
+            self.writer.write(loader, prediction, generations, tokenizer, costs)
 
     @contextmanager
     def writing(self, writer: PredictionWriter) -> Generator[None]:

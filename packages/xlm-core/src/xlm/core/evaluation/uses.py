@@ -8,6 +8,7 @@ adds a use with a class like those below and a line in its ``pyproject.toml``::
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, cast
 
@@ -18,7 +19,7 @@ from xlm.core.config.checks import blame, refuse
 from xlm.core.config.entry_points import USES, load
 from xlm.core.config.errors import XLMError
 from xlm.core.data import LoadedBatch
-from xlm.core.evaluation.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric
+from xlm.core.evaluation.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric, costs
 from xlm.core.evaluation.predictions import GeneratedTexts, decode
 from xlm.core.evaluation.slots import Slots
 from xlm.core.protocols import LikelihoodLoss, LossOutput
@@ -215,12 +216,14 @@ class GenerationUse:
         """Generate a text for each row of one batch."""
         assert batch.examples is not None
         trace = self.texts.wants_trace(self.loader)
+        started = time.perf_counter()
         prediction = self.slots.predictor(network, batch.batch, batch.seeds, trace=trace)
         generations = decode(prediction, batch.examples, self.slots.tokenizer)
-        self._cost.update(prediction)
+        spent = costs(prediction, time.perf_counter() - started)
+        self._cost.update(spent)
         for score in self._scores:
             score.update(generations)
-        self.texts.add(self.loader, prediction, generations, self.slots.tokenizer)
+        self.texts.add(self.loader, prediction, generations, self.slots.tokenizer, spent)
 
 
 class _EnoughError(BaseException):
