@@ -49,10 +49,8 @@ def test_parts_of_all_ranks_are_merged_in_the_order_of_rows(tmp_path: Path) -> N
             ids = torch.tensor([[start], [start + 2]]) % 6
             prediction = ToyPrediction(ids, torch.ones(2).long(), torch.ones(2).long(), None)
             examples = [{"seed": 0, "target_ids": row} for row in ids]
-            spent = costs(prediction, 3.0)
-            writer.write(
-                "test/prediction", prediction, decode(prediction, examples, tokenizer), tokenizer, spent
-            )  # pyright: ignore[reportArgumentType]  # plain dicts are examples too
+            generations = decode(prediction, examples, tokenizer)  # pyright: ignore[reportArgumentType]  # dicts
+            writer.write("test/prediction", prediction, generations, tokenizer, costs(prediction, 3.0))
         writer.close()
     writers[0].merge()
     records = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
