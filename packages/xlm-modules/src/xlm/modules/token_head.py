@@ -108,16 +108,7 @@ def call_with_readout(model: Callable[..., Any], readout: Readout[T], *arguments
     """Call a network that returns logits, but for another readout.
 
     A network that takes a readout hands it the hidden states of the cells, shape (cells, d_model), and its
-    head. The logits of any other network are read out as they are.
-
-    Args:
-        model: The network.
-        readout: What to compute.
-        *arguments: For the network.
-        **named: For the network, such as the positions of the cells.
-
-    Returns:
-        What the readout gives.
+    head. The logits of any other network are read out as they are. All other arguments are the network's.
     """
     if takes_readout(model):
         found: T = model(*arguments, **named, readout=readout)
@@ -345,10 +336,7 @@ class _Groups:
         return values.new_zeros(len(self.sizes)).index_add(0, self.of_cell, values)[self.of_cell]
 
     def log_sum_exp(self, values: Tensor, rows: slice) -> Tensor:
-        """(cells,) log of the sum of exp(values) over each cell's group.
-
-        ``rows`` are the whole groups of the values.
-        """
+        """(cells,) log of the sum of exp(values) over each cell's group; ``rows`` are whole groups."""
         if self.of_cell is None or self.sizes is None:
             return values
         group = self.of_cell[rows]
