@@ -99,8 +99,9 @@ class Count:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Every cell whose confidence exceeds a threshold (Fast-dLLM; Wu et al. 2025, arXiv:2505.22618), and the
-    most confident one.
+    """Every cell whose confidence exceeds a threshold, and the most confident one.
+
+    The rule of Fast-dLLM (Wu et al. 2025, arXiv:2505.22618).
 
     Args:
         tau: What the score has to exceed.
