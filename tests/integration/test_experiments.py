@@ -64,6 +64,8 @@ def test_a_family_trains_evaluates_and_generates(experiment: str, tmp_path: Path
     assert len(terms) > 1
     assert {f"{stage}/lm/{term}" for stage in ("val", "test") for term in terms} <= {*header, *trained}
     evaluated = run_fast(tmp_path, cache, "eval", experiment, FEW_ROWS, *SMALL_NETWORK)
+    for metrics in (trained, evaluated):
+        assert metrics.pop("test/prediction/seconds_per_sequence") > 0
     assert evaluated == pytest.approx(trained, rel=1e-4)
     run_fast(tmp_path, cache, "generate", experiment, FEW_ROWS, *SMALL_NETWORK)
     [written] = (tmp_path / "fast" / "generate").glob("*/predictions.jsonl")

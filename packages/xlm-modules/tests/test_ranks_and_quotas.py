@@ -31,7 +31,7 @@ def confidence_by_hand(logits: list[float], kind: str) -> float:
 
 @pytest.mark.parametrize("kind", ["top_prob", "margin", "entropy"])
 def test_confidence_equals_its_definition(kind: Confidence):
-    logits = 3 * torch.randn(50, 7)
+    logits = 3 * torch.randn(50, 7, dtype=torch.float64)
     logits[10:20, 3] = -torch.inf
     logits[20:30, 1:] = -torch.inf
     logits[30:40] += 1000
@@ -40,6 +40,9 @@ def test_confidence_equals_its_definition(kind: Confidence):
     assert values.dtype == torch.float64
     expected = torch.tensor([confidence_by_hand(row, kind) for row in logits.tolist()], dtype=torch.float64)
     torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-14)
+    rounded = confidence(logits.float(), kind)
+    assert rounded.dtype == torch.float64
+    torch.testing.assert_close(rounded, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_confidence_tells_sure_cells_apart_in_any_dtype():

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from xlm.modules.options import require
-from xlm.modules.samplers.ranks import View, confidence, take_top, unmask_counts
+from xlm.modules.samplers.ranks import View, pieces, take_top, unmask_counts
+from xlm.modules.sampling import at_least_float32
 
 Schedule = Literal["uniform", "cosine", "sine"]
 
@@ -159,7 +160,7 @@ class Budget:
     def _excess(self, scores: Tensor, view: View) -> Tensor:
         """(rows, length) sum_U h - max_U h of the prefix U that ends with each masked cell."""
         if self.certain is None:
-            lack = -view.spread(confidence(view.predictions(), "entropy"))
+            lack = -view.confidence("entropy")
         else:
             lack = self.certain - scores
             scores = -lack
@@ -220,27 +221,41 @@ class _History:
     """(rows, length) distance of each cell to the thresholds in the last choice."""
 
     def choose(self, scores: Tensor, view: View) -> Tensor:
-        now = view.predictions().to(torch.float64).log_softmax(-1)
-        settled = torch.zeros_like(view.masked, dtype=torch.int64)
-        change = None
-        if self.log_probs is not None:
-            # Cells that are masked now were masked before: rows leave, none comes back.
-            before = self.log_probs[self.index[view.masked]]
-            change = (now.exp() * (now - before)).masked_fill(now == -math.inf, 0.0).sum(-1)
-            settled[view.masked] = (self.settled[view.masked] + 1).where(change < self.rule.eps, 0)
-        self.log_probs, self.settled = now, settled
-        self.index = torch.zeros_like(settled)
-        self.index[view.masked] = torch.arange(len(now), device=now.device)
-        top = view.spread(now.amax(-1).exp())
-        ready = (top > self.rule.tau) & (settled >= self.rule.evaluations)
+        top = view.confidence("top_prob")
         self.distance = (top - self.rule.tau).abs()
+        settled = torch.zeros_like(view.masked, dtype=torch.int64)
+        change = self._change(view)
         if change is not None:
+            settled[view.masked] = (self.settled[view.masked] + 1).where(change < self.rule.eps, 0)
             self.distance = self.distance.minimum(view.spread((change - self.rule.eps).abs()))
+        self.settled = settled
+        ready = (top > self.rule.tau) & (settled >= self.rule.evaluations)
         return ready | view.best(scores, self.rule.fallback) & ~ready.any(1, keepdim=True)
+
+    def _change(self, view: View) -> Tensor | None:
+        """(cells,) KL(p now || p before) in nats, None at first; p now is kept."""
+        before, places = self.log_probs, self.index
+        logits = view.predictions()
+        self.log_probs = torch.cat([at_least_float32(piece).log_softmax(-1) for piece in pieces(logits)])
+        self.index = torch.zeros_like(view.masked, dtype=torch.int64)
+        self.index[view.masked] = torch.arange(len(logits), device=logits.device)
+        if before is None:
+            return None
+        # Cells that are masked now were masked before: rows leave, none comes back.
+        now = pieces(self.log_probs)
+        old = places[view.masked].split([len(piece) for piece in now])
+        return torch.cat([_divergence(piece, before[at]) for piece, at in zip(now, old, strict=True)])
 
     def gap(self, scores: Tensor, view: View, chosen: Tensor) -> Tensor:
         """To a threshold, or of ranks where none was ready."""
         return _least(self.distance, view).minimum(gap_of_ranks(scores, view, chosen))
+
+
+def _divergence(now: Tensor, before: Tensor) -> Tensor:
+    """(cells,) KL of two tables of log-probabilities (cells, vocab), in float64."""
+    least = torch.finfo(now.dtype).min  # finite: a token without probability adds nothing
+    difference = now.clamp(min=least).sub_(before.clamp_(min=least))
+    return difference.mul_(now.exp()).sum(-1, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

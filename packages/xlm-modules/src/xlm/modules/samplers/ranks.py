@@ -6,7 +6,7 @@ Axes: ``rows`` and ``length`` of the rows that are written, ``cells`` their mask
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -14,8 +14,14 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from xlm.modules.random import uniform
+from xlm.modules.sampling import at_least_float32
 
 Confidence = Literal["top_prob", "margin", "entropy"]
+
+_LOGITS_AT_ONCE = 2**18
+"""Logits that are ranked together: 1 MiB in float32, which a processor's cache holds."""
+_LEAST_LOGIT = -1000.0
+"""Below this distance to the largest logit a weight is 0 in every precision."""
 
 STREAM_CELLS = 0
 """Stream of the draws that decide which cells are written or masked again."""
@@ -36,6 +42,7 @@ class View:
     """-inf at impossible tokens; None if the cells are chosen without the network."""
     tokens: Int[Tensor, " cells"] | None = None
     """Drawn tokens, for a rank that looks at them."""
+    _known: dict[Confidence, Tensor] = field(default_factory=dict[Confidence, Tensor], init=False)
 
     @property
     def num_start(self) -> Int[Tensor, " rows"]:
@@ -52,6 +59,12 @@ class View:
         """The logits of the masked cells."""
         assert self.logits is not None
         return self.logits
+
+    def confidence(self, kind: Confidence) -> Float64[Tensor, "rows length"]:
+        """:func:`xlm.modules.confidence` of the masked cells by row and column, computed once."""
+        if kind not in self._known:
+            self._known[kind] = self.spread(confidence(self.predictions(), kind))
+        return self._known[kind]
 
     def best(self, scores: Float64[Tensor, "rows length"], number: int = 1) -> Bool[Tensor, "rows length"]:
         """The masked cells of each row with the highest scores."""
@@ -125,7 +138,7 @@ class Confident:
 
     def scores(self, view: View, /) -> Tensor:
         """Confidence in the prediction."""
-        return view.spread(confidence(view.predictions(), self.kind))
+        return view.confidence(self.kind)
 
 
 @dataclass(frozen=True)
@@ -159,7 +172,9 @@ def log_prob_of(
 
 
 def confidence(logits: Float[Tensor, "rows vocab"], kind: Confidence) -> Float64[Tensor, " rows"]:
-    """How sure the network is of each cell, computed from p = softmax(logits) in float64.
+    """How sure the network is of each cell, computed from p = softmax(logits).
+
+    Exponentials are in the precision of the logits, float32 at least, and sums in float64.
 
     Args:
         logits: Unnormalised log-probabilities of the cells, shape (rows, vocab); -inf for tokens that are not
@@ -173,16 +188,28 @@ def confidence(logits: Float[Tensor, "rows vocab"], kind: Confidence) -> Float64
     Raises:
         ValueError: If kind is none of the three.
     """
-    probabilities = logits.to(torch.float64).softmax(-1)
+    if kind not in ("top_prob", "margin", "entropy"):
+        raise ValueError(f"kind must be 'top_prob', 'margin' or 'entropy', got {kind!r}")
+    return torch.cat([_confidence(piece, kind) for piece in pieces(logits)])
+
+
+def pieces(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, "some vocab"], ...]:
+    """A few rows at a time, as many as a processor's cache holds; at least one piece."""
+    return logits.split(max(_LOGITS_AT_ONCE // max(logits.shape[-1], 1), 1))
+
+
+def _confidence(logits: Tensor, kind: Confidence) -> Tensor:
+    shifted = at_least_float32(logits) - logits.amax(-1, keepdim=True)
+    # Finite, so that the product of a weight of 0 and its logarithm is 0.
+    weights = shifted.clamp_(min=_LEAST_LOGIT).exp()
+    total = weights.sum(-1, dtype=torch.float64)
     if kind == "top_prob":
-        return probabilities.amax(-1)
+        return 1 / total
     if kind == "margin":
         # Of a single token there is no second: its probability is 0.
-        largest = torch.nn.functional.pad(probabilities, (0, 1)).topk(2).values
-        return largest[:, 0] - largest[:, 1]
-    if kind == "entropy":
-        return -torch.special.entr(probabilities).sum(-1)
-    raise ValueError(f"kind must be 'top_prob', 'margin' or 'entropy', got {kind!r}")
+        second = torch.nn.functional.pad(weights, (0, 1)).topk(2).values[:, 1]
+        return (1 - second.to(torch.float64)) / total
+    return weights.mul_(shifted).sum(-1, dtype=torch.float64) / total - total.log()
 
 
 def take_top(
