@@ -39,7 +39,7 @@ class Timed(nn.Module):
         return result
 
 
-def parts(family: str, rule: Any, size: dict[str, int]) -> tuple[nn.Module, Any, Any]:
+def parts(family: str, rule: Any, size: dict[str, Any]) -> tuple[nn.Module, Any, Any]:
     """Network, collator of prompts and predictor of a family."""
     cells: dict[str, Any] = {"mask_id": MASK, "pad_id": PAD, "eos_id": None}
     sampler = compose(rule)
@@ -60,7 +60,12 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    size = {"vocab_size": chosen.vocabulary, "d_model": chosen.width, "num_layers": 4, "num_heads": 4}
+    size: dict[str, Any] = {
+        "vocab_size": chosen.vocabulary,
+        "d_model": chosen.width,
+        "num_layers": 4,
+        "num_heads": 4,
+    }
     network, collate, predict = parts(chosen.family, chosen.rule, size)
     model = Timed(network.eval())
     target = torch.full((chosen.length,), FIRST)
