@@ -86,7 +86,7 @@ class PlainLoop(Callback):
         self.optimizer.zero_grad()
 
 
-def composed(root: Path, experiment: str, steps: int) -> DictConfig:
+def composed(root: Path, experiment: str, steps: int, *more: str) -> DictConfig:
     """The experiment's config without validation, with its usual curves and checkpoints."""
     register_search_path()
     with initialize_config_dir(str(CORE_CONFIGS), version_base="1.3"):
@@ -104,6 +104,7 @@ def composed(root: Path, experiment: str, steps: int) -> DictConfig:
                 "trainer.accelerator=cpu",
                 "trainer.devices=1",
                 "task.source.num_rows={train: 5000, val: 16, test: 16}",
+                *more,
             ],
         )
 
