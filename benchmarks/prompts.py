@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 uv run python benchmarks/prompts.py
 
-star_easy with networks of width 128 and 4 layers, untrained, float32, batches of 64 rows, with the predictor
-of the experiment: an untrained ilm does not stop before its limit, an untrained mlm fills all cells. A training
+star_easy with untrained networks of width 128 and 4 layers, batches of 64 rows and the predictor of the
+experiment: an untrained ilm does not stop before its limit, an untrained mlm fills all cells. A training
 step is forward and backward pass. One thread and the CPU seconds of the process; both networks in turns, the
 median of the turns.
 """

@@ -1,10 +1,23 @@
 """A short run of each network on a fixed synthetic task, recorded so that a change of its numbers is seen."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from xlm.modules import LogLinear, row_seeds
-from xlm_mdlm import MDLMCollator, MDLMDiT, MDLMExample, MDLMLoss, MDLMRotary
+from xlm.modules import Columns, LogLinear, PromptCache, row_seeds
+from xlm.modules.samplers import RuleName
+from xlm.modules.testing import WholeRows
+from xlm_mdlm import (
+    MDLMCollator,
+    MDLMDiT,
+    MDLMExample,
+    MDLMLikelihoodCollator,
+    MDLMLoss,
+    MDLMPredictor,
+    MDLMPromptCollator,
+    MDLMRotary,
+)
 
 PAD, CLS, MASK, EOS, BOS = range(5)
 FIRST, NUM_TOKENS = 5, 6
@@ -31,14 +44,14 @@ def counting_examples(epoch: int, number: int = 32) -> list[MDLMExample]:
     return examples
 
 
-@pytest.mark.parametrize("name", ["rotary", "dit"])
-def test_recorded_loss_curve(name: str) -> None:
-    collate = MDLMCollator(
-        schedule=LogLinear(), mask_id=MASK, pad_id=PAD, bos_id=BOS, eos_id=EOS, target_length=6
-    )
-    loss = MDLMLoss(mask_id=MASK, pad_id=PAD, eos_id=EOS, suppressed_ids=[CLS, BOS])
-    make = MDLMRotary if name == "rotary" else MDLMDiT
-    model = make(vocab_size=FIRST + NUM_TOKENS, d_model=32, num_layers=2, num_heads=2)
+IDS: dict[str, Any] = {"mask_id": MASK, "pad_id": PAD, "eos_id": EOS}
+SUPPRESSED = [CLS, BOS]
+
+
+def train(model: MDLMRotary | MDLMDiT) -> list[float]:
+    """Nats per cell at each of 26 steps."""
+    collate = MDLMCollator(schedule=LogLinear(), **IDS, bos_id=BOS, target_length=6)
+    loss = MDLMLoss(**IDS, suppressed_ids=SUPPRESSED)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     curve: list[float] = []
     for step in range(26):
@@ -48,6 +61,92 @@ def test_recorded_loss_curve(name: str) -> None:
         mean.backward()
         optimizer.step()
         curve.append(mean.item())
+    return curve
+
+
+@pytest.mark.parametrize("name", ["rotary", "dit"])
+def test_recorded_loss_curve(name: str) -> None:
+    make = MDLMRotary if name == "rotary" else MDLMDiT
+    curve = train(make(vocab_size=FIRST + NUM_TOKENS, d_model=32, num_layers=2, num_heads=2))
     found = [round(nats, 6) for nats in curve[::5]]
     assert found == pytest.approx(RECORDED[name], rel=1e-4), f"record this if the change is meant: {found}"
     assert sum(curve[-10:]) < 0.9 * sum(curve[:10])
+
+
+def prompted_examples() -> list[MDLMExample]:
+    """Prompts of 0 to 4 tokens, and given tokens in some targets."""
+    examples = counting_examples(99)
+    for row, example in enumerate(examples):
+        example["prompt_ids"] = torch.tensor([FIRST + row % 4, FIRST + 1, FIRST, FIRST + 2])[: row % 5]
+        if row % 3 == 0:
+            example["target_ids"] = torch.tensor([FIRST, FIRST + 1, FIRST + 2])
+            example["fixed"] = torch.arange(3) == row % 2
+    return examples
+
+
+@pytest.mark.parametrize(
+    ("sampler", "temperature", "window"),
+    [
+        ("ancestral", 1.0, None),
+        ("first_hitting", 1.0, 4),
+        ("confidence", 0.0, None),
+        ("remdm_cap", 1.0, None),
+    ],
+)
+def test_a_prompt_that_is_read_once_gives_the_samples_of_whole_rows(
+    sampler: RuleName, temperature: float, window: int | None
+) -> None:
+    """In float64 all logits are the same; in float32 all samples of a trained network."""
+    torch.manual_seed(0)
+    model = MDLMRotary(
+        vocab_size=FIRST + NUM_TOKENS, d_model=32, num_layers=2, num_heads=2, prompt_sees_target=False
+    )
+    curve = train(model)
+    assert sum(curve[-10:]) < 0.9 * sum(curve[:10])
+    examples = prompted_examples()
+    batch = MDLMPromptCollator(**IDS, bos_id=BOS, target_length=6)(examples)
+    predictor = MDLMPredictor(
+        **IDS,
+        suppressed_ids=SUPPRESSED,
+        schedule=LogLinear(),
+        sampler=sampler,
+        temperature=temperature,
+        window_length=window,
+        stride=None if window is None else 2,
+    )
+    seeds = torch.arange(len(examples))
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-12)):
+        network = model.to(dtype).eval()
+        found = predictor(network, batch, seeds, trace=True)
+        expected = predictor(WholeRows(network, num_layers=2, tolerance=tolerance), batch, seeds, trace=True)
+        assert found.nfe.min() > 0
+        for name in ("ids", "lengths", "nfe"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        for name in ("step", "row", "position", "token"):
+            assert torch.equal(getattr(found.trace, name), getattr(expected.trace, name)), name
+
+
+def test_the_likelihood_is_that_of_the_distribution_that_is_sampled() -> None:
+    """One cell: its probability after the prompt that was read once."""
+    torch.manual_seed(0)
+    model = (
+        MDLMRotary(
+            vocab_size=FIRST + NUM_TOKENS, d_model=32, num_layers=2, num_heads=2, prompt_sees_target=False
+        )
+        .double()
+        .eval()
+    )
+    examples = prompted_examples()
+    for example in examples:
+        example["target_ids"] = torch.tensor([FIRST + 3])
+        example.pop("fixed", None)
+    batch = MDLMLikelihoodCollator(**IDS, bos_id=BOS)(examples)
+    prompts = MDLMPromptCollator(**IDS, bos_id=BOS)(examples)
+    given = Columns.of(torch.arange(prompts["input_ids"].shape[1]) < prompts["target_start"].unsqueeze(1))
+    cache = PromptCache()
+    with torch.no_grad():
+        nll = MDLMLoss(**IDS, suppressed_ids=SUPPRESSED).likelihood(model, batch).nll
+        model(given.take(prompts["input_ids"]), given.exists, cache=cache)
+        logits = model(torch.full((len(examples), 1), MASK), cache=cache)[:, 0]
+    logits[:, [MASK, PAD, EOS, *SUPPRESSED]] = -torch.inf
+    torch.testing.assert_close(nll, -logits.log_softmax(-1)[:, FIRST + 3], rtol=0, atol=1e-12)

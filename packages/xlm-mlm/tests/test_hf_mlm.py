@@ -46,3 +46,16 @@ def test_a_network_with_a_trunk(tmp_path: Path) -> None:
     loaded.save_pretrained(tmp_path / "again")
     again = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "again")
     assert torch.equal(again(ids).logits, loaded(ids).logits)
+
+
+def test_a_prompt_that_does_not_see_the_target_is_refused(tmp_path: Path) -> None:
+    import xlm_mlm.hf_mlm as hf_mlm
+
+    assert hf_mlm.MLMConfig().prompt_sees_target
+    model = MLM(vocab_size=12, d_model=16, num_layers=1, num_heads=2, prompt_sees_target=False)
+    model.save_pretrained(tmp_path)
+    assert not MLM.from_pretrained(tmp_path).prompt_sees_target
+    with pytest.raises(
+        ValueError, match=r"prompt_sees_target=False.*load it with xlm_mlm\.MLM\.from_pretrained"
+    ):
+        transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)

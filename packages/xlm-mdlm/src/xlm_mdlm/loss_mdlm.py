@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xlm.modules import segment_mask
+from xlm.modules import prompt_sees_target, segment_mask
 from xlm.modules.records import Likelihood
-from xlm_mdlm.types_mdlm import NUM_LEVELS, MDLMBatch, MDLMLossOutput, MDLMNetwork, score_tokens
+from xlm_mdlm.types_mdlm import NUM_LEVELS, MDLMBatch, MDLMLossOutput, MDLMNetwork, prompt_of, score_tokens
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 
 
@@ -117,6 +117,7 @@ class MDLMLoss:
             mask,
             batch.get("noise"),
             positions=row * batch["input_ids"].shape[1] + column,
+            **({} if prompt_sees_target(model) else {"prompt": prompt_of(batch)}),
             targets=targets,
         )
         _check_possible(token, scores.log_probs)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from xlm.modules import (
     ConditionedTrunk,
     DiT,
+    PromptCache,
     Readout,
     RotaryTransformer,
     TimestepEmbedding,
@@ -24,7 +25,7 @@ from xlm.modules import (
     read_tokens,
 )
 from xlm.modules.hub import HubModel
-from xlm.modules.trunk import check_condition, check_hidden, choose_trunk
+from xlm.modules.trunk import call_trunk, check_condition, check_hidden, check_prompt, choose_trunk
 
 
 class MDLMRotary(
@@ -51,6 +52,8 @@ class MDLMRotary(
         dropout: Probability of dropping an entry of a block's update, in training.
         activation: Of the blocks: "gelu" (tanh form), "gelu_erf" or "relu".
         rotary_dim: Coordinates of each head to rotate, even; None for all.
+        prompt_sees_target: Whether the tokens of the prompt attend to the target. False lets the predictor
+            compute the prompt once per text; training, likelihood and sampling all follow it.
 
     Raises:
         ValueError: If neither a trunk nor its sizes are given, or both, or the trunk does not fit.
@@ -70,6 +73,7 @@ class MDLMRotary(
         dropout: float = 0.0,
         activation: Literal["gelu", "gelu_erf", "relu"] = "gelu",
         rotary_dim: int | None = None,
+        prompt_sees_target: bool = True,
     ) -> None:
         super().__init__()
         self.transformer = choose_trunk(
@@ -83,6 +87,8 @@ class MDLMRotary(
             activation=activation,
             rotary_dim=rotary_dim,
         )
+        check_prompt(self.transformer, sees_target=prompt_sees_target)
+        self.prompt_sees_target = prompt_sees_target
         self.token_head = nn.Linear(self.transformer.d_model, vocab_size, bias=False)
         nn.init.normal_(self.token_head.weight, std=0.02)
 
@@ -95,10 +101,31 @@ class MDLMRotary(
         *,
         positions: Int[Tensor, " cells"] | None = None,
         readout: Readout[Any] | None = None,
+        prompt: Bool[Tensor, "rows length"] | None = None,
+        cache: PromptCache | None = None,
     ) -> Any:
-        """Token logits; the arguments are those of :meth:`MDLMDiT.forward`, ``noise`` is ignored."""
-        hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids)
-        check_hidden(hidden, input_ids, self.transformer)
+        """Token logits; the arguments but the last two are those of :meth:`MDLMDiT.forward`.
+
+        Args:
+            input_ids: Token ids with MASK at the cells to predict.
+            attention_mask: What each token sees.
+            noise: Ignored.
+            position_ids: Position of each token in the text.
+            positions: Cells to compute logits for.
+            readout: What to make of the hidden states of the cells and the head instead of logits.
+            prompt: True at the tokens of the prompt, shape (rows, length); with prompt_sees_target=False
+                only, which requires it or a cache.
+            cache: States of the prompts: an empty one and the prompts alone first, then all other columns.
+        """
+        hidden = call_trunk(
+            self.transformer,
+            input_ids,
+            attention_mask,
+            position_ids,
+            sees_target=self.prompt_sees_target,
+            prompt=prompt,
+            cache=cache,
+        )
         return read_tokens(hidden, self.token_head, positions, readout)
 
 

@@ -7,11 +7,11 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from xlm.modules import NoiseSchedule, TokenSampling, require
+from xlm.modules import NoiseSchedule, PromptCache, TokenSampling, prompt_sees_target, require
 from xlm.modules.records import Prediction, TracedPrediction
-from xlm.modules.samplers import Denoiser, RuleName, Sampler, Text, compose, fill
+from xlm.modules.samplers import Denoiser, RuleName, Sampler, Text, compose, fill, read_prompts
 from xlm.modules.writer import Draw
-from xlm_mdlm.types_mdlm import MDLMNetwork, MDLMPromptBatch, call_model, noise_of_alpha
+from xlm_mdlm.types_mdlm import MDLMNetwork, MDLMPromptBatch, call_model, noise_of_alpha, prompt_of
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 
 
@@ -100,11 +100,15 @@ class MDLMPredictor:
             The targets, up to the first EOS or PAD where the text may end. Edits of step 0 insert the cells
             of the final text, MASK at those that are not given; later ones write over the masks.
         """
-        text = Text.of(batch, self._vocabulary)
+        evaluate = partial(_evaluate, model)
+        cells, prompts = batch, None
+        if not prompt_sees_target(model):
+            cells, prompts = read_prompts(evaluate, batch, prompt_of(batch))
+        text = Text.of(cells, self._vocabulary)
         filled = fill(
             text,
             self._sampler,
-            Denoiser(partial(_evaluate, model), self._vocabulary, self._schedule, self._mask_id),
+            Denoiser(evaluate, self._vocabulary, self._schedule, self._mask_id, prompts),
             Draw(self._sampling),
             seeds,
             window_length=self._window_length,
@@ -119,7 +123,12 @@ class MDLMPredictor:
 
 
 def _evaluate(
-    model: MDLMNetwork, input_ids: Tensor, attention_mask: Tensor, alpha: Tensor, positions: Tensor
+    model: MDLMNetwork,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    alpha: Tensor,
+    positions: Tensor,
+    **prompt: PromptCache,
 ) -> Tensor:
     """The logits (cells, vocab) at the noise of each row."""
-    return call_model(model, input_ids, attention_mask, noise_of_alpha(alpha), positions=positions)
+    return call_model(model, input_ids, attention_mask, noise_of_alpha(alpha), positions=positions, **prompt)

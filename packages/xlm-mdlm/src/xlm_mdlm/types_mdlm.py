@@ -14,10 +14,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NotRequired, TypedDict
 
+import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from xlm.modules import TokenScores, TokenTargets, call_with_readout, linear_cross_entropy
+from xlm.modules import (
+    PromptCache,
+    TokenScores,
+    TokenTargets,
+    call_with_readout,
+    linear_cross_entropy,
+)
 from xlm.modules.records import LossOutput
 
 NUM_LEVELS = 4
@@ -44,6 +51,8 @@ class MDLMBatch(TypedDict):
     """Column of each masked cell."""
     may_end: Bool[Tensor, "rows length"]
     """True at cells where EOS and PAD are possible tokens."""
+    target_start: Int[Tensor, " rows"]
+    """First cell: the column right of BOS."""
     weight: Float64[Tensor, " rows"]
     """What the summed cross-entropy of a row is multiplied by: -alpha'(t) / (1 - alpha(t)) in training; in
     batches for the likelihood the weight that makes it an unbiased estimate of the bound."""
@@ -106,9 +115,10 @@ def call_model(
     noise: Float[Tensor, " rows"] | None,
     *,
     positions: Int[Tensor, " cells"],
+    **prompt: Tensor | PromptCache,
 ) -> Float[Tensor, "cells vocab"]:
     """Call the network as the loss and the predictor do; for the arguments see :meth:`MDLMDiT.forward`."""
-    return model(input_ids, attention_mask, noise, positions=positions)
+    return model(input_ids, attention_mask, noise, positions=positions, **prompt)
 
 
 def score_tokens(
@@ -119,10 +129,11 @@ def score_tokens(
     *,
     positions: Int[Tensor, " cells"],
     targets: TokenTargets,
+    **prompt: Tensor | PromptCache,
 ) -> TokenScores:
     """Call the network as :func:`call_model` does, but only for -log p of some tokens of the cells."""
     readout = partial(linear_cross_entropy, targets=targets)
-    return call_with_readout(model, readout, input_ids, attention_mask, noise, positions=positions)
+    return call_with_readout(model, readout, input_ids, attention_mask, noise, positions=positions, **prompt)
 
 
 def noise_of_alpha(alpha: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
@@ -140,3 +151,10 @@ def noise_of_alpha(alpha: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"
     """
     # Rounding can make alpha exceed 1 and -log(1) is -0: neither sign is valid.
     return -alpha.clamp(_LEAST_ALPHA, 1.0).log() + 0.0
+
+
+# Copied from xlm_mlm.types_mlm.prompt_of
+def prompt_of(batch: MDLMBatch | MDLMPromptBatch) -> Bool[Tensor, "rows length"]:
+    """True at the columns left of the cells: prompt and BOS."""
+    column = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
+    return column < batch["target_start"].unsqueeze(1)

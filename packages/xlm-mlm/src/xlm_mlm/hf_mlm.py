@@ -43,9 +43,19 @@ class MLMConfig(PreTrainedConfig):
     activation: Literal["gelu", "gelu_erf", "relu"] = "gelu"
     rotary_dim: int | None = None
     trunk: dict[str, Any] | None = None
+    prompt_sees_target: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Copy the sizes that transformers requires from a trunk that has them."""
+        """Copy the sizes that transformers requires from a trunk that has them.
+
+        Raises:
+            ValueError: If the prompt does not see the target.
+        """
+        if not self.prompt_sees_target:
+            raise ValueError(
+                "this network has prompt_sees_target=False, and transformers' interface does not say where "
+                "the prompt ends: load it with xlm_mlm.MLM.from_pretrained"
+            )
         for name in ("d_model", "num_layers", "num_heads"):
             setattr(self, name, (self.trunk or {}).get(name, getattr(self, name)))
         super().__post_init__(**kwargs)

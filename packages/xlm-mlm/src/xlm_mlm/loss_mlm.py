@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from xlm.modules import TokenScores, segment_mask
+from xlm.modules import TokenScores, prompt_sees_target, segment_mask
 from xlm.modules.records import Likelihood
-from xlm_mlm.types_mlm import MLMBatch, MLMLossOutput, MLMNetwork, score_tokens
+from xlm_mlm.types_mlm import MLMBatch, MLMLossOutput, MLMNetwork, prompt_of, score_tokens
 from xlm_mlm.vocabulary_mlm import CellVocabulary
 
 Normalise = Literal["masked_cells", "rows"]
@@ -135,6 +135,7 @@ class MLMLoss:
             batch["input_ids"],
             mask,
             positions=row * batch["input_ids"].shape[1] + column,
+            **({} if prompt_sees_target(model) else {"prompt": prompt_of(batch)}),
             targets=self._vocabulary.targets(token, weight, batch["may_end"][row, column]),
         )
         _check_possible(token, scores.log_probs)

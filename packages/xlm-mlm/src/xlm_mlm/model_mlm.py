@@ -10,9 +10,9 @@ from typing import Any, Literal
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from xlm.modules import Readout, RotaryTransformer, Trunk, read_tokens
+from xlm.modules import PromptCache, Readout, RotaryTransformer, Trunk, read_tokens
 from xlm.modules.hub import HubModel
-from xlm.modules.trunk import check_hidden, choose_trunk
+from xlm.modules.trunk import call_trunk, check_prompt, choose_trunk
 
 
 class MLM(
@@ -39,6 +39,8 @@ class MLM(
         dropout: Probability of dropping an entry of a block's update, in training.
         activation: Of the blocks: "gelu" (tanh form), "gelu_erf" or "relu".
         rotary_dim: Coordinates of each head to rotate, even; None for all.
+        prompt_sees_target: Whether the tokens of the prompt attend to the target. False lets the predictor
+            compute the prompt once per text; training, likelihood and sampling all follow it.
 
     Raises:
         ValueError: If neither a trunk nor its sizes are given, or both, or the trunk does not fit.
@@ -58,6 +60,7 @@ class MLM(
         dropout: float = 0.0,
         activation: Literal["gelu", "gelu_erf", "relu"] = "gelu",
         rotary_dim: int | None = None,
+        prompt_sees_target: bool = True,
     ) -> None:
         super().__init__()
         self.transformer = choose_trunk(
@@ -71,6 +74,8 @@ class MLM(
             activation=activation,
             rotary_dim=rotary_dim,
         )
+        check_prompt(self.transformer, sees_target=prompt_sees_target)
+        self.prompt_sees_target = prompt_sees_target
         self.token_head = nn.Linear(self.transformer.d_model, vocab_size, bias=False)
         nn.init.normal_(self.token_head.weight, std=0.02)
 
@@ -82,6 +87,8 @@ class MLM(
         *,
         positions: Int[Tensor, " cells"] | None = None,
         readout: Readout[Any] | None = None,
+        prompt: Bool[Tensor, "rows length"] | None = None,
+        cache: PromptCache | None = None,
     ) -> Any:
         """Token logits.
 
@@ -95,11 +102,21 @@ class MLM(
             positions: Cells to compute logits for, as indices into the rows * length cells, shape (cells,).
                 None for all of them.
             readout: What to make of the hidden states of the cells and the head instead of logits.
+            prompt: True at the tokens of the prompt, shape (rows, length); with prompt_sees_target=False
+                only, which requires it or a cache.
+            cache: States of the prompts: an empty one and the prompts alone first, then all other columns.
 
         Returns:
             Logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab); or what ``readout``
             gives.
         """
-        hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids)
-        check_hidden(hidden, input_ids, self.transformer)
+        hidden = call_trunk(
+            self.transformer,
+            input_ids,
+            attention_mask,
+            position_ids,
+            sees_target=self.prompt_sees_target,
+            prompt=prompt,
+            cache=cache,
+        )
         return read_tokens(hidden, self.token_head, positions, readout)

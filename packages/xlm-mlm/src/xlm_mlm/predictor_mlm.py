@@ -7,11 +7,11 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from xlm.modules import Polynomial, TokenSampling
+from xlm.modules import Polynomial, PromptCache, TokenSampling, prompt_sees_target
 from xlm.modules.records import Prediction, TracedPrediction
-from xlm.modules.samplers import Denoiser, RuleName, Sampler, Text, compose, fill
+from xlm.modules.samplers import Denoiser, RuleName, Sampler, Text, compose, fill, read_prompts
 from xlm.modules.writer import Draw
-from xlm_mlm.types_mlm import MLMNetwork, MLMPromptBatch, call_model
+from xlm_mlm.types_mlm import MLMNetwork, MLMPromptBatch, call_model, prompt_of
 from xlm_mlm.vocabulary_mlm import CellVocabulary
 
 _SCHEDULE = Polynomial(1.0)
@@ -86,8 +86,12 @@ class MLMPredictor:
             The targets, up to the first EOS or PAD where the text may end. Edits of step 0 insert the cells
             of the final text, MASK at those that are not given; later ones write over the masks.
         """
-        text = Text.of(batch, self._vocabulary)
-        denoiser = Denoiser(partial(_evaluate, model), self._vocabulary, _SCHEDULE, self._mask_id)
+        evaluate = partial(_evaluate, model)
+        cells, prompts = batch, None
+        if not prompt_sees_target(model):
+            cells, prompts = read_prompts(evaluate, batch, prompt_of(batch))
+        text = Text.of(cells, self._vocabulary)
+        denoiser = Denoiser(evaluate, self._vocabulary, _SCHEDULE, self._mask_id, prompts)
         filled = fill(text, self._sampler, denoiser, Draw(self._sampling), seeds)
         ids, lengths = text.targets(self._pad_id)
         if not trace:
@@ -98,7 +102,12 @@ class MLMPredictor:
 
 
 def _evaluate(
-    model: MLMNetwork, input_ids: Tensor, attention_mask: Tensor, alpha: Tensor, positions: Tensor
+    model: MLMNetwork,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    alpha: Tensor,
+    positions: Tensor,
+    **prompt: PromptCache,
 ) -> Tensor:
     """The logits (cells, vocab) of a network that has no time input."""
-    return call_model(model, input_ids, attention_mask, positions=positions)
+    return call_model(model, input_ids, attention_mask, positions=positions, **prompt)

@@ -14,10 +14,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NotRequired, TypedDict
 
+import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from xlm.modules import TokenScores, TokenTargets, call_with_readout, linear_cross_entropy
+from xlm.modules import (
+    PromptCache,
+    TokenScores,
+    TokenTargets,
+    call_with_readout,
+    linear_cross_entropy,
+)
 from xlm.modules.records import LossOutput
 
 
@@ -40,6 +47,8 @@ class MLMBatch(TypedDict):
     """Column of each masked cell."""
     may_end: Bool[Tensor, "rows length"]
     """True at cells where EOS and PAD are possible tokens."""
+    target_start: Int[Tensor, " rows"]
+    """First cell: the column right of BOS."""
     num_eligible: Int[Tensor, " rows"]
     """L, the number of cells that can be masked."""
     likelihood_weight: NotRequired[Float64[Tensor, " rows"]]
@@ -94,9 +103,10 @@ def call_model(
     attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None,
     *,
     positions: Int[Tensor, " cells"],
+    **prompt: Tensor | PromptCache,
 ) -> Float[Tensor, "cells vocab"]:
     """Call the network through ``forward``, see :meth:`xlm_mlm.MLM.forward`."""
-    return model(input_ids, attention_mask, positions=positions)
+    return model(input_ids, attention_mask, positions=positions, **prompt)
 
 
 def score_tokens(
@@ -106,7 +116,14 @@ def score_tokens(
     *,
     positions: Int[Tensor, " cells"],
     targets: TokenTargets,
+    **prompt: Tensor | PromptCache,
 ) -> TokenScores:
     """Call the network as :func:`call_model` does, but only for -log p of some tokens of the cells."""
     readout = partial(linear_cross_entropy, targets=targets)
-    return call_with_readout(model, readout, input_ids, attention_mask, positions=positions)
+    return call_with_readout(model, readout, input_ids, attention_mask, positions=positions, **prompt)
+
+
+def prompt_of(batch: MLMBatch | MLMPromptBatch) -> Bool[Tensor, "rows length"]:
+    """True at the columns left of the cells: prompt and BOS."""
+    column = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
+    return column < batch["target_start"].unsqueeze(1)

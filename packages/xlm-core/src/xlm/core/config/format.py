@@ -56,6 +56,8 @@ ADDED = {
     "xlm.tasks.safe.published_rows": {"local": None},
     "xlm.tasks.sudoku_extreme.published_rows": {"local": None},
     "xlm_ilm.ILM": {"prompt_sees_target": True},
+    "xlm_mlm.MLM": {"prompt_sees_target": True},
+    "xlm_mdlm.MDLMRotary": {"prompt_sees_target": True},
 }
 """Arguments that the class has in every config of version 2."""
 

@@ -1,6 +1,6 @@
 """Samplers of masked families: rank x quota x what x revise x stop, as small parts in one loop."""
 
-from xlm.modules.samplers.canvas import Canvas, CellTokens, Denoiser, PromptBatch, Text
+from xlm.modules.samplers.canvas import Canvas, CellTokens, Denoiser, PromptBatch, Text, read_prompts
 from xlm.modules.samplers.plans import Events, Plan
 from xlm.modules.samplers.process import P2, Remask, RemaskByConfidence, RemaskLoop, Revision
 from xlm.modules.samplers.quotas import Budget, Chooser, Count, Hazard, Quota, Schedule, Stable, Threshold
@@ -42,4 +42,5 @@ __all__ = [
     "View",
     "compose",
     "fill",
+    "read_prompts",
 ]

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from xlm.modules.cache import Columns, PromptCache
 from xlm.modules.random import uniform
 from xlm.modules.records import INSERT, WRITE, Trace, edits_of_step
 from xlm.modules.samplers.ranks import STREAM_TOKENS
@@ -168,9 +169,10 @@ class Text:
         return ~(self.masked & ~self._behind_end()).any(1)
 
 
-Evaluate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Evaluate = Callable[..., Tensor]
 """Calls the network on ids and attention mask (rows, length) with alpha (rows,), the probability that a cell
-is clean, and returns logits (cells, vocab) at positions (cells,) of the flattened rows."""
+is clean, and returns logits (cells, vocab) at positions (cells,) of the flattened rows. It gets the states of
+the prompts as ``cache`` if there are any."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,36 @@ class Denoiser:
     vocabulary: CellTokens
     schedule: NoiseSchedule
     mask_id: int
+    prompts: PromptCache | None = None
+    """States of the prompts, which are no columns of the text then; see :func:`read_prompts`."""
+
+
+def read_prompts(
+    evaluate: Evaluate, batch: PromptBatch, prompt: Bool[Tensor, "rows length"]
+) -> tuple[PromptBatch, PromptCache]:
+    """Evaluate prompts that do not see their targets, once for all steps.
+
+    Args:
+        evaluate: The network.
+        batch: The rows.
+        prompt: True at the columns of the prompts, which come first in their rows.
+
+    Returns:
+        The batch without these columns, and their states.
+    """
+    given, rest = Columns.of(prompt), Columns.of(batch["attention_mask"] & ~prompt)
+    cache = PromptCache()
+    real = None if bool(given.exists.all()) else given.exists
+    clean = torch.ones(len(prompt), dtype=torch.float64, device=prompt.device)
+    evaluate(given.take(batch["input_ids"]), real, clean, given.source.new_empty(0), cache=cache)
+    cells: PromptBatch = {
+        "input_ids": rest.take(batch["input_ids"]),
+        "attention_mask": rest.exists,
+        "masked": rest.take(batch["masked"]),
+        "may_end": rest.take(batch["may_end"]),
+        "target_start": torch.zeros_like(batch["target_start"]),
+    }
+    return cells, cache
 
 
 @dataclass(frozen=True)
@@ -231,8 +263,13 @@ class Canvas:
         rows, index = torch.unique(row, return_inverse=True)
         exists = self.window.exists[rows]
         width = int(exists.sum(1).max())
+        prompts = self.denoiser.prompts
         logits = self.denoiser.evaluate(
-            self.input_ids[rows, :width], exists[:, :width], alpha[rows], index * width + column
+            self.input_ids[rows, :width],
+            exists[:, :width],
+            alpha[rows],
+            index * width + column,
+            **({} if prompts is None else {"cache": prompts.of_rows(self.window.rows[rows])}),
         )
         self.nfe[rows] += 1
         return self.denoiser.vocabulary.restrict(logits, self.may_end[row, column])
