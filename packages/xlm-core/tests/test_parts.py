@@ -9,11 +9,18 @@ import pytest
 import torch
 
 from xlm.core.config.errors import XLMError
-from xlm.core.evaluation.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric, costs
+from xlm.core.evaluation.metrics import (
+    GenerationCost,
+    LikelihoodMean,
+    LossMean,
+    SamplerLikelihoodMean,
+    SummedMetric,
+    costs,
+)
 from xlm.core.evaluation.predictions import PredictionWriter, decode, replay
 from xlm.core.saving.run_folder import RunFolder
 from xlm.core.training.lr_schedules import WarmupSchedule
-from xlm.modules.records import Prediction
+from xlm.modules.records import Prediction, SamplerLikelihood
 
 from .runs import RESUMABLE
 
@@ -96,8 +103,40 @@ def test_costs_of_generation() -> None:
     }
 
 
-@pytest.mark.parametrize("metric", [LossMean(["token"]), LikelihoodMean(), GenerationCost()])
-def test_empty_metrics_are_not_nan(metric: LossMean | LikelihoodMean | GenerationCost) -> None:
+def test_likelihood_of_a_sampler_is_the_mean_over_the_texts_that_it_can_write() -> None:
+    metric = SummedMetric[SamplerLikelihood](SamplerLikelihoodMean())
+    infinity = math.inf
+    weights = torch.tensor([[-1.0, -2.0, -infinity, -1.0], [-1.0, -infinity, -infinity, -1.0]]).double()
+    gaps = torch.tensor([infinity, 1e-6, 1e-4, infinity]).double()
+    for rows in (slice(0, 2), slice(2, 4)):
+        metric.update(
+            SamplerLikelihood.of(
+                weights[:, rows],
+                num_tokens=torch.tensor([3, 1, 5, 2])[rows],
+                is_exact=False,
+                models_length=True,
+                smallest_gap=gaps[rows],
+                nfe=torch.tensor([4, 6, 2, 8])[rows],
+            )
+        )
+    figures = metric.compute()
+    nll = torch.tensor([1.0, 2.0 + math.log(2), 1.0])
+    assert figures["sampler_nll"] == pytest.approx(float(nll.mean()))
+    assert figures["sampler_nll_per_token"] == pytest.approx(float(nll.sum()) / 6)
+    assert figures["sampler_perplexity"] == infinity
+    assert (figures["sampler_is_bound"], figures["sampler_num_draws"]) == (1, 2)
+    assert (figures["share_impossible"], figures["share_impossible_draws"]) == (1 / 4, 3 / 8)
+    assert (figures["share_near_ties"], figures["sampler_nfe"]) == (1 / 4, 5)
+    assert not set(figures) & set(LikelihoodMean().compute()), "names of the bound"
+
+
+EVERY = [LossMean(["token"]), LikelihoodMean(), GenerationCost(), SamplerLikelihoodMean()]
+
+
+@pytest.mark.parametrize("metric", EVERY)
+def test_empty_metrics_are_not_nan(
+    metric: LossMean | LikelihoodMean | GenerationCost | SamplerLikelihoodMean,
+) -> None:
     assert all(math.isfinite(value) for value in metric.compute().values())
 
 

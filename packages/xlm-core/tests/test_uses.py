@@ -24,15 +24,17 @@ from .toy_family import ToyLossOutput
 
 LOADERS = {
     "_".join(uses): list(uses)
-    for number in (1, 2, 3)
-    for uses in combinations(("loss", "likelihood", "generation"), number)
+    for number in (1, 2, 3, 4)
+    for uses in combinations(("loss", "likelihood", "generation", "sampler_likelihood"), number)
 }
 """A loader for each combination, named after it."""
 TERMS = {"a quarter", "the.rest"}
+LIKELIHOOD = ("nll", "nll_standard_error", "nll_per_token", "perplexity", "bits_per_token", "is_bound")
 METRICS = {
     "loss": {"loss"} | TERMS,
-    "likelihood": {"nll", "nll_standard_error", "nll_per_token", "perplexity", "bits_per_token", "is_bound"}
-    | {"models_length", "num_draws"},
+    "likelihood": {*LIKELIHOOD, "models_length", "num_draws"},
+    "sampler_likelihood": {f"sampler_{name}" for name in (*LIKELIHOOD, "models_length", "num_draws", "nfe")}
+    | {"share_impossible", "share_impossible_draws", "share_near_ties"},
     "generation": {
         "exact_match",
         "length",
@@ -172,7 +174,8 @@ def test_training_without_a_test_needs_no_loader_of_it(run_toy: Run, tmp_path: P
     [
         (
             "[loss,generate]",
-            r"generate'. Did you mean generation\? Installed packages offer generation, likelihood, loss\.",
+            r"generate'. Did you mean generation\? Installed packages offer "
+            r"generation, likelihood, loss, sampler_likelihood\.",
         ),
         ("[loss,loss]", r"uses is \['loss', 'loss'\]: name each once"),
     ],
@@ -180,6 +183,27 @@ def test_training_without_a_test_needs_no_loader_of_it(run_toy: Run, tmp_path: P
 def test_a_use_that_nobody_offers_or_that_stands_twice(run_toy: Run, uses: str, message: str) -> None:
     with pytest.raises(XLMError, match=rf"datamodule\.val\.lm.*{message}"):
         run_toy("job_type=train", f"datamodule.val.lm.uses={uses}")
+
+
+SCORES = ("datamodule.test.prediction.uses=[sampler_likelihood]", "datamodule.val.prediction.uses=[loss]")
+
+
+def test_the_sampler_is_scored_with_the_options_of_the_config(run_toy: Run) -> None:
+    options = ("sampler_likelihood.num_draws=3", "sampler_likelihood.event=cells", "monitor=val/lm/loss")
+    metrics = run_toy("job_type=train", *SCORES, *options, *ONE_STEP)
+    found = {name: metrics[f"test/prediction/{name}"] for name in METRICS["sampler_likelihood"]}
+    assert (found["sampler_num_draws"], found["sampler_nfe"]) == (3.0, 3.0)
+    assert (found["sampler_is_bound"], found["sampler_models_length"]) == (1.0, 1.0)
+    assert (found["share_impossible"], found["sampler_nll"]) == (0.0, 0.0)
+
+
+def test_a_predictor_without_a_likelihood_and_rows_without_targets_are_refused(run_toy: Run) -> None:
+    no_likelihood = ("predictor={_target_: misfits.BrokenPredictor}", "monitor=val/lm/loss")
+    with pytest.raises(XLMError, match=r"no likelihood\(model, .*datamodule.test.prediction.uses. requires"):
+        run_toy("job_type=train", *SCORES, *no_likelihood)
+    no_targets = ("datamodule.test.prediction.columns=[]", "datamodule.test.prediction.max_rows=2")
+    with pytest.raises(XLMError, match=r"prediction\.columns: sampler_likelihood scores the targets"):
+        run_toy("job_type=train", *SCORES, *no_targets, "monitor=val/lm/loss")
 
 
 def test_a_loss_has_the_same_terms_for_every_batch() -> None:

@@ -1,5 +1,6 @@
 """The smallest family that fits every slot: it learns how often each token comes, at every length."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
@@ -7,6 +8,8 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+
+from xlm.modules.records import SamplerLikelihood, Targets
 
 PAD = 0
 VOCAB_SIZE = 6
@@ -143,6 +146,32 @@ class ToyPredictor:
         edits = ToyTrace(places + 1, rows, torch.zeros_like(rows), places, token.expand_as(rows))
         ids = torch.where(batch["target_ids"] != PAD, token, PAD)
         return ToyPrediction(ids, lengths, torch.ones_like(lengths), edits if trace else None)
+
+    def likelihood(
+        self,
+        model: nn.Module,
+        batch: ToyBatch,
+        targets: Targets,
+        seeds: Tensor,
+        *,
+        num_draws: int = 1,
+        event: str = "text",
+    ) -> SamplerLikelihood:
+        """0 for a row of nothing but the token that it writes, otherwise infinite."""
+        token = self(model, batch, seeds).ids.amax()
+        real = torch.arange(targets.ids.shape[1]) < targets.lengths.unsqueeze(1)
+        possible = ((targets.ids == token) | ~real).all(1)
+        log_weights = torch.zeros(num_draws, len(seeds), dtype=torch.float64).masked_fill(
+            ~possible, -math.inf
+        )
+        return SamplerLikelihood.of(
+            log_weights,
+            num_tokens=targets.lengths,
+            is_exact=num_draws == 1,
+            models_length=event == "cells",
+            smallest_gap=torch.full((len(seeds),), math.inf, dtype=torch.float64),
+            nfe=torch.full_like(targets.lengths, num_draws),
+        )
 
 
 class ToyExactMatch:

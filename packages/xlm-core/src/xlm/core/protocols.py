@@ -115,6 +115,42 @@ class LikelihoodLoss(Protocol[BatchIn]):
         ...
 
 
+class Targets(Protocol):
+    """Texts that a sampler's likelihood scores, given tokens of infilling included."""
+
+    @property
+    def ids(self) -> Tensor:
+        """(rows, width) int64 target tokens, padded on the right, without special tokens."""
+        ...
+
+    @property
+    def lengths(self) -> Tensor:
+        """(rows,) number of target tokens."""
+        ...
+
+
+class SamplerLikelihood(Likelihood, Protocol):
+    """-log p(target | prompt) under a sampler with all its options: another quantity than ``Likelihood``.
+
+    ``nll`` is infinite for a text that the sampler cannot write.
+    """
+
+    @property
+    def log_weights(self) -> Tensor:
+        """(draws, examples) nats of each replay; ``nll`` is -log of the mean of their exponentials."""
+        ...
+
+    @property
+    def smallest_gap(self) -> Tensor:
+        """(examples,) least distance between a score that decided a choice and one that would change it."""
+        ...
+
+    @property
+    def nfe(self) -> Tensor:
+        """(examples,) network evaluations of each example, in all draws."""
+        ...
+
+
 class Trace(Protocol):
     """The edits of a generation in order: 1-D int64 tensors of equal length, one entry per edit.
 
@@ -179,6 +215,28 @@ class Predictor(Protocol[BatchIn]):
         self, model: nn.Module, batch: BatchIn, seeds: Tensor, /, *, trace: bool = False
     ) -> Prediction:
         """Generate a target for each row; ``seeds`` (batch,) int64 are the only source of randomness."""
+        ...
+
+
+class LikelihoodPredictor(Protocol[BatchIn]):
+    """A predictor whose sampler has a likelihood."""
+
+    def likelihood(
+        self,
+        model: nn.Module,
+        batch: BatchIn,
+        targets: Targets,
+        seeds: Tensor,
+        /,
+        *,
+        num_draws: int = 1,
+        event: Literal["text", "cells"] = "text",
+    ) -> SamplerLikelihood:
+        """Score ``targets`` under the sampler, given the prompts in ``batch``.
+
+        Raises:
+            ValueError: Names the option of the sampler that has no likelihood.
+        """
         ...
 
 

@@ -18,11 +18,13 @@ from typing import Any
 from xlm.core.command.cli import show
 from xlm.core.command.finished_runs import Run, read_runs
 from xlm.core.config.differences import Flat, differing, flatten, named
-from xlm.core.config.entry_points import GENERATION, LOSS
+from xlm.core.config.entry_points import GENERATION, LOSS, SAMPLER_LIKELIHOOD
 from xlm.core.config.errors import XLMError
 
 LIKELIHOOD = ("nll", "nll_standard_error", "nll_per_token", "perplexity", "bits_per_token")
 KIND = ("is_bound", "models_length", "num_draws")
+SAMPLER = "sampler_"
+"""Begins the names of the same metrics of a sampler's likelihood, another quantity."""
 # Two-sided 95 % quantiles of Student's distribution for 1 to 30 degrees of freedom.
 STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -166,10 +168,11 @@ def by_figure(members: Sequence[Run], loss: str) -> dict[str, dict[str, float]]:
     for run in members:
         for name, value in run.figures.items():
             loader, _, figure = name.rpartition("/")
-            if figure in KIND:
+            measure = figure.removeprefix(SAMPLER)
+            if measure in KIND:
                 continue
-            if figure in LIKELIHOOD:
-                kind = likelihood_kind(run.figures, loader)
+            if measure in LIKELIHOOD:
+                kind = likelihood_kind(run.figures, f"{loader}/{figure.removesuffix(measure)}")
             else:
                 kind = loss if _is_of_the_loss(run, loader, figure) else ""
             found.setdefault(f"{name.removeprefix('test/')}{f' ({kind})' if kind else ''}", {})[
@@ -182,14 +185,19 @@ def _is_of_the_loss(run: Run, loader: str, figure: str) -> bool:
     """Whether a metric has the unit of the family's own loss: the loss, and all of a loader without texts."""
     loaders = run.config.get("datamodule", {}).get("test", {})
     uses = loaders.get(loader.removeprefix("test/"), {}).get("uses", [GENERATION])
-    return figure == LOSS or GENERATION not in uses
+    return figure == LOSS or not {GENERATION, SAMPLER_LIKELIHOOD} & set(uses)
 
 
-def likelihood_kind(figures: Mapping[str, float], loader: str) -> str:
-    """Kind of a loader's likelihood: exact or an upper bound, including the length or conditioned on it."""
-    bound = figures.get(f"{loader}/is_bound", 0.0)
+def likelihood_kind(figures: Mapping[str, float], prefix: str) -> str:
+    """Kind of a likelihood: exact or an upper bound, including the length or conditioned on it.
+
+    Args:
+        figures: The metrics of a run.
+        prefix: What stands before ``is_bound`` in their names.
+    """
+    bound = figures.get(f"{prefix}is_bound", 0.0)
     kind = "exact" if bound == 0 else "upper bound" if bound == 1 else "partly bound"
-    return kind + (", with length" if figures.get(f"{loader}/models_length") == 1 else ", length given")
+    return kind + (", with length" if figures.get(f"{prefix}models_length") == 1 else ", length given")
 
 
 def label(members: Sequence[Run]) -> str:

@@ -120,7 +120,7 @@ class LoaderSettings(Settings):
     split: Stage
     """Split to read."""
     uses: Annotated[list[Use], Field(min_length=1)]
-    """Uses of a batch: loss, likelihood, generation, or several of them."""
+    """Uses of a batch: loss, likelihood, generation, sampler_likelihood, or several of them."""
     collator: Slot
     """Turns examples into a batch (`xlm.core.protocols.Collator`)."""
     batch_size: Rows
@@ -255,6 +255,15 @@ class HubSettings(Settings):
         return self
 
 
+class SamplerLikelihoodSettings(Settings):
+    """Options of the use `sampler_likelihood`."""
+
+    num_draws: Count = 1
+    """Replays averaged per text, where a sampler has draws that are not of tokens; more tighten the bound."""
+    event: Literal["text", "cells"] = "text"
+    """What is scored: the text, or also the cells of a masked family behind its end."""
+
+
 class RunSettings(Settings):
     """The whole config of a job."""
 
@@ -319,6 +328,8 @@ class RunSettings(Settings):
     """Inference (`xlm.core.protocols.Predictor`)."""
     datamodule: DataSettings
     """The data loaders."""
+    sampler_likelihood: SamplerLikelihoodSettings = SamplerLikelihoodSettings()
+    """Options of the use `sampler_likelihood`."""
     optimizer: Slot
     """Optimizer of the network's parameters, a node with `_partial_: true`."""
     lr_scheduler: Slot

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 import torchmetrics
@@ -10,9 +11,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from xlm.core.config.errors import XLMError
-from xlm.core.protocols import Likelihood, LossOutput, Prediction
+from xlm.core.protocols import Likelihood, LossOutput, Prediction, SamplerLikelihood
 
 UpdateT = TypeVar("UpdateT")
+
+_NEAR_TIE = 1e-5
+"""Distance of two scores in float32 that another shape of the batch can reverse."""
 
 
 class SummedMetric(torchmetrics.Metric, Generic[UpdateT]):
@@ -180,6 +184,72 @@ def costs(prediction: Prediction, seconds: float) -> dict[str, Tensor]:
     nfe, calls, states, tokens = counts.cpu()
     each = torch.full(nfe.shape, seconds / max(len(nfe), 1), dtype=torch.float64)
     return {"nfe": nfe, "calls": calls, "states": states, "tokens": tokens, "seconds": each}
+
+
+class SamplerLikelihoodMean:
+    """The likelihood of the sampler: the metrics of :class:`LikelihoodMean` as ``sampler_...``.
+
+    The means are over the texts that the sampler can write, ``share_impossible`` is the fraction of the
+    others, and ``sampler_perplexity`` is infinite if there is one. ``share_impossible_draws`` is the fraction
+    of replays with weight 0, ``share_near_ties`` that of texts with a choice that a difference of 1e-5 in a
+    score would change, and ``sampler_nfe`` the mean number of evaluations of a text in all draws.
+    """
+
+    def __init__(self) -> None:
+        self._possible = LikelihoodMean()
+        self.reset()
+
+    def reset(self) -> None:
+        """Reset the sums."""
+        self._possible.reset()
+        names = ("rows", "impossible", "replays", "impossible_replays", "near_ties", "nfe")
+        self.sums = self._possible.sums | {name: _zero() for name in names}
+
+    def update(self, likelihood: SamplerLikelihood) -> None:
+        """Add the examples of one batch."""
+        nll = likelihood.nll.double().cpu()
+        possible = nll.isfinite()
+        self.sums["rows"] += len(nll)
+        self.sums["impossible"] += (~possible).sum()
+        self.sums["replays"] += likelihood.log_weights.numel()
+        self.sums["impossible_replays"] += likelihood.log_weights.isinf().sum().cpu()
+        self.sums["near_ties"] += (likelihood.smallest_gap < _NEAR_TIE).sum().cpu()
+        self.sums["nfe"] += likelihood.nfe.sum().cpu()
+        self._possible.sums = self.sums
+        self._possible.update(
+            _LikelihoodOfSome(
+                nll=nll[possible],
+                num_tokens=likelihood.num_tokens.cpu()[possible],
+                nll_kind=likelihood.nll_kind,
+                num_draws=likelihood.num_draws,
+                models_length=likelihood.models_length,
+            )
+        )
+
+    def compute(self) -> dict[str, float]:
+        """The metrics; all zero if nothing was added."""
+        self._possible.sums = self.sums
+        found = {f"sampler_{name}": value for name, value in self._possible.compute().items()}
+        if self.sums["impossible"] > 0:
+            found["sampler_perplexity"] = math.inf
+        rows, replays = (max(float(self.sums[name]), 1.0) for name in ("rows", "replays"))
+        return found | {
+            "sampler_nfe": float(self.sums["nfe"]) / rows,
+            "share_impossible": float(self.sums["impossible"]) / rows,
+            "share_impossible_draws": float(self.sums["impossible_replays"]) / replays,
+            "share_near_ties": float(self.sums["near_ties"]) / rows,
+        }
+
+
+@dataclass(frozen=True)
+class _LikelihoodOfSome:
+    """The likelihood of some examples of a batch."""
+
+    nll: Tensor
+    num_tokens: Tensor
+    nll_kind: Literal["exact", "bound"]
+    num_draws: int
+    models_length: bool
 
 
 class GenerationCost:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from xlm.core.config.schema import SamplerLikelihoodSettings
 from xlm.core.protocols import (
     GenerationMetric,
     Loss,
@@ -19,7 +20,7 @@ from xlm.core.protocols import (
 
 @dataclass(frozen=True)
 class Slots:
-    """All slots of a config, as objects."""
+    """All slots of a config, as objects, and how they are evaluated."""
 
     tokenizer: Tokenizer
     model: nn.Module
@@ -29,3 +30,5 @@ class Slots:
     lr_scheduler: LRSchedulerFactory
     loss_metrics: Mapping[str, LossMetric[Any]] = field(default_factory=dict[str, LossMetric[Any]])
     generation_metrics: Mapping[str, GenerationMetric] = field(default_factory=dict[str, GenerationMetric])
+    sampler_likelihood: SamplerLikelihoodSettings = field(default_factory=SamplerLikelihoodSettings)
+    """How the sampler of the predictor is scored."""

@@ -9,20 +9,30 @@ adds a use with a class like those below and a line in its ``pyproject.toml``::
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from xlm.core.config.checks import blame, refuse
 from xlm.core.config.entry_points import USES, load
 from xlm.core.config.errors import XLMError
 from xlm.core.data import LoadedBatch
-from xlm.core.evaluation.metrics import GenerationCost, LikelihoodMean, LossMean, SummedMetric, costs
+from xlm.core.evaluation.metrics import (
+    GenerationCost,
+    LikelihoodMean,
+    LossMean,
+    SamplerLikelihoodMean,
+    SummedMetric,
+    costs,
+)
 from xlm.core.evaluation.predictions import GeneratedTexts, decode
 from xlm.core.evaluation.slots import Slots
-from xlm.core.protocols import LikelihoodLoss, LossOutput
+from xlm.core.protocols import LikelihoodLoss, LikelihoodPredictor, LossOutput, SamplerLikelihood
+from xlm.modules.records import Targets
 
 NUM_EVALUATIONS = 3
 """Limit of network evaluations in the check of a predictor."""
@@ -180,31 +190,11 @@ class GenerationUse:
     def check(self, batch: LoadedBatch[Any], key: str, *, trains: bool) -> None:
         """Generate, limited to a few evaluations of the network."""
         slots = self.slots
-        evaluations = 0
-
-        def count(module: nn.Module, inputs: object) -> None:
-            nonlocal evaluations
-            evaluations += 1
-            if evaluations > NUM_EVALUATIONS:
-                raise _EnoughError
-
-        slots.model.eval()
-        handle = slots.model.register_forward_pre_hook(count)
         try:
-            with blame("predictor", "Predictor", slots.predictor, f" of `{key}`"):
+            with _prompts_are_checked(slots, key), _few_evaluations(slots.model):
                 prediction = slots.predictor(slots.model, batch.batch, batch.seeds, trace=True)
         except _EnoughError:
             return
-        except XLMError as error:
-            if isinstance(error.__cause__, KeyError):  # a field that the batches of other collators lack
-                raise XLMError(
-                    f"{key}.uses: the predictor reads {error.__cause__}, which the batches of its "
-                    "collator lack. Generation needs a collator of prompts, like that of another "
-                    "loader whose `uses` includes generation"
-                ) from error
-            raise
-        finally:
-            handle.remove()
         missing = [name for name in ("ids", "lengths", "nfe", "trace") if not hasattr(prediction, name)]
         if missing:
             refuse("predictor", "Predictor", slots.predictor, f"its prediction has no {', '.join(missing)}")
@@ -224,6 +214,91 @@ class GenerationUse:
         for score in self._scores:
             score.update(generations)
         self.texts.add(self.loader, prediction, generations, self.slots.tokenizer, spent)
+
+
+class SamplerLikelihoodUse:
+    """The likelihood of the targets under the sampler of the predictor, with all its options."""
+
+    needs_examples: ClassVar[bool] = True
+
+    def __init__(self, slots: Slots, loader: str, texts: GeneratedTexts) -> None:
+        self.slots = slots
+        self.metrics = [SummedMetric[Any](SamplerLikelihoodMean())]
+
+    def check(self, batch: LoadedBatch[Any], key: str, *, trains: bool) -> None:
+        """Score the targets, limited to a few evaluations of the network."""
+        slots = self.slots
+        if not hasattr(slots.predictor, "likelihood"):
+            reason = f"it has no likelihood(model, batch, targets, seeds), which `{key}.uses` requires"
+            refuse("predictor", "Predictor", slots.predictor, reason)
+        assert batch.examples is not None
+        if any("target_ids" not in example for example in batch.examples):
+            raise XLMError(
+                f"{key}.columns: sampler_likelihood scores the targets of the rows, which have none. Set "
+                "columns to null, or to a list with target_ids"
+            )
+        try:
+            with _prompts_are_checked(slots, key), _few_evaluations(slots.model):
+                likelihood = self._score(slots.model, batch)
+        except _EnoughError:
+            return
+        names = ("nll", "num_tokens", "nll_kind", "num_draws", "models_length")
+        names = (*names, "log_weights", "smallest_gap", "nfe")
+        missing = [name for name in names if not hasattr(likelihood, name)]
+        if missing:
+            refuse("predictor", "Predictor", slots.predictor, f"its likelihood has no {', '.join(missing)}")
+
+    def update(self, network: nn.Module, batch: LoadedBatch[Any]) -> None:
+        """Add the likelihood of one batch."""
+        self.metrics[0].update(self._score(network, batch))
+
+    def _score(self, network: nn.Module, batch: LoadedBatch[Any]) -> SamplerLikelihood:
+        assert batch.examples is not None
+        options = self.slots.sampler_likelihood
+        rows = [example["target_ids"] for example in batch.examples if "target_ids" in example]
+        targets = Targets(
+            ids=pad_sequence(rows, batch_first=True).to(batch.seeds.device),
+            lengths=torch.tensor([len(row) for row in rows], device=batch.seeds.device),
+        )
+        predictor = cast("LikelihoodPredictor[Any]", self.slots.predictor)
+        return predictor.likelihood(
+            network, batch.batch, targets, batch.seeds, num_draws=options.num_draws, event=options.event
+        )
+
+
+@contextmanager
+def _prompts_are_checked(slots: Slots, key: str) -> Generator[None]:
+    """Report an error of the predictor on the first rows, such as a field that only prompts have."""
+    try:
+        with blame("predictor", "Predictor", slots.predictor, f" of `{key}`"):
+            yield
+    except XLMError as error:
+        if isinstance(error.__cause__, KeyError):  # a field that the batches of other collators lack
+            raise XLMError(
+                f"{key}.uses: the predictor reads {error.__cause__}, which the batches of its "
+                "collator lack. Generation needs a collator of prompts, like that of another "
+                "loader whose `uses` includes generation"
+            ) from error
+        raise
+
+
+@contextmanager
+def _few_evaluations(model: nn.Module) -> Generator[None]:
+    """Raise :class:`_EnoughError` after a few evaluations of the model, which is set to evaluation mode."""
+    evaluations = 0
+
+    def count(module: nn.Module, inputs: object) -> None:
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations > NUM_EVALUATIONS:
+            raise _EnoughError
+
+    model.eval()
+    handle = model.register_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _EnoughError(BaseException):

@@ -44,6 +44,7 @@ def make_slots(run: Run) -> Slots:
         lr_scheduler=make(settings.lr_scheduler, "lr_scheduler"),
         loss_metrics=make_all(settings.loss_metrics, "loss_metrics"),
         generation_metrics=make_all(settings.task.metrics, "task.metrics"),
+        sampler_likelihood=settings.sampler_likelihood,
     )
     for key, metrics in {
         "loss_metrics": slots.loss_metrics,
