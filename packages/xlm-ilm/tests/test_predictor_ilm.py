@@ -41,7 +41,7 @@ def _texts(prediction: ILMPrediction) -> list[Text]:
     return [tuple(to_list(ids)[:length]) for ids, length in zip(prediction.ids, lengths, strict=True)]
 
 
-def _filtered(chain: Chain, top_k: int, temperature: float) -> Chain:
+def filtered(chain: Chain, top_k: int, temperature: float) -> Chain:
     def insert(state: State) -> dict[Pair, float]:
         likeliest = sorted(chain.insert(state).items(), key=lambda item: -item[1])[:top_k]
         total = sum(probability ** (1 / temperature) for _, probability in likeliest)
@@ -50,7 +50,7 @@ def _filtered(chain: Chain, top_k: int, temperature: float) -> Chain:
     return Chain(stop=chain.stop, insert=insert)
 
 
-def _with_stop_temperature(chain: Chain, temperature: float) -> Chain:
+def with_stop_temperature(chain: Chain, temperature: float) -> Chain:
     def stop(state: State) -> float:
         odds = (chain.stop(state) / (1 - chain.stop(state))) ** (1 / temperature)
         return odds / (1 + odds)
@@ -58,7 +58,7 @@ def _with_stop_temperature(chain: Chain, temperature: float) -> Chain:
     return Chain(stop=stop, insert=chain.insert)
 
 
-def _two_stage_filtered(chain: Chain) -> Chain:
+def two_stage_filtered(chain: Chain) -> Chain:
     """The likelier one of two slots, and of its tokens the square of the probability."""
 
     def insert(state: State) -> dict[Pair, float]:
@@ -85,18 +85,18 @@ CHAIN = network_chain(MODEL, 2)
         (ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, stop="draw", top_p=1.0), CHAIN, 1),
         (
             ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, stop="draw", stop_temperature=3.0),
-            _with_stop_temperature(CHAIN, 3.0),
+            with_stop_temperature(CHAIN, 3.0),
             1,
         ),
         (ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, stop="draw", insertions_per_step=2), CHAIN, 2),
         (
             ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, stop="draw", top_k=3, temperature=2.0),
-            _filtered(CHAIN, 3, 2.0),
+            filtered(CHAIN, 3, 2.0),
             1,
         ),
         (
             ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, stop="draw", temperature=0.4),
-            _filtered(CHAIN, 100, 0.4),
+            filtered(CHAIN, 100, 0.4),
             1,
         ),
         (
@@ -108,7 +108,7 @@ CHAIN = network_chain(MODEL, 2)
                 slot_top_k=1,
                 temperature=0.5,
             ),
-            _two_stage_filtered(CHAIN),
+            two_stage_filtered(CHAIN),
             1,
         ),
     ],
