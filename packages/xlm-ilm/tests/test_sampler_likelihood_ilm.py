@@ -43,7 +43,8 @@ def score(
     every: list[Text], *, example: ILMExample = NOTHING, max_length: int = 3, draws: int = 1, **options: Any
 ) -> SamplerLikelihood:
     """Each text with ``DRAWS`` seeds of its own."""
-    predictor = ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, **{"stop": "draw", **options})
+    given: dict[str, Any] = {"stop": "draw", **options}
+    predictor = ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, **given)
     ids = torch.full((len(every), max(map(len, every))), PAD)
     for row, text in enumerate(every):
         ids[row, : len(text)] = torch.tensor(text)
@@ -151,7 +152,8 @@ def test_a_network_whose_prompt_is_read_once_scores_the_same_way() -> None:
     distribution = final_distribution(network_chain(model, 2, (4, 3, 3)), START, 2)
     predictor = ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, stop="draw")
     prompts = ILMPromptCollator(pad_id=PAD, cls_id=CLS, bos_id=BOS, max_length=2)
-    batch = prompts([{"seed": 0, "prompt_ids": torch.tensor([4, 3, 3])}] * 3)
+    example: ILMExample = {"seed": 0, "prompt_ids": torch.tensor([4, 3, 3])}
+    batch = prompts([example] * 3)
     targets = Targets(ids=torch.tensor([[0, 0], [3, 0], [4, 0]]), lengths=torch.tensor([0, 1, 1]))
     found = predictor.likelihood(model, batch, targets, torch.arange(3)).nll.neg().exp()
     expected = [distribution[()], distribution[(3,)], distribution[(4,)]]

@@ -241,7 +241,8 @@ def prefixes(
 
 def sigma(rule: Rule, step: int) -> tuple[float, float]:
     """Probability of masking again, and of writing."""
-    before, after = 1 - (step - 1) / rule.num_steps, 1 - step / rule.num_steps
+    # Not 1 - step / N, which rounds a time off the border of a loop.
+    before, after = (rule.num_steps - step + 1) / rule.num_steps, (rule.num_steps - step) / rule.num_steps
     alpha_t, alpha_s = 1 - before, 1 - after
     if rule.revise == "remdm_loop":
         alpha_t, alpha_s = (

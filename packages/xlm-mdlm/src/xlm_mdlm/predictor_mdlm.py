@@ -8,8 +8,30 @@ import torch
 from torch import Tensor
 
 from xlm.modules import NoiseSchedule, PromptCache, TokenSampling, prompt_sees_target, require
-from xlm.modules.records import Prediction, TracedPrediction
-from xlm.modules.samplers import Denoiser, RuleName, Sampler, Text, compose, fill, read_prompts
+from xlm.modules.records import (
+    Event,
+    FullyTracedPrediction,
+    Prediction,
+    SamplerLikelihood,
+    Targets,
+    Trace,
+    TracedPrediction,
+    TrajectoryLogProbs,
+)
+from xlm.modules.samplers import (
+    Coupling,
+    Denoiser,
+    Generation,
+    PromptBatch,
+    RuleName,
+    Sampler,
+    Text,
+    compose,
+    read_prompts,
+    record,
+    sampler_likelihood,
+    trajectory_log_probs,
+)
 from xlm.modules.writer import Draw
 from xlm_mdlm.types_mdlm import MDLMNetwork, MDLMPromptBatch, call_model, noise_of_alpha, prompt_of
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
@@ -72,10 +94,15 @@ class MDLMPredictor:
         )
         self._mask_id = mask_id
         self._pad_id = pad_id
+        self._eos_id = eos_id
         self._sampling = TokenSampling(temperature, top_k, top_p)
         self._window_length = window_length
         self._stride = stride
 
+    @overload
+    def __call__(
+        self, model: MDLMNetwork, batch: MDLMPromptBatch, seeds: Tensor, *, trace: Literal["full"]
+    ) -> FullyTracedPrediction: ...
     @overload
     def __call__(
         self, model: MDLMNetwork, batch: MDLMPromptBatch, seeds: Tensor, *, trace: Literal[True]
@@ -86,7 +113,12 @@ class MDLMPredictor:
     ) -> Prediction: ...
     @torch.no_grad()
     def __call__(
-        self, model: MDLMNetwork, batch: MDLMPromptBatch, seeds: Tensor, *, trace: bool = False
+        self,
+        model: MDLMNetwork,
+        batch: MDLMPromptBatch,
+        seeds: Tensor,
+        *,
+        trace: bool | Literal["full"] = False,
     ) -> Prediction:
         """Generate a target for each row.
 
@@ -94,32 +126,80 @@ class MDLMPredictor:
             model: The network, see :meth:`xlm_mdlm.MDLMDiT.forward`.
             batch: The given parts and masks, from :class:`xlm_mdlm.MDLMPromptCollator`.
             seeds: (rows,) int64, the source of all draws.
-            trace: Whether to record the edits.
+            trace: Whether to record the edits; "full" also records those behind the end, and probabilities.
 
         Returns:
             The targets, up to the first EOS or PAD where the text may end. Edits of step 0 insert the cells
             of the final text, MASK at those that are not given; later ones write over the masks.
         """
-        evaluate = partial(_evaluate, model)
-        cells, prompts = batch, None
-        if not prompt_sees_target(model):
-            cells, prompts = read_prompts(evaluate, batch, prompt_of(batch))
+        generation, cells = self._generation(model, batch)
+        if trace == "full":
+            return record(generation, cells, seeds)
         text = Text.of(cells, self._vocabulary)
-        filled = fill(
-            text,
-            self._sampler,
-            Denoiser(evaluate, self._vocabulary, self._schedule, self._mask_id, prompts),
-            Draw(self._sampling),
-            seeds,
-            window_length=self._window_length,
-            stride=self._stride,
-        )
+        filled = generation.fill(text, Draw(self._sampling), seeds)
         ids, lengths = text.targets(self._pad_id)
         if not trace:
             return Prediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=None)
         return TracedPrediction(
             ids=ids, lengths=lengths, nfe=filled.nfe, trace=text.trace(filled.edits, lengths)
         )
+
+    @torch.no_grad()
+    def likelihood(
+        self,
+        model: MDLMNetwork,
+        batch: MDLMPromptBatch,
+        targets: Targets,
+        seeds: Tensor,
+        /,
+        *,
+        num_draws: int = 1,
+        event: Event = "text",
+        coupling: Coupling = "independent",
+    ) -> SamplerLikelihood:
+        """-log of the probability with which this sampler writes each target, with every option counted.
+
+        Exact where the order of the cells is a function of the text and no cell is left open, otherwise an
+        upper bound; see :func:`xlm.modules.samplers.sampler_likelihood` for the arguments.
+
+        Raises:
+            ValueError: If the sampler has no likelihood, an option is outside its range, or a target differs
+                from the given tokens of its row.
+        """
+        generation, cells = self._generation(model, batch)
+        return sampler_likelihood(
+            generation, cells, targets, seeds, num_draws=num_draws, event=event, coupling=coupling
+        )
+
+    def trajectory_log_probs(
+        self, model: MDLMNetwork, batch: MDLMPromptBatch, trace: Trace, seeds: Tensor, /
+    ) -> TrajectoryLogProbs:
+        """Log-probabilities of the tokens of a generation with ``trace="full"``, with gradient.
+
+        Raises:
+            ValueError: If the order of the cells depends on drawn tokens, or the sampler with these seeds
+                writes other cells than the trace.
+        """
+        generation, cells = self._generation(model, batch)
+        return trajectory_log_probs(generation, cells, trace, seeds)
+
+    def _generation(self, model: MDLMNetwork, batch: MDLMPromptBatch) -> tuple[Generation, PromptBatch]:
+        """What generates, and the rows without a prompt that has been read."""
+        evaluate = partial(_evaluate, model)
+        cells, prompts = batch, None
+        if not prompt_sees_target(model):
+            cells, prompts = read_prompts(evaluate, batch, prompt_of(batch))
+        generation = Generation(
+            sampler=self._sampler,
+            denoiser=Denoiser(evaluate, self._vocabulary, self._schedule, self._mask_id, prompts),
+            sampling=self._sampling,
+            end_ids=self._vocabulary.end_ids,
+            eos_id=self._eos_id,
+            pad_id=self._pad_id,
+            window_length=self._window_length,
+            stride=self._stride,
+        )
+        return generation, cells
 
 
 def _evaluate(

@@ -8,8 +8,30 @@ import torch
 from torch import Tensor
 
 from xlm.modules import Polynomial, PromptCache, TokenSampling, prompt_sees_target
-from xlm.modules.records import Prediction, TracedPrediction
-from xlm.modules.samplers import Denoiser, RuleName, Sampler, Text, compose, fill, read_prompts
+from xlm.modules.records import (
+    Event,
+    FullyTracedPrediction,
+    Prediction,
+    SamplerLikelihood,
+    Targets,
+    Trace,
+    TracedPrediction,
+    TrajectoryLogProbs,
+)
+from xlm.modules.samplers import (
+    Coupling,
+    Denoiser,
+    Generation,
+    PromptBatch,
+    RuleName,
+    Sampler,
+    Text,
+    compose,
+    read_prompts,
+    record,
+    sampler_likelihood,
+    trajectory_log_probs,
+)
 from xlm.modules.writer import Draw
 from xlm_mlm.types_mlm import MLMNetwork, MLMPromptBatch, call_model, prompt_of
 from xlm_mlm.vocabulary_mlm import CellVocabulary
@@ -59,9 +81,14 @@ class MLMPredictor:
         )
         self._mask_id = mask_id
         self._pad_id = pad_id
+        self._eos_id = eos_id
         self._sampler = sampler if isinstance(sampler, Sampler) else compose(sampler)
         self._sampling = TokenSampling(temperature, top_k, top_p)
 
+    @overload
+    def __call__(
+        self, model: MLMNetwork, batch: MLMPromptBatch, seeds: Tensor, *, trace: Literal["full"]
+    ) -> FullyTracedPrediction: ...
     @overload
     def __call__(
         self, model: MLMNetwork, batch: MLMPromptBatch, seeds: Tensor, *, trace: Literal[True]
@@ -72,7 +99,12 @@ class MLMPredictor:
     ) -> Prediction: ...
     @torch.no_grad()
     def __call__(
-        self, model: MLMNetwork, batch: MLMPromptBatch, seeds: Tensor, *, trace: bool = False
+        self,
+        model: MLMNetwork,
+        batch: MLMPromptBatch,
+        seeds: Tensor,
+        *,
+        trace: bool | Literal["full"] = False,
     ) -> Prediction:
         """Generate a target for each row.
 
@@ -80,25 +112,78 @@ class MLMPredictor:
             model: The network, see :meth:`xlm_mlm.MLM.forward`.
             batch: The given parts and masks, from :class:`xlm_mlm.MLMPromptCollator`.
             seeds: (rows,) int64, the source of all draws.
-            trace: Whether to record the edits.
+            trace: Whether to record the edits; "full" also records those behind the end, and probabilities.
 
         Returns:
             The targets, up to the first EOS or PAD where the text may end. Edits of step 0 insert the cells
             of the final text, MASK at those that are not given; later ones write over the masks.
         """
-        evaluate = partial(_evaluate, model)
-        cells, prompts = batch, None
-        if not prompt_sees_target(model):
-            cells, prompts = read_prompts(evaluate, batch, prompt_of(batch))
+        generation, cells = self._generation(model, batch)
+        if trace == "full":
+            return record(generation, cells, seeds)
         text = Text.of(cells, self._vocabulary)
-        denoiser = Denoiser(evaluate, self._vocabulary, _SCHEDULE, self._mask_id, prompts)
-        filled = fill(text, self._sampler, denoiser, Draw(self._sampling), seeds)
+        filled = generation.fill(text, Draw(self._sampling), seeds)
         ids, lengths = text.targets(self._pad_id)
         if not trace:
             return Prediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=None)
         return TracedPrediction(
             ids=ids, lengths=lengths, nfe=filled.nfe, trace=text.trace(filled.edits, lengths)
         )
+
+    @torch.no_grad()
+    def likelihood(
+        self,
+        model: MLMNetwork,
+        batch: MLMPromptBatch,
+        targets: Targets,
+        seeds: Tensor,
+        /,
+        *,
+        num_draws: int = 1,
+        event: Event = "text",
+        coupling: Coupling = "independent",
+    ) -> SamplerLikelihood:
+        """-log of the probability with which this sampler writes each target, with every option counted.
+
+        Exact where the order of the cells is a function of the text and no cell is left open, otherwise an
+        upper bound; see :func:`xlm.modules.samplers.sampler_likelihood` for the arguments.
+
+        Raises:
+            ValueError: If the sampler has no likelihood, an option is outside its range, or a target differs
+                from the given tokens of its row.
+        """
+        generation, cells = self._generation(model, batch)
+        return sampler_likelihood(
+            generation, cells, targets, seeds, num_draws=num_draws, event=event, coupling=coupling
+        )
+
+    def trajectory_log_probs(
+        self, model: MLMNetwork, batch: MLMPromptBatch, trace: Trace, seeds: Tensor, /
+    ) -> TrajectoryLogProbs:
+        """Log-probabilities of the tokens of a generation with ``trace="full"``, with gradient.
+
+        Raises:
+            ValueError: If the order of the cells depends on drawn tokens, or the sampler with these seeds
+                writes other cells than the trace.
+        """
+        generation, cells = self._generation(model, batch)
+        return trajectory_log_probs(generation, cells, trace, seeds)
+
+    def _generation(self, model: MLMNetwork, batch: MLMPromptBatch) -> tuple[Generation, PromptBatch]:
+        """What generates, and the rows without a prompt that has been read."""
+        evaluate = partial(_evaluate, model)
+        cells, prompts = batch, None
+        if not prompt_sees_target(model):
+            cells, prompts = read_prompts(evaluate, batch, prompt_of(batch))
+        generation = Generation(
+            sampler=self._sampler,
+            denoiser=Denoiser(evaluate, self._vocabulary, _SCHEDULE, self._mask_id, prompts),
+            sampling=self._sampling,
+            end_ids=self._vocabulary.end_ids,
+            eos_id=self._eos_id,
+            pad_id=self._pad_id,
+        )
+        return generation, cells
 
 
 def _evaluate(

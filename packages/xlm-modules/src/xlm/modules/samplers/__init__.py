@@ -5,8 +5,10 @@ from xlm.modules.samplers.plans import Events, Plan
 from xlm.modules.samplers.process import P2, Remask, RemaskByConfidence, RemaskLoop, Revision
 from xlm.modules.samplers.quotas import Budget, Chooser, Count, Hazard, Quota, Schedule, Stable, Threshold
 from xlm.modules.samplers.ranks import Confident, Drawn, LeftToRight, Random, Rank, View
+from xlm.modules.samplers.replay import Coupling, sampler_likelihood
 from xlm.modules.samplers.rules import CONSTANTS, RULES, RuleName, compose
 from xlm.modules.samplers.sampler import Filled, Sampler, fill
+from xlm.modules.samplers.trajectories import Generation, record, trajectory_log_probs
 
 __all__ = [
     "CONSTANTS",
@@ -18,10 +20,12 @@ __all__ = [
     "Chooser",
     "Confident",
     "Count",
+    "Coupling",
     "Denoiser",
     "Drawn",
     "Events",
     "Filled",
+    "Generation",
     "Hazard",
     "LeftToRight",
     "Plan",
@@ -43,4 +47,7 @@ __all__ = [
     "compose",
     "fill",
     "read_prompts",
+    "record",
+    "sampler_likelihood",
+    "trajectory_log_probs",
 ]

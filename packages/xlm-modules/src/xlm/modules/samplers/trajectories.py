@@ -1,0 +1,138 @@
+"""Generations and the log-probabilities of what they drew, with gradient.
+
+The gradient of an expected reward E[R] is E[R * gradient of the log-probability of the trajectory]. Draws
+that do not depend on the network (order of the cells, times, what is masked again) have no gradient and do
+not count. Where the network decides the order, E[R] jumps at ties of the scores, which no gradient shows.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from xlm.modules.records import FullTrace, FullyTracedPrediction, Trace, TrajectoryLogProbs
+from xlm.modules.samplers.canvas import Denoiser, PromptBatch, Text
+from xlm.modules.samplers.sampler import Filled, Sampler, fill
+from xlm.modules.sampling import TokenSampling
+from xlm.modules.writer import Notes, Recorded, Writer
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What generates the texts that are scored."""
+
+    sampler: Sampler
+    denoiser: Denoiser
+    sampling: TokenSampling
+    end_ids: Sequence[int]
+    """The ids that end a text."""
+    eos_id: int | None
+    pad_id: int
+    window_length: int | None = None
+    stride: int | None = None
+
+    def fill(self, text: Text, writer: Writer, seeds: Int[Tensor, " rows"]) -> Filled:
+        """Write the masks of a text."""
+        return fill(
+            text,
+            self.sampler,
+            self.denoiser,
+            writer,
+            seeds,
+            window_length=self.window_length,
+            stride=self.stride,
+        )
+
+
+def refuse_order_by_tokens(sampler: Sampler, what: str) -> None:
+    """Refuse a sampler whose order of the cells depends on drawn tokens.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if sampler.order == "tokens":
+        raise ValueError(
+            f"{what} has no likelihood by replay under rank={sampler.rank} with revise={sampler.revise}, "
+            "which depend on drawn tokens: take a rank by the network's own probabilities, such as "
+            "rank=top_prob, and no revision or a planned one"
+        )
+
+
+def record(generation: Generation, batch: PromptBatch, seeds: Int[Tensor, " rows"]) -> FullyTracedPrediction:
+    """Generate with every edit and its probability.
+
+    Raises:
+        ValueError: If the order of the cells depends on drawn tokens, most of which make no edit.
+    """
+    refuse_order_by_tokens(generation.sampler, "a trajectory")
+    recorded = Recorded(generation.sampling)
+    text = Text.of(batch, generation.denoiser.vocabulary)
+    filled = generation.fill(text, recorded, seeds)
+    ids, lengths = text.targets(generation.pad_id)
+    trace = text.trace(filled.edits, text.cells.sum(1))
+    log_prob = _at_draws(trace, generation, recorded.notes)
+    full = FullTrace(**vars(trace), log_prob=log_prob, place_log_prob=log_prob.new_zeros(len(seeds)))
+    return FullyTracedPrediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=full)
+
+
+def trajectory_log_probs(
+    generation: Generation, batch: PromptBatch, trace: Trace, seeds: Int[Tensor, " rows"]
+) -> TrajectoryLogProbs:
+    """Log-probabilities of the tokens of a full trace, with gradient.
+
+    Args:
+        generation: What made it.
+        batch: Of the generation.
+        trace: All its edits.
+        seeds: Those of the generation.
+
+    Raises:
+        ValueError: If the sampler with these seeds writes other cells than the trace.
+    """
+    refuse_order_by_tokens(generation.sampler, "a trajectory")
+    drawn = _is_drawn(trace, generation)
+    column = trace.position + batch["target_start"][trace.row]
+    follow = _Follow(generation.sampling, trace.row[drawn], column[drawn], trace.token[drawn])
+    generation.fill(Text.of(batch, generation.denoiser.vocabulary), follow, seeds)
+    log_prob = _at_draws(trace, generation, follow.notes)
+    return TrajectoryLogProbs(log_prob=log_prob, place_log_prob=log_prob.new_zeros(len(seeds)))
+
+
+def _is_drawn(trace: Trace, generation: Generation) -> Tensor:
+    """(edits,) True at tokens of the network, in the order of its draws."""
+    return (trace.step > 0) & (trace.token != generation.denoiser.mask_id)
+
+
+def _at_draws(trace: Trace, generation: Generation, notes: Notes) -> Tensor:
+    """(edits,) the log-probabilities of all draws at their edits, 0 elsewhere."""
+    log_prob = torch.zeros(len(trace.row), dtype=torch.float64, device=trace.row.device)
+    if not notes.log_prob:
+        return log_prob
+    return log_prob.masked_scatter(_is_drawn(trace, generation), torch.cat(notes.log_prob))
+
+
+@dataclass
+class _Follow:
+    """Writes the tokens of a trace, in order."""
+
+    sampling: TokenSampling
+    row: Tensor
+    column: Tensor
+    token: Tensor
+    notes: Notes = field(default_factory=Notes)
+    number: int = 0
+
+    def write(self, row: Tensor, column: Tensor, logits: Tensor, uniforms: Tensor, /) -> Tensor:
+        """The next tokens."""
+        now = slice(self.number, self.number + len(row))
+        self.number += len(row)
+        if not (torch.equal(self.row[now], row) and torch.equal(self.column[now], column)):
+            raise ValueError("the trace is not one of this sampler with these seeds: it writes other cells")
+        tokens = self.token[now]
+        self.notes.add(row, column, self.sampling.score(logits, tokens))
+        return tokens
+
+    def note_gap(self, row: Tensor, gap: Callable[[], Tensor], /) -> None:
+        """Nothing is noted."""
