@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,11 +17,14 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout  # pyright: igno
 from xlm.core.command.compose import check
 from xlm.core.config.entry_points import USES, offered
 from xlm.core.config.errors import XLMError
+from xlm.core.data import LoadedBatch
 from xlm.core.evaluation.metrics import LossMean
+from xlm.core.evaluation.predictions import GeneratedTexts
+from xlm.core.evaluation.uses import SamplerLikelihoodUse
 
 from . import toy_jobs
 from .conftest import Compose, Run
-from .toy_family import ToyLossOutput
+from .toy_family import ToyLossOutput, ToyPredictor
 
 LOADERS = {
     "_".join(uses): list(uses)
@@ -201,9 +205,12 @@ def test_a_predictor_without_a_likelihood_and_rows_without_targets_are_refused(r
     no_likelihood = ("predictor={_target_: misfits.BrokenPredictor}", "monitor=val/lm/loss")
     with pytest.raises(XLMError, match=r"no likelihood\(model, .*datamodule.test.prediction.uses. requires"):
         run_toy("job_type=train", *SCORES, *no_likelihood)
-    no_targets = ("datamodule.test.prediction.columns=[]", "datamodule.test.prediction.max_rows=2")
-    with pytest.raises(XLMError, match=r"prediction\.columns: sampler_likelihood scores the targets"):
-        run_toy("job_type=train", *SCORES, *no_targets, "monitor=val/lm/loss")
+    slots: Any = SimpleNamespace(predictor=ToyPredictor())
+    nothing = LoadedBatch[Any](batch={}, seeds=torch.arange(1), examples=[{"seed": 0}], num_tokens=0)
+    with pytest.raises(XLMError, match=r"test\.a\.columns: sampler_likelihood scores the targets"):
+        SamplerLikelihoodUse(slots, "test/a", GeneratedTexts()).check(
+            nothing, "datamodule.test.a", trains=False
+        )
 
 
 def test_a_loss_has_the_same_terms_for_every_batch() -> None:

@@ -291,8 +291,13 @@ def test_texts_that_cannot_be_and_options_out_of_range() -> None:
     found = score(generation, [(2, END, 3), (2, 3), (2, 3, 4)], may_end=True)
     assert found.nll.isinf().tolist() == [True, False, False]
     assert score(generation, [(2, 3), (2, 3, 4)]).nll.isinf().tolist() == [True, False], "no end is possible"
-    with pytest.raises(ValueError, match="target 0 has another token than the given one at position 1"):
+    with pytest.raises(ValueError, match="target 0 differs from the given token at position 1"):
         score(generation, [(2, 2, 2)], start=(MASK, 3, MASK))
+    with pytest.raises(ValueError, match="target 0 differs from the given token at position 2"):
+        score(generation, [(2, 2)], start=(MASK, MASK, 3), may_end=True)
+    ended = score(generation, [(2, 2)], start=(MASK, MASK, END), may_end=True)
+    assert ended.nll.isfinite().all()
+    assert ended.num_tokens.tolist() == [2]
     for options, message in (
         ({"num_draws": 0}, "num_draws must be at least 1"),
         ({"event": "tokens"}, "event must be 'text' or 'cells'"),

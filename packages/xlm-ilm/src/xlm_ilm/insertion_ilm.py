@@ -1,7 +1,5 @@
 """The rows while they grow, and where insertions come from: they are drawn, or a given text is forced."""
 
-import bisect
-import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
-from xlm.modules import Columns, TokenSampling, logits_in_pieces, suppress_tokens
+from xlm.modules import Columns, TokenSampling, draw_places, logits_in_pieces, suppress_tokens
 from xlm.modules.records import INSERT, Targets, edits_of_step
 from xlm_ilm.types_ilm import ILMPromptBatch
 
@@ -295,7 +293,7 @@ class Guided:
         num_given = batch["attention_mask"].sum(1) - batch["target_start"]
         for row in num_given.nonzero().squeeze(1).tolist():
             first, size = int(batch["target_start"][row]), int(num_given[row])
-            places, number = _draw_places(
+            places, number = draw_places(
                 given=batch["input_ids"][row, first : first + size].tolist(),
                 is_open=batch["open_slots"][row, first - 1 : first + size].tolist(),
                 target=ids[row, : int(targets.lengths[row])].tolist(),
@@ -358,38 +356,6 @@ class Guided:
 
     def _is_complete(self) -> Tensor:
         return (self.present | ~self.exists).all(1)
-
-
-def _draw_places(
-    given: list[int], is_open: list[bool], target: list[int], uniforms: list[float]
-) -> tuple[list[int], int]:
-    """Places of given tokens in a target, drawn uniformly from all that their closed slots allow, and their
-    number.
-
-    Args:
-        given: The tokens.
-        is_open: Whether the slot left of the first one and right of each may receive tokens.
-        target: The text.
-        uniforms: One number in (0, 1) per token.
-    """
-    size = len(target)
-    # ways[j]: of the tokens from this one on, with it at place j.
-    ways = [0] * size + [1]
-    tables: list[list[int]] = []
-    for number in range(len(given) - 1, -1, -1):
-        behind = [sum(ways[place + 1 :]) if is_open[number + 1] else ways[place + 1] for place in range(size)]
-        ways = [behind[place] * (target[place] == given[number]) for place in range(size)] + [0]
-        tables.insert(0, ways)
-    places: list[int] = []
-    total = sum(tables[0]) if is_open[0] else tables[0][0]
-    if total == 0:
-        return [], 0
-    for number, table in enumerate(tables):
-        start = places[-1] + 1 if places else 0
-        allowed = range(start, size if is_open[number] else start + 1)
-        sums = list(itertools.accumulate(table[place] for place in allowed))
-        places.append(allowed[bisect.bisect(sums, uniforms[number] * sums[-1])])
-    return places, total
 
 
 def _widen(table: Tensor, capacity: int) -> Tensor:

@@ -55,7 +55,7 @@ from xlm.modules.transformer import (
     segment_mask,
 )
 from xlm.modules.trunk import CausalTrunk, ConditionedTrunk, Trunk, prompt_mask, prompt_sees_target
-from xlm.modules.writer import Draw, Force, Notes, Recorded, Writer, check_draws, seeds_of_draw
+from xlm.modules.writer import Draw, Force, Notes, Recorded, Writer, check_draws, draw_places, seeds_of_draw
 
 __all__ = [
     "CausalTrunk",
@@ -102,6 +102,7 @@ __all__ = [
     "check_vocabulary",
     "confidence",
     "cross_entropy_of_logits",
+    "draw_places",
     "filter_top_k",
     "filter_top_p",
     "fixed_of",

@@ -6,6 +6,8 @@ cannot differ from the sampler. Uniform numbers that the writer does not use cha
 belongs to a row, a step, a stream and a column (:func:`xlm.modules.uniform`).
 """
 
+import bisect
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -168,3 +170,35 @@ def check_draws(num_draws: int, event: str) -> None:
     """
     require(num_draws >= 1, "num_draws", num_draws, "at least 1")
     require(event in ("text", "cells"), "event", event, "'text' or 'cells'")
+
+
+def draw_places(
+    given: list[int], is_open: list[bool], target: list[int], uniforms: list[float]
+) -> tuple[list[int], int]:
+    """Places of given tokens in a target, drawn uniformly from all that their closed slots allow, and their
+    number.
+
+    Args:
+        given: The tokens.
+        is_open: Whether the slot left of the first one and right of each may receive tokens.
+        target: The text.
+        uniforms: One number in (0, 1) per token.
+    """
+    size = len(target)
+    # ways[j]: of the tokens from this one on, with it at place j.
+    ways = [0] * size + [1]
+    tables: list[list[int]] = []
+    for number in range(len(given) - 1, -1, -1):
+        behind = [sum(ways[place + 1 :]) if is_open[number + 1] else ways[place + 1] for place in range(size)]
+        ways = [behind[place] * (target[place] == given[number]) for place in range(size)] + [0]
+        tables.insert(0, ways)
+    places: list[int] = []
+    total = sum(tables[0]) if is_open[0] else tables[0][0]
+    if total == 0:
+        return [], 0
+    for number, table in enumerate(tables):
+        start = places[-1] + 1 if places else 0
+        allowed = range(start, size if is_open[number] else start + 1)
+        sums = list(itertools.accumulate(table[place] for place in allowed))
+        places.append(allowed[bisect.bisect(sums, uniforms[number] * sums[-1])])
+    return places, total

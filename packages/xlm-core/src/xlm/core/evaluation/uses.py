@@ -1,4 +1,4 @@
-"""What the batches of a loader are used for: ``uses: [loss, likelihood, generation]``, as objects.
+"""What the batches of a loader are used for, as objects: ``uses: [loss, likelihood]``, for example.
 
 The names in a config are entry points of the group ``xlm.uses``, which is the one table of uses. A package
 adds a use with a class like those below and a line in its ``pyproject.toml``::

@@ -153,12 +153,13 @@ class _Wanted:
         ids = torch.nn.functional.pad(targets.ids, (0, max(masked.shape[1] - targets.ids.shape[1], 0)))
         ids = ids.gather(1, place.clamp(min=0)).where(inside, batch["input_ids"])
         given = text.cells & ~masked
-        differs = given & ((ids != batch["input_ids"]) | ~inside)
+        ends = batch["may_end"] & vocabulary.ends(batch["input_ids"])
+        is_end = text.cells & (place == lengths)
+        differs = given & ((inside & (ids != batch["input_ids"])) | (is_end & ~ends))
         if bool(differs.any()):
             row, number = int(differs.any(1).nonzero()[0]), int(place[differs][0])
-            raise ValueError(f"target {row} has another token than the given one at position {number}")
+            raise ValueError(f"target {row} differs from the given token at position {number}")
         ends_inside = inside & batch["may_end"] & vocabulary.ends(ids)
-        is_end = text.cells & (place == lengths)
         known = inside
         if event == "cells":
             end_id = generation.pad_id if generation.eos_id is None else generation.eos_id
@@ -171,7 +172,7 @@ class _Wanted:
             known=known,
             is_end=is_end,
             possible=(targets.lengths <= text.cells.sum(1)) & ~ends_inside.any(1),
-            num_missing=targets.lengths - given.sum(1),
+            num_missing=targets.lengths - (given & inside).sum(1),
         )
 
     def replay(self, generation: Generation, seeds: Tensor) -> tuple[Force, Tensor]:

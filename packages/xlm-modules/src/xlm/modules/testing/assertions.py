@@ -1,12 +1,16 @@
-"""Assertions on tensors, with a message that shows the difference."""
+"""Assertions on tensors, with a message that shows the difference, and on the likelihood of a sampler."""
 
-from collections.abc import Generator, Iterable
+import copy
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
+from torch import Tensor
 
-from xlm.modules.testing.parts import LossOutput
+from xlm.modules.records import Example, SamplerLikelihood, Targets
+from xlm.modules.testing.examples import Batch, num_missing, num_target
+from xlm.modules.testing.parts import Collator, LossOutput, Prediction, to_list
 
 
 @contextmanager
@@ -44,3 +48,43 @@ def refused_ids(beyond: int) -> AbstractContextManager[object]:
     return pytest.raises(
         ValueError, match=rf"ids are between .*{beyond}\b.*, those of the vocabulary between"
     )
+
+
+def assert_scores_texts(
+    score: Callable[..., SamplerLikelihood],
+    collate: Collator[Batch],
+    examples: Sequence[Example],
+    prediction: Prediction,
+    seeds: Tensor,
+    name: str,
+) -> None:
+    """The likelihood of generated texts only reads its batch, and belongs to each of them.
+
+    Args:
+        score: Called with batch, targets, seeds and ``num_draws``.
+        collate: Makes the batch.
+        examples: What it is made of.
+        prediction: Texts of them.
+        seeds: (rows,) for the draws of the likelihood.
+        name: For messages.
+    """
+    batch, targets = collate(examples), Targets(ids=prediction.ids, lengths=prediction.lengths)
+    before = copy.deepcopy(batch)
+    with no_global_draws(f"{name}: the likelihood of the sampler"):
+        found = score(batch, targets, seeds, num_draws=2)
+    assert_equal(batch, before, f"{name}: the batch after the likelihood of the sampler, and before,")
+    assert found.log_weights.shape == (found.num_draws, len(examples)), "log_weights: (draws, examples)"
+    assert found.num_draws == (1 if found.nll_kind == "exact" else 2), f"{name}: {found.num_draws} draws"
+    mean = found.log_weights.exp().mean(0)
+    assert_close(found.nll.neg().exp(), mean, f"{name}: exp(-nll) and the mean weight")
+    if found.nll_kind == "exact":
+        assert found.nll.isfinite().all(), f"{name}: a generated text is impossible"
+    given = [num_target(example) - num_missing(example) for example in examples]
+    scored = [length - number for length, number in zip(to_list(targets.lengths), given, strict=True)]
+    assert to_list(found.num_tokens) == scored, f"{name}: num_tokens is not that of tokens that are not given"
+    for row, example in enumerate(examples):
+        own = Targets(ids=targets.ids[row : row + 1], lengths=targets.lengths[row : row + 1])
+        alone = score(collate([example]), own, seeds[row : row + 1], num_draws=2)
+        assert_close(alone.nll, found.nll[row : row + 1], f"{name}: nll of row {row} alone and together")
+    with pytest.raises(ValueError, match="num_draws must be at least 1, got 0"):
+        score(batch, targets, seeds, num_draws=0)

@@ -3,6 +3,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import pytest
@@ -14,6 +15,7 @@ from xlm.modules.testing.assertions import (
     assert_close,
     assert_equal,
     assert_same_total,
+    assert_scores_texts,
     no_global_draws,
     refused_ids,
 )
@@ -312,6 +314,13 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             else:
                 prediction = self._predict(self.build_prompt_collator(kind)(rows), trace=True)
                 self._assert_well_formed(prediction, rows, edge)
+
+    def test_likelihood_of_the_sampler_belongs_to_the_text(self) -> None:
+        predictor: Any = self.build_predictor()
+        for kind, batch in self._prompt_batches() if hasattr(predictor, "likelihood") else ():
+            score, texts = partial(predictor.likelihood, self._model()), self._predict(batch)
+            collate, examples = self.build_prompt_collator(kind), self._examples(kind)
+            assert_scores_texts(score, collate, examples, texts, _seeds(len(examples)), kind)
 
     # What the tests share
 
