@@ -178,8 +178,7 @@ class Pairs:
         return slot, filters.token.draw(logits, uniforms[:, 1])
 
     def score(self, able: Tensor, free: Tensor, row: Tensor, slot: Tensor, token: Tensor) -> Tensor:
-        """(pairs,) nats with which :meth:`draw` draws some pairs, each in the row with a number among the
-        ``able`` ones."""
+        """(pairs,) nats with which :meth:`draw` draws pairs; ``row`` numbers the ``able`` rows."""
         filters = self.filters
         if filters.draws_pairs:
             num_able, (_, slots, vocab) = len(able), self.scores.shape
@@ -340,8 +339,7 @@ class Guided:
         return slot, token[index, chosen]
 
     def _slots(self, text: Text, rows: Tensor, columns: Tensor, free: Tensor) -> Tensor:
-        """(rows, width) number of the slot of each missing token among those in ``columns`` (rows, slots); -1
-        where it is not free, and at tokens that are not missing."""
+        """(rows, width) the free slot, among ``columns`` (rows, slots), of each missing token; -1 for none."""
         position, size = text.position_ids[rows], text.size[rows]
         used = torch.arange(position.shape[1], device=position.device) < size.unsqueeze(1)
         slot_at = torch.full((len(rows), int(position.max()) + 1), -1, device=position.device)

@@ -232,11 +232,7 @@ class LikelihoodPredictor(Protocol[BatchIn]):
         num_draws: int = 1,
         event: Literal["text", "cells"] = "text",
     ) -> SamplerLikelihood:
-        """Score ``targets`` under the sampler, given the prompts in ``batch``.
-
-        Raises:
-            ValueError: Names the option of the sampler that has no likelihood.
-        """
+        """Score ``targets`` under the sampler; a ValueError names an option without a likelihood."""
         ...
 
 

@@ -175,14 +175,16 @@ def check_draws(num_draws: int, event: str) -> None:
 def draw_places(
     given: list[int], is_open: list[bool], target: list[int], uniforms: list[float]
 ) -> tuple[list[int], int]:
-    """Places of given tokens in a target, drawn uniformly from all that their closed slots allow, and their
-    number.
+    """Draw the places of given tokens in a target, uniformly from all that their closed slots allow.
 
     Args:
         given: The tokens.
         is_open: Whether the slot left of the first one and right of each may receive tokens.
         target: The text.
         uniforms: One number in (0, 1) per token.
+
+    Returns:
+        The places, and the number of all that are allowed; 0 if the target does not hold the tokens.
     """
     size = len(target)
     # ways[j]: of the tokens from this one on, with it at place j.

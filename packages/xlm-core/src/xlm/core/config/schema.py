@@ -328,8 +328,8 @@ class RunSettings(Settings):
     """Inference (`xlm.core.protocols.Predictor`)."""
     datamodule: DataSettings
     """The data loaders."""
-    sampler_likelihood: SamplerLikelihoodSettings = SamplerLikelihoodSettings()
-    """Options of the use `sampler_likelihood`."""
+    sampler_likelihood: SamplerLikelihoodSettings | None = None
+    """Options of the use `sampler_likelihood`; null: the defaults."""
     optimizer: Slot
     """Optimizer of the network's parameters, a node with `_partial_: true`."""
     lr_scheduler: Slot

@@ -6,6 +6,7 @@ from typing import Any
 from xlm.core.config.build import make, make_all
 from xlm.core.config.checks import check_methods
 from xlm.core.config.machine import blamed_on
+from xlm.core.config.schema import SamplerLikelihoodSettings
 from xlm.core.data import DataModule, PreparedTask, Stream, TaskParts, open_stream, prepare
 from xlm.core.evaluation import report
 from xlm.core.evaluation.slots import Slots
@@ -44,7 +45,7 @@ def make_slots(run: Run) -> Slots:
         lr_scheduler=make(settings.lr_scheduler, "lr_scheduler"),
         loss_metrics=make_all(settings.loss_metrics, "loss_metrics"),
         generation_metrics=make_all(settings.task.metrics, "task.metrics"),
-        sampler_likelihood=settings.sampler_likelihood,
+        sampler_likelihood=settings.sampler_likelihood or SamplerLikelihoodSettings(),
     )
     for key, metrics in {
         "loss_metrics": slots.loss_metrics,
