@@ -339,7 +339,7 @@ class Guided:
         return slot, token[index, chosen]
 
     def _slots(self, text: Text, rows: Tensor, columns: Tensor, free: Tensor) -> Tensor:
-        """(rows, width) the free slot, among ``columns`` (rows, slots), of each missing token; -1 for none."""
+        """(rows, width) the free slot in ``columns`` (rows, slots) of each missing token; -1: none."""
         position, size = text.position_ids[rows], text.size[rows]
         used = torch.arange(position.shape[1], device=position.device) < size.unsqueeze(1)
         slot_at = torch.full((len(rows), int(position.max()) + 1), -1, device=position.device)
