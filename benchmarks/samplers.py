@@ -1,18 +1,34 @@
-"""What a sampler takes beside its network, on this machine.
+"""What a sampler takes beside its network on this machine, and what it makes of a trained network.
 
     python benchmarks/samplers.py mdlm ancestral
     python benchmarks/samplers.py mlm confidence --rows 8 --length 128 --vocabulary 30522 --width 256
+    python benchmarks/samplers.py runs/sudoku_tiny_mlm all --rows 500
 
-An untrained network of four blocks writes ``rows`` texts. Seconds are those of the processor, of one thread.
+With a family, an untrained network of four blocks writes ``rows`` texts. With the folder of a run of mlm or
+mdlm, its best checkpoint writes the first ``rows`` texts of the test loader ``prediction``, and a table gives
+its metrics for one rule or, with "all", for those of ``COMPARED``, at the temperature and filters of the run.
+Seconds are those of the processor, of one thread.
 """
 
 import argparse
+import itertools
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from xlm.core.config.build import make
+from xlm.core.config.recorded import read_config
+from xlm.core.evaluation.predictions import GeneratedTexts
+from xlm.core.evaluation.uses import GenerationUse
+from xlm.core.hub import source
+from xlm.core.saving.run_folder import RunFolder
+from xlm.core.training.assembly import assemble
+from xlm.core.training.run import resolve
 from xlm.modules import LogLinear
 from xlm.modules.samplers import RULES, compose
 from xlm_mdlm import MDLMPredictor, MDLMPromptCollator, MDLMRotary
@@ -50,37 +66,100 @@ def parts(family: str, rule: Any, size: dict[str, Any]) -> tuple[nn.Module, Any,
     return MDLMRotary(**size), MDLMPromptCollator(**cells, bos_id=BOS), predictor
 
 
+COMPARED: dict[str, dict[str, Any]] = {
+    "any_order": {},
+    "any_order, 4 steps": {"rule": "any_order", "num_steps": 4},
+    "ancestral, 8 steps": {"rule": "ancestral", "num_steps": 8},
+    "first_hitting": {},
+    "left_to_right": {},
+    "confidence": {},
+    "confidence, 4 steps": {"rule": "confidence", "num_steps": 4},
+    "confidence by margin": {"rule": "confidence", "rank": "margin"},
+    "low_confidence": {},
+    "threshold 0.9": {"rule": "threshold", "tau": 0.9},
+    "threshold 0.7": {"rule": "threshold", "tau": 0.7},
+    "entropy_bound 0.1": {"rule": "entropy_bound", "gamma": 0.1},
+    "entropy_bound 0.5": {"rule": "entropy_bound", "gamma": 0.5},
+    "klass": {},
+    "remdm_cap, 16 steps": {"rule": "remdm_cap", "num_steps": 16, "eta": 0.1},
+    "remdm_loop, 32 steps": {"rule": "remdm_loop", "num_steps": 32},
+    "remdm_conf, 16 steps": {"rule": "remdm_conf", "num_steps": 16},
+    "p2": {},
+}
+"""The rows of the table of a trained network."""
+
+
+def measure(family: str, rule: Any, rows: int, length: int, size: dict[str, Any]) -> None:
+    """Print what one rule takes beside an untrained network."""
+    network, collate, predict = parts(family, rule, size)
+    model = Timed(network.eval())
+    target = torch.full((length,), FIRST)
+    batch = collate([{"seed": row, "target_ids": target} for row in range(rows)])
+    predict(model, collate([{"seed": 0, "target_ids": target[:8]}]), torch.zeros(1, dtype=torch.int64))
+    model.seconds, model.calls = 0.0, 0
+    started = time.process_time()
+    prediction = predict(model, batch, torch.arange(rows))
+    seconds = time.process_time() - started
+    own = seconds - model.seconds
+    print(
+        f"{family} {rule}: {seconds:.1f} CPU s, network {model.seconds:.1f}, sampler {own:.2f} "
+        f"({own / seconds:.0%}), {model.calls} calls, "
+        f"{float(prediction.nfe.double().mean()):.0f} evaluations of a row"
+    )
+
+
+def compare(folder: Path, names: list[str], rows: int) -> None:
+    """Print a table of rules for the best checkpoint of a run."""
+    config = {**read_config(folder / "config.yaml"), "output_dir": str(folder.parent)}
+    run = resolve(OmegaConf.create(config))
+    harness, data = assemble(run, tests_only=True)
+    source.load(harness.model, str(RunFolder(folder).best_checkpoint()))
+    harness.model.eval()
+    [loader] = [
+        loader
+        for uses, loader in zip(data.loaders["test"], data.test_dataloader(), strict=True)
+        if uses.endswith("prediction")
+    ]
+    batches = list(itertools.islice(loader, -(-rows // int(loader.batch_size or 1))))
+    columns: list[str] = []
+    for name in names:
+        node = {"_target_": "xlm.modules.samplers.compose", **(COMPARED.get(name) or {"rule": name})}
+        slots = replace(
+            harness.slots, predictor=make({**run.settings.predictor, "sampler": node}, "predictor")
+        )
+        use = GenerationUse(slots, "test/prediction", GeneratedTexts())
+        started = time.process_time()
+        with torch.no_grad():
+            for batch in batches:
+                use.update(harness.model, batch)
+        seconds = time.process_time() - started
+        found = {key: value for metric in use.metrics for key, value in metric.compute().items()}
+        if not columns:
+            columns = sorted(found)
+            print("| rule | CPU s | " + " | ".join(columns) + " |")
+        print(
+            f"| {name} | {seconds:.1f} | " + " | ".join(f"{found[key]:.3f}" for key in columns) + " |",
+            flush=True,
+        )
+
+
 def main() -> None:
-    """Measure one rule of one family."""
+    """Measure one rule of a family, or compare rules on a run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("family", choices=("mlm", "mdlm"))
-    parser.add_argument("rule", choices=tuple(RULES))
+    parser.add_argument("family", help="mlm, mdlm or the folder of a run")
+    parser.add_argument("rule", choices=(*RULES, "all"))
     for name, default in (("rows", 8), ("length", 128), ("vocabulary", 30522), ("width", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    size: dict[str, Any] = {
-        "vocab_size": chosen.vocabulary,
-        "d_model": chosen.width,
-        "num_layers": 4,
-        "num_heads": 4,
-    }
-    network, collate, predict = parts(chosen.family, chosen.rule, size)
-    model = Timed(network.eval())
-    target = torch.full((chosen.length,), FIRST)
-    batch = collate([{"seed": row, "target_ids": target} for row in range(chosen.rows)])
-    predict(model, collate([{"seed": 0, "target_ids": target[:8]}]), torch.zeros(1, dtype=torch.int64))
-    model.seconds, model.calls = 0.0, 0
-    started = time.process_time()
-    prediction = predict(model, batch, torch.arange(chosen.rows))
-    seconds = time.process_time() - started
-    own = seconds - model.seconds
-    print(
-        f"{chosen.family} {chosen.rule}: {seconds:.1f} CPU s, network {model.seconds:.1f}, sampler {own:.2f} "
-        f"({own / seconds:.0%}), {model.calls} calls, "
-        f"{float(prediction.nfe.double().mean()):.0f} evaluations of a row"
-    )
+    names = list(COMPARED if chosen.rule == "all" else [chosen.rule])
+    if chosen.family not in ("mlm", "mdlm"):
+        compare(Path(chosen.family), names, chosen.rows)
+        return
+    size: dict[str, Any] = {"vocab_size": chosen.vocabulary, "d_model": chosen.width}
+    for name in RULES if chosen.rule == "all" else names:
+        measure(chosen.family, name, chosen.rows, chosen.length, {**size, "num_layers": 4, "num_heads": 4})
 
 
 if __name__ == "__main__":
