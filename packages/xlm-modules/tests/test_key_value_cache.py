@@ -207,7 +207,7 @@ def test_prompts_read_once_give_the_states_of_one_call_with_their_mask(prompt: l
     given, rest = Columns.of(is_prompt), Columns.of(real & ~is_prompt)
     ids = random_ids(3, 8)
     model(given.take(ids), given.exists, given.source, cache=cache)
-    for kept in ([0, 1, 2], [0, 1, 2], [0, 2], [1], [1, 2]):
+    for kept in ([0, 1, 2], [0, 1, 2], [0, 2], [1], [1, 2], [0, 0, 1], [2, 0, 1, 1]):
         rows = torch.tensor(kept)
         ids = torch.where(is_prompt, ids, (ids * 7 + 3) % 11)
         expected = model(ids, prompt_mask(is_prompt, real))

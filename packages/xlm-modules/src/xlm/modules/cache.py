@@ -158,8 +158,8 @@ class PromptCache(KeyValueCache):
         return super().extend(input_ids, attention_mask)
 
     def of_rows(self, rows: Int[Tensor, " kept"]) -> "PromptCache":
-        """A cache of the given rows, in ascending order without repetitions; this one keeps all."""
-        if len(rows) == self._batch:
+        """A cache of the given rows, repeated if need be; this one keeps all of its own."""
+        if len(rows) == self._batch and torch.equal(rows, torch.arange(len(rows), device=rows.device)):
             return self
         kept = copy(self)
         kept._layers = [copy(layer) for layer in self._layers]
