@@ -32,7 +32,7 @@ LEARNING = (
     "packages/*/tests/test_readme*.py",
     "packages/*/tests/test_training_*.py",
     "tests/integration/test_overfit.py",
-    "packages/xlm-core/tests/test_optimizers.py",
+    "packages/xlm-modules/tests/test_optimizers.py",
 )
 """Tests of what a network learns, which the rounding of a processor must not decide."""
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}

@@ -53,7 +53,7 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 @contextmanager
-def told(tell: Tell, what: str) -> Iterator[None]:
+def reported(tell: Tell, what: str) -> Iterator[None]:
     """Report an error as the result of ``what``, and continue."""
     try:
         yield
@@ -68,7 +68,7 @@ def told(tell: Tell, what: str) -> Iterator[None]:
         tell({"what": what, "error": f"{type(error).__name__}: {line}", "at": frames[-2:]})
 
 
-def device_figures(scale: Scale, device: torch.device, tell: Tell) -> None:
+def device_metrics(scale: Scale, device: torch.device, tell: Tell) -> None:
     """The device and its rates."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     tell(
@@ -272,12 +272,12 @@ def run_part(
     """Run a part; ``turn`` is called when it is ready and returns when it may measure."""
     if part == "device":
         turn()
-        with told(tell, "device"):
-            device_figures(scale, device, tell)
+        with reported(tell, "device"):
+            device_metrics(scale, device, tell)
         return
     parts = made(family, scale)
     if part == "plain":
-        with told(tell, f"equal to the CPU: {family}"):
+        with reported(tell, f"equal to the CPU: {family}"):
             compare_with_cpu(family, scale, parts, device, tell)
     parts.model.to(device)
     if device.type == "cuda":
@@ -286,7 +286,7 @@ def run_part(
     if part == "compiled":
         network = AnyShape(parts.model)
         start = time.perf_counter()
-        with told(tell, f"compiling: {family}"):
+        with reported(tell, f"compiling: {family}"):
             for number in range(2):
                 batch = on_device(
                     parts.collate(texts(number, 4, scale.length, scale.size.vocab_size)), device
@@ -301,17 +301,17 @@ def run_part(
             torch.cuda.empty_cache()
     turn()
     name = f"training, {part}: {family}"
-    with told(tell, name):
+    with reported(tell, name):
         trained = train(family, scale, parts, network, device, tell, compiled=part == "compiled")
         if part == "plain":
-            with told(tell, f"waits in a step: {family}"):
+            with reported(tell, f"waits in a step: {family}"):
                 look_for_waits(family, trained, tell)
-        with told(tell, f"kernels, {part}: {family}"):
+        with reported(tell, f"kernels, {part}: {family}"):
             kernels = attention_kernels(trained.step, device)
             tell({"what": "kernels", "family": family, "compiled": part == "compiled", **kernels})
         del trained
     if part == "plain":
-        with told(tell, f"generation: {family}"):
+        with reported(tell, f"generation: {family}"):
             generate(family, scale, parts, device, tell)
 
 

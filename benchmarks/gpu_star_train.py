@@ -198,7 +198,7 @@ def train(
     step, next_look = 0, started + settings.between
     losses: list[torch.Tensor] = []
 
-    def figures() -> dict[str, Any]:
+    def metrics() -> dict[str, Any]:
         seconds = time.monotonic() - started
         return {
             "step": past["steps"] + step,
@@ -209,7 +209,7 @@ def train(
         }
 
     def keep() -> None:
-        done = figures()
+        done = metrics()
         save(checkpoint, parts.model, done["step"], done["rows"], done["seconds"])
 
     for batch in loader:
@@ -229,14 +229,14 @@ def train(
         if now < min(next_look, deadline):
             continue
         right, _ = exact_match(parts, average.model, validation, device)
-        tell({**figures(), "validation": right})
+        tell({**metrics(), "validation": right})
         keep()
         done = time.monotonic()
         next_look = done + max(settings.between, 5 * (done - now))
         if right >= PERFECT or now >= deadline:
             break
     right, evaluations = exact_match(parts, average.model, unseen(level, "test", settings.tested), device)
-    tell({**figures(), "test": right, "tested": settings.tested, "evaluations": evaluations})
+    tell({**metrics(), "test": right, "tested": settings.tested, "evaluations": evaluations})
 
 
 def main() -> None:

@@ -88,13 +88,13 @@ class Server:
 
 def curve(run: Path, column: str) -> dict[int, str]:
     """A logged metric by step; a repeated step must have the same value."""
-    figures: dict[int, str] = {}
+    metrics: dict[int, str] = {}
     for file in run.glob("csv/version_*/metrics.csv"):
         with file.open() as lines:
             for row in csv.DictReader(lines):
-                if figure := row.get(column):
-                    assert figures.setdefault(int(row["step"]), figure) == figure, (column, row["step"])
-    return figures
+                if value := row.get(column):
+                    assert metrics.setdefault(int(row["step"]), value) == value, (column, row["step"])
+    return metrics
 
 
 def learnt(run: Path) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def model_appendix(family: str) -> str:
         f"\n\n## Run it in the harness\n\n| experiment | what it is |\n|---|---|\n{rows}\n\n"
         f"`xlm job_type=train job_name=NAME experiment=star_tiny_{family}` trains, tests and says where the\n"
         "results are; [First run](../first-run.md) explains what it prints. All keys of the configs:\n"
-        "[Configuration](../reference/configuration.md). Measured figures, each with its command:\n"
+        "[Configuration](../reference/configuration.md). Measured numbers, each with its command:\n"
         "[Results](../results.md).\n\n"
         f"## Reference\n\n::: xlm_{family}\n"
         "    options: {show_root_heading: false, heading_level: 3}\n"

@@ -23,11 +23,37 @@ def unwanted() -> dict[str, str]:
 
 def found_in(text: str, word: str) -> list[int]:
     """Numbers of the lines that hold the word, also across a line break or as a part of a name_like_this."""
-    pattern = r"[\s#]+".join(map(re.escape, word.split()))
+    pattern = r"[\s#_]+".join(map(re.escape, word.split()))
     return [
         text.count("\n", 0, match.start()) + 1
         for match in re.finditer(rf"(?<![A-Za-z]){pattern}(?![A-Za-z])", text, re.IGNORECASE)
     ]
+
+
+def identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and name of each variable, argument, attribute, class and function that is no test."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name) | ast.ClassDef(name=name):
+                yield node.lineno, name
+            case ast.FunctionDef(name=name) if not name.startswith("test_"):  # a sentence
+                yield node.lineno, name
+            case _:
+                pass
+
+
+def test_identifiers_use_the_preferred_terms() -> None:
+    [line] = re.findall(r"^Identifiers also avoid (.*)\.$", LIST.read_text(encoding="utf-8"), re.MULTILINE)
+    words = set(re.findall(r"`(\w+)`", line))
+    assert "figure" in words
+    faults = [
+        f"{path.relative_to(ROOT)}:{number}: {name}"
+        for path in tracked("*.py")
+        if "{{" not in str(path)
+        for number, name in identifiers(ast.parse(path.read_text(encoding="utf-8")))
+        if words & set(name.lower().split("_"))
+    ]
+    assert not faults, "\n".join(faults)
 
 
 @pytest.mark.parametrize("pattern", TEXTS)
@@ -49,6 +75,8 @@ def test_the_list_is_read_and_searched() -> None:
     assert len(words) > 15
     assert found_in("a\nexact_law = 1\nflaw, lawn", "law") == [2]
     assert found_in("# kept for\n# ever", "for ever") == [1]
+    names = ast.parse("def told(a): b.way = 1\ndef test_the_way(): pass\nclass Figures: pass")
+    assert {name for _, name in identifiers(names)} == {"told", "a", "b", "way", "Figures"}
 
 
 def faults(docstring: str) -> Iterator[str]:

@@ -41,7 +41,7 @@ def test_a_job_runs_and_tells_what_it_did(tmp_path: Path) -> None:
         f"datamodule.cache_dir={tmp_path / 'cache'}",
     ]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    told = (
+    printed = (
         "my own loss",
         "xlm train",
         "step 2",
@@ -50,7 +50,7 @@ def test_a_job_runs_and_tells_what_it_did(tmp_path: Path) -> None:
         "predictions",
         "runs/fast/metrics.json",
     )
-    for part in told:
+    for part in printed:
         assert part in done.stdout, done.stdout
     assert "Warning" not in done.stderr
 

@@ -25,17 +25,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("sudoku_tiny_")])
 def test_a_family_learns_sudoku_and_keeps_the_clues(experiment: str, tmp_path: Path, cache: Path) -> None:
-    figures = run_fast(tmp_path, cache, "train", experiment, FEW_ROWS, *SMALL_NETWORK, *FAST)
-    assert figures["val/prediction/broken_clues"] == 0.0
-    assert 0 <= figures["val/prediction/board_accuracy"] <= figures["val/prediction/cell_accuracy"] <= 1
-    assert figures["val/lm/nll"] > 0
+    metrics = run_fast(tmp_path, cache, "train", experiment, FEW_ROWS, *SMALL_NETWORK, *FAST)
+    assert metrics["val/prediction/broken_clues"] == 0.0
+    assert 0 <= metrics["val/prediction/board_accuracy"] <= metrics["val/prediction/cell_accuracy"] <= 1
+    assert metrics["val/lm/nll"] > 0
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("safe_tiny_")])
 def test_a_family_learns_molecules(experiment: str, tmp_path: Path, cache: Path) -> None:
-    figures = run_fast(tmp_path, cache, "train", experiment, FEW_ROWS, *SMALL_NETWORK, *FAST)
-    assert 0 <= figures["val/prediction/quality"] <= figures["val/prediction/validity"] <= 1
-    assert figures["val/lm/nll"] > 0
+    metrics = run_fast(tmp_path, cache, "train", experiment, FEW_ROWS, *SMALL_NETWORK, *FAST)
+    assert 0 <= metrics["val/prediction/quality"] <= metrics["val/prediction/validity"] <= 1
+    assert metrics["val/lm/nll"] > 0
 
 
 @pytest.mark.parametrize("family", ["mdlm", "ilm"])
@@ -48,10 +48,10 @@ def test_given_fragments_stay_in_the_generations(family: str, tmp_path: Path, ca
         "trainer.max_steps=1",
         "trainer.val_check_interval=1",
     )
-    figures = run_fast(
+    metrics = run_fast(
         tmp_path, cache, "train", f"safe_tiny_{family}", FEW_ROWS, *SMALL_NETWORK, *overrides, *FAST[2:]
     )
-    assert figures["test/prediction/given_kept"] == 1.0
+    assert metrics["test/prediction/given_kept"] == 1.0
     records = [
         json.loads(line) for line in (tmp_path / "fast" / "predictions.jsonl").read_text().splitlines()
     ]
@@ -102,7 +102,7 @@ def test_published_molecules_are_streamed_from_a_local_copy(
         folder.mkdir(parents=True, exist_ok=True)
         rows = [{"input": molecules[n % 5], "mc_labels": [0.5]} for n in range(count)]
         datasets.Dataset.from_list(rows).to_parquet(folder / f"{split}-00000-of-00001-0.parquet")
-    figures = run_fast(
+    metrics = run_fast(
         tmp_path,
         cache,
         "train",
@@ -114,9 +114,9 @@ def test_published_molecules_are_streamed_from_a_local_copy(
         *SMALL_NETWORK,
         *FAST,
     )
-    assert figures["val/lm/nll"] > 0
-    assert "val/prediction/diversity" in figures
-    told = capsys.readouterr().out
+    assert metrics["val/lm/nll"] > 0
+    assert "val/prediction/diversity" in metrics
+    printed = capsys.readouterr().out
     # Two of the five cannot be cut, one of 100 atoms is too long.
-    assert "val: of 10 rows read 2 too long (task.length_limit), dropped, 4 without a bond" in told
-    assert re.search(r"stream: of 40 rows read 8 too long .*, dropped, 16 without a bond", told)
+    assert "val: of 10 rows read 2 too long (task.length_limit), dropped, 4 without a bond" in printed
+    assert re.search(r"stream: of 40 rows read 8 too long .*, dropped, 16 without a bond", printed)

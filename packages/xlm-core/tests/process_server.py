@@ -53,10 +53,10 @@ def _obey(order: dict[str, Any]) -> int:
     try:
         toy_jobs.run(Path(order["root"]), *order["overrides"])
     except Exception as error:  # noqa: BLE001  # the test reads any error
-        told = error if isinstance(error, XLMError) else explained(error)
+        message = error if isinstance(error, XLMError) else explained(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        print(told or f"{type(error).__name__}: {error}", flush=True)
-        return told.exit_code if told else 1
+        print(message or f"{type(error).__name__}: {error}", flush=True)
+        return message.exit_code if message else 1
     sys.stdout.flush()
     return 0
 

@@ -27,7 +27,7 @@ def logged(tmp_path: Path, column: str) -> list[float]:
         return [float(row[column]) for row in csv.DictReader(lines) if row.get(column)]
 
 
-def test_figures_of_the_training(run_toy: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_of_the_training(run_toy: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_toy(*TRAIN, "callbacks=[throughput,gradient_norm,samples,memory]", "trainer.max_steps=5")
     # All tokens are 3; the untrained softmax gives 1/6 to each of 6.
     assert logged(tmp_path, "train/gradient_norm")[0] == pytest.approx(math.sqrt(5 / 36 + 25 / 36))

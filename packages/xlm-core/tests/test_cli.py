@@ -150,7 +150,7 @@ def test_an_empty_cache_folder_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["XLM_CACHE"] == "/somewhere"
 
 
-def test_a_closed_pipe_is_an_error_that_is_told() -> None:
+def test_a_closed_pipe_is_an_error_that_is_reported() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as output:

@@ -32,15 +32,15 @@ def compare(*words: str) -> None:
     assert read_tool("compare", Compare, ["job_type=compare", *words]).run() == 0
 
 
-def make_run(name: str, seed: int, figures: dict[str, float], task: str = "star", **more: object) -> None:
+def make_run(name: str, seed: int, metrics: dict[str, float], task: str = "star", **more: object) -> None:
     folder = Path("runs", name)
     folder.mkdir(parents=True)
     config = {"job_name": name, "seed": seed, "task": {"name": task}, **more}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     metrics = {
-        "test/prediction/exact_match": figures["accuracy"],
-        "test/lm/nll": figures["nll"],
-        "test/lm/is_bound": figures["bound"],
+        "test/prediction/exact_match": metrics["accuracy"],
+        "test/lm/nll": metrics["nll"],
+        "test/lm/is_bound": metrics["bound"],
         "test/lm/models_length": 1.0,
         "val/lm/loss": 3.0,
     }
@@ -86,7 +86,7 @@ def evaluation(run: str, folder: str, accuracy: float, **config: Any) -> None:
     make_run(f"{run}/eval/{folder}", 1, {"accuracy": accuracy, "bound": 1.0, "nll": 2.0}, **config)
 
 
-def test_settings_of_one_name_are_told_apart_by_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_of_one_name_are_distinguished_by_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
     for place, steps in (("a", 1), ("b", 4)):
         evaluation("mdlm", place, steps / 10, predictor={"sampler": {"num_steps": steps, "kind": "p"}})
     compare("runs=[runs/mdlm/eval/*]")
@@ -104,8 +104,8 @@ def test_settings_of_one_name_are_told_apart_by_what_differs(capsys: pytest.Capt
 def test_seeds_and_settings_of_one_sweep() -> None:
     for seed in (1, 2):
         for lr in (0.1, 0.2):
-            figures = {"accuracy": seed * lr, "bound": 1.0, "nll": 2.0}
-            make_run(f"t_s{seed}_{lr}", seed, figures, optimizer={"lr": lr})
+            metrics = {"accuracy": seed * lr, "bound": 1.0, "nll": 2.0}
+            make_run(f"t_s{seed}_{lr}", seed, metrics, optimizer={"lr": lr})
     compare("runs=[runs/t_*]")
     found = written()["prediction/exact_match"]
     assert {name: sorted(value["values"].values()) for name, value in found.items()} == {
@@ -133,8 +133,8 @@ def test_families_and_settings_together() -> None:
 
 def test_callbacks_that_change_the_weights_make_a_setting() -> None:
     for seed, callback in ((4, "ema"), (5, "samples"), (6, "throughput")):
-        figures = {"accuracy": 0.5, "bound": 1.0, "nll": 2.0}
-        make_run(f"w{seed}", seed, figures, callbacks={callback: {"_target_": f"C.{callback}"}})
+        metrics = {"accuracy": 0.5, "bound": 1.0, "nll": 2.0}
+        make_run(f"w{seed}", seed, metrics, callbacks={callback: {"_target_": f"C.{callback}"}})
     compare("runs=[runs/w*]")
     assert set(written()["prediction/exact_match"]) == {"w4", "w* (2 seeds)"}
 
@@ -174,9 +174,9 @@ def test_losses_of_unlike_families_and_settings_stand_in_rows_of_their_own() -> 
     run("l3", _target_="b.Loss")
     compare("runs=[runs/l1,runs/l2,runs/l3]")
     kinds = ("a.Loss, weight=one", "a.Loss, weight=two", "b.Loss")
-    for figure in ("lm/loss", "lm/term"):
+    for metric in ("lm/loss", "lm/term"):
         for kind, name in zip(kinds, ("l1", "l2", "l3"), strict=True):
-            assert set(written()[f"{figure} ({kind})"]) == {name}
+            assert set(written()[f"{metric} ({kind})"]) == {name}
     assert set(written()["prediction/exact_match"]) == {"l1", "l2", "l3"}
 
 
@@ -185,10 +185,10 @@ def test_unlike_likelihoods_come_with_advice(capsys: pytest.CaptureFixture[str])
     text = capsys.readouterr().out
     assert BOUNDS in text
     assert LENGTHS not in text
-    make_run("told", 1, {"accuracy": 0.5, "bound": 1.0, "nll": 2.0}, model={"d_model": 1})
-    path = Path("runs/told/metrics.json")
+    make_run("marked", 1, {"accuracy": 0.5, "bound": 1.0, "nll": 2.0}, model={"d_model": 1})
+    path = Path("runs/marked/metrics.json")
     path.write_text(path.read_text().replace('models_length": 1.0', 'models_length": 0.0'))
-    compare("runs=[runs/ilm_s1,runs/told]")
+    compare("runs=[runs/ilm_s1,runs/marked]")
     text = capsys.readouterr().out
     assert LENGTHS in text
     assert BOUNDS not in text
@@ -230,7 +230,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("message", MISTAKES)
-def test_a_mistake_is_told(message: str, here: Path) -> None:
+def test_a_mistake_is_reported(message: str, here: Path) -> None:
     (here / "empty").mkdir()
     for name, metrics in (("damaged", '{"test/'), ("foreign", "{}")):
         (here / name).mkdir()

@@ -16,7 +16,7 @@ def test_a_whole_installation(
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     (tmp_path / "rows.arrow").write_bytes(bytes(3_000_000))
     assert doctor.main() == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for part in (
         "torch",
         "cpu",
@@ -26,12 +26,12 @@ def test_a_whole_installation(
         "does not exist yet",
         "token present",
     ):
-        assert part in told
-    assert "no problems" in told
-    assert "secret" not in told
+        assert part in printed
+    assert "no problems" in printed
+    assert "secret" not in printed
 
 
-def test_another_projects_core_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_another_projects_core_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     metadata = tmp_path / "xlm_models-0.3.1.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: xlm-models\nVersion: 0.3.1\n")
@@ -39,7 +39,7 @@ def test_another_projects_core_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert any("xlm-models 0.3.1 is another project's" in line for line in doctor.problems())
 
 
-def test_a_file_that_hides_the_namespace_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_that_hides_the_namespace_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "xlm").mkdir()
     (tmp_path / "xlm" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -167,9 +167,9 @@ def test_a_job_of_somebody_else_is_listed_and_not_imported() -> None:
 
 @pytest.mark.usefixtures("their_jobs")
 def test_a_job_of_somebody_else_runs_on_a_run(run_toy: Run, compose_toy: Compose) -> None:
-    figures = run_toy("job_type=frontier", "++sweep={steps: [2, 8]}", "++repeats=3")
-    assert (figures["steps_2"], figures["steps_8"]) == (6.0, 24.0)
-    assert figures["recorded"] == 1.0
+    metrics = run_toy("job_type=frontier", "++sweep={steps: [2, 8]}", "++repeats=3")
+    assert (metrics["steps_2"], metrics["steps_8"]) == (6.0, 24.0)
+    assert metrics["recorded"] == 1.0
     for override, message in {
         "++sweep={steps: [0]}": "sweep.steps.0: got 0. Input should be greater than or equal to 1",
         "seed=3": "sweep: missing",

@@ -16,11 +16,11 @@ def accident(kind: str) -> str:
 def fault_of(run_toy: Run, *overrides: str) -> str:
     with pytest.raises(Exception) as caught:  # noqa: PT011  # the test checks its message
         run_toy("job_type=train", "checkpoint_interval=2", *overrides)
-    told = explained(caught.value)
-    assert told is not None
-    assert told.exit_code == 1
-    assert "\n" not in str(told)
-    return str(told)
+    message = explained(caught.value)
+    assert message is not None
+    assert message.exit_code == 1
+    assert "\n" not in str(message)
+    return str(message)
 
 
 def test_no_memory_in_a_step(run_toy: Run, tmp_path: Path) -> None:
@@ -32,11 +32,11 @@ def test_no_memory_in_a_step(run_toy: Run, tmp_path: Path) -> None:
 # TensorBoard's own thread ends by the same error.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_folder_is_deleted(run_toy: Run) -> None:
-    told = fault_of(run_toy, accident("deleted"))
-    assert "does not exist. Was it moved or deleted?" in told
+    message = fault_of(run_toy, accident("deleted"))
+    assert "does not exist. Was it moved or deleted?" in message
 
 
 def test_a_folder_that_cannot_be_written(run_toy: Run) -> None:
-    told = fault_of(run_toy, "output_dir=/sys/kernel")  # of the system, hence also for an administrator
-    assert told.startswith("/sys/kernel/toy: ")
-    assert "Choose writable folders: output_dir=FOLDER" in told
+    message = fault_of(run_toy, "output_dir=/sys/kernel")  # of the system, hence also for an administrator
+    assert message.startswith("/sys/kernel/toy: ")
+    assert "Choose writable folders: output_dir=FOLDER" in message

@@ -112,7 +112,7 @@ MISTAKES: dict[tuple[str, ...], str] = {
 
 
 @pytest.mark.parametrize("overrides", MISTAKES)
-def test_a_mistake_is_told_in_the_words_of_the_command_line(
+def test_a_mistake_is_reported_in_the_words_of_the_command_line(
     overrides: tuple[str, ...], my_file: Path, run_toy: Run
 ) -> None:
     (my_file.parent / "my_broken.py").write_text("1 / 0")

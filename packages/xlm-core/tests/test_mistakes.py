@@ -213,10 +213,10 @@ def test_a_fault_of_the_machine_says_what_to_do(fault: Callable[[], object]) -> 
     message, code = FAULTS[fault]
     with pytest.raises(Exception) as caught:  # noqa: PT011  # the test checks its message
         fault()
-    told = explained(caught.value)
-    assert told is not None
-    assert re.search(message, str(told))
-    assert told.exit_code == code
+    error = explained(caught.value)
+    assert error is not None
+    assert re.search(message, str(error))
+    assert error.exit_code == code
 
 
 def test_a_fault_of_the_program_is_none_of_the_machine() -> None:

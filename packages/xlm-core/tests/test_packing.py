@@ -66,7 +66,7 @@ def test_a_document_of_many_blocks(tmp_path: Path) -> None:
     assert [block["segment_ids"].tolist() for block in found] == segments(tokens, 16)
 
 
-def test_documents_are_not_told_apart_unless_asked(tmp_path: Path) -> None:
+def test_documents_are_distinguished_only_on_request(tmp_path: Path) -> None:
     module = datamodule(tmp_path, {"packing": text_task.packing(keep_apart=False)})
     assert set(blocks(module)[0]) == {"seed", "place", "target_ids"}
 

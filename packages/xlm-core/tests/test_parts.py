@@ -66,20 +66,20 @@ def test_parts_of_all_ranks_are_merged_in_the_order_of_rows(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
 
 
-def test_likelihood_figures() -> None:
+def test_likelihood_metrics() -> None:
     from toy_family import ToyLikelihood
 
     nll = torch.tensor([2.0, 4.0, 9.0])
     metric = SummedMetric[ToyLikelihood](LikelihoodMean())
     metric.update(ToyLikelihood(nll[:2], torch.tensor([1, 3]), nll_kind="bound", num_draws=4))
     metric.update(ToyLikelihood(nll[2:], torch.tensor([6]), nll_kind="bound", num_draws=4))
-    figures = metric.compute()
-    assert figures["nll"] == pytest.approx(5)
-    assert figures["nll_standard_error"] == pytest.approx(float(nll.std()) / math.sqrt(3))
-    assert figures["nll_per_token"] == pytest.approx(1.5)
-    assert figures["perplexity"] == pytest.approx(math.exp(1.5))
-    assert figures["bits_per_token"] == pytest.approx(1.5 / math.log(2))
-    assert (figures["is_bound"], figures["models_length"], figures["num_draws"]) == (1, 0, 4)
+    metrics = metric.compute()
+    assert metrics["nll"] == pytest.approx(5)
+    assert metrics["nll_standard_error"] == pytest.approx(float(nll.std()) / math.sqrt(3))
+    assert metrics["nll_per_token"] == pytest.approx(1.5)
+    assert metrics["perplexity"] == pytest.approx(math.exp(1.5))
+    assert metrics["bits_per_token"] == pytest.approx(1.5 / math.log(2))
+    assert (metrics["is_bound"], metrics["models_length"], metrics["num_draws"]) == (1, 0, 4)
 
 
 def test_costs_of_generation() -> None:

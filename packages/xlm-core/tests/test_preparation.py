@@ -208,7 +208,7 @@ def test_several_processes_make_the_same_rows(files: Path, tmp_path: Path) -> No
     assert one.cards["train"].counts.notes == {"with a nine": sum(9 in ids for ids in expected)}
 
 
-def test_a_part_of_a_split_without_rows_is_told(files: Path, tmp_path: Path) -> None:
+def test_a_part_of_a_split_without_rows_is_reported(files: Path, tmp_path: Path) -> None:
     splits = {"train": "train", "val": "validation[0%:1%]"}
     with pytest.raises(XLMError, match=r"(?s)validation\[0%:1%\].*too few rows.*'task\.splits\.val="):
         prepare_files(files, tmp_path / "cache", splits=splits)
@@ -291,7 +291,7 @@ def test_a_prepared_task_needs_no_network_and_no_source(
     assert again.load("train")[:] == first.load("train")[:]
 
 
-def test_an_offline_machine_without_the_data_is_told_what_to_do(
+def test_an_offline_machine_without_the_data_gets_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)

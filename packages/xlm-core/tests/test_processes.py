@@ -21,10 +21,10 @@ SOON = 30
 """Seconds in which the other processes end."""
 
 # The loss of a step depends on its rows and their noise.
-TELLING = ("+task.source.token=null", "+loss.noisy=true")
+COMPARED = ("+task.source.token=null", "+loss.noisy=true")
 HARD = (
     # Everything that a resumed run could get wrong at once. Validation falls amid and onto checkpoints.
-    *TELLING,
+    *COMPARED,
     "callbacks=ema",
     "callbacks.ema.decay=0.9",
     "lr_scheduler=cosine",
@@ -53,13 +53,13 @@ def curve(run: Path) -> dict[int, str]:
 
 
 def validations(run: Path) -> dict[int, str]:
-    figures: dict[int, str] = {}
+    metrics: dict[int, str] = {}
     for file in run.glob("csv/version_*/metrics.csv"):
         with file.open() as lines:
             for row in csv.DictReader(lines):
-                if figure := row.get("val/lm/nll_per_token"):
-                    assert figures.setdefault(int(row["step"]), figure) == figure
-    return figures
+                if value := row.get("val/lm/nll_per_token"):
+                    assert metrics.setdefault(int(row["step"]), value) == value
+    return metrics
 
 
 def state(run: Path) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ def test_damaged_checkpoints_are_skipped_and_kept(server: Server, uninterrupted:
 
 
 @pytest.mark.parametrize(
-    ("accident", "expected_code", "told", "step"),
+    ("accident", "expected_code", "message", "step"),
     [
         ("SignalAt, name: SIGTERM, batch: 13", 143, "stopped by SIGTERM after step 6", 6),
         ("SignalAt, name: SIGINT, batch: 13", 130, "stopped by SIGINT after step 6", 6),
@@ -150,7 +150,7 @@ def test_damaged_checkpoints_are_skipped_and_kept(server: Server, uninterrupted:
 def test_what_stops_a_run_leaves_a_checkpoint(
     accident: str,
     expected_code: int,
-    told: str,
+    message: str,
     step: int,
     server: Server,
     uninterrupted: Path,
@@ -160,7 +160,7 @@ def test_what_stops_a_run_leaves_a_checkpoint(
     node = f"+callbacks.accident={{_target_: toy_accidents.{accident}}}"
     code, log = server.train(f"job_name={name}", *HARD, node)
     assert code == expected_code, log
-    assert told in log
+    assert message in log
     assert "resumes from there" in log
     code, log = server.train(f"job_name={name}", *HARD)
     assert code == 0, log
@@ -218,7 +218,7 @@ def two_processes() -> list[dict[str, str]]:
 
 
 PLAIN = (
-    *TELLING,
+    *COMPARED,
     "job_type=train",
     "lr_scheduler=cosine",
     "trainer.max_steps=8",
@@ -260,15 +260,15 @@ def test_two_processes_learn_what_one_does(strategy: str, server: Server, single
     assert [code for code, _ in results] == [0, 0], results
     double = server.root / "runs" / name
     assert_close(double, single)
-    figures = [json.loads((run / "metrics.json").read_text()) for run in (single, double)]
-    assert figures[1] == pytest.approx(figures[0])
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in (single, double)]
+    assert metrics[1] == pytest.approx(metrics[0])
     rows = [json.loads(line) for line in (double / "predictions.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(21))
-    command = ("job_type=eval", f"job_name={name}", "task.source.num_rows=21", *TELLING, *PAIR)
+    command = ("job_type=eval", f"job_name={name}", "task.source.num_rows=21", *COMPARED, *PAIR)
     results = server.run(*command, STRATEGIES[strategy], environments=two_processes())
     assert [code for code, _ in results] == [0, 0], results
     [file] = double.glob("eval/*/metrics.json")
-    assert json.loads(file.read_text()) == pytest.approx(figures[0])
+    assert json.loads(file.read_text()) == pytest.approx(metrics[0])
     assert "xlm train" not in results[1][1]  # only the first process talks
 
 
@@ -300,7 +300,7 @@ def test_checkpoints_that_are_folders_are_resumed_and_exported(server: Server, s
     last = server.root / "runs/folders/checkpoints/last.ckpt"
     assert all((path / ".metadata").is_file() for path in (last, last.with_name("previous.ckpt")))
     [(code, log)] = server.run(
-        "job_type=export", "job_name=folders", *TELLING, f"ckpt_path={last}", "allow_pickle=true"
+        "job_type=export", "job_name=folders", *COMPARED, f"ckpt_path={last}", "allow_pickle=true"
     )
     assert code == 0, log
     [file] = last.parents[1].glob("export/*/model/model.safetensors")

@@ -112,7 +112,7 @@ def harness_of(run_toy: Run) -> Any:
     return asked[0]
 
 
-def test_a_run_without_any_usable_checkpoint_is_not_silently_begun_anew(stopped: Path, run_toy: Run) -> None:
+def test_a_run_without_any_usable_checkpoint_does_not_restart_silently(stopped: Path, run_toy: Run) -> None:
     for file in stopped.iterdir():
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(XLMError, match=r"No checkpoint in .* is usable.*move them away"):

@@ -99,10 +99,10 @@ def test_thinning_keeps_what_it_says(
     kept = {"step-00000006.ckpt", "step-00000012.ckpt", "step-00000018.ckpt"}
     assert kept | {"last.ckpt", "previous.ckpt", mine.name} <= names
     assert len([name for name in names if name.startswith("best-")]) == 1
-    told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if ".ckpt " in line)
-    assert names <= told.keys()
-    assert told["step-00000012.ckpt"].startswith("step 12: periodic checkpoint")
-    assert told["step-mine.ckpt"].startswith("not written by this run")
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if ".ckpt " in line)
+    assert names <= listed.keys()
+    assert listed["step-00000012.ckpt"].startswith("step 12: periodic checkpoint")
+    assert listed["step-mine.ckpt"].startswith("not written by this run")
 
 
 class _BrokenLoss:
@@ -177,7 +177,7 @@ def test_a_compiler_that_fails_ends_in_one_message(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "listed"),
     [
         (("trainer.strategy=deepspeed",), "pip install -U deepspeed"),
         (("trainer.strategy=fsdp",), "requires a GPU accelerator"),
@@ -189,11 +189,11 @@ def test_a_compiler_that_fails_ends_in_one_message(
     ],
     ids=["deepspeed", "fsdp", "unknown", "node"],
 )
-def test_a_strategy_that_cannot_run_here_is_told_in_a_line(
-    overrides: tuple[str, ...], told: str, compose_toy: Compose, tmp_path: Path
+def test_a_strategy_that_cannot_run_here_is_reported_in_a_line(
+    overrides: tuple[str, ...], listed: str, compose_toy: Compose, tmp_path: Path
 ) -> None:
     run = resolve(compose_toy(*TRAIN, *overrides))
-    with pytest.raises(XLMError, match=rf"(?s)^trainer.*{told}"):
+    with pytest.raises(XLMError, match=rf"(?s)^trainer.*{listed}"):
         make_trainer(run, tmp_path)
 
 

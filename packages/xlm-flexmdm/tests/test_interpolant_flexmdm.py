@@ -30,8 +30,8 @@ def test_schedules_are_the_published_ones_read_backwards(name: str, reference: d
 def test_time_input() -> None:
     t = torch.tensor([0.0, 0.3, 0.9], dtype=torch.float64)
     assert torch.equal(Interpolant(Sine(), LINEAR).network_time(t), t)
-    told = Interpolant(Sine(), LINEAR, time_input="alpha").network_time(t)
-    torch.testing.assert_close(told, 1 - torch.cos(torch.pi / 2 * t))
+    given = Interpolant(Sine(), LINEAR, time_input="alpha").network_time(t)
+    torch.testing.assert_close(given, 1 - torch.cos(torch.pi / 2 * t))
     # TypeError where the annotations are checked at run time.
     with pytest.raises((ValueError, TypeError), match="'sigma'"):
         Interpolant(LINEAR, LINEAR, time_input="sigma")  # pyright: ignore[reportArgumentType]  # what is refused

@@ -263,24 +263,24 @@ def test_gaps_beyond_the_network_are_refused(reference: Reference) -> None:
 
 
 @pytest.mark.parametrize("state", [(HIDDEN,), (FIRST, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, FIRST + 1)])
-def test_posterior_targets_give_the_mean_gradient_of_all_ways(state: tuple[int, ...]) -> None:
-    """Of the ways from a text with equal tokens to a row, enumerated; all are equally likely."""
+def test_posterior_targets_give_the_mean_gradient_of_all_paths(state: tuple[int, ...]) -> None:
+    """Of the sampled paths from a text with equal tokens to a row, enumerated; all are equally likely."""
     text = (FIRST, FIRST, FIRST + 1, FIRST)
-    ways = [way for way in noisings(text) if way.state == state]
-    assert len(ways) > 1
+    paths = [path for path in noisings(text) if path.state == state]
+    assert len(paths) > 1
     one = np.ones(1)
     torch.manual_seed(0)
     logits = torch.randn(1, 4, FIRST + 2, dtype=torch.float64).requires_grad_()
     gaps = torch.rand(1, 5, dtype=torch.float64).requires_grad_()
 
-    def slopes(way: Noising, loss: FlexMDMLoss) -> list[Tensor]:
-        batch = at_times(batch_of([way]), one, one, 2 * one, 3 * one)
+    def slopes(path: Noising, loss: FlexMDMLoss) -> list[Tensor]:
+        batch = at_times(batch_of([path]), one, one, 2 * one, 3 * one)
         output = loss(_GivenOutputs(logits, gaps), batch)
         assert output.loss_count == 4
         return list(torch.autograd.grad(output.loss_sum, (logits, gaps)))
 
-    drawn = zip(*(slopes(way, FlexMDMLoss(mask_id=UNUSED)) for way in ways), strict=True)
-    found = slopes(ways[0], FlexMDMLoss(mask_id=UNUSED, targets="posterior"))
+    drawn = zip(*(slopes(path, FlexMDMLoss(mask_id=UNUSED)) for path in paths), strict=True)
+    found = slopes(paths[0], FlexMDMLoss(mask_id=UNUSED, targets="posterior"))
     for expected, slope in zip(drawn, found, strict=True):
         torch.testing.assert_close(slope, torch.stack(expected).mean(0), rtol=1e-12, atol=1e-12)
 

@@ -212,7 +212,7 @@ def test_slots_of_infilling() -> None:
     ],
     ids=["nothing", "reference_only", "prompt", "missing_at_both_ends", "missing_inside", "nothing_missing"],
 )
-def test_prompts_hold_what_is_given(
+def test_prompts_hold_the_fixed_tokens(
     example: ILMExample, ids: list[int], slots: list[int], budget: int
 ) -> None:
     collate = ILMPromptCollator(pad_id=PAD, cls_id=CLS, bos_id=BOS, max_length=5)

@@ -172,7 +172,7 @@ def test_numbers_of_masks_for_the_likelihood() -> None:
     assert (numbers[1:] - rows / 4).abs().max() < 4 * math.sqrt(rows / 4)
 
 
-def test_prompts_show_what_is_given_only() -> None:
+def test_prompts_show_the_fixed_tokens_only() -> None:
     batch = prompts(target_length=4)([*EXAMPLES, {"seed": 4}])
     assert batch["input_ids"].tolist() == [
         [D, D, BOS, MASK, MASK, MASK, MASK],

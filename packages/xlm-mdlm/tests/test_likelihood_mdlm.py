@@ -51,7 +51,7 @@ def collator(num_draws: int = 1, target_length: int | None = None) -> MDLMLikeli
     )
 
 
-def told_the_time(num_draws: int = 1) -> MDLMLikelihoodCollator:
+def with_time(num_draws: int = 1) -> MDLMLikelihoodCollator:
     return MDLMLikelihoodCollator(
         mask_id=MASK,
         pad_id=PAD,
@@ -139,8 +139,8 @@ def test_collators_estimate_the_bound_without_bias() -> None:
     for name, collate in {
         "number": collator(),
         "four numbers": collator(4),
-        "time": told_the_time(),
-        "four times": told_the_time(4),
+        "time": with_time(),
+        "four times": with_time(4),
     }.items():
         nll = LOSS.likelihood(model, collate(examples(number))).nll
         assert nll.shape == (number,)
@@ -165,13 +165,13 @@ def logits_of_column(column: Tensor) -> Tensor:
     return torch.sin(3.0 * torch.arange(FIRST + 3, dtype=torch.float64) + 2.0 * column.unsqueeze(1))
 
 
-def test_a_network_told_the_time_is_told_the_one_of_its_masks() -> None:
+def test_a_network_is_conditioned_on_the_time_of_its_masks() -> None:
     """A cell is masked with probability u and weighs 1/u, so its expected cost is int_0^1 CE(noise(u)) du.
 
     noise(u) = -log(1 - u), but not more than at t = 1, where alpha is 1e-3.
     """
     number = 2000
-    batch = told_the_time(8)(examples(number))
+    batch = with_time(8)(examples(number))
     assert "noise" in batch
     assert float(batch["noise"].max()) == pytest.approx(-math.log(1e-3))
     nll = LOSS.likelihood(ToldTheTime(), batch).nll
@@ -216,7 +216,7 @@ def test_nothing_to_predict_costs_nothing() -> None:
         "target_ids": torch.full((LENGTH,), FIRST),
         "fixed": torch.ones(LENGTH, dtype=torch.bool),
     }
-    for collate in (collator(2), told_the_time(2)):
+    for collate in (collator(2), with_time(2)):
         likelihood = LOSS.likelihood(network(), collate([given, *examples(1)]))
         assert float(likelihood.nll[0]) == 0.0
         assert likelihood.num_tokens.tolist() == [0, LENGTH]

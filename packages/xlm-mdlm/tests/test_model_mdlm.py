@@ -58,22 +58,22 @@ def test_untrained_rotary_network_has_small_logits() -> None:
 @EACH_NETWORK
 def test_time_is_ignored_by_default(make: Callable[[], Network]) -> None:
     model, input_ids = make(), torch.randint(VOCAB, (2, 5))
-    told = model(input_ids, None, torch.tensor([0.3, 5.0], dtype=torch.float64))
-    assert torch.equal(told, model(input_ids))
+    with_time = model(input_ids, None, torch.tensor([0.3, 5.0], dtype=torch.float64))
+    assert torch.equal(with_time, model(input_ids))
 
 
 def test_without_the_time_the_condition_is_that_of_zero_noise() -> None:
-    told, not_told = dit(time_conditioning=True), dit()
-    not_told.load_state_dict(told.state_dict())
+    with_time, without_time = dit(time_conditioning=True), dit()
+    without_time.load_state_dict(with_time.state_dict())
     input_ids = torch.randint(VOCAB, (3, 5))
-    zero = told(input_ids, None, torch.zeros(3, dtype=torch.float64))
-    torch.testing.assert_close(not_told(input_ids), zero, rtol=1e-12, atol=1e-12)
-    some = told(input_ids, None, torch.tensor([0.0, 0.5, 3.0], dtype=torch.float64))
+    zero = with_time(input_ids, None, torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(without_time(input_ids), zero, rtol=1e-12, atol=1e-12)
+    some = with_time(input_ids, None, torch.tensor([0.0, 0.5, 3.0], dtype=torch.float64))
     assert torch.equal(some[0], zero[0])
     assert ((some - zero)[1:].abs().amax((1, 2)) > 1e-3).all()
 
 
-def test_a_network_told_the_time_needs_it() -> None:
+def test_a_network_conditioned_on_the_time_requires_it() -> None:
     with pytest.raises(ValueError, match="conditioned on time, but its batch has none"):
         dit(time_conditioning=True)(torch.randint(VOCAB, (2, 5)))
 

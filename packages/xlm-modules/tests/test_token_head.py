@@ -18,7 +18,7 @@ from xlm.modules import (
 )
 
 CELLS, WIDTH, VOCAB = 13, 5, 11
-BOTH = pytest.mark.parametrize("way", ["in pieces", "of logits"])
+BOTH = pytest.mark.parametrize("form", ["in pieces", "of logits"])
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +45,8 @@ def tokens(number: int, **options: Any) -> TokenTargets:
     )
 
 
-def score(way: str, hidden: Tensor, head: nn.Linear, targets: TokenTargets) -> Any:
-    if way == "in pieces":
+def score(form: str, hidden: Tensor, head: nn.Linear, targets: TokenTargets) -> Any:
+    if form == "in pieces":
         return linear_cross_entropy(hidden, head, targets)
     return cross_entropy_of_logits(head(hidden), targets)
 
@@ -62,10 +62,10 @@ def assert_same(scores: Any, expected: Tensor, hidden: Tensor, head: nn.Linear) 
 
 @BOTH
 @pytest.mark.parametrize("bias", [True, False])
-def test_one_token_in_each_cell_is_cross_entropy(way: str, bias: bool) -> None:
+def test_one_token_in_each_cell_is_cross_entropy(form: str, bias: bool) -> None:
     hidden, head = made(bias=bias)
     targets = tokens(CELLS, wants_best=True)
-    scores = score(way, hidden, head, targets)
+    scores = score(form, hidden, head, targets)
     entropy = F.cross_entropy(head(hidden), targets.token, reduction="none")
     torch.testing.assert_close(scores.log_probs, -entropy.detach())
     assert scores.best.tolist() == head(hidden).argmax(1).tolist()
@@ -73,11 +73,11 @@ def test_one_token_in_each_cell_is_cross_entropy(way: str, bias: bool) -> None:
 
 
 @BOTH
-def test_impossible_tokens_have_no_share(way: str) -> None:
+def test_impossible_tokens_have_no_share(form: str) -> None:
     hidden, head = made()
     may_end = torch.arange(CELLS) % 3 == 0
     targets = tokens(CELLS, suppressed_ids=[0, 1, 2], end_ids=[1, 2], may_end=may_end, wants_best=True)
-    scores = score(way, hidden, head, targets)
+    scores = score(form, hidden, head, targets)
     terms = []
     for cell in range(CELLS):
         possible = [1, 2, *range(3, VOCAB)] if may_end[cell] else list(range(3, VOCAB))
@@ -88,11 +88,11 @@ def test_impossible_tokens_have_no_share(way: str) -> None:
 
 
 @BOTH
-def test_several_tokens_in_a_cell_and_none_in_others(way: str) -> None:
+def test_several_tokens_in_a_cell_and_none_in_others(form: str) -> None:
     hidden, head = made()
     cell = torch.tensor([12, 0, 0, 3, 3, 3, 7, 5, 0])
     targets = tokens(len(cell), cell=cell)
-    scores = score(way, hidden, head, targets)
+    scores = score(form, hidden, head, targets)
     log_probs = head(hidden).log_softmax(1)
     expected = torch.stack([-log_probs[c, t] for c, t in zip(cell, targets.token, strict=True)])
     torch.testing.assert_close(scores.log_probs, -expected.detach())
@@ -100,12 +100,12 @@ def test_several_tokens_in_a_cell_and_none_in_others(way: str) -> None:
 
 
 @BOTH
-def test_cells_of_a_group_share_a_softmax(way: str) -> None:
+def test_cells_of_a_group_share_a_softmax(form: str) -> None:
     hidden, head = made()
     sizes = [2, 0, 6, 1, 4]  # the third is larger than a piece
     cell = torch.tensor([0, 1, 1, 2, 7, 7, 4, 8, 12])
     targets = tokens(len(cell), cell=cell, group_sizes=sizes, suppressed_ids=[0, 1])
-    scores = score(way, hidden, head, targets)
+    scores = score(form, hidden, head, targets)
     logits = head(hidden)[:, 2:]
     terms = []
     for place, token in zip(cell.tolist(), targets.token.tolist(), strict=True):
@@ -119,21 +119,21 @@ def test_cells_of_a_group_share_a_softmax(way: str) -> None:
 
 
 @BOTH
-def test_an_impossible_target_makes_the_loss_infinite(way: str) -> None:
+def test_an_impossible_target_makes_the_loss_infinite(form: str) -> None:
     hidden, head = made()
     targets = tokens(CELLS, suppressed_ids=[int(tokens(CELLS).token[4])])
-    scores = score(way, hidden, head, targets)
+    scores = score(form, hidden, head, targets)
     assert scores.loss == math.inf
     assert scores.log_probs[4] == -math.inf
 
 
 @BOTH
-def test_no_cells_and_no_targets(way: str) -> None:
+def test_no_cells_and_no_targets(form: str) -> None:
     hidden, head = made()
-    scores = score(way, hidden[:0], head, tokens(0, wants_best=True))
+    scores = score(form, hidden[:0], head, tokens(0, wants_best=True))
     assert scores.loss == 0
     assert scores.best.shape == (0,)
-    nothing = score(way, hidden, head, tokens(0, cell=torch.tensor([], dtype=torch.long)))
+    nothing = score(form, hidden, head, tokens(0, cell=torch.tensor([], dtype=torch.long)))
     assert_same(nothing, (0 * head(hidden)).sum(), hidden, head)
 
 

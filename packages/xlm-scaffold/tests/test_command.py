@@ -43,7 +43,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_three_ways_make_the_same_package(outside: Path, tmp_path: Path) -> None:
+def test_three_commands_make_the_same_package(outside: Path, tmp_path: Path) -> None:
     answers = {"name": "my_model", "author": "me", "xlm": "index"}
     cli.main(["my_model", "--author", "me", "--xlm", "index"])
     copier.run_copy(str(ROOT / "templates" / "model"), outside / "by-path", data=answers, defaults=True)

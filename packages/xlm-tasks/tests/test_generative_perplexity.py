@@ -71,11 +71,11 @@ def test_it_agrees_with_one_evaluation_per_token(scorer: Path, batch_size: int) 
     nats, scored, cut = expected(scorer, TEXTS)
     metric = GenerativePerplexity(str(scorer), batch_size=batch_size, max_length=LONGEST)
     metric.update(generations(TEXTS))
-    figures = metric.compute()
-    assert figures["generative_perplexity"] == pytest.approx(math.exp(nats / scored), rel=1e-4)
-    assert (figures["scored"], figures["unscored"]) == (3 / 5, 2 / 5)
+    metrics = metric.compute()
+    assert metrics["generative_perplexity"] == pytest.approx(math.exp(nats / scored), rel=1e-4)
+    assert (metrics["scored"], metrics["unscored"]) == (3 / 5, 2 / 5)
     assert cut > 0
-    assert figures["truncated_tokens"] == cut / (scored + 3 + 1 + cut)  # 3 first tokens, 1 text of one token
+    assert metrics["truncated_tokens"] == cut / (scored + 3 + 1 + cut)  # 3 first tokens, 1 text of one token
 
 
 def test_states_of_two_processes_add_up(scorer: Path) -> None:

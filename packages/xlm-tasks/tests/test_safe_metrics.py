@@ -51,7 +51,7 @@ def test_known_values_of_known_molecules() -> None:
     assert QED.qed(Chem.MolFromSmiles(PARACETAMOL)) == drug_likeness(PARACETAMOL)[0]
 
 
-def test_each_figure_has_its_own_denominator() -> None:
+def test_each_metric_has_its_own_denominator() -> None:
     """Six generations: two the same, one other, one too greasy, one to be repaired, one hopeless."""
     good, poor = "CC1CCN(C(=O)c2ccc(F)cc2)CC1", HEXANE
     assert drug_likeness(good)[0] >= 0.6

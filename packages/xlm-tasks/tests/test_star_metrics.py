@@ -8,8 +8,8 @@ from xlm.tasks.star.dataset import encode_star, star_rows
 from xlm.tasks.star.metrics import StarMetrics, is_valid_path
 from xlm.tasks.tokenizers import NumberTokenizer
 
-# 10 -> 11 -> 13 and 10 -> 12 -> 13 -> 14, from 10 to 13: two ways, which no star graph has.
-TWO_WAYS = [10, 11, 11, 13, 10, 12, 12, 13, 13, 14, 10, 13]
+# 10 -> 11 -> 13 and 10 -> 12 -> 13 -> 14, from 10 to 13: two paths, which no star graph has.
+TWO_PATHS = [10, 11, 11, 13, 10, 12, 12, 13, 13, 14, 10, 13]
 # Hub 10 with the arms 10 11 12 and 10 13 14, from 10 to 12.
 STAR = [10, 11, 13, 14, 11, 12, 10, 13, 10, 12]
 
@@ -35,7 +35,7 @@ def make_generation(prompt_ids: list[int], ids: list[int], reference_ids: list[i
     }
 
 
-@pytest.mark.parametrize("prompt_ids", [TWO_WAYS, STAR])
+@pytest.mark.parametrize("prompt_ids", [TWO_PATHS, STAR])
 def test_valid_paths_are_those_of_a_search(prompt_ids: list[int]) -> None:
     *edges, source, goal = prompt_ids
     edge_set = set(zip(edges[::2], edges[1::2], strict=True))
@@ -97,12 +97,12 @@ def test_star_metrics_counts_rows_and_tokens() -> None:
     metric = StarMetrics()
     metric.update(
         [
-            make_generation(TWO_WAYS, [10, 11, 11, 13], reference),  # exact
-            make_generation(TWO_WAYS, [10, 12, 12, 13], reference),  # valid, two tokens differ
-            make_generation(TWO_WAYS, [10, 11, 11], reference),  # one token is missing
+            make_generation(TWO_PATHS, [10, 11, 11, 13], reference),  # exact
+            make_generation(TWO_PATHS, [10, 12, 12, 13], reference),  # valid, two tokens differ
+            make_generation(TWO_PATHS, [10, 11, 11], reference),  # one token is missing
         ]
     )
-    metric.update([make_generation(TWO_WAYS, [], reference), make_generation([], [], [])])
+    metric.update([make_generation(TWO_PATHS, [], reference), make_generation([], [], [])])
     assert metric.compute() == {"exact_match": 2 / 5, "token_accuracy": 9 / 16, "valid_path_rate": 2 / 5}
 
 

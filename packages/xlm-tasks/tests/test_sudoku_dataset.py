@@ -241,9 +241,9 @@ def test_puzzles_without_a_unique_solution_are_refused_and_named(
     other: SudokuRow = {**right, "answer": SOLVED["ai_escargot"][1]}
     assert encode(right, TOKENIZER) is not None
     assert [encode(row, TOKENIZER) for row in (several, wrong, other)] == [None, None, None]
-    told = [record.getMessage() for record in caplog.records]
+    warnings = [record.getMessage() for record in caplog.records]
     reasons = ("more than one solution", "its answer breaks the rules", "its answer changes a clue")
-    for message, reason, row in zip(told, reasons, (several, wrong, other), strict=True):
+    for message, reason, row in zip(warnings, reasons, (several, wrong, other), strict=True):
         assert reason in message
         assert row["question"] in message
     assert encode(several, TOKENIZER, prove_unique=False) is not None

@@ -98,7 +98,7 @@ def test_what_is_no_digit_breaks_the_rules() -> None:
     assert scores(masked)["rule_violations"] == 1.0
 
 
-def test_other_tasks_are_told_from_sudoku() -> None:
+def test_other_tasks_are_distinguished_from_sudoku() -> None:
     other = generation(SOLUTION, form="prompt")
     other["prompt"] = "1 2 3"
     with pytest.raises(ValueError, match="no Sudoku: 3 cells"):

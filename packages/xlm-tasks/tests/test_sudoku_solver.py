@@ -60,7 +60,7 @@ def test_uniqueness_agrees_with_plain_search(seed: int) -> None:
         "435678912672195348198342567859761423426853791713924856961537284287419635345286179",
     ],
 )
-def test_puzzles_without_solution_are_told(puzzle: str) -> None:
+def test_puzzles_without_solution_are_reported(puzzle: str) -> None:
     with pytest.raises(NotUniqueError, match="no solution"):
         solve(parse_board(puzzle))
 

@@ -23,15 +23,15 @@ def generations(*texts: Sequence[int]) -> list[Generation]:
     ]
 
 
-def figures(*texts: Sequence[int]) -> dict[str, float]:
+def measured(*texts: Sequence[int]) -> dict[str, float]:
     metric = TextMetrics()
     metric.update(generations(*texts))
     return metric.compute()
 
 
-def test_figures_of_texts_counted_by_hand() -> None:
+def test_metrics_of_texts_counted_by_hand() -> None:
     # 1 2 1 2 1 2: bigrams 12 21 12 21 12; trigrams 121 212 121 212; 4-grams 1212 2121 1212
-    found = figures([1, 2, 1, 2, 1, 2], [7], [])
+    found = measured([1, 2, 1, 2, 1, 2], [7], [])
     assert found == pytest.approx(
         {
             "tokens": 7 / 3,
@@ -48,13 +48,13 @@ def test_figures_of_texts_counted_by_hand() -> None:
 def test_the_entropy_is_that_of_the_tokens_frequencies() -> None:
     shares = [0.5, 0.25, 0.25]
     expected = -sum(share * math.log(share) for share in shares)
-    assert figures([5, 5, 8, 9])["token_entropy"] == pytest.approx(expected)
-    assert figures(range(100))["token_entropy"] == pytest.approx(math.log(100))
+    assert measured([5, 5, 8, 9])["token_entropy"] == pytest.approx(expected)
+    assert measured(range(100))["token_entropy"] == pytest.approx(math.log(100))
 
 
 def test_nothing_gives_zeros() -> None:
-    assert set(figures().values()) == {0.0}
-    assert figures([])["empty"] == 1.0
+    assert set(measured().values()) == {0.0}
+    assert measured([])["empty"] == 1.0
 
 
 def test_states_of_two_processes_add_up() -> None:

@@ -46,11 +46,11 @@ class MDLMMetrics:
             ``masked_accuracy``; ``mean_mask_rate`` over all cells; and ``entropy_0_25`` and so on, the mean
             cross-entropy in nats of masked cells in rows with more than 0 and up to 25 per cent masks.
         """
-        figures = {
+        means = {
             "masked_accuracy": self._ratio("num_correct", "num_masked"),
             "mean_mask_rate": self._ratio("num_masked", "num_cells"),
         }
-        return figures | {
+        return means | {
             f"entropy_{level}": self._ratio(f"entropy_{level}", f"masked_{level}") for level in _LEVELS
         }
 

@@ -53,7 +53,7 @@ class Table:
 
     differences: dict[str, dict[str, str]]
     """By setting: the keys in which the settings differ, with their values."""
-    figures: dict[str, dict[str, Summary]]
+    metrics: dict[str, dict[str, Summary]]
     """By metric and setting."""
 
 
@@ -133,14 +133,14 @@ def summarise(runs: Sequence[Run]) -> dict[str, Table]:
         rows = differing(flat)
         labels = named([label(members) for members in settings], rows)
         losses = loss_names([members[0] for members in settings])
-        figures: dict[str, dict[str, Summary]] = {}
+        metrics: dict[str, dict[str, Summary]] = {}
         for name, loss, members in zip(labels, losses, settings, strict=True):
-            for figure, values in by_figure(members, loss).items():
-                figures.setdefault(figure, {})[name] = summary(values)
+            for metric, values in by_metric(members, loss).items():
+                metrics.setdefault(metric, {})[name] = summary(values)
         differences = {
             name: {key: values[number] for key, values in rows.items()} for number, name in enumerate(labels)
         }
-        tables[task] = Table(differences, figures)
+        tables[task] = Table(differences, metrics)
     return tables
 
 
@@ -162,42 +162,42 @@ def loss_names(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def by_figure(members: Sequence[Run], loss: str) -> dict[str, dict[str, float]]:
+def by_metric(members: Sequence[Run], loss: str) -> dict[str, dict[str, float]]:
     """Values of each metric by run; the name of a likelihood or of a loss includes its kind."""
     found: dict[str, dict[str, float]] = {}
     for run in members:
-        for name, value in run.figures.items():
-            loader, _, figure = name.rpartition("/")
-            measure = figure.removeprefix(SAMPLER)
+        for name, value in run.metrics.items():
+            loader, _, metric = name.rpartition("/")
+            measure = metric.removeprefix(SAMPLER)
             if measure in KIND:
                 continue
             if measure in LIKELIHOOD:
-                kind = likelihood_kind(run.figures, f"{loader}/{figure.removesuffix(measure)}")
+                kind = likelihood_kind(run.metrics, f"{loader}/{metric.removesuffix(measure)}")
             else:
-                kind = loss if _is_of_the_loss(run, loader, figure) else ""
+                kind = loss if _is_of_the_loss(run, loader, metric) else ""
             found.setdefault(f"{name.removeprefix('test/')}{f' ({kind})' if kind else ''}", {})[
                 str(run.folder)
             ] = value
     return found
 
 
-def _is_of_the_loss(run: Run, loader: str, figure: str) -> bool:
+def _is_of_the_loss(run: Run, loader: str, metric: str) -> bool:
     """Whether a metric has the unit of the family's own loss: the loss, and all of a loader without texts."""
     loaders = run.config.get("datamodule", {}).get("test", {})
     uses = loaders.get(loader.removeprefix("test/"), {}).get("uses", [GENERATION])
-    return figure == LOSS or not {GENERATION, SAMPLER_LIKELIHOOD} & set(uses)
+    return metric == LOSS or not {GENERATION, SAMPLER_LIKELIHOOD} & set(uses)
 
 
-def likelihood_kind(figures: Mapping[str, float], prefix: str) -> str:
+def likelihood_kind(metrics: Mapping[str, float], prefix: str) -> str:
     """Kind of a likelihood: exact or an upper bound, including the length or conditioned on it.
 
     Args:
-        figures: The metrics of a run.
+        metrics: The metrics of a run.
         prefix: What stands before ``is_bound`` in their names.
     """
-    bound = figures.get(f"{prefix}is_bound", 0.0)
+    bound = metrics.get(f"{prefix}is_bound", 0.0)
     kind = "exact" if bound == 0 else "upper bound" if bound == 1 else "partly bound"
-    return kind + (", with length" if figures.get(f"{prefix}models_length") == 1 else ", length given")
+    return kind + (", with length" if metrics.get(f"{prefix}models_length") == 1 else ", length given")
 
 
 def label(members: Sequence[Run]) -> str:
@@ -246,9 +246,9 @@ def markdown(tables: Mapping[str, Table], runs: Sequence[Run], left_out: Sequenc
             lines.append(
                 f"| {key} | {' | '.join(_cell(table.differences[name][key]) for name in settings)} |"
             )
-        for figure, by_setting in sorted(table.figures.items()):
+        for metric, by_setting in sorted(table.metrics.items()):
             cells = [str(by_setting[name]) if name in by_setting else "–" for name in settings]
-            lines.append(f"| {_cell(figure)} | {' | '.join(cells)} |")
+            lines.append(f"| {_cell(metric)} | {' | '.join(cells)} |")
         lines += ["", *advice(table)]
     lines.append("Mean ± half of Student's 95 % interval over seeds; a number alone is a single run.")
     lines.append("Likelihoods of different kinds, and different losses, have separate rows.")
@@ -262,7 +262,7 @@ def _cell(text: str) -> str:
 
 def advice(table: Table) -> list[str]:
     """Notes for a table with likelihoods of different kinds."""
-    kinds = {figure for figure in table.figures if figure.partition(" (")[0].rpartition("/")[2] == "nll"}
+    kinds = {metric for metric in table.metrics if metric.partition(" (")[0].rpartition("/")[2] == "nll"}
     lines = [BOUNDS] if len({"(exact" in kind for kind in kinds}) > 1 else []
     lines += [LENGTHS] if len({"length given" in kind for kind in kinds}) > 1 else []
     return [*lines, ""] if lines else []
@@ -274,11 +274,11 @@ def as_json(tables: Mapping[str, Table]) -> Mapping[str, Any]:
         task: {
             "settings": table.differences,
             **{
-                figure: {
+                metric: {
                     name: {"mean": found.mean, "half_width_95": found.half_width, "values": found.values}
                     for name, found in by_setting.items()
                 }
-                for figure, by_setting in table.figures.items()
+                for metric, by_setting in table.metrics.items()
             },
         }
         for task, table in tables.items()

@@ -245,8 +245,8 @@ def main(job: Callable[[DictConfig], object] = run_job) -> None:
         if isinstance(error, BrokenPipeError):  # --cfg job | head
             silence_closed_output()
             return
-        told = error if isinstance(error, XLMError) else machine.explained(error)
-        end(told or XLMError(composition.explain(error, sys.argv[1:])))
+        message = error if isinstance(error, XLMError) else machine.explained(error)
+        end(message or XLMError(composition.explain(error, sys.argv[1:])))
     finally:
         _set_environment(FULL_ERROR, wants_all)
         if {"-m", "--multirun"} & set(sys.argv):  # a sweep whose first job did not compose
@@ -271,10 +271,10 @@ def mistakes_end_the_process() -> Generator[None]:
     try:
         yield
     except Exception as error:
-        told = error if isinstance(error, XLMError) else machine.explained(error)
-        if told is None or os.environ.get(FULL_ERROR) == "1":
+        message = error if isinstance(error, XLMError) else machine.explained(error)
+        if message is None or os.environ.get(FULL_ERROR) == "1":
             raise
-        end(told)
+        end(message)
 
 
 def _set_environment(name: str, value: str | None) -> None:

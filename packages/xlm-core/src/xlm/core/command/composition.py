@@ -43,9 +43,9 @@ def explain(error: Exception, arguments: list[str]) -> str:
 
 
 def _not_deleted(key: str, arguments: list[str]) -> str:
-    told = next((word for word in arguments if word.startswith("~") and key in word), f"~{key}")
+    written = next((word for word in arguments if word.startswith("~") and key in word), f"~{key}")
     return (
-        f"{told}: there is no {key}, or its value is null, which Hydra cannot delete. If it exists, set "
+        f"{written}: there is no {key}, or its value is null, which Hydra cannot delete. If it exists, set "
         f"it first: {key}=0 '~{key}'"
     )
 
@@ -88,10 +88,10 @@ def _no_key(cause: OmegaConfBaseException, arguments: list[str]) -> str:
     """Message for a missing key, with similar keys there or elsewhere."""
     full_key = str(cause.full_key)
     above, _, name = full_key.rpartition(".")
-    told = next((word for word in arguments if word.lstrip("+~").startswith(full_key)), full_key)
+    written = next((word for word in arguments if word.lstrip("+~").startswith(full_key)), full_key)
     parent = cause.parent_node
     if not isinstance(parent, DictConfig):
-        return f"{told}: {' '.join(str(cause.msg).split())}"
+        return f"{written}: {' '.join(str(cause.msg).split())}"
     here = [str(key) for key in parent if key != "hydra" and not str(key).startswith("_")]
     hint = did_you_mean(name, here)
     if not hint:
@@ -100,8 +100,8 @@ def _no_key(cause: OmegaConfBaseException, arguments: list[str]) -> str:
         elsewhere = [key for key in everywhere if key.rpartition(".")[2] == name]
         hint = f" Did you mean {' or '.join(elsewhere[:3])}?" if elsewhere else ""
     where = f"{above} has:" if above else "Known:"
-    add = "" if told.startswith("~") else f" To add a key: +{told.lstrip('+')}."
-    return f"{told}: there is no {name} in {above or 'the config'}.{hint}{add}{listed(here, where)}"
+    add = "" if written.startswith("~") else f" To add a key: +{written.lstrip('+')}."
+    return f"{written}: there is no {name} in {above or 'the config'}.{hint}{add}{listed(here, where)}"
 
 
 def _dotted(node: Container, prefix: str = "") -> Iterator[str]:

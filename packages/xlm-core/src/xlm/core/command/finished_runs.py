@@ -33,7 +33,7 @@ class Run:
     folder: Path
     name: str
     config: Mapping[str, Any]
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
 
     @property
     def task(self) -> str:
@@ -118,12 +118,12 @@ def read_run(folder: Path) -> Run:
         XLMError: If a file is damaged, or not that of a run.
     """
     config = _mapping(folder / CONFIG, ("seed", "task"))
-    figures = _mapping(folder / METRICS, ())
+    metrics = _mapping(folder / METRICS, ())
     return Run(
         folder=folder,
         name=(folder.parents[1] if folder.parent.name in PARTS else folder).name,
         config=config,
-        figures={name: float(value) for name, value in figures.items() if name.startswith("test/")},
+        metrics={name: float(value) for name, value in metrics.items() if name.startswith("test/")},
     )
 
 

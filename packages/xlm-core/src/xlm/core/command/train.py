@@ -65,14 +65,14 @@ def _train(run: Run, folder: RunFolder) -> dict[str, float]:
             **(describe_start(resume) if fork is None or resume is None else fork.describe(resume)),
         },
     )
-    figures = check_slots(harness, datamodule)
+    logged = check_slots(harness, datamodule)
     check_optimizer(harness.slots, num_steps=settings.trainer.max_steps)
     trainer = make_trainer(run, folder.path)
-    check_monitors(trainer, harness, figures)
+    check_monitors(trainer, harness, logged)
     record_means(trainer, folder.path)
     for logger in trainer.loggers:
         logger.log_hyperparams(hyperparameters(run.record))
-    draw_together(trainer.loggers, figures)
+    draw_together(trainer.loggers, logged)
 
     def keep_refused(trainer: lightning.Trainer, harness: lightning.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -145,8 +145,8 @@ def fit(trainer: lightning.Trainer, harness: Harness, datamodule: DataModule, re
         with lightning_explained():
             trainer.fit(harness, datamodule, ckpt_path=resume.path if resume else None, weights_only=True)
     except InterruptedTrainingError as interrupted:
-        if trainer.is_global_zero and (told := requeue(interrupted.signum)):
-            say(told)
+        if trainer.is_global_zero and (notice := requeue(interrupted.signum)):
+            say(notice)
         raise
 
 

@@ -68,8 +68,8 @@ def named(labels: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]
     found: list[str] = []
     for place, label in enumerate(labels):
         sharing = [other for other, name in enumerate(labels) if name == label]
-        telling = [key for key, values in rows.items() if len({values[other] for other in sharing}) > 1]
-        name = " ".join([label, ", ".join(f"{_last(key, telling)}={rows[key][place]}" for key in telling)])
+        varying = [key for key, values in rows.items() if len({values[other] for other in sharing}) > 1]
+        name = " ".join([label, ", ".join(f"{_last(key, varying)}={rows[key][place]}" for key in varying)])
         unique = name = name.strip()
         number = 1
         while unique in found:

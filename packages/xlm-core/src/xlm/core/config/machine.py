@@ -94,11 +94,11 @@ def tell_of_threads() -> None:
     usual = threading.excepthook
 
     def tell(arguments: threading.ExceptHookArgs) -> None:
-        told = explained(arguments.exc_value) if arguments.exc_value is not None else None
-        if told is None:
+        message = explained(arguments.exc_value) if arguments.exc_value is not None else None
+        if message is None:
             usual(arguments)
         else:
-            sys.stderr.write(f"{told}\n")
+            sys.stderr.write(f"{message}\n")
 
     threading.excepthook = tell
 

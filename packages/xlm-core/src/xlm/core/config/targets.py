@@ -66,10 +66,10 @@ def _left_over(key: str, target: str, filling: Any, node: Mapping[str, Any]) -> 
     drop = " ".join(f"'~{key}.{name}'" for name in left)
     taken = ", ".join(parameters) or "no arguments"
     near = did_you_mean(left[0], parameters)
-    told = (
+    message = (
         f"{target} takes {taken}, not {', '.join(left)}.{near}\n"
         f"  Drop the arguments of the previous class: {drop}"
     )
     if key in GROUPS:
-        return told
-    return f"{told}\n  or replace the whole node: '~{key}' '+{key}={{_target_: {target}}}'"
+        return message
+    return f"{message}\n  or replace the whole node: '~{key}' '+{key}={{_target_: {target}}}'"

@@ -257,8 +257,8 @@ def _prepare_split(task: TaskSettings, parts: TaskParts, split: Stage, folder: P
     except XLMError:
         raise
     except Exception as error:
-        if (told := explained(error)) is not None:
-            raise told from error
+        if (failure := explained(error)) is not None:
+            raise failure from error
         cause = error.__cause__ or error
         raise XLMError(f"task.source: {type(cause).__name__} while reading its rows: {cause}") from error
     if counts.read == 0:

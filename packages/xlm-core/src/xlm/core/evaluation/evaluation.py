@@ -45,22 +45,22 @@ class Evaluation:
             stage: The same in all processes.
             device: Device on which the sums are reduced over processes.
         """
-        figures: dict[str, float] = {}
+        results: dict[str, float] = {}
         for prefix, metric in self._metrics(stage):
             metric.to(device)
-            figures |= {f"{prefix}/{name}": value for name, value in metric.compute().items()}
+            results |= {f"{prefix}/{name}": value for name, value in metric.compute().items()}
             metric.reset()
             metric.cpu()
-        return figures
+        return results
 
     def names(self, stage: Stage) -> set[str] | None:
         """Names of the metrics of a stage; None if a metric has no names before it has rows."""
         names: set[str] = set()
         for prefix, metric in self._metrics(stage):
-            figures = metric.figures()
-            if figures is None:
+            metric_names = metric.metric_names()
+            if metric_names is None:
                 return None
-            names |= {f"{prefix}/{figure}" for figure in figures}
+            names |= {f"{prefix}/{metric_name}" for metric_name in metric_names}
         return names
 
     def _metrics(self, stage: Stage) -> Iterator[tuple[str, SummedMetric[Any]]]:

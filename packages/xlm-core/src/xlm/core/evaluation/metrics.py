@@ -56,7 +56,7 @@ class SummedMetric(torchmetrics.Metric, Generic[UpdateT]):
             self.accumulator.lists = {name: self._joined(name) for name in self.lists}
         return dict(self.accumulator.compute())
 
-    def figures(self) -> set[str] | None:
+    def metric_names(self) -> set[str] | None:
         """Names of the metrics; None if the accumulator has none without rows."""
         self.accumulator.reset()
         try:

@@ -126,12 +126,12 @@ def print_metrics(metrics: Mapping[str, float]) -> None:
     """Print all metrics of a job, one table per loader."""
     by_loader: dict[str, list[tuple[str, float]]] = {}
     for name, value in metrics.items():
-        loader, _, figure = name.rpartition("/")
-        by_loader.setdefault(loader, []).append((figure, value))
-    for loader, figures in by_loader.items():
+        loader, _, metric = name.rpartition("/")
+        by_loader.setdefault(loader, []).append((metric, value))
+    for loader, values in by_loader.items():
         table = Table(title=loader, title_justify="left", show_header=False)
-        for figure, value in figures:
-            table.add_row(figure, f"{value:.6g}")
+        for metric, value in values:
+            table.add_row(metric, f"{value:.6g}")
         console.print(table, soft_wrap=False)
 
 

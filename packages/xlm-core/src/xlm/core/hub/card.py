@@ -56,7 +56,7 @@ def make_card(facts: CardFacts) -> ModelCard:
         f"xlm job_type=generate job_name=try ckpt_path={ckpt_path}",
         "```",
         "",
-        *_figures(facts.metrics),
+        *_metrics(facts.metrics),
         "## Training",
         "",
         "The whole configuration is in `xlm_config.yaml`.",
@@ -96,7 +96,7 @@ def _table(head: tuple[str, str], rows: Any) -> Iterator[str]:
     yield from (f"| {name} | {value} |" for name, value in rows)
 
 
-def _figures(metrics: Mapping[str, float]) -> Iterator[str]:
+def _metrics(metrics: Mapping[str, float]) -> Iterator[str]:
     if not metrics:
         return
     yield "## Figures"

@@ -177,7 +177,7 @@ def _lasting(folder: Path) -> list[str]:
 def _describe(model: nn.Module, about: source.About, folder: Path) -> None:
     """Add to ``config.json`` the entries beyond the constructor's arguments."""
     name, _, number = (package_of(model) or "").partition(" ")
-    told = {
+    entries = {
         "format_version": FORMAT_VERSION,
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
         "package": name or None,
@@ -187,5 +187,5 @@ def _describe(model: nn.Module, about: source.About, folder: Path) -> None:
         "training_config": FILE,
         FILES: describe_files(folder, _lasting(folder)),
     }
-    content = {**hide(read_folder_config(folder)), OWN: told}
+    content = {**hide(read_folder_config(folder)), OWN: entries}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -266,9 +266,9 @@ class Harness(lightning.LightningModule):
 
     def _report(self, stage: Stage) -> None:
         alone = self.trainer.world_size == 1
-        figures = self.evaluation.report(stage, torch.device("cpu") if alone else self.device)
-        self.results.update(figures)
-        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in figures.items()})
+        results = self.evaluation.report(stage, torch.device("cpu") if alone else self.device)
+        self.results.update(results)
+        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in results.items()})
 
 
 def _class_name(thing: object) -> str:

@@ -12,14 +12,14 @@ from xlm.core.config.errors import XLMError
 from xlm.core.training.harness import Harness
 
 
-def check_monitors(trainer: lightning.Trainer, harness: Harness, training_figures: Iterable[str]) -> None:
+def check_monitors(trainer: lightning.Trainer, harness: Harness, training_metrics: Iterable[str]) -> None:
     """Reject a callback that monitors a metric which the run does not produce.
 
     Args:
         trainer: With its callbacks. A callback of the user may log unknown metrics; then nothing is
             rejected.
         harness: With its metrics.
-        training_figures: From :func:`xlm.core.training.slot_checks.check_slots`.
+        training_metrics: From :func:`xlm.core.training.slot_checks.check_slots`.
 
     Raises:
         XLMError: If there is no such metric; lists the closest names.
@@ -28,7 +28,7 @@ def check_monitors(trainer: lightning.Trainer, harness: Harness, training_figure
     known = harness.evaluation.names("val")
     if trainer.limit_val_batches == 0 or known is None or not all(map(_is_known, callbacks)):
         return
-    known |= set(training_figures)
+    known |= set(training_metrics)
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if monitor is not None and monitor not in known:
@@ -40,14 +40,14 @@ def check_monitors(trainer: lightning.Trainer, harness: Harness, training_figure
             )
 
 
-def log_outcome(trainer: lightning.Trainer, settings: dict[str, Any], figures: Mapping[str, float]) -> None:
+def log_outcome(trainer: lightning.Trainer, settings: dict[str, Any], metrics: Mapping[str, float]) -> None:
     """Show the run in TensorBoard's tab HPARAMS, by its settings and final metrics.
 
     Other loggers show runs by the last logged metrics.
     """
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(settings, dict(figures), trainer.global_step)
+            logger.log_hyperparams(settings, dict(metrics), trainer.global_step)
 
 
 def _is_known(callback: Callback) -> bool:

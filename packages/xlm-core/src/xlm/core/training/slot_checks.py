@@ -72,7 +72,7 @@ def check_slots(
     check_call(slots.loss, "loss", "Loss", "model batch")
     check_call(slots.predictor, "predictor", "Predictor", "model batch seeds", trace=False)
     was_training = slots.model.training
-    figures: set[str] = set()
+    logged: set[str] = set()
     with torch.random.fork_rng():
         for stage in stages:
             for name, uses in harness.evaluation.uses[stage].items():
@@ -81,9 +81,9 @@ def check_slots(
                 for use in uses:
                     use.check(batch, key, trains=stage == "train")
                     if stage == "train" and isinstance(use, LossUse):
-                        figures |= {f"train/{figure}" for figure in ("loss", *use.terms)}
+                        logged |= {f"train/{term}" for term in ("loss", *use.terms)}
     slots.model.train(was_training)
-    return figures
+    return logged
 
 
 def _first_batch(datamodule: DataModule, stage: Stage, name: str, key: str) -> LoadedBatch[Any]:

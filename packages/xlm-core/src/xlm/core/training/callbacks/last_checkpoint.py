@@ -98,8 +98,8 @@ class LastCheckpoint(Checkpoint):
         try:
             self._save(trainer)
         except (OSError, RuntimeError) as error:
-            told = explained(error)
-            return f"{told or error} The previous checkpoint remains"
+            failure = explained(error)
+            return f"{failure or error} The previous checkpoint remains"
         return None
 
     def _save(self, trainer: lightning.Trainer) -> None:

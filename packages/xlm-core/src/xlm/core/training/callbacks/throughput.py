@@ -91,22 +91,22 @@ class Throughput(Callback):
         if trainer.global_step == self._step or trainer.global_step % interval:
             return
         if trainer.is_global_zero:
-            figures = self._figures(trainer, pl_module)
+            rates = self._rates(trainer, pl_module)
             for logger in trainer.loggers:
-                logger.log_metrics(figures, step=trainer.global_step - 1)
+                logger.log_metrics(rates, step=trainer.global_step - 1)
         self._begin(trainer)
 
-    def _figures(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, float]:
+    def _rates(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, float]:
         seconds = time.perf_counter() - self._start
         tokens_per_second = self._num_tokens * trainer.world_size / seconds
-        figures = {
+        rates = {
             "throughput/tokens_per_second": tokens_per_second,
             "throughput/steps_per_second": (trainer.global_step - self._step) / seconds,
         }
         if self._peak is not None:
             used = self._flops_per_token * tokens_per_second
-            figures["throughput/flops_utilisation"] = used / (self._peak * trainer.world_size)
-        return figures
+            rates["throughput/flops_utilisation"] = used / (self._peak * trainer.world_size)
+        return rates
 
     def _begin(self, trainer: lightning.Trainer) -> None:
         self._num_tokens = 0

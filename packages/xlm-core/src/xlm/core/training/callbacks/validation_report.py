@@ -13,13 +13,13 @@ class ValidationReport(Callback):
     """Prints the step, the time since the start of training, and the main metrics of each validation.
 
     Args:
-        figures: Suffixes of the names of the metrics to print.
+        metrics: Suffixes of the names of the metrics to print.
     """
 
     def __init__(
-        self, figures: tuple[str, ...] = ("loss", "nll_per_token", "exact_match", "token_accuracy")
+        self, metrics: tuple[str, ...] = ("loss", "nll_per_token", "exact_match", "token_accuracy")
     ) -> None:
-        self.figures = tuple(figures)
+        self.metrics = tuple(metrics)
         self._start = time.monotonic()
 
     @override
@@ -30,11 +30,11 @@ class ValidationReport(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        figures = [
+        metrics = [
             f"{name.removeprefix('val/')} {float(value):.4g}"
             for name, value in trainer.callback_metrics.items()
-            if name.startswith("val/") and name.rsplit("/", 1)[-1] in self.figures
+            if name.startswith("val/") and name.rsplit("/", 1)[-1] in self.metrics
         ]
         seconds = time.monotonic() - self._start
-        line = f"step {trainer.global_step}  {seconds:.0f} s  " + "  ".join(figures)
+        line = f"step {trainer.global_step}  {seconds:.0f} s  " + "  ".join(metrics)
         make_console().print(line)
