@@ -21,10 +21,10 @@ SOON = 30
 """Seconds in which the other processes end."""
 
 # The loss of a step depends on its rows and their noise.
-COMPARED = ("+task.source.token=null", "+loss.noisy=true")
+REVEALING = ("+task.source.token=null", "+loss.noisy=true")
 HARD = (
     # Everything that a resumed run could get wrong at once. Validation falls amid and onto checkpoints.
-    *COMPARED,
+    *REVEALING,
     "callbacks=ema",
     "callbacks.ema.decay=0.9",
     "lr_scheduler=cosine",
@@ -218,7 +218,7 @@ def two_processes() -> list[dict[str, str]]:
 
 
 PLAIN = (
-    *COMPARED,
+    *REVEALING,
     "job_type=train",
     "lr_scheduler=cosine",
     "trainer.max_steps=8",
@@ -264,7 +264,7 @@ def test_two_processes_learn_what_one_does(strategy: str, server: Server, single
     assert metrics[1] == pytest.approx(metrics[0])
     rows = [json.loads(line) for line in (double / "predictions.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(21))
-    command = ("job_type=eval", f"job_name={name}", "task.source.num_rows=21", *COMPARED, *PAIR)
+    command = ("job_type=eval", f"job_name={name}", "task.source.num_rows=21", *REVEALING, *PAIR)
     results = server.run(*command, STRATEGIES[strategy], environments=two_processes())
     assert [code for code, _ in results] == [0, 0], results
     [file] = double.glob("eval/*/metrics.json")
@@ -300,7 +300,7 @@ def test_checkpoints_that_are_folders_are_resumed_and_exported(server: Server, s
     last = server.root / "runs/folders/checkpoints/last.ckpt"
     assert all((path / ".metadata").is_file() for path in (last, last.with_name("previous.ckpt")))
     [(code, log)] = server.run(
-        "job_type=export", "job_name=folders", *COMPARED, f"ckpt_path={last}", "allow_pickle=true"
+        "job_type=export", "job_name=folders", *REVEALING, f"ckpt_path={last}", "allow_pickle=true"
     )
     assert code == 0, log
     [file] = last.parents[1].glob("export/*/model/model.safetensors")

@@ -20,6 +20,7 @@ Logits are computed at masked cells, gaps at open slots, and nowhere else.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from xlm.modules import TokenScores, TokenTargets, at_least_float32, check_vocabulary
+from xlm.modules import TokenScores, TokenTargets, at_least_float32, check_vocabulary, linear_cross_entropy
 from xlm_flexmdm.posterior_flexmdm import embedding_posterior, expected_gaps
 from xlm_flexmdm.types_flexmdm import (
     FlexMDMBatch,
@@ -35,7 +36,7 @@ from xlm_flexmdm.types_flexmdm import (
     FlexMDMLossOutput,
     FlexMDMNetwork,
     FlexMDMOutput,
-    score_tokens,
+    call_model,
 )
 
 Targets = Literal["drawn", "posterior"]
@@ -195,15 +196,16 @@ class FlexMDMLoss:
         wants_best: bool = False,
     ) -> tuple[TokenScores, FlexMDMOutput]:
         """Score tokens of the cells, MASK and suppressed tokens having probability 0."""
-        scores, output = score_tokens(
+        scored = replace(targets, suppressed_ids=self._suppressed_ids, wants_best=wants_best)
+        scores, output = call_model(
             model,
+            partial(linear_cross_entropy, targets=scored),
             batch["input_ids"],
             batch["attention_mask"],
             batch["time"],
             batch["missing_chance"],
             token_positions=cells.flat,
             slot_positions=slots.flat,
-            targets=replace(targets, suppressed_ids=self._suppressed_ids, wants_best=wants_best),
         )
         self._check_targets(batch, scores.vocab_size)
         return scores, output

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xlm.modules import TokenSampling, confidence, require, suppress_tokens, take_top, uniform
 from xlm.modules.records import Prediction, Trace, TracedPrediction
@@ -157,8 +157,8 @@ class FlexMDMPredictor:
         nfe[rows] += 1
 
         candidates = self._candidates(masked, drawn)
-        output = _evaluate(model, text, rows, candidates, slots, step)
-        logits = suppress_tokens(output.token_logits, self._suppressed_ids)
+        logits, output = _evaluate(model, text, rows, candidates, slots, step)
+        logits = suppress_tokens(logits, self._suppressed_ids)
         chosen = self._choose(candidates, drawn, logits)
         row, column = chosen.nonzero(as_tuple=True)
         numbers = uniform(seeds, masked.shape[1], step=step.number, stream=_STREAM_TOKEN)
@@ -220,15 +220,21 @@ def _steps(interpolant: Interpolant, num_steps: int, sampler: Sampler) -> list[_
     return [_Step(number, *(float(value) for value in row)) for number, row in enumerate(rows, start=1)]
 
 
+def _logits(hidden: Tensor, head: nn.Module) -> Tensor:
+    """The readout."""
+    return head(hidden)
+
+
 def _evaluate(
     model: FlexMDMNetwork, text: Text, rows: Tensor, cells: Tensor, slots: Tensor, step: _Step
-) -> FlexMDMOutput:
-    """The network on some rows, at cells and slots marked in tables (rows of the text, length)."""
+) -> tuple[Tensor, FlexMDMOutput]:
+    """Logits and output on some rows, at cells and slots marked in tables (rows of the text, length)."""
     input_ids, attention_mask = text.window(rows)
     width = input_ids.shape[1]
     one = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
     return call_model(
         model,
+        _logits,
         input_ids,
         attention_mask,
         step.time * one,

@@ -12,13 +12,12 @@ tokens; :mod:`xlm_flexmdm.datamodule_flexmdm` has the rule.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from xlm.modules import TokenScores, TokenTargets, linear_cross_entropy, takes_readout
+from xlm.modules import Readout, takes_readout
 from xlm.modules.records import Likelihood, LossOutput
 
 
@@ -120,12 +119,14 @@ class FlexMDMLikelihood(Likelihood):
     """The looser bound of the paper from the same draws."""
 
 
+T = TypeVar("T")
 FlexMDMNetwork = Callable[..., FlexMDMOutput]
 """What losses and predictors call: the network or what stands for it, such as ``torch.compile(network)``."""
 
 
 def call_model(
     model: FlexMDMNetwork,
+    readout: Readout[T],
     input_ids: Int[Tensor, "rows length"],
     attention_mask: Bool[Tensor, "rows length"],
     time: Float64[Tensor, " rows"],
@@ -133,31 +134,12 @@ def call_model(
     *,
     token_positions: Int[Tensor, " cells"],
     slot_positions: Int[Tensor, " slots"],
-) -> FlexMDMOutput:
-    """Call the network as the loss and the predictor do; for the arguments see :meth:`FlexMDM.forward`."""
-    return model(
-        input_ids,
-        time,
-        missing_chance,
-        attention_mask,
-        token_positions=token_positions,
-        slot_positions=slot_positions,
-    )
+) -> tuple[T, FlexMDMOutput]:
+    """Call the network as the loss and the predictor do; for the arguments see :meth:`FlexMDM.forward`.
 
-
-def score_tokens(
-    model: FlexMDMNetwork,
-    input_ids: Int[Tensor, "rows length"],
-    attention_mask: Bool[Tensor, "rows length"],
-    time: Float64[Tensor, " rows"],
-    missing_chance: Float64[Tensor, " rows"],
-    *,
-    token_positions: Int[Tensor, " cells"],
-    slot_positions: Int[Tensor, " slots"],
-    targets: TokenTargets,
-) -> tuple[TokenScores, FlexMDMOutput]:
-    """Call the network as :func:`call_model` does, but only for -log p of some tokens, and for the gaps."""
-    readout = partial(linear_cross_entropy, targets=targets)
+    Returns:
+        What the readout makes of the token head at the cells, and the output of the network with the gaps.
+    """
     named = {"readout": readout} if takes_readout(model) else {}
     output: Any = model(
         input_ids,

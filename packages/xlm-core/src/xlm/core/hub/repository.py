@@ -23,7 +23,7 @@ SECONDS = 30
 
 def make_client() -> Any:
     """The client's HTTP client with a timeout for every request, which it lacks by default."""
-    client = default_client_factory()
+    client = default_client_factory()  # private: nothing public makes a client with the library's own hooks
     client.event_hooks["request"].append(_limit)
     return client
 
