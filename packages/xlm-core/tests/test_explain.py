@@ -2,11 +2,18 @@
 
 import subprocess
 import sys
+from typing import Any, cast
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
 from xlm.core.command.arguments import wants_explanation, without_explanation
+from xlm.core.command.compose import CORE_CONFIGS
 from xlm.core.config.meanings import argument_defaults, argument_meanings, comment_at, field_meanings
+from xlm.core.config.schema import loader_defaults, validate
+
+from .conftest import Compose
 
 PROGRAM = """
 import sys
@@ -42,6 +49,23 @@ def test_a_key_has_meaning_default_and_file(explained: str) -> None:
     assert changed[1].endswith("; command line")
     assert "noise.eps: 0.0\n" in explained
     assert "\n    default 0.001; xlm-core: noise/cosine.yaml\n" in explained.partition("noise.eps: 0.0\n")[2]
+
+
+def test_defaults_of_loaders_are_those_of_the_schema(compose_toy: Compose) -> None:
+    changed = compose_toy(
+        "job_type=train", "datamodule.val.lm.max_rows=5", "datamodule.test.lm.num_workers=1"
+    )
+    settings = validate(cast("dict[str, Any]", OmegaConf.to_container(changed, resolve=True))).datamodule
+    assert (settings.val["lm"].max_rows, settings.test["lm"].num_workers) == (5, 1)
+    base = yaml.safe_load((CORE_CONFIGS / "datamodule" / "base.yaml").read_text())
+    for stage, loaders in settings.loaders.items():
+        for name, loader in loaders.items():
+            left_out = loader_defaults().keys() - base[stage][name].keys()
+            assert "batch_size" in left_out
+            assert left_out <= changed.datamodule[stage][name].keys()
+            assert loader.batch_size == settings.batch_size
+    with pytest.raises(Exception, match="max_row"):
+        compose_toy("job_type=train", "datamodule.val.lm.max_row=5")
 
 
 def test_nothing_is_wider_than_a_terminal(explained: str) -> None:

@@ -131,10 +131,10 @@ def test_a_matrix_does_not_see_its_batch(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_bfloat16_is_for_devices_that_multiply_it(
     device: str, capability: tuple[int, int] | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def capability(_: torch.device) -> tuple[int, int] | None:
+    def reported(_: torch.device) -> tuple[int, int] | None:
         return capability
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", reported)
     assert newton_schulz_dtype(torch.device(device)) == dtype
 
 

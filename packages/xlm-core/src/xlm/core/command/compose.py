@@ -9,6 +9,7 @@ from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -22,7 +23,7 @@ from xlm.core.command.job import Job, load_job, own_values
 from xlm.core.config import machine
 from xlm.core.config.errors import XLMError
 from xlm.core.config.places import check_places, with_home
-from xlm.core.config.schema import RunSettings, validate
+from xlm.core.config.schema import RunSettings, loader_defaults, validate
 from xlm.core.config.secrets import hide_file
 from xlm.core.config.validation import describe_missing, validated
 
@@ -49,7 +50,11 @@ class PackageConfigs(SearchPathPlugin):
 
 
 def register_search_path() -> None:
-    """Register the packages' configs with Hydra (also for ``hydra.compose`` in notebooks and tests)."""
+    """Register the packages' configs with Hydra (also for ``hydra.compose`` in notebooks and tests).
+
+    The defaults of a loader come from its schema, as the option ``loader=defaults``.
+    """
+    ConfigStore.instance().store("defaults", loader_defaults(), group="loader", provider="xlm-core")
     plugins = Plugins.instance()
     if PackageConfigs not in plugins.discover(SearchPathPlugin):
         plugins.register(PackageConfigs)

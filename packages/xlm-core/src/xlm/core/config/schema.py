@@ -152,6 +152,13 @@ class LoaderSettings(Settings):
         return self
 
 
+def loader_defaults() -> dict[str, Any]:
+    """The keys of a loader that a config need not write, with their values: those of ``LoaderSettings``."""
+    fields = LoaderSettings.model_fields.items()
+    own: dict[str, Any] = {name: field.default for name, field in fields if not field.is_required()}
+    return {"batch_size": "${datamodule.batch_size}", **own}
+
+
 class DataSettings(Settings):
     """The data loaders of each stage, by name."""
 
