@@ -29,7 +29,6 @@ nox.options.sessions = ["lint", "types", "architecture", *TEST_SESSIONS, "integr
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 LEARNING = (
-    "packages/*/tests/test_readme*.py",
     "packages/*/tests/test_training_*.py",
     "tests/integration/test_overfit.py",
     "packages/xlm-modules/tests/test_optimizers.py",

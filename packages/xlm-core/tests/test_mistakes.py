@@ -1,8 +1,4 @@
-"""Every mistake of a command line ends in one message that names its key; nothing is taken silently.
-
-The table holds mistakes that people and attackers made. Each row goes through the stages of a job up to the
-point where data would be read: words, config, places, objects, optimizer, trainer.
-"""
+"""Every mistake of a command line, and every fault of the machine, ends in one message."""
 
 import copy
 import re
@@ -24,6 +20,7 @@ from xlm.core.training.slot_checks import check_optimizer
 from xlm.core.training.trainer import make_trainer
 
 from . import toy_jobs
+from .conftest import Run
 
 LONG = "n" * 300
 MISTAKES = {
@@ -222,3 +219,36 @@ def test_a_fault_of_the_machine_says_what_to_do(fault: Callable[[], object]) -> 
 def test_a_fault_of_the_program_is_none_of_the_machine() -> None:
     assert explained(KeyError("x")) is None
     assert explained(RuntimeError("shape mismatch")) is None
+
+
+def accident(kind: str) -> str:
+    return f"+callbacks.accident={{_target_: toy_accidents.FaultAt, batch: 3, kind: {kind}}}"
+
+
+def fault_of(run_toy: Run, *overrides: str) -> str:
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # the test checks its message
+        run_toy("job_type=train", "checkpoint_interval=2", *overrides)
+    message = explained(caught.value)
+    assert message is not None
+    assert message.exit_code == 1
+    assert "\n" not in str(message)
+    return str(message)
+
+
+def test_no_memory_in_a_step(run_toy: Run, tmp_path: Path) -> None:
+    assert "Fewer rows at once" in fault_of(run_toy, accident("memory"))
+    assert (tmp_path / "runs/toy/checkpoints/last.ckpt").exists()
+    assert run_toy("job_type=train", "checkpoint_interval=2")["test/prediction/exact_match"] == 1.0
+
+
+# TensorBoard's own thread ends by the same error.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_folder_is_deleted(run_toy: Run) -> None:
+    message = fault_of(run_toy, accident("deleted"))
+    assert "does not exist. Was it moved or deleted?" in message
+
+
+def test_a_folder_that_cannot_be_written(run_toy: Run) -> None:
+    message = fault_of(run_toy, "output_dir=/sys/kernel")  # of the system, hence also for an administrator
+    assert message.startswith("/sys/kernel/toy: ")
+    assert "Choose writable folders: output_dir=FOLDER" in message

@@ -1,12 +1,14 @@
-"""Small parts: metrics, replay of traces, learning-rate schedules, the run folder."""
+"""Small parts: metrics of sums and of lists, replay of traces, schedules, the run folder."""
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from xlm.core.config.errors import XLMError
 from xlm.core.evaluation.metrics import (
@@ -183,3 +185,43 @@ def test_the_best_checkpoint_is_preferred(tmp_path: Path) -> None:
 def test_results_of_jobs_never_share_a_folder(tmp_path: Path) -> None:
     folders = {RunFolder(tmp_path).start_job("eval", {"a": 1}) for _ in range(3)}
     assert len(folders) == 3
+
+
+class Distinct:
+    """Counts different numbers."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.sums = {"seen": torch.zeros((), dtype=torch.int64)}
+        self.lists = {"numbers": torch.zeros((0, 2), dtype=torch.int64)}
+
+    def update(self, numbers: Tensor) -> None:
+        self.sums["seen"] += len(numbers)
+        self.lists["numbers"] = torch.cat([self.lists["numbers"], torch.stack([numbers, numbers], dim=1)])
+
+    def compute(self) -> Mapping[str, float]:
+        return {"seen": float(self.sums["seen"]), "distinct": float(len(self.lists["numbers"].unique(dim=0)))}
+
+
+def test_lists_are_joined_over_batches_and_forgotten() -> None:
+    metric = SummedMetric[Tensor](Distinct())
+    for batch in ([1, 2], [2, 3], []):
+        metric.update(torch.tensor(batch, dtype=torch.int64))
+    assert metric.compute() == {"seen": 4.0, "distinct": 3.0}
+    metric.reset()
+    metric.update(torch.tensor([5]))
+    assert metric.compute() == {"seen": 1.0, "distinct": 1.0}
+
+
+def test_lists_of_several_ranks_are_joined() -> None:
+    """torchmetrics hands over one tensor once the ranks are joined; a rank without rows adds a flat one."""
+    metric = SummedMetric[Tensor](Distinct())
+    metric.update(torch.tensor([1, 2]))
+    metric.numbers = torch.tensor([[1, 1], [2, 2], [7, 7]])
+    assert metric.compute()["distinct"] == 3.0
+    metric = SummedMetric[Tensor](Distinct())
+    metric.update(torch.tensor([], dtype=torch.int64))
+    metric.numbers = [torch.zeros(0), torch.tensor([[4, 4]])]
+    assert metric.compute()["distinct"] == 1.0

@@ -1,4 +1,4 @@
-"""A short run on a fixed synthetic task, recorded so that a change of its numbers is seen; and the README."""
+"""A recorded training run, and the example of the README as it stands."""
 
 import re
 from pathlib import Path

@@ -1,5 +1,7 @@
-"""A short run on a fixed synthetic task, recorded so that a change of its numbers is seen."""
+"""A recorded training run, and the example of the README as it stands."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from xlm_mlm import (
     MLMExample,
     MLMLikelihoodCollator,
     MLMLoss,
+    MLMPrediction,
     MLMPredictor,
     MLMPromptCollator,
 )
@@ -127,3 +130,27 @@ def test_the_likelihood_is_that_of_the_distribution_that_is_sampled() -> None:
         logits = model(torch.full((len(examples), 1), MASK), cache=cache)[:, 0]
     logits[:, [MASK, PAD, EOS, *SUPPRESSED]] = -torch.inf
     torch.testing.assert_close(nll, -logits.log_softmax(-1)[:, FIRST + 3], rtol=0, atol=1e-12)
+
+
+def test_readme_example_learns_to_count() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(blocks) == 1
+    names: dict[str, object] = {}
+    exec(compile(blocks[0], "README.md", "exec"), names)
+    prediction, questions = names["prediction"], names["questions"]
+    assert isinstance(prediction, MLMPrediction)
+    again = names["again"]
+    assert isinstance(again, MLMPrediction)
+    assert again.ids.equal(prediction.ids), "a loaded network writes something else"
+    assert isinstance(questions, list)
+    examples: list[MLMExample] = questions
+    answers = [ids[:length] for ids, length in zip(prediction.ids, prediction.lengths.tolist(), strict=True)]
+    right = [
+        answer.tolist() == example["target_ids"].tolist()
+        for answer, example in zip(answers, examples, strict=True)
+        if "target_ids" in example
+    ]
+    assert len(right) >= 50
+    assert sum(right) >= 0.9 * len(right), f"{sum(right)} of {len(right)} answers are right"
+    assert max(prediction.nfe.tolist()) == 3

@@ -18,12 +18,11 @@ from xlm.core.saving import run_record
 from xlm.core.saving.resume import Header
 from xlm.core.saving.run_folder import RunFolder
 from xlm.core.training.assembly import assemble
-from xlm.core.training.curves import draw_together
 from xlm.core.training.fork import Fork
 from xlm.core.training.harness import Harness
 from xlm.core.training.interruption import InterruptedTrainingError, requeue
 from xlm.core.training.lr_schedules import WarmupSchedule
-from xlm.core.training.monitors import check_monitors, log_outcome
+from xlm.core.training.monitors import check_monitors, draw_together, log_outcome
 from xlm.core.training.processor import describe_threads
 from xlm.core.training.run import Run
 from xlm.core.training.slot_checks import check_optimizer, check_slots

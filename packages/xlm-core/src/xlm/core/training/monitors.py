@@ -1,12 +1,13 @@
-"""Checks of monitored metrics before training, and the metrics of TensorBoard's HPARAMS after it."""
+"""Monitored metrics before training, their charts in TensorBoard, and its HPARAMS after training."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import lightning
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from xlm.core.config.errors import XLMError
 from xlm.core.training.harness import Harness
@@ -38,6 +39,24 @@ def check_monitors(trainer: lightning.Trainer, harness: Harness, training_metric
                 f"monitor={monitor}: the run has no such metric, which "
                 f"{type(callback).__qualname__} monitors. {hint}Known: {', '.join(sorted(known))}"
             )
+
+
+def draw_together(loggers: Iterable[Logger], names: Iterable[str]) -> None:
+    """Draw each training metric and its namesake on every validation loader in one chart.
+
+    The charts are on TensorBoard's page CUSTOM SCALARS.
+
+    Args:
+        loggers: Loggers other than TensorBoard are ignored.
+        names: Training metrics, such as ``train/loss``.
+    """
+    last = sorted(name.removeprefix("train/") for name in names)
+    charts = {
+        name: ["Multiline", [f"^train/{re.escape(name)}$", f"^val/[^/]+/{re.escape(name)}$"]] for name in last
+    }
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_custom_scalars({"training and validation": charts})
 
 
 def log_outcome(trainer: lightning.Trainer, settings: dict[str, Any], metrics: Mapping[str, float]) -> None:
