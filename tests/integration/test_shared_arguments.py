@@ -1,4 +1,4 @@
-"""``datamodule.collator``: the one place for what the collators of all loaders share."""
+"""Nodes that several slots share: the noise, and arguments of all collators."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -75,3 +75,32 @@ def test_a_collator_of_the_loss_is_refused_for_generation(family: str, tmp_path:
         XLMError, match=r"^datamodule\.test\.lm\.uses: .*Generation needs a collator of prompts"
     ):
         check_slots(harness, datamodule, stages=("test",))
+
+
+PLACES = {
+    "mlm": ("datamodule.train.lm.collator.schedule",),
+    "mdlm": (
+        "datamodule.train.lm.collator.schedule",
+        "datamodule.test.lm.collator.schedule",
+        "predictor.schedule",
+    ),
+    "flexmdm": (
+        "datamodule.train.lm.collator.interpolant.insertion",
+        "datamodule.test.lm.collator.interpolant.unmasking",
+        "predictor.interpolant.insertion",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", PLACES)
+def test_a_schedule_reaches_every_slot_that_needs_one(family: str) -> None:
+    config = composed(f"star_easy_{family}", "job_type=train", "job_name=x", "noise=cosine")
+    for key in PLACES[family]:
+        node = OmegaConf.select(config, key)
+        assert node == {"_target_": "xlm.modules.Cosine", "eps": 0.0}, key
+
+
+@pytest.mark.parametrize("family", ["arlm", "ilm"])
+def test_a_family_without_noise_refuses_one(family: str) -> None:
+    with pytest.raises(XLMError, match=r"noise: xlm\.modules\.Cosine is unused"):
+        composed(f"star_easy_{family}", "job_type=train", "job_name=x", "noise=cosine")

@@ -6,6 +6,7 @@ the loggers' folders. A job other than training writes into its own sub-folder, 
 """
 
 import itertools
+import os
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from xlm.core.config.recorded import read_config
 from xlm.core.config.run_files import CHECKPOINTS, CONFIG
 from xlm.core.saving import run_record
 from xlm.core.saving.checkpoints import LAST, PREVIOUS, damage, write_text_atomically
-from xlm.core.saving.processes import is_first
 from xlm.core.saving.resume import Fits, Found, newest_valid
 from xlm.core.saving.run_lock import is_lock, only_writer
 
@@ -219,6 +219,12 @@ def _write_record(folder: Path, config: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
     run_record.begin(folder)
+
+
+def is_first() -> bool:
+    """Whether this process has rank 0, which prints and writes (torchrun, SLURM, Lightning's launcher)."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return int(next((os.environ[name] for name in names if name in os.environ), "0")) == 0
 
 
 def differences(

@@ -25,7 +25,7 @@ from xlm.core.data import DataModule
 from xlm.core.evaluation.predictions import PredictionWriter
 from xlm.core.saving import run_record
 from xlm.core.saving.checkpoints import AtomicCheckpointIO
-from xlm.core.saving.processes import is_first
+from xlm.core.saving.run_folder import is_first
 from xlm.core.training.harness import Harness
 from xlm.core.training.precision import HalfWeights
 from xlm.core.training.processor import note_on_precision

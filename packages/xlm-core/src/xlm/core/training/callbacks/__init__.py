@@ -3,10 +3,9 @@
 from xlm.core.training.callbacks.ema import EMA
 from xlm.core.training.callbacks.gradient_norm import GradientNorm
 from xlm.core.training.callbacks.last_checkpoint import LastCheckpoint
-from xlm.core.training.callbacks.progress import TrainingProgress
+from xlm.core.training.callbacks.progress import TrainingProgress, ValidationReport
 from xlm.core.training.callbacks.samples import Samples
 from xlm.core.training.callbacks.throughput import Throughput
-from xlm.core.training.callbacks.validation_report import ValidationReport
 
 __all__ = [
     "EMA",

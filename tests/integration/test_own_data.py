@@ -1,4 +1,4 @@
-"""Your own text: files, their hard cases, and a choice of tokens."""
+"""Texts and pairs of your own, from a file to generations."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,6 @@ from .published import Published
 from .running import composed, run_fast
 
 SMALL = (
-    "recipe=text",
     "model_type=mdlm",
     "model=rotary_tiny_mdlm",
     "model.trunk.d_model=16",
@@ -21,6 +20,10 @@ SMALL = (
     "model.trunk.num_heads=1",
     "predictor.sampler.num_steps=4",
     "trainer.precision=32-true",
+)
+TEXT = (
+    "recipe=text",
+    *SMALL,
     "trainer.max_steps=2",
     "task.tokenizer.vocab_size=320",
     "task.packing.block_length=16",
@@ -50,13 +53,13 @@ def cards(cache: Path) -> dict[str, Any]:
 
 def test_files_are_prepared_and_trained_on(texts: Path, tmp_path: Path) -> None:
     files = f"task.source.data_files={texts}/*.txt"
-    run_fast(tmp_path, tmp_path / "cache", "prepare_data", None, *SMALL, files)
+    run_fast(tmp_path, tmp_path / "cache", "prepare_data", None, *TEXT, files)
     train = cards(tmp_path / "cache")["train"]
     assert (train["rows"], train["counts"]["read"], train["counts"]["refused"]) == (14, 16, 2)
     assert (texts / "05.txt").stat().st_size > 2.9e6
     assert train["length_quantiles"]["1"] > 1e6  # every token of it
     assert train["counts"]["cut"] == train["counts"]["dropped"] == train["counts"]["repaired"] == 0
-    results = run_fast(tmp_path, tmp_path / "cache", "train", None, *SMALL, files)
+    results = run_fast(tmp_path, tmp_path / "cache", "train", None, *TEXT, files)
     assert 0 < results["test/prediction/tokens"] <= 16
 
 
@@ -64,16 +67,16 @@ def test_bytes_that_are_no_utf8_are_refused_or_replaced_and_counted(texts: Path,
     (texts / "07.txt").write_bytes(b"na\xefve caf\xe9 in another encoding")
     files = f"task.source.data_files={texts}/*.txt"
     with pytest.raises(XLMError, match=r"^task\.tokenizer: .*07\.txt, line 1: .*0xef.*=replace"):
-        run_fast(tmp_path, tmp_path / "cache", "prepare_data", None, *SMALL, files)
+        run_fast(tmp_path, tmp_path / "cache", "prepare_data", None, *TEXT, files)
     replaced = "task.source.encoding_errors=replace"
-    run_fast(tmp_path, tmp_path / "cache", "prepare_data", None, *SMALL, files, replaced)
+    run_fast(tmp_path, tmp_path / "cache", "prepare_data", None, *TEXT, files, replaced)
     assert cards(tmp_path / "cache")["train"]["counts"]["repaired"] == 1
 
 
 def test_a_pattern_without_text_is_one_error(tmp_path: Path) -> None:
     def prepare() -> None:
         files = f"task.source.data_files={tmp_path}/*.txt"
-        run_fast(tmp_path, tmp_path / "cache", "prepare_data", None, *SMALL, files)
+        run_fast(tmp_path, tmp_path / "cache", "prepare_data", None, *TEXT, files)
 
     with pytest.raises(
         XLMError, match=r"task\.tokenizer: task\.source\.data_files: no file matches .*\*\.txt"
@@ -99,3 +102,73 @@ def test_other_tokens_and_another_metric_are_a_choice_each(published: Published)
     assert config.task.tokenizer.path == "openai-community/gpt2"
     assert config.task.metrics.perplexity.path == "openai-community/gpt2-large"
     assert set(config.task.metrics) == {"text", "perplexity"}
+
+
+PAIRS = (
+    "recipe=pairs",
+    *SMALL,
+    "trainer.max_steps=2",
+    "task.tokenizer.vocab_size=270",
+    "task.length_limit.max_length=16",
+    "datamodule.train.lm.bucketing=null",
+    "task.splits={train: 'train[:80%]', val: 'train[80%:90%]', test: 'train[90%:]'}",
+)
+COLUMNS = ("prompt_column=question", "target_column=answer")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """60 pairs; one without an answer, one whose answer is too long, one without a question."""
+    rows: list[dict[str, object]] = [{"question": "qqqqqqqq", "answer": f"zzzz {i % 3}"} for i in range(60)]
+    rows[3] |= {"answer": None}
+    rows[4] |= {"answer": "".join(map(chr, range(35, 95)))}
+    rows[5] |= {"question": None}
+    file = tmp_path / "own[1].jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_pairs_are_prepared_trained_on_and_generated(pairs: Path, tmp_path: Path) -> None:
+    results = run_fast(tmp_path, tmp_path / "cache", "train", None, *PAIRS, *COLUMNS, f"source='{pairs}'")
+    assert {"test/prediction/exact_match", "test/lm/nll_per_token"} <= set(results)
+    [card] = (tmp_path / "cache" / "pairs").glob("*/train/card.json")
+    counts = json.loads(card.read_text())["counts"]
+    assert (counts["read"], counts["refused"], counts["dropped"]) == (48, 1, 1)
+    records = [json.loads(line) for line in (tmp_path / "fast/predictions.jsonl").read_text().splitlines()]
+    assert {record["prompt"] for record in records} == {"qqqqqqqq"}
+    assert records[0]["reference"] == "zzzz 0"
+    [tokenizer] = (tmp_path / "cache" / "tokenizers").glob("*/tokenizer.json")
+    vocabulary = json.loads(tokenizer.read_text())["model"]["vocab"]
+    assert {"qqqqqqqq", "zzzz"} <= set(vocabulary)  # trained on both columns
+
+
+def test_a_column_that_is_not_there_is_named(pairs: Path, tmp_path: Path) -> None:
+    columns = ("prompt_column=question", "target_column=reply")
+    with pytest.raises(XLMError, match="no column 'reply'; they have question, answer"):
+        run_fast(tmp_path, tmp_path / "cache", "prepare_data", None, *PAIRS, *columns, f"source='{pairs}'")
+
+
+@pytest.mark.parametrize("recipe", ["pairs", "text"])
+def test_data_that_are_not_named_are_asked_for(recipe: str) -> None:
+    with pytest.raises(XLMError, match=r"source: missing\. Set the data: source=FILE"):
+        composed(
+            None,
+            "job_type=train",
+            "job_name=x",
+            f"recipe={recipe}",
+            "model_type=mdlm",
+            "model=rotary_tiny_mdlm",
+        )
+
+
+def test_the_recipe_of_texts_names_its_column() -> None:
+    chosen = (
+        "recipe=text",
+        "model_type=mdlm",
+        "model=rotary_tiny_mdlm",
+        "source=my.jsonl",
+        "text_column=body",
+    )
+    config = composed(None, "job_type=train", "job_name=x", *chosen)
+    assert config.task.preprocess["column"] == config.task.tokenizer["column"] == "body"
+    assert config.source == "my.jsonl"
