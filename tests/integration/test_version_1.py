@@ -34,15 +34,16 @@ configs:
     predictor: {_target_: xlm_arlm.ARLMPredictor, pad_id: '${vocab.pad_id}', eos_id: '${vocab.eos_id}',
       suppressed_ids: '${vocab.special_ids}', max_new_tokens: null, temperature: 0.0, top_k: null, top_p:
       null}
-    optimizer: &muon {_target_: xlm.core.optimizers.MuonWithAdamW, _partial_: true, lr: 0.003, matrices:
+    optimizer: {_target_: xlm.core.optimizers.MuonWithAdamW, _partial_: true, lr: 0.003, matrices:
       blocks|modulation, momentum: 0.95, betas: [0.9, 0.98], eps: 1.0e-08, weight_decay: 0.0}
-    lr_scheduler: &schedule {_target_: xlm.core.lr_schedules.WarmupSchedule, name: cosine, warmup: 0.02}
+    lr_scheduler: {_target_: xlm.core.lr_schedules.WarmupSchedule, name: cosine, warmup: 0.02}
     datamodule:
       train:
-        lm: {collator: &arlm_collator {_target_: xlm_arlm.ARLMCollator, pad_id: '${vocab.pad_id}', bos_id:
+        lm: {collator: {_target_: xlm_arlm.ARLMCollator, pad_id: '${vocab.pad_id}', bos_id:
           '${vocab.bos_id}', eos_id: '${vocab.eos_id}', max_length: '${task.max_target_length}'}}
       val:
-        lm: {collator: *arlm_collator}
+        lm: {collator: {_target_: xlm_arlm.ARLMCollator, pad_id: '${vocab.pad_id}', bos_id:
+          '${vocab.bos_id}', eos_id: '${vocab.eos_id}', max_length: '${task.max_target_length}'}}
         prediction: {collator: {_target_: xlm_arlm.ARLMPromptCollator, pad_id: '${vocab.pad_id}', bos_id:
           '${vocab.bos_id}', max_length: '${task.max_target_length}'}}
   star_tiny_mlm:
@@ -51,14 +52,12 @@ configs:
       d_ff: 128}
     loss: {_target_: xlm_mlm.MLMLoss, mask_id: '${vocab.mask_id}', pad_id: '${vocab.pad_id}', eos_id:
       '${vocab.eos_id}', suppressed_ids: '${vocab.special_ids}', normalise: masked_cells}
-    predictor: {_target_: xlm_mlm.MLMPredictor, mask_id: '${loss.mask_id}', pad_id: '${loss.pad_id}',
-      eos_id:
+    predictor: {_target_: xlm_mlm.MLMPredictor, mask_id: '${loss.mask_id}', pad_id: '${loss.pad_id}', eos_id:
       '${loss.eos_id}', suppressed_ids: '${loss.suppressed_ids}', order: top_prob, num_steps: null, schedule:
       uniform, min_confidence: null, max_uncertainty: null, temperature: 0.0, top_k: null, top_p: null}
-    optimizer: &adamw {_target_: torch.optim.AdamW, _partial_: true, lr: 0.003, betas: [0.9, 0.98],
-      eps: 1.0e-08,
+    optimizer: {_target_: torch.optim.AdamW, _partial_: true, lr: 0.003, betas: [0.9, 0.98], eps: 1.0e-08,
       weight_decay: 0.0}
-    lr_scheduler: *schedule
+    lr_scheduler: {_target_: xlm.core.lr_schedules.WarmupSchedule, name: cosine, warmup: 0.02}
     datamodule:
       train:
         lm: {collator: {_target_: xlm_mlm.MLMCollator, pad_id: '${vocab.pad_id}', mask_id:
@@ -75,37 +74,35 @@ configs:
     format_version: 1
     model: {_target_: xlm_mdlm.MDLMRotary, vocab_size: '${vocab.size}', d_model: 64, num_layers: 3,
       num_heads: 4, d_ff: 128}
-    loss: &mdlm_loss {_target_: xlm_mdlm.MDLMLoss, mask_id: '${vocab.mask_id}', pad_id: '${vocab.pad_id}',
-      eos_id:
+    loss: {_target_: xlm_mdlm.MDLMLoss, mask_id: '${vocab.mask_id}', pad_id: '${vocab.pad_id}', eos_id:
       '${vocab.eos_id}', suppressed_ids: '${vocab.special_ids}'}
     predictor: {_target_: xlm_mdlm.MDLMPredictor, schedule: {_target_: xlm.modules.LogLinear, eps: 0.001},
       sampler: {_target_: xlm_mdlm.ConfidenceOrder, num_steps: null, kind: top_prob}, mask_id:
       '${loss.mask_id}', pad_id: '${loss.pad_id}', eos_id: '${loss.eos_id}', suppressed_ids:
       '${loss.suppressed_ids}', temperature: 0.0, top_k: null, top_p: null, window_length: null, stride:
       null}
-    optimizer: *adamw
-    lr_scheduler: *schedule
+    optimizer: {_target_: torch.optim.AdamW, _partial_: true, lr: 0.003, betas: [0.9, 0.98], eps: 1.0e-08,
+      weight_decay: 0.0}
+    lr_scheduler: {_target_: xlm.core.lr_schedules.WarmupSchedule, name: cosine, warmup: 0.02}
     datamodule:
       train:
         lm: {collator: {_target_: xlm_mdlm.MDLMCollator, schedule: '${predictor.schedule}', mask_id:
           '${vocab.mask_id}', pad_id: '${vocab.pad_id}', bos_id: '${vocab.bos_id}', eos_id:
           '${vocab.eos_id}', target_length: '${task.max_target_length}', min_time: 0.4}}
       val:
-        lm: {collator: &mdlm_likelihood {_target_: xlm_mdlm.MDLMLikelihoodCollator,
-          mask_id: '${vocab.mask_id}', pad_id:
+        lm: {collator: {_target_: xlm_mdlm.MDLMLikelihoodCollator, mask_id: '${vocab.mask_id}', pad_id:
           '${vocab.pad_id}', bos_id: '${vocab.bos_id}', eos_id: '${vocab.eos_id}', target_length:
           '${task.max_target_length}', time_conditioning: '${oc.select:model.time_conditioning,false}',
           schedule: '${predictor.schedule}', num_draws: 4}}
-        prediction: {collator: &mdlm_prompt {_target_: xlm_mdlm.MDLMPromptCollator,
-          mask_id: '${vocab.mask_id}', pad_id:
+        prediction: {collator: {_target_: xlm_mdlm.MDLMPromptCollator, mask_id: '${vocab.mask_id}', pad_id:
           '${vocab.pad_id}', bos_id: '${vocab.bos_id}', eos_id: '${vocab.eos_id}', target_length:
           '${task.max_target_length}', default_length: null}}
   lm1b_mdlm:
     format_version: 1
-    model: {_target_: xlm_mdlm.MDLMDiT, vocab_size: '${vocab.size}', d_model: 768, num_layers: 12,
-      num_heads:
+    model: {_target_: xlm_mdlm.MDLMDiT, vocab_size: '${vocab.size}', d_model: 768, num_layers: 12, num_heads:
       12, d_condition: 128, dropout: 0.1, time_conditioning: false}
-    loss: *mdlm_loss
+    loss: {_target_: xlm_mdlm.MDLMLoss, mask_id: '${vocab.mask_id}', pad_id: '${vocab.pad_id}', eos_id:
+      '${vocab.eos_id}', suppressed_ids: '${vocab.special_ids}'}
     predictor: {_target_: xlm_mdlm.MDLMPredictor, schedule: {_target_: xlm.modules.LogLinear, eps: 0.001},
       sampler: {_target_: xlm_mdlm.Ancestral, num_steps: 128}, mask_id: '${loss.mask_id}', pad_id:
       '${loss.pad_id}', eos_id: '${loss.eos_id}', suppressed_ids: '${loss.suppressed_ids}', temperature: 1.0,
@@ -119,8 +116,13 @@ configs:
           '${vocab.mask_id}', pad_id: '${vocab.pad_id}', bos_id: '${vocab.bos_id}', eos_id:
           '${vocab.eos_id}', target_length: '${task.max_target_length}', min_time: 0.001}}
       val:
-        lm: {collator: *mdlm_likelihood}
-        prediction: {collator: *mdlm_prompt}
+        lm: {collator: {_target_: xlm_mdlm.MDLMLikelihoodCollator, mask_id: '${vocab.mask_id}', pad_id:
+          '${vocab.pad_id}', bos_id: '${vocab.bos_id}', eos_id: '${vocab.eos_id}', target_length:
+          '${task.max_target_length}', time_conditioning: '${oc.select:model.time_conditioning,false}',
+          schedule: '${predictor.schedule}', num_draws: 4}}
+        prediction: {collator: {_target_: xlm_mdlm.MDLMPromptCollator, mask_id: '${vocab.mask_id}', pad_id:
+          '${vocab.pad_id}', bos_id: '${vocab.bos_id}', eos_id: '${vocab.eos_id}', target_length:
+          '${task.max_target_length}', default_length: null}}
   star_tiny_ilm:
     format_version: 1
     model: {_target_: xlm_ilm.ILM, vocab_size: '${vocab.size}', d_model: 64, num_layers: 3, num_heads: 4,
@@ -130,8 +132,9 @@ configs:
     predictor: {_target_: xlm_ilm.ILMPredictor, pad_id: '${vocab.pad_id}', suppressed_ids:
       '${loss.suppressed_ids}', stop: threshold, stop_threshold: 0.9, sampling: joint, temperature: 0.0,
       top_k: null, top_p: null, insertions_per_step: 1}
-    optimizer: *muon
-    lr_scheduler: *schedule
+    optimizer: {_target_: xlm.core.optimizers.MuonWithAdamW, _partial_: true, lr: 0.003, matrices:
+      blocks|modulation, momentum: 0.95, betas: [0.9, 0.98], eps: 1.0e-08, weight_decay: 0.0}
+    lr_scheduler: {_target_: xlm.core.lr_schedules.WarmupSchedule, name: cosine, warmup: 0.02}
     datamodule:
       train:
         lm: {collator: {_target_: xlm_ilm.ILMCollator, pad_id: '${vocab.pad_id}', cls_id: '${vocab.cls_id}',
@@ -151,8 +154,9 @@ configs:
       xlm.modules.Polynomial, exponent: 3.0}, time_input: t}, mask_id: '${vocab.mask_id}', pad_id:
       '${vocab.pad_id}', suppressed_ids: '${loss.suppressed_ids}', num_steps: 128, sampler:
       hazard_integrated, order: top_prob, temperature: 0.0, top_k: null, top_p: null}
-    optimizer: *muon
-    lr_scheduler: *schedule
+    optimizer: {_target_: xlm.core.optimizers.MuonWithAdamW, _partial_: true, lr: 0.003, matrices:
+      blocks|modulation, momentum: 0.95, betas: [0.9, 0.98], eps: 1.0e-08, weight_decay: 0.0}
+    lr_scheduler: {_target_: xlm.core.lr_schedules.WarmupSchedule, name: cosine, warmup: 0.02}
     datamodule:
       train:
         lm: {collator: {_target_: xlm_flexmdm.FlexMDMCollator, interpolant: '${predictor.interpolant}',
@@ -170,8 +174,7 @@ folders:
       rotary_dim: null, vocab_size: 19, d_model: 64, num_layers: 1, num_heads: 4, xlm: {format_version: 1,
       class: xlm_arlm.model_arlm.ARLM, package: xlm-arlm, version: 1.0.0, weights: raw, step: 200,
       training_config: xlm_config.yaml}}
-    weights: &rotary {transformer.embedding.weight: [19, 64],
-      transformer.blocks.0.attention_norm.weight: [64],
+    weights: {transformer.embedding.weight: [19, 64], transformer.blocks.0.attention_norm.weight: [64],
       transformer.blocks.0.attention_norm.bias: [64], transformer.blocks.0.attention.qkv.weight: [192, 64],
       transformer.blocks.0.attention.output.weight: [64, 64], transformer.blocks.0.feed_forward_norm.weight:
       [64], transformer.blocks.0.feed_forward_norm.bias: [64],
@@ -184,19 +187,40 @@ folders:
       rotary_dim: null, vocab_size: 19, d_model: 64, num_layers: 1, num_heads: 4, xlm: {format_version: 1,
       class: xlm_mlm.model_mlm.MLM, package: xlm-mlm, version: 1.0.0, weights: raw, step: 200,
       training_config: xlm_config.yaml}}
-    weights: *rotary
+    weights: {transformer.embedding.weight: [19, 64], transformer.blocks.0.attention_norm.weight: [64],
+      transformer.blocks.0.attention_norm.bias: [64], transformer.blocks.0.attention.qkv.weight: [192, 64],
+      transformer.blocks.0.attention.output.weight: [64, 64], transformer.blocks.0.feed_forward_norm.weight:
+      [64], transformer.blocks.0.feed_forward_norm.bias: [64],
+      transformer.blocks.0.feed_forward.input.weight: [128, 64],
+      transformer.blocks.0.feed_forward.input.bias: [128], transformer.blocks.0.feed_forward.output.weight:
+      [64, 128], transformer.blocks.0.feed_forward.output.bias: [64], transformer.final_norm.weight: [64],
+      transformer.final_norm.bias: [64], token_head.weight: [19, 64]}
   mdlm:
     config: {architectures: [MDLMRotary], model_type: xlm_mdlm, d_ff: 128, dropout: 0.0, activation: gelu,
       rotary_dim: null, vocab_size: 19, d_model: 64, num_layers: 1, num_heads: 4, xlm: {format_version: 1,
       class: xlm_mdlm.model_mdlm.MDLMRotary, package: xlm-mdlm, version: 1.0.0, weights: raw, step: 200,
       training_config: xlm_config.yaml}}
-    weights: *rotary
+    weights: {transformer.embedding.weight: [19, 64], transformer.blocks.0.attention_norm.weight: [64],
+      transformer.blocks.0.attention_norm.bias: [64], transformer.blocks.0.attention.qkv.weight: [192, 64],
+      transformer.blocks.0.attention.output.weight: [64, 64], transformer.blocks.0.feed_forward_norm.weight:
+      [64], transformer.blocks.0.feed_forward_norm.bias: [64],
+      transformer.blocks.0.feed_forward.input.weight: [128, 64],
+      transformer.blocks.0.feed_forward.input.bias: [128], transformer.blocks.0.feed_forward.output.weight:
+      [64, 128], transformer.blocks.0.feed_forward.output.bias: [64], transformer.final_norm.weight: [64],
+      transformer.final_norm.bias: [64], token_head.weight: [19, 64]}
   ilm:
     config: {architectures: [ILM], model_type: xlm_ilm, d_ff: 128, dropout: 0.0, activation: gelu,
       rotary_dim: null, head: stop, num_length_classes: null, vocab_size: 19, d_model: 64, num_layers: 1,
       num_heads: 4, xlm: {format_version: 1, class: xlm_ilm.model_ilm.ILM, package: xlm-ilm, version: 1.0.0,
       weights: raw, step: 200, training_config: xlm_config.yaml}}
-    weights: {<<: *rotary, stop_head.norm.weight: [64],
+    weights: {transformer.embedding.weight: [19, 64], transformer.blocks.0.attention_norm.weight: [64],
+      transformer.blocks.0.attention_norm.bias: [64], transformer.blocks.0.attention.qkv.weight: [192, 64],
+      transformer.blocks.0.attention.output.weight: [64, 64], transformer.blocks.0.feed_forward_norm.weight:
+      [64], transformer.blocks.0.feed_forward_norm.bias: [64],
+      transformer.blocks.0.feed_forward.input.weight: [128, 64],
+      transformer.blocks.0.feed_forward.input.bias: [128], transformer.blocks.0.feed_forward.output.weight:
+      [64, 128], transformer.blocks.0.feed_forward.output.bias: [64], transformer.final_norm.weight: [64],
+      transformer.final_norm.bias: [64], token_head.weight: [19, 64], stop_head.norm.weight: [64],
       stop_head.norm.bias: [64], stop_head.inner.weight: [128, 64], stop_head.inner.bias: [128],
       stop_head.outer.weight: [64, 128], stop_head.outer.bias: [64], stop_head.classifier.weight: [2, 64]}
   flexmdm:

@@ -222,7 +222,8 @@ def _steps(interpolant: Interpolant, num_steps: int, sampler: Sampler) -> list[_
 
 def _logits(hidden: Tensor, head: nn.Module) -> Tensor:
     """The readout."""
-    return head(hidden)
+    logits: Tensor = head(hidden)
+    return logits
 
 
 def _evaluate(
