@@ -236,8 +236,8 @@ def test_steps_tell_the_time_that_they_start_from(rule: RuleName) -> None:
     sampler = compose(rule, num_steps=4, eta=0.3 if rule == "remdm_cap" else None)
     draw(predictor(sampler, schedule=COSINE), model, 200)
     possible = [-math.log(max(alpha, 1e-4)) for alpha in COSINE.alpha(time_grid(4)[:-1]).tolist()]
-    told = sorted({round(noise, 12) for noises in model.noises for noise in noises})
-    assert told == pytest.approx(sorted(possible), abs=1e-9)
+    received = sorted({round(noise, 12) for noises in model.noises for noise in noises})
+    assert received == pytest.approx(sorted(possible), abs=1e-9)
 
 
 def test_ancestral_tells_each_row_its_own_time() -> None:
