@@ -163,7 +163,7 @@ def test_a_closed_pipe_is_an_error_that_is_reported() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def two_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "configs" / "experiment"
     folder.mkdir(parents=True)
@@ -187,6 +187,7 @@ WORDS = {
 }
 
 
+@pytest.mark.usefixtures("two_experiments")
 @pytest.mark.parametrize("word", WORDS)
 def test_a_word_is_completed(word: str) -> None:
     assert cli.complete(word) == WORDS[word]
