@@ -121,15 +121,15 @@ def test_likelihood_of_a_sampler_is_the_mean_over_the_texts_that_it_can_write() 
                 nfe=torch.tensor([4, 6, 2, 8])[rows],
             )
         )
-    figures = metric.compute()
+    computed = metric.compute()
     nll = torch.tensor([1.0, 2.0 + math.log(2), 1.0])
-    assert figures["sampler_nll"] == pytest.approx(float(nll.mean()))
-    assert figures["sampler_nll_per_token"] == pytest.approx(float(nll.sum()) / 6)
-    assert figures["sampler_perplexity"] == infinity
-    assert (figures["sampler_is_bound"], figures["sampler_num_draws"]) == (1, 2)
-    assert (figures["share_impossible"], figures["share_impossible_draws"]) == (1 / 4, 3 / 8)
-    assert (figures["share_near_ties"], figures["sampler_nfe"]) == (1 / 4, 5)
-    assert not set(figures) & set(LikelihoodMean().compute()), "names of the bound"
+    assert computed["sampler_nll"] == pytest.approx(float(nll.mean()))
+    assert computed["sampler_nll_per_token"] == pytest.approx(float(nll.sum()) / 6)
+    assert computed["sampler_perplexity"] == infinity
+    assert (computed["sampler_is_bound"], computed["sampler_num_draws"]) == (1, 2)
+    assert (computed["share_impossible"], computed["share_impossible_draws"]) == (1 / 4, 3 / 8)
+    assert (computed["share_near_ties"], computed["sampler_nfe"]) == (1 / 4, 5)
+    assert not set(computed) & set(LikelihoodMean().compute()), "names of the bound"
 
 
 EVERY = [LossMean(["token"]), LikelihoodMean(), GenerationCost(), SamplerLikelihoodMean()]

@@ -187,13 +187,15 @@ def draw_places(
         The places, and the number of all that are allowed; 0 if the target does not hold the tokens.
     """
     size = len(target)
-    # ways[j]: of the tokens from this one on, with it at place j.
-    ways = [0] * size + [1]
+    # counts[j]: of the tokens from this one on, with it at place j.
+    counts = [0] * size + [1]
     tables: list[list[int]] = []
     for number in range(len(given) - 1, -1, -1):
-        behind = [sum(ways[place + 1 :]) if is_open[number + 1] else ways[place + 1] for place in range(size)]
-        ways = [behind[place] * (target[place] == given[number]) for place in range(size)] + [0]
-        tables.insert(0, ways)
+        behind = [
+            sum(counts[place + 1 :]) if is_open[number + 1] else counts[place + 1] for place in range(size)
+        ]
+        counts = [behind[place] * (target[place] == given[number]) for place in range(size)] + [0]
+        tables.insert(0, counts)
     places: list[int] = []
     total = sum(tables[0]) if is_open[0] else tables[0][0]
     if total == 0:
