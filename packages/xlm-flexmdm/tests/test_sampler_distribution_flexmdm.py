@@ -38,14 +38,14 @@ SUPPRESSED = (PAD, MASK, BOS)
 SMALL = Index(states(2, 3), 2)
 
 
-def _random_tables(seed: int, least_gap: float = 0.0) -> Callable[[float], Tables]:
+def random_tables(seed: int, least_gap: float = 0.0) -> Callable[[float], Tables]:
     generator = np.random.default_rng(seed)
     gaps = least_gap + generator.exponential(size=(SMALL.size, 4)) * 1.5
     distributions = generator.dirichlet([1.0, 1.0], size=(SMALL.size, 3))
     return lambda time: Tables((1 - time) * gaps, distributions)
 
 
-def _prompts(rows: int, longest: int) -> FlexMDMPromptBatch:
+def prompts(rows: int, longest: int) -> FlexMDMPromptBatch:
     one = torch.ones(rows, 1, dtype=torch.int64)
     return {
         "input_ids": one * BOS,
@@ -77,7 +77,7 @@ def _draw(
         order=order,
         temperature=temperature,
     )
-    prediction = predict(network, _prompts(rows, longest), torch.arange(rows) + 17)
+    prediction = predict(network, prompts(rows, longest), torch.arange(rows) + 17)
     return dict(Counter(read_texts(prediction.ids, prediction.lengths)))
 
 
@@ -88,7 +88,7 @@ def _assert_same_distribution(found: dict[Text, int], distribution: dict[Text, f
 
 def test_one_step_of_insertions() -> None:
     """With two steps, the first inserts from nothing and the second unmasks everything."""
-    tables = _random_tables(seed=1)
+    tables = random_tables(seed=1)
     gap = tables(0.0).gaps[SMALL.numbers[()], 0]
     found = _draw(TableNetwork(SMALL, tables), 5000, num_steps=2)
     lengths = Counter(len(text) for text in found for _ in range(found[text]))
@@ -99,7 +99,7 @@ def test_one_step_of_insertions() -> None:
 
 Formula = Callable[[float], float]
 _HALF = math.pi / 2
-_FORMULAS: dict[str, tuple[Interpolant, Formula, Formula, Formula, Formula]] = {
+FORMULAS: dict[str, tuple[Interpolant, Formula, Formula, Formula, Formula]] = {
     "linear": (LINEAR, lambda t: t, lambda t: t, lambda t: 1 / (1 - t), lambda t: 1 / (1 - t)),
     "sine_cosine": (
         Interpolant(Cosine(eps=0), Sine()),
@@ -113,10 +113,10 @@ _FORMULAS: dict[str, tuple[Interpolant, Formula, Formula, Formula, Formula]] = {
 
 
 @pytest.mark.parametrize("sampler", ["hazard_integrated", "tau_leaping"])
-@pytest.mark.parametrize("schedules", _FORMULAS)
+@pytest.mark.parametrize("schedules", FORMULAS)
 def test_distribution_of_the_sampler(sampler: Sampler, schedules: str) -> None:
-    tables = _random_tables(seed=2)
-    interpolant, *formulas = _FORMULAS[schedules]
+    tables = random_tables(seed=2)
+    interpolant, *formulas = FORMULAS[schedules]
     alpha, beta, *hazards = formulas
     held = None if sampler == "hazard_integrated" else (hazards[0], hazards[1])
     steps = steps_of(4, alpha, beta, held)
@@ -127,7 +127,7 @@ def test_distribution_of_the_sampler(sampler: Sampler, schedules: str) -> None:
     _assert_same_distribution(found, distribution)
 
 
-_SCORES: dict[Order, Callable[[int, Array], float]] = {
+SCORES: dict[Order, Callable[[int, Array], float]] = {
     "position": lambda cell, distribution: -cell,
     "top_prob": lambda cell, distribution: float(distribution.max()),
     "margin": lambda cell, distribution: float(abs(distribution[0] - distribution[1])),
@@ -135,12 +135,12 @@ _SCORES: dict[Order, Callable[[int, Array], float]] = {
 }
 
 
-@pytest.mark.parametrize("order", _SCORES)
+@pytest.mark.parametrize("order", SCORES)
 def test_distribution_of_ordered_unmasking(order: Order) -> None:
     """As many masks as drawn one by one, the best first: the number has the hazard in it."""
-    tables = _random_tables(seed=3, least_gap=2.0)
+    tables = random_tables(seed=3, least_gap=2.0)
     steps = steps_of(4, lambda t: t, lambda t: t)
-    distribution = sampler_distribution(SMALL, tables, steps, longest=3, score=_SCORES[order])
+    distribution = sampler_distribution(SMALL, tables, steps, longest=3, score=SCORES[order])
     assert total_variation(distribution, sampler_distribution(SMALL, tables, steps, longest=3)) > 0.01
     _assert_same_distribution(
         _draw(TableNetwork(SMALL, tables), 5000, num_steps=4, order=order), distribution
@@ -148,7 +148,7 @@ def test_distribution_of_ordered_unmasking(order: Order) -> None:
 
 
 def test_temperature_one_half_squares_the_distribution_of_a_token() -> None:
-    tables = _random_tables(seed=4)
+    tables = random_tables(seed=4)
 
     def sharper(time: float) -> Tables:
         squares = tables(time).distributions ** 2
@@ -164,13 +164,13 @@ def test_slots_are_served_in_an_order_independent_of_their_numbers() -> None:
     """A Poisson number with mean 2 on either side of a given token, and budget for 2 in all."""
     tables = Tables(np.full((SMALL.size, 4), 4.0), np.full((SMALL.size, 3, 2), [0.0, 1.0]))
     rows = 4000
-    prompts = _prompts(rows, 2)
-    prompts["input_ids"] = torch.tensor([[BOS, FIRST]]).repeat(rows, 1)
-    prompts["attention_mask"] = prompts["open_slots"] = torch.ones(rows, 2, dtype=torch.bool)
+    given = prompts(rows, 2)
+    given["input_ids"] = torch.tensor([[BOS, FIRST]]).repeat(rows, 1)
+    given["attention_mask"] = given["open_slots"] = torch.ones(rows, 2, dtype=torch.bool)
     predict = FlexMDMPredictor(
         interpolant=LINEAR, mask_id=MASK, pad_id=PAD, num_steps=2, suppressed_ids=SUPPRESSED
     )
-    prediction = predict(TableNetwork(SMALL, lambda _: tables), prompts, torch.arange(rows))
+    prediction = predict(TableNetwork(SMALL, lambda _: tables), given, torch.arange(rows))
     found = [
         (text.index(FIRST), len(text) - 1 - text.index(FIRST))
         for text in read_texts(prediction.ids, prediction.lengths)

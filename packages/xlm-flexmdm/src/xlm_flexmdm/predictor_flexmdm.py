@@ -21,17 +21,29 @@ open slot, gets no insertion. Other rows cannot be finished before the last step
 The draws of a row depend on its seed, the step and the purpose only, so it comes out the same in any batch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from xlm.modules import TokenSampling, confidence, require, suppress_tokens, take_top, uniform
-from xlm.modules.records import Prediction, Trace, TracedPrediction
+from xlm.modules import (
+    TokenSampling,
+    check_draws,
+    confidence,
+    require,
+    seeds_of_draw,
+    suppress_tokens,
+    take_top,
+    uniform,
+)
+from xlm.modules.records import Event, Prediction, SamplerLikelihood, Targets, Trace, TracedPrediction
 from xlm_flexmdm.interpolant_flexmdm import Interpolant
-from xlm_flexmdm.text_flexmdm import Text, fit_to_budget, poisson
+from xlm_flexmdm.replay_flexmdm import Drawn, Labelled, Source, draw_insertions
+from xlm_flexmdm.text_flexmdm import Text
 from xlm_flexmdm.types_flexmdm import (
     FlexMDMNetwork,
     FlexMDMOutput,
@@ -106,6 +118,9 @@ class FlexMDMPredictor:
         self._order: Order = order
         self._sampling = TokenSampling(temperature, top_k, top_p)
         self._steps = _steps(interpolant, num_steps, sampler)
+        # Of a step of insertion in the forward process; the last step of the sampler inserts nothing.
+        alpha = interpolant.alpha(torch.linspace(0, 1, num_steps + 1, dtype=torch.float64, device="cpu")[:-1])
+        self._labels = alpha.diff() / (alpha[-1] - alpha[0])
 
     @overload
     def __call__(
@@ -137,18 +152,79 @@ class FlexMDMPredictor:
         edits = [text.given_edits()]
         nfe = torch.zeros_like(seeds)
         for step in self._steps:
-            edits += self._advance(model, text, seeds, step, nfe)
+            edits += self._advance(model, text, seeds, step, nfe, Drawn(self._sampling))
         ids, lengths = text.targets()
         if not trace:
             return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
         return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=Trace.of(edits))
 
+    @torch.no_grad()
+    def likelihood(
+        self,
+        model: FlexMDMNetwork,
+        batch: FlexMDMPromptBatch,
+        targets: Targets,
+        seeds: Tensor,
+        /,
+        *,
+        num_draws: int = 1,
+        event: Event = "text",
+    ) -> SamplerLikelihood:
+        """Estimate an upper bound of -log of the probability with which this sampler writes each target.
+
+        Each draw labels the tokens with steps of insertion, drawn from the interpolant, and replays the
+        sampler (:class:`xlm_flexmdm.replay_flexmdm.Labelled`); every option counts, and insertions that the
+        budget cuts as well. Over all targets, the expectation of exp(-nll) sums to 1.
+
+        Args:
+            model: The network, see :meth:`xlm_flexmdm.FlexMDM.forward`.
+            batch: The given parts, from :class:`xlm_flexmdm.FlexMDMPromptCollator`.
+            targets: The texts, their given tokens included.
+            seeds: (rows,) int64, the source of the labels and of what is unmasked when.
+            num_draws: Paths of each text.
+            event: The text and the cells are the same here.
+
+        Raises:
+            ValueError: If a target does not hold the given tokens of its row.
+        """
+        check_draws(num_draws, event)
+        log_weights: list[Tensor] = []
+        gap = torch.full((len(seeds),), math.inf, dtype=torch.float64, device=seeds.device)
+        nfe, num_missing = torch.zeros_like(seeds), torch.zeros_like(seeds)
+        for draw in range(num_draws):
+            own_seeds = seeds_of_draw(draw, seeds)
+            width = max(targets.ids.shape[1], 1)
+            text = Text.start(
+                batch, mask_id=self._mask_id, pad_id=self._pad_id, max_new_tokens=self._max_new_tokens
+            )
+            labelled = Labelled.start(
+                batch,
+                targets,
+                self._sampling,
+                self._labels.to(seeds.device),
+                uniform(own_seeds, width, step=0, stream=_STREAM_INSERTION),
+                uniform(own_seeds, text.input_ids.shape[1], step=0, stream=_STREAM_TOKEN),
+            )
+            for step in self._steps:
+                self._advance(model, text, own_seeds, step, nfe, labelled)
+            log_weights.append(labelled.finish())
+            gap, num_missing = gap.minimum(labelled.smallest_gap), labelled.num_missing
+        return SamplerLikelihood.of(
+            torch.stack(log_weights),
+            num_tokens=num_missing,
+            is_exact=False,
+            models_length=True,
+            smallest_gap=gap,
+            nfe=nfe,
+        )
+
     def _advance(
-        self, model: FlexMDMNetwork, text: Text, seeds: Tensor, step: "_Step", nfe: Tensor
+        self, model: FlexMDMNetwork, text: Text, seeds: Tensor, step: "_Step", nfe: Tensor, source: Source
     ) -> list[Tensor]:
         """Take one step with every row that it can change, and return the edits."""
         masked = text.masked
-        level = uniform(seeds, masked.shape[1], step=step.number, stream=_STREAM_UNMASKING)
+        length = masked.shape[1]
+        level = uniform(seeds, length, step=step.number, stream=_STREAM_UNMASKING)
         drawn = masked & (level < step.unmasking_chance)
         slots = text.open_slots & (text.growing & (step.insertion_factor > 0)).unsqueeze(1)
         rows = (drawn.any(1) | slots.any(1)).nonzero().squeeze(1)
@@ -159,12 +235,25 @@ class FlexMDMPredictor:
         candidates = self._candidates(masked, drawn)
         logits, output = _evaluate(model, text, rows, candidates, slots, step)
         logits = suppress_tokens(logits, self._suppressed_ids)
-        chosen = self._choose(candidates, drawn, logits)
+        chosen = self._choose(candidates, drawn, logits, source)
         row, column = chosen.nonzero(as_tuple=True)
-        numbers = uniform(seeds, masked.shape[1], step=step.number, stream=_STREAM_TOKEN)
-        token = self._sampling.draw(logits[chosen[candidates]], numbers[row, column])
-        counts = _draw_insertions(text, slots, output.expected_gaps, seeds, step)
-        return [text.write(row, column, token, step.number), text.insert(counts, step.number)]
+        numbers = uniform(seeds, length, step=step.number, stream=_STREAM_TOKEN)
+        token = source.write(text, row, column, logits[chosen[candidates]], numbers[row, column])
+        edits = text.write(row, column, token, step.number)
+
+        row, column = slots.nonzero(as_tuple=True)
+        means = output.expected_gaps.double() * step.insertion_factor
+        draw = partial(
+            draw_insertions,
+            text,
+            row,
+            column,
+            means,
+            uniform(seeds, length, step=step.number, stream=_STREAM_INSERTION),
+            partial(uniform, seeds, length, step=step.number, stream=_STREAM_BUDGET),
+        )
+        counts = source.insert(text, row, column, means, step.number, draw)
+        return [edits, text.insert(counts, step.number)]
 
     def _candidates(self, masked: Tensor, drawn: Tensor) -> Tensor:
         """(rows, length) masks whose logits are needed: all of a row only where the network ranks them."""
@@ -175,13 +264,16 @@ class FlexMDMPredictor:
             return take_top(leftward.expand(masked.shape), drawn.sum(1), masked)
         return masked & drawn.any(1, keepdim=True)
 
-    def _choose(self, candidates: Tensor, drawn: Tensor, logits: Tensor) -> Tensor:
+    def _choose(self, candidates: Tensor, drawn: Tensor, logits: Tensor, source: Source) -> Tensor:
         """(rows, length) masks to unmask now: as many of each row as were drawn, hence never too many."""
         if self._order in ("random", "position"):
             return candidates
         scores = torch.zeros(candidates.shape, dtype=torch.float64, device=candidates.device)
         scores[candidates] = confidence(logits, self._order)
-        return take_top(scores, drawn.sum(1), candidates)
+        chosen = take_top(scores, drawn.sum(1), candidates)
+        last = scores.masked_fill(~chosen, math.inf).amin(1)
+        source.note_gap(last - scores.masked_fill(~candidates | chosen, -math.inf).amax(1))
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -243,17 +335,3 @@ def _evaluate(
         token_positions=cells[rows, :width].flatten().nonzero().squeeze(1),
         slot_positions=slots[rows, :width].flatten().nonzero().squeeze(1),
     )
-
-
-def _draw_insertions(text: Text, slots: Tensor, gaps: Tensor, seeds: Tensor, step: _Step) -> Tensor:
-    """(rows, length) number of masks to insert right of each column; ``gaps`` (slots,) is g."""
-    row, column = slots.nonzero(as_tuple=True)
-    length = slots.shape[1]
-    numbers = uniform(seeds, length, step=step.number, stream=_STREAM_INSERTION)[row, column]
-    drawn = poisson(gaps.double() * step.insertion_factor, numbers, text.budget[row])
-    counts = torch.zeros(slots.shape, dtype=torch.int64, device=slots.device)
-    counts[row, column] = drawn
-    if not bool((counts.sum(1) > text.budget).any()):
-        return counts
-    keys = uniform(seeds, length, step=step.number, stream=_STREAM_BUDGET)
-    return fit_to_budget(counts, text.budget, keys)
