@@ -76,8 +76,10 @@ COMPARED: dict[str, dict[str, Any]] = {
     "confidence, 4 steps": {"rule": "confidence", "num_steps": 4},
     "confidence by margin": {"rule": "confidence", "rank": "margin"},
     "low_confidence": {},
+    "threshold 0.99": {"rule": "threshold", "tau": 0.99},
     "threshold 0.9": {"rule": "threshold", "tau": 0.9},
     "threshold 0.7": {"rule": "threshold", "tau": 0.7},
+    "entropy_bound 0.01": {"rule": "entropy_bound", "gamma": 0.01},
     "entropy_bound 0.1": {"rule": "entropy_bound", "gamma": 0.1},
     "entropy_bound 0.5": {"rule": "entropy_bound", "gamma": 0.5},
     "klass": {},
@@ -147,7 +149,7 @@ def main() -> None:
     """Measure one rule of a family, or compare rules on a run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("family", help="mlm, mdlm or the folder of a run")
-    parser.add_argument("rule", choices=(*RULES, "all"))
+    parser.add_argument("rule", choices=("all", *RULES, *(name for name in COMPARED if name not in RULES)))
     for name, default in (("rows", 8), ("length", 128), ("vocabulary", 30522), ("width", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)
     chosen = parser.parse_args()

@@ -180,9 +180,9 @@ def _misfit(rank: Rank, quota: Quota, revise: Revision | None) -> str | None:
             return f"revise=p2 compares log-probabilities: rank must be random, drawn or top_prob, not {rank}"
     elif revise is not None:
         if not isinstance(quota, Hazard) or quota.num_steps is None:
-            return f"{revise} follows the steps of quota=hazard, not {quota}"
+            return f"revise=remdm follows the steps of quota=hazard, not {quota}"
         if not isinstance(rank, Random):
-            return f"{revise} masks and writes cells by rank=random, not {rank}"
+            return f"revise=remdm masks and writes cells by rank=random, not {rank}"
     return None
 
 
