@@ -52,11 +52,11 @@ def size_of(batch: Mapping[str, object]) -> int:
     return sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
 
 
-def measure(collate: Collate) -> tuple[float, int]:
+def measure(collate: Collate, batches: int = BATCHES) -> tuple[float, int]:
     """Median CPU milliseconds of a batch, and the bytes of the largest."""
     milliseconds: list[float] = []
     largest = 0
-    for batch in range(WARM_UP + BATCHES):
+    for batch in range(WARM_UP + batches):
         examples = rows(batch)
         start = time.process_time_ns()
         collated = collate(examples)

@@ -15,17 +15,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from gpu_counts import (
+from gpu_families import (
+    Parts,
+    Size,
     attention_kernels,
     copy_bytes,
     gradient_norm,
     matmul_flops,
+    mean_loss,
+    on_device,
     scored_cells,
     seconds_of,
+    text_parts,
+    texts,
     training_flops,
     wait,
 )
-from gpu_families import Parts, Size, mean_loss, on_device, text_parts, texts
 from torch import Tensor, nn
 
 READY, GO = "ready", "go"

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpu_report import table
+from gpu import table
 
 HERE = Path(__file__).parent
 PAPERS = {

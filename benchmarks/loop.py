@@ -6,8 +6,7 @@
 After every few steps of a training, a plain loop makes the same steps with a copy of the network, so both run
 under the same load. Time is CPU time of the process. At the end both copies must have the same weights (with
 AdamW: Muon's steps depend on the last bit of small singular values). --profile shows the time of the
-    harness's own
-functions.
+harness's own functions.
 """
 
 import argparse
@@ -103,7 +102,7 @@ def composed(root: Path, experiment: str, steps: int, *more: str) -> DictConfig:
                 "trainer.val_check_interval=null",
                 "trainer.accelerator=cpu",
                 "trainer.devices=1",
-                "task.source.num_rows={train: 5000, val: 16, test: 16}",
+                "task.source.num_rows={train: 5000, val: 64, test: 16}",
                 *more,
             ],
         )

@@ -154,6 +154,8 @@ def _special(token_id: int | None) -> Tensor:
 
 def _num_fixed(number: int, example: Example) -> int:
     """Number of fixed tokens, which must be the first of the target."""
+    if example.get("fixed") is None:  # no tensors for rows without, which are most
+        return 0
     fixed = fixed_of(number, example, len(example.get("target_ids", _NO_IDS)))
     num_fixed = int(fixed.sum())
     if not bool(fixed[:num_fixed].all()):

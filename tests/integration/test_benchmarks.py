@@ -1,4 +1,4 @@
-"""The benchmarks for a GPU, in their small form on the CPU: every part runs, and reports its results."""
+"""The benchmarks in their small form on the CPU: every part runs, and reports its results."""
 
 import importlib
 import io
@@ -29,7 +29,8 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The benchmarks import one another by their names, as scripts do."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in [name for name in sys.modules if name.startswith("gpu")]:
+    own = {path.stem for path in BENCHMARKS.glob("*.py")}
+    for name in [name for name in sys.modules if name in own]:
         del sys.modules[name]
 
 
@@ -40,7 +41,7 @@ def module(name: str) -> Any:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_measured(family: str) -> None:
-    parts, gpu_report = module("gpu_parts"), module("gpu_report")
+    parts, gpu_tables = module("gpu_parts"), module("gpu")
     found: list[dict[str, Any]] = []
     turns: list[int] = []
     parts.run_part("plain", family, parts.SMALL, CPU, found.append, lambda: turns.append(len(found)))
@@ -53,13 +54,13 @@ def test_a_family_is_measured(family: str) -> None:
     assert by_name["training"]["scored_cells"] > 0
     assert any("attention" in name for name in by_name["kernels"]["attention"])
     assert by_name["generation"]["evaluations"] > 0
-    text = gpu_report.report(found)
+    text = gpu_tables.report(found)
     assert "Failed" not in text
     assert text.count(f"| {family} |") == 4
 
 
 def test_what_fails_is_a_row_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts, gpu_report = module("gpu_parts"), module("gpu_report")
+    parts, gpu_tables = module("gpu_parts"), module("gpu")
 
     def fail(*_: object) -> None:
         raise RuntimeError("called a synchronizing\nCUDA operation")
@@ -72,7 +73,7 @@ def test_what_fails_is_a_row_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatc
     assert [row["what"] for row in failed] == ["equal to the CPU: mlm", "generation: mlm"]
     assert failed[0]["error"] == "RuntimeError: called a synchronizing CUDA operation"
     assert any(row["what"] == "training" for row in found)
-    assert "| equal to the CPU: mlm | RuntimeError: called" in gpu_report.report(found)
+    assert "| equal to the CPU: mlm | RuntimeError: called" in gpu_tables.report(found)
 
 
 def test_rows_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +95,7 @@ def test_rows_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(("family", "causal"), [("mlm", 1.0), ("arlm", 0.5)])
 def test_operations_are_those_that_torch_counts(family: str, causal: float) -> None:
-    parts, counts, families = module("gpu_parts"), module("gpu_counts"), module("gpu_families")
+    parts, families = module("gpu_parts"), module("gpu_families")
     made = parts.made(family, parts.SMALL)
     batch = made.collate(families.texts(0, 3, 20, parts.SMALL.size.vocab_size))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -107,7 +108,7 @@ def test_operations_are_those_that_torch_counts(family: str, causal: float) -> N
     weights = counter.get_total_flops() - square * seen**2
     per_column = 6.0 * 12 * size.d_model**2 * size.num_layers * rows
     expected = weights + per_column * (columns - seen) + causal * square * columns**2
-    assert counts.training_flops(family, made.model, batch) == expected
+    assert families.training_flops(family, made.model, batch) == expected
 
 
 def test_the_command_writes_lines_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,3 +207,27 @@ def test_star_shares_the_time_by_its_order() -> None:
         [{"level": "hard", "family": "ilm", "test": 0.5, "step": 3, "rows": 10, "seconds": 1.0}]
     )
     assert "| hard | ilm | 50.0 | - | 99.1 | 3 |" in text
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Benchmarks set the number of threads."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_timings_of_steps_and_generation(capsys: pytest.CaptureFixture[str]) -> None:
+    steps, generation, training = module("steps"), module("generation"), module("training")
+    tiny = ["--size", "tiny", "--repeats", "1"]
+    steps.main(["gpt2", *tiny])
+    steps.main(["optimizers", *tiny])
+    steps.main(["star", "--families", "arlm", "--repeats", "1"])
+    generation.main(["text", *tiny, "--tokens", "4", "--families", "arlm", "ilm", "mdlm"])
+    out = capsys.readouterr().out
+    assert out.count("ratio") == 2
+    assert out.count("products") == 5
+    assert out.count("evaluations") == 3
+    assert "4.0 tokens    4.0 evaluations" in out, "8 rows by insertion or from left to right"
+    assert training.measure("ilm", "tiny", 1)["products"] > 0
