@@ -231,3 +231,16 @@ def test_timings_of_steps_and_generation(capsys: pytest.CaptureFixture[str]) -> 
     assert out.count("evaluations") == 3
     assert "4.0 tokens    4.0 evaluations" in out, "8 rows by insertion or from left to right"
     assert training.measure("ilm", "tiny", 1)["products"] > 0
+
+
+def test_growth_is_that_of_its_points() -> None:
+    growth = module("growth")
+    points = [
+        {"family": "ilm", "axis": "batch", "value": value, "seconds": value**2, "megabytes": 3 * value}
+        for value in (2, 4, 8)
+    ]
+    assert growth.exponents(points, "batch", "ilm", "seconds") == pytest.approx([2, 2])
+    assert growth.table(points).splitlines()[2:] == ["| time by batch | 2.00 |", "| memory by batch | 1.00 |"]
+    seconds, megabytes = growth.train("ilm", {"batch": 1, "length": 8, "vocabulary": 20, "depth": 1})
+    assert seconds > 0
+    assert megabytes >= 0
