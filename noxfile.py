@@ -169,6 +169,13 @@ def processors(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Short benchmarks beside their recorded ratios (-- --record: record those of this machine)."""
+    sync(session, "--all-packages")
+    session.run("python", "benchmarks/guard.py", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the site, strictly, and run every block of the documentation (with -- --build: build only)."""
     sync(

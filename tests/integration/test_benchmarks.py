@@ -244,3 +244,36 @@ def test_growth_is_that_of_its_points() -> None:
     seconds, megabytes = growth.train("ilm", {"batch": 1, "length": 8, "vocabulary": 20, "depth": 1})
     assert seconds > 0
     assert megabytes >= 0
+
+
+def test_the_guard_fails_where_a_ratio_is_worse(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guard = module("guard")
+    ratios = {"mlm": 1.0, "ilm": 2.0}
+    monkeypatch.setattr(guard, "PARTS", {"steps": lambda: dict(ratios)})
+    monkeypatch.setattr(guard, "RECORDED", tmp_path / "ratios.json")
+    guard.main(["--record"])
+    ratios["ilm"] *= 0.99 * guard.MARGIN
+    guard.main([])
+    assert "no ratio is worse" in capsys.readouterr().out
+    ratios["ilm"] *= 1.1
+    with pytest.raises(SystemExit, match=r"slower: steps: ilm is 2.83, recorded 2: 1.42 times, allowed 1.3"):
+        guard.main([])
+    ratios["arlm"] = 1.0
+    with pytest.raises(SystemExit, match="not recorded: steps: arlm"):
+        guard.main([])
+
+
+def test_the_guard_measures_again_what_is_slow_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = module("guard")
+    times = iter([2.0, 1.9, 1.1])
+    monkeypatch.setattr(guard, "PARTS", {"steps": lambda: {"mlm": next(times)}})
+    assert guard.checked(["steps"], {"steps: mlm": 1.0}) == []
+    assert list(times) == []
+
+
+def test_recorded_ratios_are_those_that_the_guard_measures() -> None:
+    guard = module("guard")
+    recorded = json.loads(guard.RECORDED.read_text())["ratios"]
+    assert {name.partition(": ")[0] for name in recorded} == set(guard.PARTS)
