@@ -1,4 +1,7 @@
-"""A wrong example is an error of one line."""
+"""A wrong example is an error of one line; the example of the README runs."""
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,3 +109,13 @@ def test_documents_of_packed_blocks_fit_their_targets() -> None:
     for wrong in (block(0, 1, prompt=1), block(0, 1, target=3)):
         with pytest.raises(ValueError, match=r"^example 1 needs one entry of 'segment_ids' for each target"):
             segment_ids_of([block(0), wrong])
+
+
+def test_the_example_of_the_readme_runs():
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, torch.Tensor] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    masked, real = names["masked"], names["real"]
+    assert 0 < int(masked.sum()) < int(real.sum())
+    assert torch.equal(names["noisy"][~masked], names["clean"][~masked])
