@@ -1,4 +1,4 @@
-"""The likelihood of samplers: what writers note, and replay against distributions by enumeration; fixed seeds."""
+"""The likelihood of samplers: what writers note, replay against enumerated distributions, refusals."""
 
 import itertools
 import math
