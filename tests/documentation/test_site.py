@@ -1,4 +1,4 @@
-"""The site builds without a warning, loads nothing from elsewhere, and explains every key."""
+"""The site builds without a warning, loads nothing from elsewhere, explains every key; its blocks run."""
 
 import re
 import sys
@@ -9,11 +9,14 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-from .blocks import ROOT
+from .blocks import ROOT, blocks_of, markdown_files
+from .running import copy_of_the_repository, run_file
 
 sys.path.insert(0, str(ROOT / "docs/tools"))
 import configuration
 import site_hook
+
+FILES = [path for path in markdown_files() if any(block.runs for block in blocks_of(path))]
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +81,12 @@ def test_a_key_without_explanation_is_found(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(configuration, "options", only_changed)
     monkeypatch.setattr(configuration, "ROOT", tmp_path)
     assert configuration.unexplained() == ["bare.yaml: lr"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_blocks_of_a_page_run(
+    path: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XLM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.chdir(copy_of_the_repository(tmp_path))
+    assert run_file(path, monkeypatch) > 0
