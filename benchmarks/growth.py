@@ -122,7 +122,7 @@ def draw(points: Sequence[Point], picture: Path) -> None:
 
     axes = list(dict.fromkeys(point["axis"] for point in points))
     rows = {"seconds": "CPU seconds", "megabytes": "megabytes"}
-    figure, grid = pyplot.subplots(2, len(axes), figsize=(2.4 * len(axes), 5.6), sharey="row", squeeze=False)
+    sheet, grid = pyplot.subplots(2, len(axes), figsize=(2.4 * len(axes), 5.6), sharey="row", squeeze=False)
     for row, (what, label) in zip(grid, rows.items(), strict=True):
         row[0].set_ylabel(label)
         for axis, chart in zip(axes, row, strict=True):
@@ -144,9 +144,9 @@ def draw(points: Sequence[Point], picture: Path) -> None:
             chart.minorticks_off()
             chart.grid(color="0.88", linewidth=0.6)
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower right", ncols=1, frameon=False, handlelength=3.2)
-    figure.tight_layout()
-    figure.savefig(picture, metadata={"Date": None})
+    sheet.legend(handles, labels, loc="lower right", ncols=1, frameon=False, handlelength=3.2)
+    sheet.tight_layout()
+    sheet.savefig(picture, metadata={"Date": None})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """Runs as training leaves them, without the time that training takes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -41,6 +42,11 @@ def make_run(
         }
     torch.save(checkpoint, folder / "checkpoints" / "best-00000001.ckpt")
     return folder
+
+
+def repeatable(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that the same job gives again: all but its seconds."""
+    return {name: value for name, value in metrics.items() if not name.endswith("/seconds_per_sequence")}
 
 
 def weights(run: Path, key: str = "state_dict") -> Tensor:

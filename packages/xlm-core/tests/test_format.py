@@ -76,6 +76,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                     "d_model": 8,
                     "d_ff": "${model.trunk.d_model}",
                 },
+                "prompt_sees_target": True,
             },
             "predictor": {"_target_": "xlm_mdlm.MDLMPredictor", "schedule": "${noise}"},
             "loss": {"eps": "${oc.select:noise.eps,0}", "width": ["${model.d_models}"]},
@@ -198,6 +199,13 @@ def test_samplers_of_version_2_are_rules(name: str) -> None:
     assert current({"format_version": 2, "predictor": old}, "old") == {"format_version": 3, "predictor": new}
     assert current({"format_version": 2, "predictor": new}, "new")["predictor"] == new
     assert make({**SAMPLER, **parts}, "predictor.sampler") is not None
+
+
+def test_prompts_of_version_2_see_their_targets() -> None:
+    model = {"_target_": "xlm_ilm.ILM", "vocab_size": 9}
+    found = current({"format_version": 2, "model": model, "task": {"models": [model]}}, "old")
+    assert found["model"] == {**model, "prompt_sees_target": True} == found["task"]["models"][0]
+    assert current({"format_version": 3, "model": model}, "new")["model"] == model
 
 
 def test_references_to_a_sampler_follow_it() -> None:

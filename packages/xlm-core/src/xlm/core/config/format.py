@@ -2,7 +2,8 @@
 
 Version 2 differs from version 1 in names and places only: classes of the core moved, the noise schedule and
 the arguments that all collators share became nodes of their own, and a network became a trunk and its heads.
-Version 3 differs from version 2 in the samplers of two families, which became combinations of shared parts.
+Version 3 differs from version 2 in the samplers of two families, which became combinations of shared parts,
+and in networks that say whether a prompt sees its target.
 What earlier versions wrote is read in the words of version 3, so nothing else has to know of it.
 
 The tables are closed. They name classes of families because old files do; later families have no place there.
@@ -10,7 +11,7 @@ The tables are closed. They name classes of families because old files do; later
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from xlm.core.config.errors import XLMError
@@ -55,11 +56,13 @@ ADDED = {
     "datasets.load_dataset": {"local": None},
     "xlm.tasks.safe.published_rows": {"local": None},
     "xlm.tasks.sudoku_extreme.published_rows": {"local": None},
-    "xlm_ilm.ILM": {"prompt_sees_target": True},
-    "xlm_mlm.MLM": {"prompt_sees_target": True},
-    "xlm_mdlm.MDLMRotary": {"prompt_sees_target": True},
 }
 """Arguments that the class has in every config of version 2."""
+
+ADDED_IN_3 = {
+    target: {"prompt_sees_target": True} for target in ("xlm_ilm.ILM", "xlm_mlm.MLM", "xlm_mdlm.MDLMRotary")
+}
+"""Arguments that the class has in every config of version 3."""
 
 NOISE = {
     "xlm_mdlm.MDLMPredictor": ("schedule",),
@@ -151,30 +154,39 @@ def current(config: dict[str, Any], name: str) -> dict[str, Any]:
     moved: dict[str, str] = {}
     if version == 1:
         new = {**NEW, **new}
-        _rename(new)
+        for node in _objects(new):
+            _rename(node)
         _share_arguments(new)
         moved |= {**_move_noise(new), **_move_sizes(new)}
+    for node in _objects(new):
+        for key, value in ADDED_IN_3.get(node[TARGET], {}).items():
+            node.setdefault(key, value)
     _read_by_one_function(new)
     moved |= _compose_sampler(_mapping(new, "predictor"))
     # References are rewritten last: to where a node stands now.
     return cast("dict[str, Any]", _refer(new, moved))
 
 
-def _rename(node: object) -> None:
-    """Give every class its present name and the arguments that it has everywhere."""
+def _objects(node: object) -> Iterator[dict[str, Any]]:
+    """The nodes of a config that name a class, from the outside in."""
     if isinstance(node, list):
         for value in cast("list[object]", node):
-            _rename(value)
+            yield from _objects(value)
     elif isinstance(node, dict):
         content = cast("dict[str, Any]", node)
-        target = content.get(TARGET)
-        if isinstance(target, str):
-            fused, arguments = ADAMW.get(target, (target, set[str]()))
-            content[TARGET] = fused if content.keys() <= arguments else RENAMED.get(target, target)
-            for key, value in ADDED.get(target, {}).items():
-                content.setdefault(key, value)
+        if isinstance(content.get(TARGET), str):
+            yield content
         for value in content.values():
-            _rename(value)
+            yield from _objects(value)
+
+
+def _rename(node: dict[str, Any]) -> None:
+    """Give a node the present name of its class and the arguments that it has everywhere."""
+    target = node[TARGET]
+    fused, arguments = ADAMW.get(target, (target, set[str]()))
+    node[TARGET] = fused if node.keys() <= arguments else RENAMED.get(target, target)
+    for key, value in ADDED.get(target, {}).items():
+        node.setdefault(key, value)
 
 
 def _read_by_one_function(config: dict[str, Any]) -> None:
