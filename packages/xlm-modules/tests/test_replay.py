@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from xlm.modules import (
@@ -307,11 +308,11 @@ def test_texts_that_cannot_be_and_options_out_of_range() -> None:
     assert ended.num_tokens.tolist() == [2]
     for options, message in (
         ({"num_draws": 0}, "num_draws must be at least 1"),
-        ({"event": "tokens"}, "event must be 'text' or 'cells'"),
-        ({"coupling": "all"}, "coupling must be 'independent' or 'rotations'"),
+        ({"event": "tokens"}, "event(.|\n)*'text'.*'cells'"),  # or refused by its annotation
+        ({"coupling": "all"}, "coupling(.|\n)*'independent'.*'rotations'"),
         ({"coupling": "rotations"}, "coupling='rotations' rotates a random order of single cells"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeCheckError), match=message):
             score(generation, [(2, 3, 4)], **options)  # pyright: ignore[reportArgumentType]  # misfits
 
 
