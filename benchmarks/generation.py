@@ -8,7 +8,7 @@ The networks are untrained, and limits make the number of tokens that of trained
 text: 8 rows of 128 tokens from nothing with the small network of training.py: ilm by 128 insertions (it never
 stops), mdlm and mlm in 128 steps, arlm until 128 tokens.
 star: the prompts of star_easy, 64 rows, with the experiment's sampler at width 128 and 4 layers; 5 tokens a
-row (ilm, arlm) or the experiment's 8 cells; flexmdm makes the experiment's number of steps.
+row (ilm, arlm) or the experiment's 8 cells; flexmdm has a budget of 8, of which its network uses 1.8.
 
 ``trunk`` is the fraction of the time in the network without its head. ``operations`` are those of all matrix
 products of the run, attention included, as torch counts them in another run; ``share`` is their rate over

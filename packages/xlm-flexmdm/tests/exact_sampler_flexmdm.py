@@ -63,8 +63,9 @@ def sampler_distribution(
             slots = np.arange(len(state) + 1).clip(max=index.longest)
             cells = np.arange(len(state)).clip(max=index.longest - 1)
             written = _unmasked(state, table.distributions[number][cells], step.unmasking, score)
-            means = table.gaps[number][slots] * step.insertion
-            counts = _insertions(tuple(means.tolist()), longest - len(state))
+            gaps, left = table.gaps[number][slots], longest - len(state)
+            means = gaps * min(1.0, left / max(gaps.sum(), 1e-300)) * step.insertion
+            counts = _insertions(tuple(means.tolist()), left)
             for (text, first), (added, second) in itertools.product(written.items(), counts.items()):
                 after[_inserted(text, added)] += mass * first * second
         distribution = {state: mass for state, mass in after.items() if mass > 1e-13}
@@ -96,26 +97,20 @@ def _unmasked(
 
 
 def _insertions(means: tuple[float, ...], budget: int) -> dict[tuple[int, ...], float]:
-    """Poisson numbers; those beyond the budget go to the slots in a random order, as far as it reaches."""
-    distributions: list[list[float]] = []
-    for mean in means:
-        masses = [math.exp(-mean) * mean**k / math.factorial(k) for k in range(budget)]
-        distributions.append([*masses, 1 - sum(masses)])
-    result: defaultdict[tuple[int, ...], float] = defaultdict(float)
+    """Poisson numbers; of those beyond the budget some are dropped, all alike."""
+    total = sum(means)
+    if total == 0:
+        return {(0,) * len(means): 1.0}
+    masses = [math.exp(-total) * total**k / math.factorial(k) for k in range(budget)]
+    masses.append(1 - sum(masses))
+    result: dict[tuple[int, ...], float] = {}
     for drawn in itertools.product(range(budget + 1), repeat=len(means)):
-        mass = math.prod(distribution[k] for distribution, k in zip(distributions, drawn, strict=True))
-        if mass < 1e-15:
-            continue
-        orders = [tuple(range(len(means)))]
-        if sum(drawn) > budget:
-            orders = list(itertools.permutations(range(len(means))))
-        for order in orders:
-            left, kept = budget, [0] * len(means)
-            for slot in order:
-                kept[slot] = min(drawn[slot], left)
-                left -= kept[slot]
-            result[tuple(kept)] += mass / len(orders)
-    return dict(result)
+        number = sum(drawn)
+        if number <= budget:
+            orders = math.factorial(number) / math.prod(math.factorial(k) for k in drawn)
+            slots = math.prod((mean / total) ** k for mean, k in zip(means, drawn, strict=True))
+            result[drawn] = masses[number] * orders * slots
+    return result
 
 
 def _inserted(state: State, counts: Sequence[int]) -> State:

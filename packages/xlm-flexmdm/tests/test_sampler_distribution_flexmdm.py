@@ -3,7 +3,6 @@
 A statistic of k degrees of freedom above k + 5 sqrt(2k) has a probability below 1e-4.
 """
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -89,7 +88,7 @@ def _assert_same_distribution(found: dict[Text, int], distribution: dict[Text, f
 def test_one_step_of_insertions() -> None:
     """With two steps, the first inserts from nothing and the second unmasks everything."""
     tables = random_tables(seed=1)
-    gap = tables(0.0).gaps[SMALL.numbers[()], 0]
+    gap = min(tables(0.0).gaps[SMALL.numbers[()], 0], 3)
     found = _draw(TableNetwork(SMALL, tables), 5000, num_steps=2)
     lengths = Counter(len(text) for text in found for _ in range(found[text]))
     masses = [math.exp(-gap / 2) * (gap / 2) ** k / math.factorial(k) for k in range(3)]
@@ -160,8 +159,8 @@ def test_temperature_one_half_squares_the_distribution_of_a_token() -> None:
     )
 
 
-def test_slots_are_served_in_an_order_independent_of_their_numbers() -> None:
-    """A Poisson number with mean 2 on either side of a given token, and budget for 2 in all."""
+def test_more_than_the_budget_is_never_missing() -> None:
+    """g = 4 on either side of a given token and budget for 2 in all: a rate of 1 each, and a mean of 1/2."""
     tables = Tables(np.full((SMALL.size, 4), 4.0), np.full((SMALL.size, 3, 2), [0.0, 1.0]))
     rows = 4000
     given = prompts(rows, 2)
@@ -175,16 +174,52 @@ def test_slots_are_served_in_an_order_independent_of_their_numbers() -> None:
         (text.index(FIRST), len(text) - 1 - text.index(FIRST))
         for text in read_texts(prediction.ids, prediction.lengths)
     ]
-    distribution: dict[Text, float] = {}
-    masses = [math.exp(-2) * 2**k / math.factorial(k) for k in range(30)]
-    for left, right in itertools.product(range(30), repeat=2):
-        mass = masses[left] * masses[right] / 2
-        for kept in (
-            (min(left, 2), min(right, 2 - min(left, 2))),
-            (min(left, 2 - min(right, 2)), min(right, 2)),
-        ):
-            distribution[kept] = distribution.get(kept, 0.0) + mass
+    none, one = math.exp(-1), math.exp(-1)
+    two = (1 - none - one) / 4
+    distribution: dict[Text, float] = {
+        (0, 0): none,
+        (1, 0): one / 2,
+        (0, 1): one / 2,
+        (2, 0): two,
+        (1, 1): 2 * two,
+        (0, 2): two,
+    }
     _assert_same_distribution(dict(Counter(found)), distribution)
+
+
+_UNMASKING: dict[tuple[Sampler, str], Callable[[float], float]] = {
+    ("hazard_integrated", "linear"): lambda t: 0.2 / (1 - t),
+    ("tau_leaping", "linear"): lambda t: 1 - math.exp(-0.2 / (1 - t)),
+    ("hazard_integrated", "sine"): lambda t: 1 - math.cos(_HALF * (t + 0.2)) / math.cos(_HALF * t),
+    ("tau_leaping", "sine"): lambda t: 1 - math.exp(-0.2 * _HALF * math.tan(_HALF * t)),
+}
+"""Chance of unmasking from t to t + 0.2, for beta = t and beta = 1 - cos(pi t / 2)."""
+
+
+@pytest.mark.parametrize(("sampler", "schedule"), _UNMASKING)
+def test_chance_of_unmasking_in_each_step(sampler: Sampler, schedule: str) -> None:
+    """Each step writes a fraction of the masks that are left, within 4 deviations."""
+    rows = 1400
+    given = prompts(rows, 0)
+    given["input_ids"] = torch.tensor([[BOS, MASK, MASK, MASK]]).repeat(rows, 1)
+    given["attention_mask"] = torch.ones(rows, 4, dtype=torch.bool)
+    given["open_slots"] = torch.zeros(rows, 4, dtype=torch.bool)
+    predict = FlexMDMPredictor(
+        interpolant=Interpolant(LogLinear(eps=0), LogLinear(eps=0) if schedule == "linear" else Sine()),
+        mask_id=MASK,
+        pad_id=PAD,
+        num_steps=5,
+        suppressed_ids=SUPPRESSED,
+        sampler=sampler,
+    )
+    network = TableNetwork(SMALL, random_tables(seed=1))
+    trace = predict(network, given, torch.arange(rows), trace=True).trace
+    left = 3 * rows
+    for step in range(1, 5):
+        written = int(((trace.operation == 1) & (trace.step == step)).sum())
+        chance = _UNMASKING[sampler, schedule](0.2 * (step - 1))
+        assert written / left == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / left))
+        left -= written
 
 
 def test_posterior_generates_the_distribution_of_the_data_up_to_one_over_steps() -> None:

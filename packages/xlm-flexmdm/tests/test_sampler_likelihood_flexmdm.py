@@ -1,7 +1,7 @@
 """The likelihood of the sampler: the mean weight of labelled paths is the probability of each text.
 
-The probabilities are sums over all histories, insertions cut at the budget included. The seeds are fixed, so
-no test can fail by chance.
+The probabilities are sums over all histories, with what the budget drops. The seeds are fixed, so no test can
+fail by chance.
 """
 
 import math
@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from xlm.modules.records import SamplerLikelihood, Targets
-from xlm_flexmdm import FlexMDMPredictor, FlexMDMPromptCollator, Interpolant
+from xlm_flexmdm import FlexMDMPredictor, FlexMDMPromptCollator, Interpolant, insertions, poisson
 from xlm_flexmdm.predictor_flexmdm import Order, Sampler
+from xlm_flexmdm.replay_flexmdm import log_prob_of_insertions
 
 from .exact_flexmdm import BOS, FIRST, MASK, PAD, TableNetwork, Text, texts
 from .exact_sampler_flexmdm import sampler_distribution, steps_of
@@ -95,7 +96,7 @@ def test_it_does_so_in_every_order_of_unmasking(order: Order) -> None:
     assert bool(found.smallest_gap.isinf().all()) == (order == "position")
 
 
-def test_a_cut_at_the_budget_is_counted_exactly() -> None:
+def test_what_the_budget_drops_is_counted_exactly() -> None:
     """In two steps everything is inserted at once, so that no label is drawn and every weight is equal."""
     tables, steps = random_tables(seed=1, least_gap=1.0), steps_of(2, lambda t: t, lambda t: t)
     every = texts(2, 3)
@@ -118,3 +119,38 @@ def test_a_target_without_the_given_tokens_is_refused() -> None:
         predictor.likelihood(
             network, batch, Targets(torch.tensor([[FIRST]]), torch.tensor([1])), torch.arange(1)
         )
+
+
+@pytest.mark.parametrize("budget", [1, 2, 6])
+def test_numbers_of_masks_have_the_probabilities_of_the_draw(budget: int) -> None:
+    """With g = 1.2, 0 and 3, in sum above the budget (1, 2) and below it."""
+    rows, factor = 20000, 0.5
+    generator = torch.Generator().manual_seed(0)
+    means = torch.full((rows,), factor * budget, dtype=torch.float64)
+    level = torch.rand(rows, generator=generator, dtype=torch.float64)
+    arrivals = poisson(means, level, torch.full((rows,), 70))
+    uniforms = torch.rand(rows, int(arrivals.max()), generator=generator, dtype=torch.float64)
+    gaps = torch.tensor([[1.2, 0.0, 3.0]], dtype=torch.float64)
+    drawn = insertions(gaps.expand(rows, 3), arrivals, torch.full((rows,), budget), uniforms)
+
+    every = torch.cartesian_prod(*[torch.arange(budget + 1)] * 3)
+    every = every[every.sum(1) <= budget]
+    number = len(every)
+    probability = log_prob_of_insertions(
+        every, gaps.expand(number, 3), torch.full((number,), budget), torch.full((number,), factor)
+    ).exp()
+    assert float(probability.sum()) == pytest.approx(1, rel=1e-12)
+    found = (drawn.unsqueeze(1) == every).all(2).double().mean(0)
+    assert ((found - probability).abs() <= 4 * (probability * (1 - probability) / rows).sqrt()).all()
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"),
+    [(1e-6, 400 * math.log(4e-4) - math.lgamma(401) - 4e-4 + math.log1p(4e-4 / 401)), (5.0, 0.0)],
+)
+def test_a_full_row_of_a_small_or_large_mean(factor: float, expected: float) -> None:
+    """A mean of 4e-4, with which the probability of 400 masks is below the smallest number, and of 2000."""
+    budget, gaps = torch.tensor([400]), torch.tensor([[500.0]], dtype=torch.float64)
+    factors = torch.tensor([factor], dtype=torch.float64)
+    found = log_prob_of_insertions(budget.unsqueeze(1), gaps, budget, factors)
+    assert float(found) == pytest.approx(expected, abs=1e-8)

@@ -11,7 +11,7 @@ from xlm_flexmdm.metrics_flexmdm import FlexMDMMetrics
 from xlm_flexmdm.model_flexmdm import FlexMDM
 from xlm_flexmdm.posterior_flexmdm import embedding_posterior, expected_gaps
 from xlm_flexmdm.predictor_flexmdm import FlexMDMPredictor
-from xlm_flexmdm.text_flexmdm import fit_to_budget, poisson
+from xlm_flexmdm.text_flexmdm import insertions, poisson
 from xlm_flexmdm.types_flexmdm import (
     FlexMDMBatch,
     FlexMDMLikelihood,
@@ -42,7 +42,7 @@ __all__ = [
     "Interpolant",
     "embedding_posterior",
     "expected_gaps",
-    "fit_to_budget",
     "gap_divergence",
+    "insertions",
     "poisson",
 ]

@@ -13,10 +13,11 @@ that the rate of insertion has in the step. The last step inserts nothing, since
 MASK, and unmasks every mask. The distribution of the result therefore approaches that of the continuous
 process like 1/N.
 
-The network sees t, on which the number of missing tokens depends, so an evaluation cannot be used again in a
-later step. What can be saved is a row's evaluation in a step that can change nothing in it: which masks a
-step unmasks, or how many, is drawn before the network is evaluated; and a row without budget, or without an
-open slot, gets no insertion. Other rows cannot be finished before the last step.
+A row is evaluated only in the steps that can change it, and these are drawn beforehand (:class:`_Agenda`).
+The step in which a mask is unmasked does not depend on the network, so it is drawn when the mask comes in.
+No more tokens can be missing than the budget of a row, so masks arrive at the rate of the budget, and each
+arrival is accepted with the share of g in it (:func:`xlm_flexmdm.text_flexmdm.insertions`). Each row goes to
+its own next step, so the rows of an evaluation may be at different times.
 
 The draws of a row depend on its seed, the step and the purpose only, so it comes out the same in any batch.
 """
@@ -28,6 +29,7 @@ from functools import partial
 from typing import Literal, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlm.modules import (
@@ -42,14 +44,9 @@ from xlm.modules import (
 )
 from xlm.modules.records import Event, Prediction, SamplerLikelihood, Targets, Trace, TracedPrediction
 from xlm_flexmdm.interpolant_flexmdm import Interpolant
-from xlm_flexmdm.replay_flexmdm import Drawn, Labelled, Source, draw_insertions
-from xlm_flexmdm.text_flexmdm import Text
-from xlm_flexmdm.types_flexmdm import (
-    FlexMDMNetwork,
-    FlexMDMOutput,
-    FlexMDMPromptBatch,
-    call_model,
-)
+from xlm_flexmdm.replay_flexmdm import Drawn, Labelled, Source
+from xlm_flexmdm.text_flexmdm import Text, insertions, poisson
+from xlm_flexmdm.types_flexmdm import FlexMDMNetwork, FlexMDMPromptBatch, call_model
 
 Sampler = Literal["hazard_integrated", "tau_leaping"]
 Order = Literal["random", "position", "top_prob", "margin", "entropy"]
@@ -57,7 +54,8 @@ Order = Literal["random", "position", "top_prob", "margin", "entropy"]
 _STREAM_UNMASKING = 0
 _STREAM_TOKEN = 1
 _STREAM_INSERTION = 2
-_STREAM_BUDGET = 3
+_STREAM_ARRIVAL = 3
+_STREAM_DUE = 4
 
 
 class FlexMDMPredictor:
@@ -69,10 +67,10 @@ class FlexMDMPredictor:
         interpolant: The two schedules: those of training.
         mask_id: Id of MASK, never in the result.
         pad_id: Id that fills the rows of the result.
-        num_steps: N, at least 2. A row takes part in up to N evaluations of the network.
+        num_steps: N, at least 2. A row is evaluated only in steps in which a mask may come in or is unmasked.
         suppressed_ids: Further token ids that are never generated: those of the loss.
-        max_new_tokens: The most tokens to insert; None for the budget that the batch gives each row.
-            Insertions beyond it are cut by :func:`xlm_flexmdm.fit_to_budget`; the step's others stay.
+        max_new_tokens: The most tokens to insert; None for the budget that the batch gives each row. The
+            sum of g over the slots of a row is at most what is left of it.
         sampler: "hazard_integrated": a mask is unmasked with the exact probability
             (beta(s) - beta(t)) / (1 - beta(t)), and the mean number of masks for a slot is
             g (alpha(s) - alpha(t)) / (1 - alpha(t)). "tau_leaping", as published: both hazards are held at
@@ -117,7 +115,7 @@ class FlexMDMPredictor:
         self._max_new_tokens = max_new_tokens
         self._order: Order = order
         self._sampling = TokenSampling(temperature, top_k, top_p)
-        self._steps = _steps(interpolant, num_steps, sampler)
+        self._steps = _Steps.of(interpolant, num_steps, sampler)
         # Of a step of insertion in the forward process; the last step of the sampler inserts nothing.
         alpha = interpolant.alpha(torch.linspace(0, 1, num_steps + 1, dtype=torch.float64, device="cpu")[:-1])
         self._labels = alpha.diff() / (alpha[-1] - alpha[0])
@@ -149,14 +147,16 @@ class FlexMDMPredictor:
         text = Text.start(
             batch, mask_id=self._mask_id, pad_id=self._pad_id, max_new_tokens=self._max_new_tokens
         )
+        levels = uniform(seeds, len(self._steps.time), step=0, stream=_STREAM_ARRIVAL)
+        agenda = _Agenda.start(text, self._steps, seeds, levels)
         edits = [text.given_edits()]
-        nfe = torch.zeros_like(seeds)
-        for step in self._steps:
-            edits += self._advance(model, text, seeds, step, nfe, Drawn(self._sampling))
+        nfe = self._run(model, text, agenda, Drawn(self._sampling), edits)
         ids, lengths = text.targets()
         if not trace:
             return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
-        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=Trace.of(edits))
+        table = torch.cat(edits, dim=1)
+        by_step = Trace.of([table[:, table[0].argsort(stable=True)]])
+        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=by_step)
 
     @torch.no_grad()
     def likelihood(
@@ -173,8 +173,9 @@ class FlexMDMPredictor:
         """Estimate an upper bound of -log of the probability with which this sampler writes each target.
 
         Each draw labels the tokens with steps of insertion, drawn from the interpolant, and replays the
-        sampler (:class:`xlm_flexmdm.replay_flexmdm.Labelled`); every option counts, and insertions that the
-        budget cuts as well. Over all targets, the expectation of exp(-nll) sums to 1.
+        sampler (:class:`xlm_flexmdm.replay_flexmdm.Labelled`), with an evaluation in every step in which a
+        mask can arrive. Every option counts, and insertions that the budget drops as well. Over all targets,
+        the expectation of exp(-nll) sums to 1.
 
         Args:
             model: The network, see :meth:`xlm_flexmdm.FlexMDM.forward`.
@@ -189,6 +190,8 @@ class FlexMDMPredictor:
         """
         check_draws(num_draws, event)
         log_weights: list[Tensor] = []
+        # Above every drawn level: no step in which a mask can arrive is left out.
+        levels = torch.ones(len(seeds), len(self._steps.time), dtype=torch.float64, device=seeds.device)
         gap = torch.full((len(seeds),), math.inf, dtype=torch.float64, device=seeds.device)
         nfe, num_missing = torch.zeros_like(seeds), torch.zeros_like(seeds)
         for draw in range(num_draws):
@@ -205,8 +208,7 @@ class FlexMDMPredictor:
                 uniform(own_seeds, width, step=0, stream=_STREAM_INSERTION),
                 uniform(own_seeds, text.input_ids.shape[1], step=0, stream=_STREAM_TOKEN),
             )
-            for step in self._steps:
-                self._advance(model, text, own_seeds, step, nfe, labelled)
+            nfe += self._run(model, text, _Agenda.start(text, self._steps, own_seeds, levels), labelled, [])
             log_weights.append(labelled.finish())
             gap, num_missing = gap.minimum(labelled.smallest_gap), labelled.num_missing
         return SamplerLikelihood.of(
@@ -218,120 +220,180 @@ class FlexMDMPredictor:
             nfe=nfe,
         )
 
-    def _advance(
-        self, model: FlexMDMNetwork, text: Text, seeds: Tensor, step: "_Step", nfe: Tensor, source: Source
+    def _run(
+        self, model: FlexMDMNetwork, text: Text, agenda: "_Agenda", source: Source, edits: list[Tensor], /
+    ) -> Tensor:
+        """Take all steps, append the edits, and return the number of evaluations of each row."""
+        nfe = torch.zeros_like(agenda.seeds)
+        while len(rows := agenda.advance(text)) > 0:
+            nfe[rows] += 1
+            edits += self._change(model, text, agenda, rows, source)
+        return nfe
+
+    def _change(
+        self, model: FlexMDMNetwork, text: Text, agenda: "_Agenda", rows: Tensor, source: Source
     ) -> list[Tensor]:
-        """Take one step with every row that it can change, and return the edits."""
-        masked = text.masked
-        length = masked.shape[1]
-        level = uniform(seeds, length, step=step.number, stream=_STREAM_UNMASKING)
-        drawn = masked & (level < step.unmasking_chance)
-        slots = text.open_slots & (text.growing & (step.insertion_factor > 0)).unsqueeze(1)
-        rows = (drawn.any(1) | slots.any(1)).nonzero().squeeze(1)
-        if len(rows) == 0:
-            return []
-        nfe[rows] += 1
+        """Take the step that each of the rows is at, and return the edits."""
+        index, seeds, budget = agenda.index[rows], agenda.seeds[rows], text.most_missing[rows]
+        input_ids, attention_mask = text.window(rows)
+        masked, width = input_ids == self._mask_id, input_ids.shape[1]
+        number = agenda.unmaskings[rows, index]
+        factor, level = agenda.steps.insertion_factor[index], agenda.levels[rows, index]
 
-        candidates = self._candidates(masked, drawn)
-        logits, output = _evaluate(model, text, rows, candidates, slots, step)
-        logits = suppress_tokens(logits, self._suppressed_ids)
-        chosen = self._choose(candidates, drawn, logits, source)
-        row, column = chosen.nonzero(as_tuple=True)
-        numbers = uniform(seeds, length, step=step.number, stream=_STREAM_TOKEN)
-        token = source.write(text, row, column, logits[chosen[candidates]], numbers[row, column])
-        edits = text.write(row, column, token, step.number)
-
-        row, column = slots.nonzero(as_tuple=True)
-        means = output.expected_gaps.double() * step.insertion_factor
-        draw = partial(
-            draw_insertions,
-            text,
-            row,
-            column,
-            means,
-            uniform(seeds, length, step=step.number, stream=_STREAM_INSERTION),
-            partial(uniform, seeds, length, step=step.number, stream=_STREAM_BUDGET),
+        keys = uniform(seeds, width, step=index, stream=_STREAM_UNMASKING)
+        candidates = self._candidates(masked, number, keys)
+        slots = text.open_slots[rows, :width] & _has_arrivals(budget * factor, level).unsqueeze(1)
+        logits, output = call_model(
+            model,
+            _logits,
+            input_ids,
+            attention_mask,
+            agenda.steps.time[index],
+            agenda.steps.missing_chance[index],
+            token_positions=candidates.flatten().nonzero().squeeze(1),
+            slot_positions=slots.flatten().nonzero().squeeze(1),
         )
-        counts = source.insert(text, row, column, means, step.number, draw)
-        return [edits, text.insert(counts, step.number)]
+        logits = suppress_tokens(logits, self._suppressed_ids)
+        chosen, gap = self._choose(candidates, number, logits)
+        source.note_gap(rows, gap)
+        row, column = chosen.nonzero(as_tuple=True)
+        uniforms = uniform(seeds, width, step=index, stream=_STREAM_TOKEN)
+        token = source.write(text, rows[row], column, logits[chosen[candidates]], uniforms[row, column])
 
-    def _candidates(self, masked: Tensor, drawn: Tensor) -> Tensor:
+        gaps = torch.zeros(slots.shape, dtype=torch.float64, device=slots.device)
+        gaps[slots] = output.expected_gaps.double()
+        draw = partial(_draw_insertions, gaps, budget, factor, level, seeds, index)
+        counts = torch.zeros(text.input_ids.shape, dtype=torch.int64, device=slots.device)
+        counts[rows, :width] = source.insert(text, rows, slots, gaps, factor, index + 1, draw)
+        agenda.add_masks(counts.sum(1))
+        step = agenda.index + 1
+        return [text.write(rows[row], column, token, step[rows[row]]), text.insert(counts, step)]
+
+    def _candidates(self, masked: Tensor, number: Tensor, keys: Tensor) -> Tensor:
         """(rows, length) masks whose logits are needed: all of a row only where the network ranks them."""
         if self._order == "random":
-            return drawn
+            return take_top(keys, number, masked)
         if self._order == "position":
             leftward = -torch.arange(masked.shape[1], device=masked.device, dtype=torch.float64)
-            return take_top(leftward.expand(masked.shape), drawn.sum(1), masked)
-        return masked & drawn.any(1, keepdim=True)
+            return take_top(leftward.expand(masked.shape), number, masked)
+        return masked & (number > 0).unsqueeze(1)
 
-    def _choose(self, candidates: Tensor, drawn: Tensor, logits: Tensor, source: Source) -> Tensor:
-        """(rows, length) masks to unmask now: as many of each row as were drawn, hence never too many."""
+    def _choose(self, candidates: Tensor, number: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows, length) masks to unmask now, ``number`` of each row; (rows,) the gap to those not chosen."""
         if self._order in ("random", "position"):
-            return candidates
+            return candidates, torch.full(number.shape, math.inf, dtype=torch.float64, device=number.device)
         scores = torch.zeros(candidates.shape, dtype=torch.float64, device=candidates.device)
         scores[candidates] = confidence(logits, self._order)
-        chosen = take_top(scores, drawn.sum(1), candidates)
+        chosen = take_top(scores, number, candidates)
         last = scores.masked_fill(~chosen, math.inf).amin(1)
-        source.note_gap(last - scores.masked_fill(~candidates | chosen, -math.inf).amax(1))
-        return chosen
+        return chosen, last - scores.masked_fill(~candidates | chosen, -math.inf).amax(1)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What a step from t to s does."""
-
-    number: int
-    """From 1."""
-    time: float
-    """Time input of the network at t."""
-    missing_chance: float
-    """1 - alpha(t)."""
-    unmasking_chance: float
-    insertion_factor: float
-    """What g is multiplied by for the mean number of insertions."""
+def _has_arrivals(means: Tensor, levels: Tensor) -> Tensor:
+    """Whether a Poisson number of this mean, drawn from this uniform number, is above 0."""
+    return levels > (-means).exp()
 
 
-def _steps(interpolant: Interpolant, num_steps: int, sampler: Sampler) -> list[_Step]:
-    # On the CPU whatever the default device: the steps are plain numbers.
-    grid = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64, device="cpu")
-    start, end = grid[:-1], grid[1:]
-    if sampler == "hazard_integrated":
-        insertion = (interpolant.alpha(end) - interpolant.alpha(start)) / (1 - interpolant.alpha(start))
-        unmasking = (interpolant.beta(end) - interpolant.beta(start)) / (1 - interpolant.beta(start))
-    else:
-        insertion = interpolant.insertion_hazard(start) / num_steps
-        unmasking = -torch.expm1(-interpolant.unmasking_hazard(start) / num_steps)
-        if not bool(insertion.isfinite().all()):
-            raise ValueError(
-                "sampler='tau_leaping' holds the hazard of insertion at its value at t = 0, which is "
-                "infinite with this schedule: use sampler='hazard_integrated'"
-            )
-    insertion[-1], unmasking[-1] = 0.0, 1.0
-    columns = (interpolant.network_time(start), 1 - interpolant.alpha(start), unmasking, insertion)
-    rows = torch.stack(columns, dim=1)
-    return [_Step(number, *(float(value) for value in row)) for number, row in enumerate(rows, start=1)]
+def _draw_insertions(
+    gaps: Tensor, budget: Tensor, factor: Tensor, level: Tensor, seeds: Tensor, index: Tensor
+) -> Tensor:
+    """(rows, length) masks to insert: those that arrive at the rate of the budget, thinned."""
+    means = budget * factor
+    # A larger number is less likely than the finest level.
+    arrivals = poisson(means, level, (2 * means + 64).long())
+    uniforms = uniform(seeds, int(arrivals.max()), step=index, stream=_STREAM_INSERTION)
+    return insertions(gaps, arrivals, budget, uniforms)
 
 
 def _logits(hidden: Tensor, head: nn.Module) -> Tensor:
     """The readout."""
-    logits: Tensor = head(hidden)
-    return logits
+    return head(hidden)
 
 
-def _evaluate(
-    model: FlexMDMNetwork, text: Text, rows: Tensor, cells: Tensor, slots: Tensor, step: _Step
-) -> tuple[Tensor, FlexMDMOutput]:
-    """Logits and output on some rows, at cells and slots marked in tables (rows of the text, length)."""
-    input_ids, attention_mask = text.window(rows)
-    width = input_ids.shape[1]
-    one = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
-    return call_model(
-        model,
-        _logits,
-        input_ids,
-        attention_mask,
-        step.time * one,
-        step.missing_chance * one,
-        token_positions=cells[rows, :width].flatten().nonzero().squeeze(1),
-        slot_positions=slots[rows, :width].flatten().nonzero().squeeze(1),
-    )
+@dataclass(frozen=True)
+class _Steps:
+    """What the steps do, each from t to s; shape (steps,)."""
+
+    time: Tensor
+    """Time input of the network at t."""
+    missing_chance: Tensor
+    """1 - alpha(t)."""
+    masked_chance: Tensor
+    """Probability that a mask of the start is still one after the step; decreasing, at last 0."""
+    insertion_factor: Tensor
+    """What g is multiplied by for the mean number of insertions."""
+
+    @staticmethod
+    def of(interpolant: Interpolant, num_steps: int, sampler: Sampler) -> "_Steps":
+        # On the CPU whatever the default device: the steps are plain numbers.
+        grid = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64, device="cpu")
+        start, end = grid[:-1], grid[1:]
+        if sampler == "hazard_integrated":
+            insertion = (interpolant.alpha(end) - interpolant.alpha(start)) / (1 - interpolant.alpha(start))
+            unmasking = (interpolant.beta(end) - interpolant.beta(start)) / (1 - interpolant.beta(start))
+        else:
+            insertion = interpolant.insertion_hazard(start) / num_steps
+            unmasking = -torch.expm1(-interpolant.unmasking_hazard(start) / num_steps)
+            if not bool(insertion.isfinite().all()):
+                raise ValueError(
+                    "sampler='tau_leaping' holds the hazard of insertion at its value at t = 0, which is "
+                    "infinite with this schedule: use sampler='hazard_integrated'"
+                )
+        insertion[-1], unmasking[-1] = 0.0, 1.0
+        return _Steps(
+            time=interpolant.network_time(start),
+            missing_chance=1 - interpolant.alpha(start),
+            masked_chance=(1 - unmasking).cumprod(0),
+            insertion_factor=insertion,
+        )
+
+    def to(self, device: torch.device) -> "_Steps":
+        columns = (self.time, self.missing_chance, self.masked_chance, self.insertion_factor)
+        return _Steps(*(column.to(device) for column in columns))
+
+
+@dataclass
+class _Agenda:
+    """The step that each row is at, and what is drawn of its later steps without the network."""
+
+    steps: _Steps
+    seeds: Tensor
+    index: Tensor
+    """(rows,) index of the last step taken, from 0; -1 at the start."""
+    unmaskings: Tensor
+    """(rows, steps) masks that a step unmasks."""
+    levels: Tensor
+    """(rows, steps) uniform numbers that the arrivals of a step are drawn from."""
+
+    @staticmethod
+    def start(text: Text, steps: _Steps, seeds: Tensor, levels: Tensor) -> "_Agenda":
+        """The agenda before the first step."""
+        agenda = _Agenda(
+            steps=steps.to(seeds.device),
+            seeds=seeds,
+            index=torch.full_like(seeds, -1),
+            unmaskings=torch.zeros(levels.shape, dtype=torch.int64, device=seeds.device),
+            levels=levels,
+        )
+        agenda.add_masks(text.masked.sum(1))
+        return agenda
+
+    def advance(self, text: Text) -> Tensor:
+        """Move each row to the next step that can change it, and return the rows that have one."""
+        means = text.most_missing.unsqueeze(1) * self.steps.insertion_factor
+        changes = (self.unmaskings > 0) | _has_arrivals(means, self.levels)
+        changes &= torch.arange(changes.shape[1], device=means.device) > self.index.unsqueeze(1)
+        rows = changes.any(1).nonzero().squeeze(1)
+        self.index[rows] = changes[rows].int().argmax(1)
+        return rows
+
+    def add_masks(self, added: Tensor) -> None:
+        """Draw the steps that unmask the masks which come in now, ``added`` (rows,) of each row."""
+        most = int(added.max()) if len(added) > 0 else 0
+        levels = uniform(self.seeds, most, step=self.index, stream=_STREAM_DUE)
+        present = F.pad(self.steps.masked_chance, (1, 0), value=1.0)[self.index + 1]
+        due = torch.searchsorted(-self.steps.masked_chance, -(levels * present.unsqueeze(1)))
+        # A chance of 0 by rounding would lead back.
+        due = due.maximum(self.index.unsqueeze(1) + 1).clamp(max=self.unmaskings.shape[1] - 1)
+        exists = torch.arange(most, device=due.device) < added.unsqueeze(1)
+        self.unmaskings.scatter_add_(1, due, exists.long())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from xlm.modules import TokenSampling, draw_places
 from xlm.modules.records import Targets
-from xlm_flexmdm.text_flexmdm import Text, fit_to_budget, poisson
+from xlm_flexmdm.text_flexmdm import Text
 from xlm_flexmdm.types_flexmdm import FlexMDMPromptBatch
 
 
@@ -39,26 +39,28 @@ class Source(Protocol):
     def insert(
         self,
         text: Text,
-        row: Int[Tensor, " slots"],
-        column: Int[Tensor, " slots"],
-        means: Float64[Tensor, " slots"],
-        step: int,
-        draw: Callable[[], Int[Tensor, "rows length"]],
+        rows: Int[Tensor, " changed"],
+        slots: Bool[Tensor, "changed length"],
+        gaps: Float64[Tensor, "changed length"],
+        factor: Float64[Tensor, " changed"],
+        step: Int[Tensor, " changed"],
+        draw: Callable[[], Int[Tensor, "changed length"]],
         /,
-    ) -> Int[Tensor, "rows length"]:
+    ) -> Int[Tensor, "changed length"]:
         """Number of masks to insert right of each column.
 
         Args:
             text: The rows.
-            row: Row of each slot that may receive masks.
-            column: Column on its left.
-            means: Means of its Poisson distribution.
-            step: Number of the step.
+            rows: Those that may change.
+            slots: True at slots that may receive masks.
+            gaps: g, 0 elsewhere.
+            factor: What g is multiplied by for the mean number of masks.
+            step: Number of the step of each row.
             draw: Draws the numbers.
         """
         ...
 
-    def note_gap(self, gap: Float64[Tensor, " rows"], /) -> None:
+    def note_gap(self, rows: Int[Tensor, " changed"], gap: Float64[Tensor, " changed"], /) -> None:
         """Note the distance of the scores of chosen masks to those not chosen."""
         ...
 
@@ -76,17 +78,18 @@ class Drawn:
     def insert(
         self,
         text: Text,
-        row: Tensor,
-        column: Tensor,
-        means: Tensor,
-        step: int,
+        rows: Tensor,
+        slots: Tensor,
+        gaps: Tensor,
+        factor: Tensor,
+        step: Tensor,
         draw: Callable[[], Tensor],
         /,
     ) -> Tensor:
         """Drawn numbers."""
         return draw()
 
-    def note_gap(self, gap: Tensor, /) -> None:
+    def note_gap(self, rows: Tensor, gap: Tensor, /) -> None:
         """Nothing is noted."""
 
 
@@ -178,83 +181,69 @@ class Labelled:
     def insert(
         self,
         text: Text,
-        row: Tensor,
-        column: Tensor,
-        means: Tensor,
-        step: int,
+        rows: Tensor,
+        slots: Tensor,
+        gaps: Tensor,
+        factor: Tensor,
+        step: Tensor,
         draw: Callable[[], Tensor],
         /,
     ) -> Tensor:
         """The numbers of the tokens with this label; of a row in which they do not fit, none."""
-        due = self.exists & ~self.present & (self.label == step)
-        on_left = self.present.cumsum(1) - self.present.long()
-        at = (text.target_start.unsqueeze(1) - 1 + on_left).clamp(max=text.input_ids.shape[1] - 1)
-        counts = torch.zeros_like(text.input_ids).scatter_add(1, at, due.long())
-        is_slot = torch.zeros_like(text.open_slots)
-        is_slot[row, column] = True
-        fits = (counts.masked_fill(is_slot, 0).sum(1) == 0) & (counts.sum(1) <= text.budget)
+        present, budget = self.present[rows], text.most_missing[rows]
+        due = self.exists[rows] & ~present & (self.label[rows] == step.unsqueeze(1))
+        on_left = present.cumsum(1) - present.long()
+        column = text.target_start[rows].unsqueeze(1) - 1 + on_left
+        counts = torch.zeros(gaps.shape, dtype=torch.int64, device=gaps.device)
+        counts = counts.scatter_add(1, column, due.long())
+        fits = (counts.masked_fill(slots, 0).sum(1) == 0) & (counts.sum(1) <= budget)
         counts = counts.masked_fill(~fits.unsqueeze(1), 0)
-        self.present = self.present | (due & fits.unsqueeze(1))
-
-        number = counts[row, column]
-        log_mass = torch.xlogy(number, means) - means - torch.lgamma(number.double() + 1)
-        log_probs = torch.zeros_like(self.log_weight).index_add(0, row, log_mass)
-        full = ((counts.sum(1) == text.budget) & is_slot.any(1)).nonzero().squeeze(1)
-        if len(full) > 0:
-            wide_means = torch.zeros(is_slot.shape, dtype=torch.float64, device=means.device)
-            wide_means[row, column] = means
-            log_probs[full] = _log_prob_of_full(counts[full], wide_means[full], is_slot[full])
-        self.log_weight = self.log_weight + log_probs
+        self.present[rows] = present | (due & fits.unsqueeze(1))
+        self.log_weight[rows] += log_prob_of_insertions(counts, gaps, budget, factor)
         return counts
 
-    def note_gap(self, gap: Tensor, /) -> None:
+    def note_gap(self, rows: Tensor, gap: Tensor, /) -> None:
         """Keep the least gap of each row."""
-        self.smallest_gap = self.smallest_gap.minimum(gap)
+        self.smallest_gap[rows] = self.smallest_gap[rows].minimum(gap)
 
 
-def _log_prob_of_full(number: Tensor, means: Tensor, is_slot: Tensor) -> Tensor:
-    """(rows,) nats with which Poisson numbers are cut to numbers (rows, length) that use up the budget.
+def log_prob_of_insertions(
+    counts: Int[Tensor, "rows length"],
+    gaps: Float64[Tensor, "rows length"],
+    budget: Int[Tensor, " rows"],
+    factor: Float64[Tensor, " rows"],
+) -> Float64[Tensor, " rows"]:
+    """Nats with which :func:`xlm_flexmdm.insertions` gives these numbers, its Poisson arrivals drawn too.
 
-    Slots are served in a random order. The slot that uses up the budget was to receive at least what it gets;
-    those with tokens before it what they get; and those without either nothing, or they come after it. With
-    v the share of the slots after it,
+    The accepted masks of a row are a Poisson number N with mean factor * min(budget, sum of g), each in slot
+    i with probability g_i / sum of g, and the first ``budget`` of them are kept. So the numbers of the slots
+    are independent and Poisson, but for P(N >= budget) in place of P(N = budget).
 
-        sum over s of P(N_s >= c_s) prod_{others with tokens} P(N = c) *
-            integral of (1 - v)^(others) prod_{without} (P(N = 0) + P(N > 0) v) dv,
-
-    whose product is a polynomial in v with positive coefficients.
+    Args:
+        counts: Numbers of masks, in sum at most the budget.
+        gaps: g of each slot.
+        budget: Tokens that each row can take.
+        factor: What g is multiplied by for the mean number of masks.
     """
-    has_tokens, without = is_slot & (number > 0), is_slot & (number == 0)
-    coefficients = torch.zeros(len(number), number.shape[1] + 1, dtype=torch.float64, device=means.device)
-    coefficients[:, 0] = 1
-    for column in without.any(0).nonzero().squeeze(1).tolist():
-        nothing = (-means[:, column : column + 1]).exp()
-        after = nn.functional.pad(coefficients[:, :-1], (1, 0)) * (1 - nothing)
-        coefficients = (coefficients * nothing + after).where(without[:, column : column + 1], coefficients)
-    others = has_tokens.sum(1, keepdim=True).double() - 1
-    power = torch.arange(coefficients.shape[1], dtype=torch.float64, device=means.device)
-    log_beta = torch.lgamma(power + 1) + torch.lgamma(others + 1) - torch.lgamma(power + others + 2)
-    log_order = (coefficients.log() + log_beta).logsumexp(1)
-    log_mass = torch.xlogy(number, means) - means - torch.lgamma(number.double() + 1)
-    log_tail = torch.special.gammainc(number.double().where(has_tokens, 1.0), means).log()
-    all_mass = log_mass.where(has_tokens, 0.0).sum(1, keepdim=True)
-    # A slot of mean 0 with tokens is impossible, and -inf less -inf is no number.
-    log_terms = (log_tail + all_mass - log_mass).nan_to_num(nan=-math.inf, neginf=-math.inf)
-    return log_order + log_terms.masked_fill(~has_tokens, -math.inf).logsumexp(1)
+    total = gaps.sum(1)
+    # Without budget there is no slot and no g.
+    means = gaps * (factor * budget / total.maximum(budget).clamp(min=1)).unsqueeze(1)
+    mean = means.sum(1)
+    log_mass = (torch.xlogy(counts, means) - torch.lgamma(counts.double() + 1)).sum(1) - mean
+    full = counts.sum(1) == budget
+    log_mass[full] += _log_tail(budget[full], mean[full])
+    return log_mass
 
 
-def draw_insertions(
-    text: Text,
-    row: Int[Tensor, " slots"],
-    column: Int[Tensor, " slots"],
-    means: Float64[Tensor, " slots"],
-    uniforms: Float64[Tensor, "rows length"],
-    keys: Callable[[], Float64[Tensor, "rows length"]],
-) -> Int[Tensor, "rows length"]:
-    """Draw the number of masks to insert right of each column, cut to the budget of each row."""
-    drawn = poisson(means, uniforms[row, column], text.budget[row])
-    counts = torch.zeros_like(text.input_ids)
-    counts[row, column] = drawn
-    if not bool((counts.sum(1) > text.budget).any()):
-        return counts
-    return fit_to_budget(counts, text.budget, keys())
+def _log_tail(number: Int[Tensor, " rows"], mean: Float64[Tensor, " rows"]) -> Float64[Tensor, " rows"]:
+    """log of P(N >= number) / P(N = number) of a Poisson number: the sum of mean^k number! / (number + k)!.
+
+    In logarithms, since both probabilities underflow for a small mean.
+    """
+    log_mean = mean.log()
+    log_term, log_sum, k = torch.zeros_like(mean), torch.zeros_like(mean), 0
+    while bool((log_term > log_sum - 40).any()):
+        k += 1
+        log_term = log_term + log_mean - (number + k).double().log()
+        log_sum = torch.logaddexp(log_sum, log_term)
+    return log_sum

@@ -43,27 +43,36 @@ def poisson(
     return numbers
 
 
-def fit_to_budget(
-    counts: Int[Tensor, "rows length"], budget: Int[Tensor, " rows"], keys: Float64[Tensor, "rows length"]
+def insertions(
+    gaps: Float64[Tensor, "rows length"],
+    arrivals: Int[Tensor, " rows"],
+    budget: Int[Tensor, " rows"],
+    uniforms: Float64[Tensor, "rows most"],
 ) -> Int[Tensor, "rows length"]:
-    """Cut insertions so that no row exceeds its budget.
+    """Distribute masks that arrive at the rate of a row's budget, by thinning (Lewis and Shedler 1979).
 
-    Slots are served in the order of random keys until the budget is used up; the slot at which that happens
-    gets the part that fits. So no side of the text is preferred, and what fits is never dropped.
+    An arrival goes into slot i with probability g_i / max(budget, sum of all g), and otherwise nowhere. If
+    the arrivals of a row are Poisson with mean f budget, the numbers of its slots are independent and
+    Poisson with means f g_i, as long as the sum of all g is at most the budget; a larger sum, which cannot
+    be missing, is scaled down to it. Arrivals beyond the budget are dropped.
 
     Args:
-        counts: Tokens to insert into each slot, shape (rows, length).
+        gaps: g of each slot, 0 where it is closed, shape (rows, length).
+        arrivals: Arrivals of each row, shape (rows,).
         budget: Tokens that each row can take, at least 0, shape (rows,).
-        keys: Random numbers, shape (rows, length).
+        uniforms: Numbers in (0, 1), one for each arrival, shape (rows, most arrivals of a row).
 
     Returns:
-        Tokens to insert, at most ``counts`` and in sum at most ``budget``, shape (rows, length).
+        Tokens to insert, in sum at most ``budget``, shape (rows, length).
     """
-    order = keys.argsort(dim=1, stable=True)
-    served = counts.gather(1, order)
-    before = served.cumsum(1) - served
-    fitting = served.minimum((budget.unsqueeze(1) - before).clamp(min=0))
-    return torch.zeros_like(counts).scatter(1, order, fitting)
+    upto = gaps.cumsum(1)
+    rate = upto[:, -1:].maximum(budget.unsqueeze(1))
+    slot = torch.searchsorted(upto, uniforms * rate, right=True)
+    fitting = slot < gaps.shape[1]
+    fitting &= torch.arange(slot.shape[1], device=slot.device) < arrivals.unsqueeze(1)
+    fitting &= fitting.cumsum(1) <= budget.unsqueeze(1)
+    counts = torch.zeros(len(gaps), gaps.shape[1] + 1, dtype=torch.int64, device=gaps.device)
+    return counts.scatter_add(1, slot, fitting.long())[:, :-1]
 
 
 @dataclass
@@ -103,9 +112,9 @@ class Text:
         return self.input_ids == self.mask_id
 
     @property
-    def growing(self) -> Bool[Tensor, " rows"]:
-        """True at rows that can take another token."""
-        return (self.budget > 0) & self.open_slots.any(1)
+    def most_missing(self) -> Int[Tensor, " rows"]:
+        """Tokens that can be missing: the budget, or 0 without an open slot."""
+        return self.budget * self.open_slots.any(1)
 
     def window(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask of some rows, as wide as the longest of them."""
@@ -113,13 +122,13 @@ class Text:
         width = int(size.max())
         return self.input_ids[rows, :width], torch.arange(width, device=size.device) < size.unsqueeze(1)
 
-    def write(self, row: Tensor, column: Tensor, token: Tensor, step: int) -> Tensor:
+    def write(self, row: Tensor, column: Tensor, token: Tensor, step: Int[Tensor, " edits"]) -> Tensor:
         """Replace the token at some columns, and return the edits."""
         self.input_ids[row, column] = token
         return edits_of_step(step, WRITE, row, column - self.target_start[row], token)
 
-    def insert(self, counts: Int[Tensor, "rows length"], step: int) -> Tensor:
-        """Insert that many MASKs right of each column, and return the edits."""
+    def insert(self, counts: Int[Tensor, "rows length"], step: Int[Tensor, " rows"]) -> Tensor:
+        """Insert that many MASKs right of each column in the step of each row, and return the edits."""
         added = counts.sum(1)
         size = self.size + added
         width = max(int(size.max()), 1)
@@ -145,7 +154,7 @@ class Text:
         row, column = (inserted & exists).nonzero(as_tuple=True)
         # From left to right: what stands left of a gap has come before.
         token = torch.full_like(row, self.mask_id)
-        return edits_of_step(step, INSERT, row, column - self.target_start[row], token)
+        return edits_of_step(step[row], INSERT, row, column - self.target_start[row], token)
 
     def targets(self) -> tuple[Tensor, Tensor]:
         """Target tokens, padded (rows, width), and their number (rows,)."""

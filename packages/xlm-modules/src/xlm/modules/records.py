@@ -214,11 +214,12 @@ class FullyTracedPrediction(TracedPrediction):
 
 
 def edits_of_step(
-    step: int,
+    step: int | Int[Tensor, " edits"],
     operation: Literal[0, 1],
     row: Int[Tensor, " edits"],
     position: Int[Tensor, " edits"],
     token: Int[Tensor, " edits"],
 ) -> Int[Tensor, "5 edits"]:
-    """Edits of one step and kind, as a table with the fields of :class:`Trace` in their order."""
-    return torch.stack([torch.full_like(row, step), row, torch.full_like(row, operation), position, token])
+    """Edits of one kind, and of one step or a step each, as a table with the fields of :class:`Trace`."""
+    steps = torch.full_like(row, step) if isinstance(step, int) else step
+    return torch.stack([steps, row, torch.full_like(row, operation), position, token])
