@@ -36,6 +36,8 @@ def _signed(word: int) -> int:
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
 _MIX_FIRST = _signed(0xBF58476D1CE4E5B9)
 _MIX_SECOND = _signed(0x94D049BB133111EB)
+_ONE = 0x3FF0000000000000
+"""The bits of 1.0 in float64."""
 
 # The place decides the upper bits of the 52 of a time, the row's seed the others.
 _PLACE_BITS = 20
@@ -82,9 +84,11 @@ def uniform(
     for word in (seeds, stream, step):
         state = _absorb(state, word)
     words = _absorb(state.unsqueeze(1), torch.arange(num, device=seeds.device))
+    # The bits of 1 + k / 2^52; both the difference to 1 - 2^-53 and the result are exact.
     words >>= 12
     words &= 2**52 - 1
-    return words.to(torch.float64).add_(0.5).mul_(2.0**-52)
+    words |= _ONE
+    return words.view(torch.float64).sub_(1 - 2.0**-53)
 
 
 def _absorb(state: Tensor, word: int | Tensor) -> Tensor:
