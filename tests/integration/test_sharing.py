@@ -73,7 +73,8 @@ def test_a_family_is_shared(experiment: str, tmp_path: Path, monkeypatch: pytest
         written = yaml.safe_load(
             (extra / "experiment" / f"{arguments[-1].partition('=')[2]}.yaml").read_text()
         )
-    again = OmegaConf.merge(config, written)
+    others = OmegaConf.masked_copy(config, [str(key) for key in config if key != "model"])
+    again = OmegaConf.merge(others, written)
     assert isinstance(again, type(config))
     run = resolve(again)
     loaded = cast("nn.Module", make(run.settings.model, "model"))

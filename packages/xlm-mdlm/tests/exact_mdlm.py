@@ -236,7 +236,7 @@ def masked_batch(
         "masked_row": masked.nonzero()[:, 0],
         "masked_column": masked.nonzero()[:, 1],
         "may_end": cells & may_end,
-        "target_start": torch.ones(rows, dtype=torch.int64),
+        "prompt_length": torch.ones(rows, dtype=torch.int64),
         "weight": torch.tensor(weights, dtype=torch.float64),
         "num_eligible": torch.full((rows,), length),
         "num_tokens": torch.full((rows,), length),

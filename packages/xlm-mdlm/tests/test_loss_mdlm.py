@@ -45,7 +45,7 @@ def official_batch(reference: Mapping[str, Tensor]) -> MDLMBatch:
         "masked_row": masked.nonzero()[:, 0],
         "masked_column": masked.nonzero()[:, 1],
         "may_end": real,
-        "target_start": torch.zeros(3, dtype=torch.int64),
+        "prompt_length": torch.zeros(3, dtype=torch.int64),
         "weight": 1 / reference["in.t"],
         "noise": -(1 - 0.999 * reference["in.t"]).log(),
         "num_eligible": real.sum(1),

@@ -129,7 +129,7 @@ def masked_batch(
         "masked_row": torch.tensor([row for row, _ in pairs], dtype=torch.int64),
         "masked_column": torch.tensor([column for _, column in pairs], dtype=torch.int64),
         "may_end": torch.tensor([[False, *may_end]]).repeat(rows, 1),
-        "target_start": torch.ones(rows, dtype=torch.int64),
+        "prompt_length": torch.ones(rows, dtype=torch.int64),
         "num_eligible": torch.full((rows,), length),
         "likelihood_weight": torch.tensor(weights, dtype=torch.float64),
         "num_tokens": torch.full((rows,), length),

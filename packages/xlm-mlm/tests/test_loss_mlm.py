@@ -41,7 +41,7 @@ def batch_of(
         "masked_row": masked.nonzero()[:, 0],
         "masked_column": masked.nonzero()[:, 1],
         "may_end": attention_mask & may_end,
-        "target_start": torch.zeros(rows, dtype=torch.int64),
+        "prompt_length": torch.zeros(rows, dtype=torch.int64),
         "num_eligible": attention_mask.sum(1),
         "num_tokens": attention_mask.sum(1),
         "models_length": torch.full((rows,), may_end),

@@ -253,7 +253,7 @@ def _training_batch(rows: Rows, layout: Layout, *, masked: Tensor, weight: Tenso
         "masked_row": row,
         "masked_column": column,
         "may_end": rows.may_end,
-        "target_start": rows.target_start,
+        "prompt_length": rows.target_start,
         "weight": weight,
         "num_eligible": rows.eligible.sum(1),
         "num_tokens": rows.num_tokens,

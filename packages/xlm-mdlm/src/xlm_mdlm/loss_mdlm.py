@@ -117,7 +117,11 @@ class MDLMLoss:
             mask,
             batch.get("noise"),
             positions=row * batch["input_ids"].shape[1] + column,
-            **({} if prompt_sees_target(model) else {"prompt": prompt_of(batch)}),
+            **(
+                {}
+                if prompt_sees_target(model)
+                else {"prompt": prompt_of(batch["input_ids"], batch["prompt_length"])}
+            ),
             targets=targets,
         )
         _check_possible(token, scores.log_probs)

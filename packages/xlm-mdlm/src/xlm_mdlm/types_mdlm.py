@@ -51,8 +51,8 @@ class MDLMBatch(TypedDict):
     """Column of each masked cell."""
     may_end: Bool[Tensor, "rows length"]
     """True at cells where EOS and PAD are possible tokens."""
-    target_start: Int[Tensor, " rows"]
-    """First cell: the column right of BOS."""
+    prompt_length: Int[Tensor, " rows"]
+    """Columns left of the cells: prompt and BOS."""
     weight: Float64[Tensor, " rows"]
     """What the summed cross-entropy of a row is multiplied by: -alpha'(t) / (1 - alpha(t)) in training; in
     batches for the likelihood the weight that makes it an unbiased estimate of the bound."""
@@ -154,7 +154,9 @@ def noise_of_alpha(alpha: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"
 
 
 # Copied from xlm_mlm.types_mlm.prompt_of
-def prompt_of(batch: MDLMBatch | MDLMPromptBatch) -> Bool[Tensor, "rows length"]:
+def prompt_of(
+    input_ids: Int[Tensor, "rows length"], prompt_length: Int[Tensor, " rows"]
+) -> Bool[Tensor, "rows length"]:
     """True at the columns left of the cells: prompt and BOS."""
-    column = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
-    return column < batch["target_start"].unsqueeze(1)
+    column = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return column < prompt_length.unsqueeze(1)

@@ -230,7 +230,7 @@ def _training_batch(rows: Rows, masked: Tensor, layout: Layout, *, num_draws: in
         "masked_row": row,
         "masked_column": column,
         "may_end": rows.may_end,
-        "target_start": rows.target_start,
+        "prompt_length": rows.target_start,
         "num_eligible": rows.eligible.sum(1),
         "num_tokens": rows.num_tokens,
         "models_length": torch.full((len(masked),), layout.target_length is not None),

@@ -135,7 +135,11 @@ class MLMLoss:
             batch["input_ids"],
             mask,
             positions=row * batch["input_ids"].shape[1] + column,
-            **({} if prompt_sees_target(model) else {"prompt": prompt_of(batch)}),
+            **(
+                {}
+                if prompt_sees_target(model)
+                else {"prompt": prompt_of(batch["input_ids"], batch["prompt_length"])}
+            ),
             targets=self._vocabulary.targets(token, weight, batch["may_end"][row, column]),
         )
         _check_possible(token, scores.log_probs)

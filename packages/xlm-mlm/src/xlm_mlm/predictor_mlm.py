@@ -174,7 +174,9 @@ class MLMPredictor:
         evaluate = partial(_evaluate, model)
         cells, prompts = batch, None
         if not prompt_sees_target(model):
-            cells, prompts = read_prompts(evaluate, batch, prompt_of(batch))
+            cells, prompts = read_prompts(
+                evaluate, batch, prompt_of(batch["input_ids"], batch["target_start"])
+            )
         generation = Generation(
             sampler=self._sampler,
             denoiser=Denoiser(evaluate, self._vocabulary, _SCHEDULE, self._mask_id, prompts),

@@ -47,8 +47,8 @@ class MLMBatch(TypedDict):
     """Column of each masked cell."""
     may_end: Bool[Tensor, "rows length"]
     """True at cells where EOS and PAD are possible tokens."""
-    target_start: Int[Tensor, " rows"]
-    """First cell: the column right of BOS."""
+    prompt_length: Int[Tensor, " rows"]
+    """Columns left of the cells: prompt and BOS."""
     num_eligible: Int[Tensor, " rows"]
     """L, the number of cells that can be masked."""
     likelihood_weight: NotRequired[Float64[Tensor, " rows"]]
@@ -123,7 +123,9 @@ def score_tokens(
     return call_with_readout(model, readout, input_ids, attention_mask, positions=positions, **prompt)
 
 
-def prompt_of(batch: MLMBatch | MLMPromptBatch) -> Bool[Tensor, "rows length"]:
+def prompt_of(
+    input_ids: Int[Tensor, "rows length"], prompt_length: Int[Tensor, " rows"]
+) -> Bool[Tensor, "rows length"]:
     """True at the columns left of the cells: prompt and BOS."""
-    column = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
-    return column < batch["target_start"].unsqueeze(1)
+    column = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return column < prompt_length.unsqueeze(1)
