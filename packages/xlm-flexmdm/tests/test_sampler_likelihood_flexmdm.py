@@ -136,8 +136,9 @@ def test_numbers_of_masks_have_the_probabilities_of_the_draw(budget: int) -> Non
     every = torch.cartesian_prod(*[torch.arange(budget + 1)] * 3)
     every = every[every.sum(1) <= budget]
     number = len(every)
+    factors = torch.full((number,), factor, dtype=torch.float64)
     probability = log_prob_of_insertions(
-        every, gaps.expand(number, 3), torch.full((number,), budget), torch.full((number,), factor)
+        every, gaps.expand(number, 3), torch.full((number,), budget), factors
     ).exp()
     assert float(probability.sum()) == pytest.approx(1, rel=1e-12)
     found = (drawn.unsqueeze(1) == every).all(2).double().mean(0)
