@@ -223,7 +223,7 @@ def test_chance_of_unmasking_in_each_step(sampler: Sampler, schedule: str) -> No
 
 
 def test_posterior_generates_the_distribution_of_the_data_up_to_one_over_steps() -> None:
-    """Figures of an independent enumeration for all texts of up to two tokens, equally likely."""
+    """Values of an independent enumeration for all texts of up to two tokens, equally likely."""
     data = dict.fromkeys(texts(2, 2), 1 / 7)
     posterior = Posterior(data, 2)
 

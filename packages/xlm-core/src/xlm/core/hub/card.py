@@ -99,7 +99,7 @@ def _table(head: tuple[str, str], rows: Any) -> Iterator[str]:
 def _metrics(metrics: Mapping[str, float]) -> Iterator[str]:
     if not metrics:
         return
-    yield "## Figures"
+    yield "## Metrics"
     yield ""
     yield "From the run's `metrics.json`; likelihoods in nats."
     yield ""
