@@ -1,4 +1,4 @@
-"""What version 1 has written, of every family, is read in the words of version 2."""
+"""What version 1 has written, of every family, is read in the words of this one."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,10 @@ from xlm.modules import hub
 
 from .running import composed
 
-RECORDED = yaml.safe_load("""
+# Written without YAML's aliases, which a config does not have.
+RECORDED = json.loads(
+    json.dumps(
+        yaml.safe_load("""
 configs:
   star_tiny_arlm:
     format_version: 1
@@ -34,16 +37,15 @@ configs:
     predictor: {_target_: xlm_arlm.ARLMPredictor, pad_id: '${vocab.pad_id}', eos_id: '${vocab.eos_id}',
       suppressed_ids: '${vocab.special_ids}', max_new_tokens: null, temperature: 0.0, top_k: null, top_p:
       null}
-    optimizer: {_target_: xlm.core.optimizers.MuonWithAdamW, _partial_: true, lr: 0.003, matrices:
+    optimizer: &muon {_target_: xlm.core.optimizers.MuonWithAdamW, _partial_: true, lr: 0.003, matrices:
       blocks|modulation, momentum: 0.95, betas: [0.9, 0.98], eps: 1.0e-08, weight_decay: 0.0}
-    lr_scheduler: {_target_: xlm.core.lr_schedules.WarmupSchedule, name: cosine, warmup: 0.02}
+    lr_scheduler: &schedule {_target_: xlm.core.lr_schedules.WarmupSchedule, name: cosine, warmup: 0.02}
     datamodule:
       train:
-        lm: {collator: {_target_: xlm_arlm.ARLMCollator, pad_id: '${vocab.pad_id}', bos_id:
+        lm: {collator: &arlm_collator {_target_: xlm_arlm.ARLMCollator, pad_id: '${vocab.pad_id}', bos_id:
           '${vocab.bos_id}', eos_id: '${vocab.eos_id}', max_length: '${task.max_target_length}'}}
       val:
-        lm: {collator: {_target_: xlm_arlm.ARLMCollator, pad_id: '${vocab.pad_id}', bos_id:
-          '${vocab.bos_id}', eos_id: '${vocab.eos_id}', max_length: '${task.max_target_length}'}}
+        lm: {collator: *arlm_collator}
         prediction: {collator: {_target_: xlm_arlm.ARLMPromptCollator, pad_id: '${vocab.pad_id}', bos_id:
           '${vocab.bos_id}', max_length: '${task.max_target_length}'}}
   star_tiny_mlm:
@@ -52,12 +54,14 @@ configs:
       d_ff: 128}
     loss: {_target_: xlm_mlm.MLMLoss, mask_id: '${vocab.mask_id}', pad_id: '${vocab.pad_id}', eos_id:
       '${vocab.eos_id}', suppressed_ids: '${vocab.special_ids}', normalise: masked_cells}
-    predictor: {_target_: xlm_mlm.MLMPredictor, mask_id: '${loss.mask_id}', pad_id: '${loss.pad_id}', eos_id:
+    predictor: {_target_: xlm_mlm.MLMPredictor, mask_id: '${loss.mask_id}', pad_id: '${loss.pad_id}',
+      eos_id:
       '${loss.eos_id}', suppressed_ids: '${loss.suppressed_ids}', order: top_prob, num_steps: null, schedule:
       uniform, min_confidence: null, max_uncertainty: null, temperature: 0.0, top_k: null, top_p: null}
-    optimizer: {_target_: torch.optim.AdamW, _partial_: true, lr: 0.003, betas: [0.9, 0.98], eps: 1.0e-08,
+    optimizer: &adamw {_target_: torch.optim.AdamW, _partial_: true, lr: 0.003, betas: [0.9, 0.98],
+      eps: 1.0e-08,
       weight_decay: 0.0}
-    lr_scheduler: {_target_: xlm.core.lr_schedules.WarmupSchedule, name: cosine, warmup: 0.02}
+    lr_scheduler: *schedule
     datamodule:
       train:
         lm: {collator: {_target_: xlm_mlm.MLMCollator, pad_id: '${vocab.pad_id}', mask_id:
@@ -74,35 +78,37 @@ configs:
     format_version: 1
     model: {_target_: xlm_mdlm.MDLMRotary, vocab_size: '${vocab.size}', d_model: 64, num_layers: 3,
       num_heads: 4, d_ff: 128}
-    loss: {_target_: xlm_mdlm.MDLMLoss, mask_id: '${vocab.mask_id}', pad_id: '${vocab.pad_id}', eos_id:
+    loss: &mdlm_loss {_target_: xlm_mdlm.MDLMLoss, mask_id: '${vocab.mask_id}', pad_id: '${vocab.pad_id}',
+      eos_id:
       '${vocab.eos_id}', suppressed_ids: '${vocab.special_ids}'}
     predictor: {_target_: xlm_mdlm.MDLMPredictor, schedule: {_target_: xlm.modules.LogLinear, eps: 0.001},
       sampler: {_target_: xlm_mdlm.ConfidenceOrder, num_steps: null, kind: top_prob}, mask_id:
       '${loss.mask_id}', pad_id: '${loss.pad_id}', eos_id: '${loss.eos_id}', suppressed_ids:
       '${loss.suppressed_ids}', temperature: 0.0, top_k: null, top_p: null, window_length: null, stride:
       null}
-    optimizer: {_target_: torch.optim.AdamW, _partial_: true, lr: 0.003, betas: [0.9, 0.98], eps: 1.0e-08,
-      weight_decay: 0.0}
-    lr_scheduler: {_target_: xlm.core.lr_schedules.WarmupSchedule, name: cosine, warmup: 0.02}
+    optimizer: *adamw
+    lr_scheduler: *schedule
     datamodule:
       train:
         lm: {collator: {_target_: xlm_mdlm.MDLMCollator, schedule: '${predictor.schedule}', mask_id:
           '${vocab.mask_id}', pad_id: '${vocab.pad_id}', bos_id: '${vocab.bos_id}', eos_id:
           '${vocab.eos_id}', target_length: '${task.max_target_length}', min_time: 0.4}}
       val:
-        lm: {collator: {_target_: xlm_mdlm.MDLMLikelihoodCollator, mask_id: '${vocab.mask_id}', pad_id:
+        lm: {collator: &mdlm_likelihood {_target_: xlm_mdlm.MDLMLikelihoodCollator,
+          mask_id: '${vocab.mask_id}', pad_id:
           '${vocab.pad_id}', bos_id: '${vocab.bos_id}', eos_id: '${vocab.eos_id}', target_length:
           '${task.max_target_length}', time_conditioning: '${oc.select:model.time_conditioning,false}',
           schedule: '${predictor.schedule}', num_draws: 4}}
-        prediction: {collator: {_target_: xlm_mdlm.MDLMPromptCollator, mask_id: '${vocab.mask_id}', pad_id:
+        prediction: {collator: &mdlm_prompt {_target_: xlm_mdlm.MDLMPromptCollator,
+          mask_id: '${vocab.mask_id}', pad_id:
           '${vocab.pad_id}', bos_id: '${vocab.bos_id}', eos_id: '${vocab.eos_id}', target_length:
           '${task.max_target_length}', default_length: null}}
   lm1b_mdlm:
     format_version: 1
-    model: {_target_: xlm_mdlm.MDLMDiT, vocab_size: '${vocab.size}', d_model: 768, num_layers: 12, num_heads:
+    model: {_target_: xlm_mdlm.MDLMDiT, vocab_size: '${vocab.size}', d_model: 768, num_layers: 12,
+      num_heads:
       12, d_condition: 128, dropout: 0.1, time_conditioning: false}
-    loss: {_target_: xlm_mdlm.MDLMLoss, mask_id: '${vocab.mask_id}', pad_id: '${vocab.pad_id}', eos_id:
-      '${vocab.eos_id}', suppressed_ids: '${vocab.special_ids}'}
+    loss: *mdlm_loss
     predictor: {_target_: xlm_mdlm.MDLMPredictor, schedule: {_target_: xlm.modules.LogLinear, eps: 0.001},
       sampler: {_target_: xlm_mdlm.Ancestral, num_steps: 128}, mask_id: '${loss.mask_id}', pad_id:
       '${loss.pad_id}', eos_id: '${loss.eos_id}', suppressed_ids: '${loss.suppressed_ids}', temperature: 1.0,
@@ -116,13 +122,8 @@ configs:
           '${vocab.mask_id}', pad_id: '${vocab.pad_id}', bos_id: '${vocab.bos_id}', eos_id:
           '${vocab.eos_id}', target_length: '${task.max_target_length}', min_time: 0.001}}
       val:
-        lm: {collator: {_target_: xlm_mdlm.MDLMLikelihoodCollator, mask_id: '${vocab.mask_id}', pad_id:
-          '${vocab.pad_id}', bos_id: '${vocab.bos_id}', eos_id: '${vocab.eos_id}', target_length:
-          '${task.max_target_length}', time_conditioning: '${oc.select:model.time_conditioning,false}',
-          schedule: '${predictor.schedule}', num_draws: 4}}
-        prediction: {collator: {_target_: xlm_mdlm.MDLMPromptCollator, mask_id: '${vocab.mask_id}', pad_id:
-          '${vocab.pad_id}', bos_id: '${vocab.bos_id}', eos_id: '${vocab.eos_id}', target_length:
-          '${task.max_target_length}', default_length: null}}
+        lm: {collator: *mdlm_likelihood}
+        prediction: {collator: *mdlm_prompt}
   star_tiny_ilm:
     format_version: 1
     model: {_target_: xlm_ilm.ILM, vocab_size: '${vocab.size}', d_model: 64, num_layers: 3, num_heads: 4,
@@ -132,9 +133,8 @@ configs:
     predictor: {_target_: xlm_ilm.ILMPredictor, pad_id: '${vocab.pad_id}', suppressed_ids:
       '${loss.suppressed_ids}', stop: threshold, stop_threshold: 0.9, sampling: joint, temperature: 0.0,
       top_k: null, top_p: null, insertions_per_step: 1}
-    optimizer: {_target_: xlm.core.optimizers.MuonWithAdamW, _partial_: true, lr: 0.003, matrices:
-      blocks|modulation, momentum: 0.95, betas: [0.9, 0.98], eps: 1.0e-08, weight_decay: 0.0}
-    lr_scheduler: {_target_: xlm.core.lr_schedules.WarmupSchedule, name: cosine, warmup: 0.02}
+    optimizer: *muon
+    lr_scheduler: *schedule
     datamodule:
       train:
         lm: {collator: {_target_: xlm_ilm.ILMCollator, pad_id: '${vocab.pad_id}', cls_id: '${vocab.cls_id}',
@@ -154,9 +154,8 @@ configs:
       xlm.modules.Polynomial, exponent: 3.0}, time_input: t}, mask_id: '${vocab.mask_id}', pad_id:
       '${vocab.pad_id}', suppressed_ids: '${loss.suppressed_ids}', num_steps: 128, sampler:
       hazard_integrated, order: top_prob, temperature: 0.0, top_k: null, top_p: null}
-    optimizer: {_target_: xlm.core.optimizers.MuonWithAdamW, _partial_: true, lr: 0.003, matrices:
-      blocks|modulation, momentum: 0.95, betas: [0.9, 0.98], eps: 1.0e-08, weight_decay: 0.0}
-    lr_scheduler: {_target_: xlm.core.lr_schedules.WarmupSchedule, name: cosine, warmup: 0.02}
+    optimizer: *muon
+    lr_scheduler: *schedule
     datamodule:
       train:
         lm: {collator: {_target_: xlm_flexmdm.FlexMDMCollator, interpolant: '${predictor.interpolant}',
@@ -174,7 +173,8 @@ folders:
       rotary_dim: null, vocab_size: 19, d_model: 64, num_layers: 1, num_heads: 4, xlm: {format_version: 1,
       class: xlm_arlm.model_arlm.ARLM, package: xlm-arlm, version: 1.0.0, weights: raw, step: 200,
       training_config: xlm_config.yaml}}
-    weights: {transformer.embedding.weight: [19, 64], transformer.blocks.0.attention_norm.weight: [64],
+    weights: &rotary {transformer.embedding.weight: [19, 64],
+      transformer.blocks.0.attention_norm.weight: [64],
       transformer.blocks.0.attention_norm.bias: [64], transformer.blocks.0.attention.qkv.weight: [192, 64],
       transformer.blocks.0.attention.output.weight: [64, 64], transformer.blocks.0.feed_forward_norm.weight:
       [64], transformer.blocks.0.feed_forward_norm.bias: [64],
@@ -187,40 +187,19 @@ folders:
       rotary_dim: null, vocab_size: 19, d_model: 64, num_layers: 1, num_heads: 4, xlm: {format_version: 1,
       class: xlm_mlm.model_mlm.MLM, package: xlm-mlm, version: 1.0.0, weights: raw, step: 200,
       training_config: xlm_config.yaml}}
-    weights: {transformer.embedding.weight: [19, 64], transformer.blocks.0.attention_norm.weight: [64],
-      transformer.blocks.0.attention_norm.bias: [64], transformer.blocks.0.attention.qkv.weight: [192, 64],
-      transformer.blocks.0.attention.output.weight: [64, 64], transformer.blocks.0.feed_forward_norm.weight:
-      [64], transformer.blocks.0.feed_forward_norm.bias: [64],
-      transformer.blocks.0.feed_forward.input.weight: [128, 64],
-      transformer.blocks.0.feed_forward.input.bias: [128], transformer.blocks.0.feed_forward.output.weight:
-      [64, 128], transformer.blocks.0.feed_forward.output.bias: [64], transformer.final_norm.weight: [64],
-      transformer.final_norm.bias: [64], token_head.weight: [19, 64]}
+    weights: *rotary
   mdlm:
     config: {architectures: [MDLMRotary], model_type: xlm_mdlm, d_ff: 128, dropout: 0.0, activation: gelu,
       rotary_dim: null, vocab_size: 19, d_model: 64, num_layers: 1, num_heads: 4, xlm: {format_version: 1,
       class: xlm_mdlm.model_mdlm.MDLMRotary, package: xlm-mdlm, version: 1.0.0, weights: raw, step: 200,
       training_config: xlm_config.yaml}}
-    weights: {transformer.embedding.weight: [19, 64], transformer.blocks.0.attention_norm.weight: [64],
-      transformer.blocks.0.attention_norm.bias: [64], transformer.blocks.0.attention.qkv.weight: [192, 64],
-      transformer.blocks.0.attention.output.weight: [64, 64], transformer.blocks.0.feed_forward_norm.weight:
-      [64], transformer.blocks.0.feed_forward_norm.bias: [64],
-      transformer.blocks.0.feed_forward.input.weight: [128, 64],
-      transformer.blocks.0.feed_forward.input.bias: [128], transformer.blocks.0.feed_forward.output.weight:
-      [64, 128], transformer.blocks.0.feed_forward.output.bias: [64], transformer.final_norm.weight: [64],
-      transformer.final_norm.bias: [64], token_head.weight: [19, 64]}
+    weights: *rotary
   ilm:
     config: {architectures: [ILM], model_type: xlm_ilm, d_ff: 128, dropout: 0.0, activation: gelu,
       rotary_dim: null, head: stop, num_length_classes: null, vocab_size: 19, d_model: 64, num_layers: 1,
       num_heads: 4, xlm: {format_version: 1, class: xlm_ilm.model_ilm.ILM, package: xlm-ilm, version: 1.0.0,
       weights: raw, step: 200, training_config: xlm_config.yaml}}
-    weights: {transformer.embedding.weight: [19, 64], transformer.blocks.0.attention_norm.weight: [64],
-      transformer.blocks.0.attention_norm.bias: [64], transformer.blocks.0.attention.qkv.weight: [192, 64],
-      transformer.blocks.0.attention.output.weight: [64, 64], transformer.blocks.0.feed_forward_norm.weight:
-      [64], transformer.blocks.0.feed_forward_norm.bias: [64],
-      transformer.blocks.0.feed_forward.input.weight: [128, 64],
-      transformer.blocks.0.feed_forward.input.bias: [128], transformer.blocks.0.feed_forward.output.weight:
-      [64, 128], transformer.blocks.0.feed_forward.output.bias: [64], transformer.final_norm.weight: [64],
-      transformer.final_norm.bias: [64], token_head.weight: [19, 64], stop_head.norm.weight: [64],
+    weights: {<<: *rotary, stop_head.norm.weight: [64],
       stop_head.norm.bias: [64], stop_head.inner.weight: [128, 64], stop_head.inner.bias: [128],
       stop_head.outer.weight: [64, 128], stop_head.outer.bias: [64], stop_head.classifier.weight: [2, 64]}
   flexmdm:
@@ -242,6 +221,8 @@ folders:
       gap_head.modulation.bias: [128], gap_head.inner.weight: [64, 64], gap_head.inner.bias: [64],
       gap_head.outer.weight: [5, 64], gap_head.outer.bias: [5]}
 """)
+    )
+)
 """Configs of experiments (where an experiment changes on purpose, its lines here follow) and, of a small
 network of each family, ``config.json`` and the shapes of the weights."""
 CONFIGS: dict[str, dict[str, Any]] = RECORDED["configs"]

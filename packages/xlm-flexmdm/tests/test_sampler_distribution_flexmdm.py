@@ -13,7 +13,8 @@ import torch
 
 from xlm.modules import Cosine, LogLinear, Sine
 from xlm_flexmdm import FlexMDMPredictor, FlexMDMPromptBatch, Interpolant
-from xlm_flexmdm.predictor_flexmdm import Order, Sampler
+from xlm_flexmdm.interpolant_flexmdm import Sampler
+from xlm_flexmdm.predictor_flexmdm import Order
 
 from .exact_flexmdm import (
     BOS,

@@ -12,7 +12,8 @@ import torch
 
 from xlm.modules.records import SamplerLikelihood, Targets
 from xlm_flexmdm import FlexMDMPredictor, FlexMDMPromptCollator, Interpolant, insertions, poisson
-from xlm_flexmdm.predictor_flexmdm import Order, Sampler
+from xlm_flexmdm.interpolant_flexmdm import Sampler
+from xlm_flexmdm.predictor_flexmdm import Order
 from xlm_flexmdm.replay_flexmdm import log_prob_of_insertions
 
 from .exact_flexmdm import BOS, FIRST, MASK, PAD, TableNetwork, Text, texts

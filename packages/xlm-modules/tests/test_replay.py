@@ -17,6 +17,7 @@ from xlm.modules import (
     Recorded,
     TokenSampling,
     Writer,
+    draw_places,
     row_seeds,
     seeds_of_draw,
     uniform,
@@ -380,3 +381,14 @@ def test_the_least_gap_of_each_row_is_kept():
     force.note_gap(torch.tensor([0, 2]), lambda: torch.tensor([0.5, 0.25]))
     force.note_gap(torch.tensor([2, 0]), lambda: torch.tensor([0.125, 0.75]))
     assert force.smallest_gap.tolist() == [0.5, math.inf, 0.125]
+
+
+def test_given_tokens_take_each_of_their_places_as_often() -> None:
+    given, target, is_open = [1, 2], [1, 2, 1, 2, 2], [True, True, False]
+    fits = [(0, 4), (2, 4)]  # the slot behind the last one is closed, so it ends the text
+    found = [draw_places(given, is_open, target, [first, 0.5]) for first in (0.25, 0.75)]
+    assert [(tuple(places), number) for places, number in found] == [(places, len(fits)) for places in fits]
+    # 1,200 places for 600 equal tokens: more choices than a float can count.
+    places, number = draw_places([1] * 600, [True] * 601, [1] * 1200, [0.5] * 600)
+    assert number == math.comb(1200, 600)
+    assert places == sorted(set(places))

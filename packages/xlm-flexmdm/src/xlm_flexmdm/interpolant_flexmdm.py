@@ -20,6 +20,8 @@ from torch import Tensor
 
 from xlm.modules import NoiseSchedule
 
+Sampler = Literal["hazard_integrated", "tau_leaping"]
+
 
 @dataclass(frozen=True)
 class Interpolant:
@@ -108,3 +110,51 @@ class Interpolant:
         insertion_time = self.insertion.inverse(insertion_uniforms).clamp(0, 1).neg_().add_(1)
         masked = (1 - self.beta(insertion_time)).mul_(unmasking_uniforms) < 1 - self.beta(t)
         return present, present & masked
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the steps of a sampler do, each from t to s."""
+
+    time: Float64[Tensor, " steps"]
+    """Time input of the network at t."""
+    missing_chance: Float64[Tensor, " steps"]
+    """1 - alpha(t)."""
+    masked_chance: Float64[Tensor, " steps"]
+    """Probability that a mask of the start is still one after the step; decreasing, at last 0."""
+    insertion_factor: Float64[Tensor, " steps"]
+    """What g is multiplied by for the mean number of insertions."""
+
+    @staticmethod
+    def of(interpolant: Interpolant, num_steps: int, sampler: Sampler) -> "Steps":
+        """N equal steps.
+
+        Raises:
+            ValueError: If "tau_leaping" has an infinite hazard at t = 0.
+        """
+        # On the CPU whatever the default device: the steps are plain numbers.
+        grid = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64, device="cpu")
+        start, end = grid[:-1], grid[1:]
+        if sampler == "hazard_integrated":
+            insertion = (interpolant.alpha(end) - interpolant.alpha(start)) / (1 - interpolant.alpha(start))
+            unmasking = (interpolant.beta(end) - interpolant.beta(start)) / (1 - interpolant.beta(start))
+        else:
+            insertion = interpolant.insertion_hazard(start) / num_steps
+            unmasking = -torch.expm1(-interpolant.unmasking_hazard(start) / num_steps)
+            if not bool(insertion.isfinite().all()):
+                raise ValueError(
+                    "sampler='tau_leaping' holds the hazard of insertion at its value at t = 0, which is "
+                    "infinite with this schedule: use sampler='hazard_integrated'"
+                )
+        insertion[-1], unmasking[-1] = 0.0, 1.0
+        return Steps(
+            time=interpolant.network_time(start),
+            missing_chance=1 - interpolant.alpha(start),
+            masked_chance=(1 - unmasking).cumprod(0),
+            insertion_factor=insertion,
+        )
+
+    def to(self, device: torch.device) -> "Steps":
+        """The same on a device."""
+        columns = (self.time, self.missing_chance, self.masked_chance, self.insertion_factor)
+        return Steps(*(column.to(device) for column in columns))

@@ -43,12 +43,11 @@ from xlm.modules import (
     uniform,
 )
 from xlm.modules.records import Event, Prediction, SamplerLikelihood, Targets, Trace, TracedPrediction
-from xlm_flexmdm.interpolant_flexmdm import Interpolant
+from xlm_flexmdm.interpolant_flexmdm import Interpolant, Sampler, Steps
 from xlm_flexmdm.replay_flexmdm import Drawn, Labelled, Source
 from xlm_flexmdm.text_flexmdm import Text, insertions, poisson
 from xlm_flexmdm.types_flexmdm import FlexMDMNetwork, FlexMDMPromptBatch, call_model
 
-Sampler = Literal["hazard_integrated", "tau_leaping"]
 Order = Literal["random", "position", "top_prob", "margin", "entropy"]
 
 _STREAM_UNMASKING = 0
@@ -115,7 +114,7 @@ class FlexMDMPredictor:
         self._max_new_tokens = max_new_tokens
         self._order: Order = order
         self._sampling = TokenSampling(temperature, top_k, top_p)
-        self._steps = _Steps.of(interpolant, num_steps, sampler)
+        self._steps = Steps.of(interpolant, num_steps, sampler)
         # Of a step of insertion in the forward process; the last step of the sampler inserts nothing.
         alpha = interpolant.alpha(torch.linspace(0, 1, num_steps + 1, dtype=torch.float64, device="cpu")[:-1])
         self._labels = alpha.diff() / (alpha[-1] - alpha[0])
@@ -310,53 +309,11 @@ def _logits(hidden: Tensor, head: nn.Module) -> Tensor:
     return head(hidden)
 
 
-@dataclass(frozen=True)
-class _Steps:
-    """What the steps do, each from t to s; shape (steps,)."""
-
-    time: Tensor
-    """Time input of the network at t."""
-    missing_chance: Tensor
-    """1 - alpha(t)."""
-    masked_chance: Tensor
-    """Probability that a mask of the start is still one after the step; decreasing, at last 0."""
-    insertion_factor: Tensor
-    """What g is multiplied by for the mean number of insertions."""
-
-    @staticmethod
-    def of(interpolant: Interpolant, num_steps: int, sampler: Sampler) -> "_Steps":
-        # On the CPU whatever the default device: the steps are plain numbers.
-        grid = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64, device="cpu")
-        start, end = grid[:-1], grid[1:]
-        if sampler == "hazard_integrated":
-            insertion = (interpolant.alpha(end) - interpolant.alpha(start)) / (1 - interpolant.alpha(start))
-            unmasking = (interpolant.beta(end) - interpolant.beta(start)) / (1 - interpolant.beta(start))
-        else:
-            insertion = interpolant.insertion_hazard(start) / num_steps
-            unmasking = -torch.expm1(-interpolant.unmasking_hazard(start) / num_steps)
-            if not bool(insertion.isfinite().all()):
-                raise ValueError(
-                    "sampler='tau_leaping' holds the hazard of insertion at its value at t = 0, which is "
-                    "infinite with this schedule: use sampler='hazard_integrated'"
-                )
-        insertion[-1], unmasking[-1] = 0.0, 1.0
-        return _Steps(
-            time=interpolant.network_time(start),
-            missing_chance=1 - interpolant.alpha(start),
-            masked_chance=(1 - unmasking).cumprod(0),
-            insertion_factor=insertion,
-        )
-
-    def to(self, device: torch.device) -> "_Steps":
-        columns = (self.time, self.missing_chance, self.masked_chance, self.insertion_factor)
-        return _Steps(*(column.to(device) for column in columns))
-
-
 @dataclass
 class _Agenda:
     """The step that each row is at, and what is drawn of its later steps without the network."""
 
-    steps: _Steps
+    steps: Steps
     seeds: Tensor
     index: Tensor
     """(rows,) index of the last step taken, from 0; -1 at the start."""
@@ -366,7 +323,7 @@ class _Agenda:
     """(rows, steps) uniform numbers that the arrivals of a step are drawn from."""
 
     @staticmethod
-    def start(text: Text, steps: _Steps, seeds: Tensor, levels: Tensor) -> "_Agenda":
+    def start(text: Text, steps: Steps, seeds: Tensor, levels: Tensor) -> "_Agenda":
         """The agenda before the first step."""
         agenda = _Agenda(
             steps=steps.to(seeds.device),

@@ -190,12 +190,11 @@ def draw_places(
     # counts[j]: of the tokens from this one on, with it at place j.
     counts = [0] * size + [1]
     tables: list[list[int]] = []
-    for number in range(len(given) - 1, -1, -1):
-        behind = [
-            sum(counts[place + 1 :]) if is_open[number + 1] else counts[place + 1] for place in range(size)
-        ]
-        counts = [behind[place] * (target[place] == given[number]) for place in range(size)] + [0]
-        tables.insert(0, counts)
+    for token, may_grow in zip(reversed(given), reversed(is_open[1:]), strict=True):
+        behind = list(itertools.accumulate(reversed(counts)))[::-1] if may_grow else counts
+        counts = [behind[place + 1] * (target[place] == token) for place in range(size)] + [0]
+        tables.append(counts)
+    tables.reverse()
     places: list[int] = []
     total = sum(tables[0]) if is_open[0] else tables[0][0]
     if total == 0:
@@ -204,5 +203,7 @@ def draw_places(
         start = places[-1] + 1 if places else 0
         allowed = range(start, size if is_open[number] else start + 1)
         sums = list(itertools.accumulate(table[place] for place in allowed))
-        places.append(allowed[bisect.bisect(sums, uniforms[number] * sums[-1])])
+        # The numbers of places exceed every float in long texts: the comparison is one of integers.
+        numerator, denominator = uniforms[number].as_integer_ratio()
+        places.append(allowed[bisect.bisect(sums, numerator * sums[-1] // denominator)])
     return places, total
