@@ -43,6 +43,7 @@ def readme_pages() -> dict[Path, str]:
         pages[path] = f"tasks/{path.parent.name}.md"
     pages[ROOT / "packages/xlm-tasks/README.md"] = "tasks/index.md"
     pages[ROOT / "packages/xlm-modules/README.md"] = "reference/modules.md"
+    pages[ROOT / "packages/xlm-eval/README.md"] = "reference/evaluation.md"
     pages[ROOT / "README.md"] = "index.md"
     pages[ROOT / "CONTRIBUTING.md"] = "contributing.md"
     pages[ROOT / "CHANGELOG.md"] = "changelog.md"
@@ -84,6 +85,9 @@ def generated_pages() -> dict[str, str]:
     pages["models/index.md"] = models_index()
     pages["reference/modules.md"] += "\n\n" + "\n\n".join(
         f"::: xlm.modules.{name}" for name in public_modules("xlm-modules/src/xlm/modules")
+    )
+    pages["reference/evaluation.md"] += "\n\n" + "\n\n".join(
+        f"::: xlm.eval.{name}" for name in public_modules("xlm-eval/src/xlm/eval")
     )
     pages["reference/tasks.md"] = "# Tasks\n\n" + "\n\n".join(
         f"::: xlm.tasks.{name}" for name in public_modules("xlm-tasks/src/xlm/tasks")

@@ -1,9 +1,8 @@
 """The jobs of xlm-core, declared without heavy imports."""
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import DictConfig
-from pydantic import BeforeValidator, Field
 from typing_extensions import override
 
 from xlm.core.command.job import Job, Tool
@@ -120,31 +119,6 @@ class PushToHub(Export):
 def _check_test(settings: RunSettings, otherwise: str = "") -> None:
     if not settings.datamodule.test:
         raise XLMError(f"datamodule.test: has no loader to evaluate. Add one{otherwise}")
-
-
-def _names(given: object) -> object:
-    """A list of names from ``a,b`` or ``[a,b]``, also if the names have special characters of YAML."""
-    if given is None:
-        return []
-    if isinstance(given, str):
-        return [name.strip().strip("'\"") for name in given.removeprefix("[").removesuffix("]").split(",")]
-    return [str(name) for name in cast("list[object]", given)] if isinstance(given, list) else [str(given)]
-
-
-class Compare(Tool):
-    """One table over runs and seeds: 'runs=[runs/a_s*,runs/b]'."""
-
-    runs: Annotated[list[str], BeforeValidator(_names)] = Field(default_factory=list[str])
-    """Folders of runs, or patterns of them."""
-    output_dir: str = "runs"
-    """Parent folder of the comparison, which is written to ``compare/TIME``."""
-
-    @override
-    def run(self) -> int:
-        from xlm.core.command.compare import compare
-
-        compare(self.runs, self.output_dir)
-        return 0
 
 
 class Doctor(Tool):

@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from xlm.core.command import arguments, cli
-from xlm.core.command.compare import BOUNDS, LENGTHS
-from xlm.core.command.finished_runs import read_runs
 from xlm.core.command.job import read_tool
-from xlm.core.command.jobs import Compare
 from xlm.core.config.differences import differing, named
 from xlm.core.config.errors import XLMError
+from xlm.eval.compare import BOUNDS, LENGTHS
+from xlm.eval.finished_runs import read_runs
+from xlm.eval.jobs import Compare
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +202,7 @@ def test_the_home_folder_is_found(here: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_torch_is_imported() -> None:
-    check = "import sys, xlm.core.command.compare; sys.exit('torch' in sys.modules)"
+    check = "import sys, xlm.eval.compare; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
 
 

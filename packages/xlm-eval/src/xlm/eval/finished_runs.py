@@ -20,7 +20,7 @@ HARMLESS = (
 )  # fmt: skip
 """Keys that do not distinguish settings: names, observers of a run, and values derived from other keys.
 
-For ``ckpt_path`` see ``xlm.core.command.compare.settings_of``.
+For ``ckpt_path`` see ``xlm.eval.compare.settings_of``.
 """
 PARTS = ("eval", "generate")
 """Folders inside a run's, with one folder per evaluation."""

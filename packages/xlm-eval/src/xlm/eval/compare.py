@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from xlm.core.command.cli import show
-from xlm.core.command.finished_runs import Run, read_runs
 from xlm.core.config.differences import Flat, differing, flatten, named
 from xlm.core.config.entry_points import GENERATION, LOSS, SAMPLER_LIKELIHOOD
 from xlm.core.config.errors import XLMError
+from xlm.eval.finished_runs import Run, read_runs
 
 LIKELIHOOD = ("nll", "nll_standard_error", "nll_per_token", "perplexity", "bits_per_token")
 KIND = ("is_bound", "models_length", "num_draws")
