@@ -13,7 +13,9 @@ ALLOWED = {
     "xlm.modules": {"torch", "jaxtyping", "pytest"},
     "xlm.tasks": {"torch", "numpy", "datasets", "transformers", "tokenizers", "rdkit", "safe"},
     "xlm.scaffold": {"copier"},
-    "xlm.eval": {"torch", "pydantic", "typing_extensions", "xlm.core", "xlm.modules"},
+    "xlm.eval": {
+        "torch", "pydantic", "typing_extensions", "rich", "matplotlib", "xlm.core", "xlm.modules",
+    },
     "xlm.core": {
         "torch", "lightning", "torchmetrics", "hydra", "omegaconf", "pydantic", "pydantic_core", "datasets",
         "transformers", "huggingface_hub", "safetensors", "filelock", "xxhash", "rich", "yaml", "numpy",

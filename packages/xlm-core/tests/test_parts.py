@@ -49,9 +49,7 @@ def test_parts_of_all_ranks_are_merged_in_the_order_of_rows(tmp_path: Path) -> N
     from toy_family import ToyPrediction, ToyTokenizer
 
     tokenizer = ToyTokenizer()
-    writers = [
-        PredictionWriter(tmp_path / "p.jsonl", num_traces=0, rank=rank, world_size=2) for rank in (0, 1)
-    ]
+    writers = [PredictionWriter(tmp_path, num_traces=0, rank=rank, world_size=2) for rank in (0, 1)]
     for rank, writer in enumerate(writers):
         writer.open()
         for start in (rank, rank + 4):
@@ -59,13 +57,15 @@ def test_parts_of_all_ranks_are_merged_in_the_order_of_rows(tmp_path: Path) -> N
             prediction = ToyPrediction(ids, torch.ones(2).long(), torch.ones(2).long(), None)
             examples = [{"seed": 0, "target_ids": row} for row in ids]
             generations = decode(prediction, examples, tokenizer)  # pyright: ignore[reportArgumentType]  # dicts
-            writer.write("test/prediction", prediction, generations, tokenizer, costs(prediction, 3.0))
+            rows, spent = (start, start + 2), costs(prediction, 3.0)
+            writer.write("test/prediction", rows, prediction, generations, tokenizer, spent)
         writer.close()
     writers[0].merge()
-    records = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [record["row"] for record in records] == list(range(8))
     assert [record["ids"] for record in records] == [[row % 6] for row in range(8)]
-    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
+    assert [record["batch"] for record in records] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
 
 
 def test_likelihood_metrics() -> None:

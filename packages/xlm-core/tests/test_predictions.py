@@ -48,13 +48,15 @@ def test_a_record_is_a_line_for_every_reader(tmp_path: Path) -> None:
     examples: list[Example] = [{"seed": 0, "prompt_ids": row, "target_ids": row} for row in ids]
     texts = [tokenizer.decode([token]) for token in range(len(SIGNS))]
     for rank in (0, 1):
-        writer = PredictionWriter(tmp_path / "p.jsonl", num_traces=0, rank=rank, world_size=2)
+        writer = PredictionWriter(tmp_path, num_traces=0, rank=rank, world_size=2)
         writer.open()
         spent = costs(prediction, 0.0)
-        writer.write("test/\u2028", prediction, decode(prediction, examples, tokenizer), tokenizer, spent)
+        rows = range(rank, 2 * len(SIGNS), 2)
+        generations = decode(prediction, examples, tokenizer)
+        writer.write("test/\u2028", rows, prediction, generations, tokenizer, spent)
         writer.close()
-    PredictionWriter(tmp_path / "p.jsonl", num_traces=0, world_size=2).merge()
-    content = (tmp_path / "p.jsonl").read_text(encoding="utf-8")
+    PredictionWriter(tmp_path, num_traces=0, world_size=2).merge()
+    content = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8")
     records = [json.loads(line) for line in content.splitlines()]
     assert [record["row"] for record in records] == list(range(2 * len(SIGNS)))
     for record, text in zip(records, [text for text in texts for _ in range(2)], strict=True):

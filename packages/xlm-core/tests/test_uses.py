@@ -206,7 +206,9 @@ def test_a_predictor_without_a_likelihood_and_rows_without_targets_are_refused(r
     with pytest.raises(XLMError, match=r"no likelihood\(model, .*datamodule.test.prediction.uses. requires"):
         run_toy("job_type=train", *SCORES, *no_likelihood)
     slots: Any = SimpleNamespace(predictor=ToyPredictor())
-    nothing = LoadedBatch[Any](batch={}, seeds=torch.arange(1), examples=[{"seed": 0}], num_tokens=0)
+    nothing = LoadedBatch[Any](
+        batch={}, seeds=torch.arange(1), examples=[{"seed": 0}], num_tokens=0, places=[0]
+    )
     with pytest.raises(XLMError, match=r"test\.a\.columns: sampler_likelihood scores the targets"):
         SamplerLikelihoodUse(slots, "test/a", GeneratedTexts()).check(
             nothing, "datamodule.test.a", trains=False

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+from xlm.core.command.results import Results, write_results
 from xlm.core.config.entry_points import GENERATION
-from xlm.core.config.run_files import METRICS, PREDICTIONS, TRACES
+from xlm.core.config.run_files import LIKELIHOODS, METRICS, PREDICTIONS, TRACES
 from xlm.core.evaluation import report
 from xlm.core.hub import source
 from xlm.core.saving import run_record
@@ -37,7 +38,16 @@ def evaluate(run: Run) -> dict[str, float]:
         traces_file = report.write_traces(folder / TRACES, writer.traces)
         report.print_traces(writer.traces)
         report.print_metrics(harness.results)
-        files = {"metrics": folder / METRICS, "predictions": folder / PREDICTIONS}
-        report.print_files({**files, **traces_file})
+        about = source.about(checkpoint, which=settings.weights, allow_pickle=settings.allow_pickle)
+        results = Results(run, folder, harness.results, datamodule, checkpoint, about)
+        report.print_files(
+            {
+                "metrics": folder / METRICS,
+                "predictions": folder / PREDICTIONS,
+                "likelihoods": folder / LIKELIHOODS,
+                **traces_file,
+                **write_results(results),
+            }
+        )
         run_record.end(folder)
     return harness.results

@@ -8,9 +8,10 @@ from typing import Any, cast
 import lightning
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 
+from xlm.core.command.results import Results, write_results
 from xlm.core.config.console import say
 from xlm.core.config.differences import flatten
-from xlm.core.config.run_files import CONFIG, CSV, METRICS, PREDICTIONS, TENSORBOARD, TRACES
+from xlm.core.config.run_files import CONFIG, CSV, LIKELIHOODS, METRICS, PREDICTIONS, TENSORBOARD, TRACES
 from xlm.core.data import DataModule
 from xlm.core.evaluation import report
 from xlm.core.hub import source
@@ -89,8 +90,9 @@ def _train(run: Run, folder: RunFolder) -> dict[str, float]:
             report.print_streamed(counts)
     results = dict(harness.results)
     traces: Mapping[str, Any] = {}
-    if settings.test_after_training:
-        source.load(harness.model, str(folder.best_checkpoint()))
+    best = str(folder.best_checkpoint()) if settings.test_after_training else None
+    if best is not None:
+        source.load(harness.model, best)
         writer = evaluate_test_split(
             trainer, harness, datamodule, folder.path, num_traces=settings.show_generations
         )
@@ -103,13 +105,19 @@ def _train(run: Run, folder: RunFolder) -> dict[str, float]:
         report.print_metrics(
             {name: value for name, value in results.items() if name.startswith("test/")} or results
         )
+        written: dict[str, Path] = {}
+        if best is not None:
+            about = source.about(best)
+            written = write_results(Results(run, folder.path, results, datamodule, best, about))
         report.print_files(
             {
                 "config": folder.path / CONFIG,
                 "checkpoints": folder.checkpoints,
                 "metrics": folder.path / METRICS,
                 "predictions": folder.path / PREDICTIONS,
+                "likelihoods": folder.path / LIKELIHOODS,
                 **traces_file,
+                **written,
                 "curves": folder.path / TENSORBOARD,
                 "curves (csv)": folder.path / CSV,
             }

@@ -11,6 +11,8 @@ USES = "xlm.uses"
 """Uses of a loader: classes that implement ``xlm.core.evaluation.uses.Use``."""
 JOBS = "xlm.jobs"
 """Values of ``job_type``: classes of the kinds in ``xlm.core.command.job``."""
+RESULTS = "xlm.results"
+"""Writers of further files about a result, see ``xlm.core.command.results``."""
 LOSS, GENERATION, SAMPLER_LIKELIHOOD = "loss", "generation", "sampler_likelihood"
 """The uses of two jobs, training and job_type=generate, and the one that scores their sampler."""
 

@@ -36,6 +36,8 @@ class LoadedBatch(Generic[BatchT]):
     """The raw rows, if generated texts are compared with them."""
     num_tokens: int
     """Number of tokens of the examples, without padding and special tokens."""
+    places: Sequence[int]
+    """Position of each row in the stream of training; in evaluation, the index of the row."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Collate(Generic[BatchT]):
             seeds=torch.tensor([example["seed"] for example in examples], dtype=torch.int64),
             examples=examples if self.keep_examples else None,
             num_tokens=sum(_length(example) for example in examples),
+            places=[example.get("place", index) for index, example in enumerate(examples)],
         )
 
 

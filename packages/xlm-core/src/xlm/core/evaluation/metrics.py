@@ -1,6 +1,7 @@
 """Metrics of the harness: those of every family, and the adapter for other accumulators."""
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -164,6 +165,13 @@ class LikelihoodMean:
             "models_length": sums["with_length"] / examples,
             "num_draws": sums["draws"] / examples,
         }
+
+
+def synchronised_time(device: torch.device) -> float:
+    """Seconds of a clock, after all work of the device."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
 def costs(prediction: Prediction, seconds: float) -> dict[str, Tensor]:

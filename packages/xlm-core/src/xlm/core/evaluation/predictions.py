@@ -1,21 +1,19 @@
-"""Generated texts as records: decoded, written as JSON lines, and replayed edit by edit."""
+"""Evaluated rows as records: their likelihoods and their texts, decoded and replayed edit by edit."""
 
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from torch import Tensor
 
-from xlm.core.protocols import Example, Generation, Prediction, Tokenizer, Trace
+from xlm.core.config.run_files import LIKELIHOODS, PREDICTIONS
+from xlm.core.evaluation.row_files import RowFile
+from xlm.core.protocols import Example, Generation, Likelihood, Prediction, Tokenizer, Trace
 
 INSERT = 0
 NUM_SAMPLES = 8
 """Number of generations of a validation that are kept for display."""
-ESCAPED = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
-"""Characters that JSON allows in a text but some readers treat as line ends."""
 
 
 def decode(prediction: Prediction, examples: Sequence[Example], tokenizer: Tokenizer) -> list[Generation]:
@@ -77,27 +75,37 @@ class Frame:
 
 
 class PredictionWriter:
-    """Writes generations to ``predictions.jsonl`` and keeps the first few of each loader step by step.
+    """Writes a line for each evaluated row, and keeps the first generations of each loader step by step.
 
     Args:
-        path: The merged file of all processes, in the order of the rows.
+        folder: Folder of the files.
         num_traces: Generations of each loader that are kept as frames.
         rank: This process; each writes its own part until ``merge``.
         world_size: Number of processes.
     """
 
-    def __init__(self, path: Path, *, num_traces: int, rank: int = 0, world_size: int = 1) -> None:
-        self.path = path
+    def __init__(self, folder: Path, *, num_traces: int, rank: int = 0, world_size: int = 1) -> None:
         self.num_traces = num_traces
         self.rank = rank
-        self.world_size = world_size
         self.traces: dict[str, list[tuple[Generation, list[Frame]]]] = {}
-        self._next_row: dict[str, int] = {}
-        self._file: TextIO | None = None
+        self.predictions, self.likelihoods = (
+            RowFile(folder / name, rank=rank, world_size=world_size) for name in (PREDICTIONS, LIKELIHOODS)
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the files, the same in all processes before ``open``."""
+        return self.predictions.path.parent
+
+    @folder.setter
+    def folder(self, folder: Path) -> None:
+        for file in (self.predictions, self.likelihoods):
+            file.path = folder / file.path.name
 
     def open(self) -> None:
-        """Open this process's part in the folder of ``path``."""
-        self._file = self._part(self.rank).open("w", encoding="utf-8", newline="\n")
+        """Open this process's part of each file."""
+        self.predictions.open()
+        self.likelihoods.open()
 
     def wants_trace(self, loader: str) -> bool:
         """Whether more generations of ``loader`` are to be kept step by step."""
@@ -106,50 +114,53 @@ class PredictionWriter:
     def write(
         self,
         loader: str,
+        rows: Sequence[int],
         prediction: Prediction,
         generations: Sequence[Generation],
         tokenizer: Tokenizer,
         costs: Mapping[str, Tensor],
     ) -> None:
         """Append the rows of one prediction with their costs, (rows,) each."""
-        assert self._file is not None
         spent = {name: values.tolist() for name, values in costs.items()}
-        for row, generation in enumerate(generations):
-            place = self._next_row.get(loader, self.rank)
-            self._next_row[loader] = place + self.world_size
-            cost = {name: values[row] for name, values in spent.items()}
-            record = {"loader": loader, "row": place, **cost, **generation}
-            self._file.write(_one_line(record) + "\n")
+        records = [
+            {**{name: values[index] for name, values in spent.items()}, **generation}
+            for index, generation in enumerate(generations)
+        ]
+        self.predictions.write(loader, rows, records)
+        for index, generation in enumerate(generations):
             if prediction.trace is not None and self.wants_trace(loader):
                 frames = [
                     Frame(step, [tokenizer.decode([token]) for token in ids], edited)
-                    for step, ids, edited in replay(prediction.trace, row)
+                    for step, ids, edited in replay(prediction.trace, index)
                 ]
                 self.traces.setdefault(loader, []).append((generation, frames))
 
+    def write_likelihood(
+        self, loader: str, rows: Sequence[int], of: str, likelihood: Likelihood, seconds: float
+    ) -> None:
+        """Append the likelihood of each row of a batch, in nats, of the network or of its sampler."""
+        columns = (likelihood.nll.double().tolist(), likelihood.num_tokens.tolist())
+        records = [
+            {"of": of, "nll": nll, "tokens": tokens, "seconds": seconds / len(rows)}
+            for nll, tokens in zip(*columns, strict=True)
+        ]
+        self.likelihoods.write(loader, rows, records)
+
     def close(self) -> None:
-        """Finish this process's part."""
-        if self._file is not None:
-            self._file.close()
+        """Finish this process's part of each file."""
+        self.predictions.close()
+        self.likelihoods.close()
 
     def merge(self) -> None:
         """Merge the closed parts of all processes (on rank 0)."""
-        parts = [self._part(rank) for rank in range(self.world_size)]
-        lines: list[str] = []
-        for part in parts:
-            with part.open(encoding="utf-8", newline="\n") as file:
-                lines.extend(file)
-        lines.sort(key=lambda line: (lambda record: (record["loader"], record["row"]))(json.loads(line)))
-        self.path.write_text("".join(lines), encoding="utf-8", newline="\n")
-        for part in parts:
-            part.unlink()
-
-    def _part(self, rank: int) -> Path:
-        return self.path.with_name(f".{self.path.name}.rank{rank}")
+        self.predictions.merge()
+        self.likelihoods.merge()
+        if not self.likelihoods.path.stat().st_size:  # nothing was scored
+            self.likelihoods.path.unlink()
 
 
 class GeneratedTexts:
-    """Receives generated texts: keeps the first of each loader, and writes all if there is a writer."""
+    """Receives generated texts and likelihoods of rows: keeps some texts, writes all rows to a writer."""
 
     def __init__(self) -> None:
         self.samples: dict[str, list[Generation]] = {}
@@ -163,6 +174,7 @@ class GeneratedTexts:
     def add(
         self,
         loader: str,
+        rows: Sequence[int],
         prediction: Prediction,
         generations: Sequence[Generation],
         tokenizer: Tokenizer,
@@ -171,20 +183,21 @@ class GeneratedTexts:
         """Add the rows of one prediction with their costs, (rows,) each."""
         self.samples.setdefault(loader, list(generations[:NUM_SAMPLES]))
         if self.writer is not None:
-            self.writer.write(loader, prediction, generations, tokenizer, costs)
+            self.writer.write(loader, rows, prediction, generations, tokenizer, costs)
+
+    def add_likelihood(
+        self, loader: str, rows: Sequence[int], of: str, likelihood: Likelihood, seconds: float
+    ) -> None:
+        """Add the likelihood of each row of a batch: ``of`` the network or its sampler, in ``seconds``."""
+        if self.writer is not None:
+            self.writer.write_likelihood(loader, rows, of, likelihood, seconds)
 
     @contextmanager
     def writing(self, writer: PredictionWriter) -> Generator[None]:
-        """Write all texts generated within this context to files."""
+        """Write all rows evaluated within this context to files."""
         self.writer = writer
         try:
             yield
         finally:
             self.writer = None
             writer.close()
-
-
-def _one_line(record: Mapping[str, object]) -> str:
-    """JSON that every reader treats as one line; lone surrogates are escaped."""
-    text = json.dumps(record, ensure_ascii=False).translate(ESCAPED)
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -8,7 +8,6 @@ adds a use with a class like those below and a line in its ``pyproject.toml``::
 """
 
 import math
-import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, cast
@@ -28,12 +27,15 @@ from xlm.core.evaluation.metrics import (
     SamplerLikelihoodMean,
     SummedMetric,
     costs,
+    synchronised_time,
 )
 from xlm.core.evaluation.predictions import GeneratedTexts, decode
 from xlm.core.evaluation.slots import Slots
 from xlm.core.protocols import LikelihoodLoss, LikelihoodPredictor, LossOutput, SamplerLikelihood
 from xlm.modules.records import Targets
 
+NETWORK, SAMPLER = "network", "sampler"
+"""What the likelihood of a row belongs to."""
 NUM_EVALUATIONS = 3
 """Limit of network evaluations in the check of a predictor."""
 
@@ -150,7 +152,7 @@ class LikelihoodUse:
     needs_examples: ClassVar[bool] = False
 
     def __init__(self, slots: Slots, loader: str, texts: GeneratedTexts) -> None:
-        self.slots = slots
+        self.slots, self.loader, self.texts = slots, loader, texts
         self.metrics = [SummedMetric[Any](LikelihoodMean())]
 
     def check(self, batch: LoadedBatch[Any], key: str, *, trains: bool) -> None:
@@ -173,7 +175,11 @@ class LikelihoodUse:
     def update(self, network: nn.Module, batch: LoadedBatch[Any]) -> None:
         """Add the likelihood of one batch."""
         loss = cast("LikelihoodLoss[Any]", self.slots.loss)
-        self.metrics[0].update(loss.likelihood(network, batch.batch))
+        started = synchronised_time(batch.seeds.device)
+        likelihood = loss.likelihood(network, batch.batch)
+        seconds = synchronised_time(batch.seeds.device) - started
+        self.metrics[0].update(likelihood)
+        self.texts.add_likelihood(self.loader, batch.places, NETWORK, likelihood, seconds)
 
 
 class GenerationUse:
@@ -206,14 +212,14 @@ class GenerationUse:
         """Generate a text for each row of one batch."""
         assert batch.examples is not None
         trace = self.texts.wants_trace(self.loader)
-        started = time.perf_counter()
+        started = synchronised_time(batch.seeds.device)
         prediction = self.slots.predictor(network, batch.batch, batch.seeds, trace=trace)
+        spent = costs(prediction, synchronised_time(batch.seeds.device) - started)
         generations = decode(prediction, batch.examples, self.slots.tokenizer)
-        spent = costs(prediction, time.perf_counter() - started)
         self._cost.update(spent)
         for score in self._scores:
             score.update(generations)
-        self.texts.add(self.loader, prediction, generations, self.slots.tokenizer, spent)
+        self.texts.add(self.loader, batch.places, prediction, generations, self.slots.tokenizer, spent)
 
 
 class SamplerLikelihoodUse:
@@ -222,7 +228,7 @@ class SamplerLikelihoodUse:
     needs_examples: ClassVar[bool] = True
 
     def __init__(self, slots: Slots, loader: str, texts: GeneratedTexts) -> None:
-        self.slots = slots
+        self.slots, self.loader, self.texts = slots, loader, texts
         self.metrics = [SummedMetric[Any](SamplerLikelihoodMean())]
 
     def check(self, batch: LoadedBatch[Any], key: str, *, trains: bool) -> None:
@@ -250,7 +256,11 @@ class SamplerLikelihoodUse:
 
     def update(self, network: nn.Module, batch: LoadedBatch[Any]) -> None:
         """Add the likelihood of one batch."""
-        self.metrics[0].update(self._score(network, batch))
+        started = synchronised_time(batch.seeds.device)
+        likelihood = self._score(network, batch)
+        seconds = synchronised_time(batch.seeds.device) - started
+        self.metrics[0].update(likelihood)
+        self.texts.add_likelihood(self.loader, batch.places, SAMPLER, likelihood, seconds)
 
     def _score(self, network: nn.Module, batch: LoadedBatch[Any]) -> SamplerLikelihood:
         assert batch.examples is not None

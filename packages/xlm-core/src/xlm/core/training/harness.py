@@ -232,7 +232,7 @@ class Harness(lightning.LightningModule):
         writer = self.evaluation.texts.writer
         if writer is not None:
             # Each process has named the folder after its own clock.
-            writer.path = self.trainer.strategy.broadcast(writer.path)
+            writer.folder = self.trainer.strategy.broadcast(writer.folder)
             writer.open()
 
     @override

@@ -20,7 +20,6 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from xlm.core.config.build import make, make_all
 from xlm.core.config.console import console, say
 from xlm.core.config.errors import XLMError
-from xlm.core.config.run_files import PREDICTIONS
 from xlm.core.data import DataModule
 from xlm.core.evaluation.predictions import PredictionWriter
 from xlm.core.saving import run_record
@@ -141,9 +140,9 @@ def evaluate_test_split(
     *,
     num_traces: int,
 ) -> PredictionWriter:
-    """Run every test loader; generated texts go to ``predictions.jsonl`` in ``folder``."""
+    """Run every test loader; generated texts and likelihoods of rows go to files in ``folder``."""
     writer = PredictionWriter(
-        folder / PREDICTIONS,
+        folder,
         num_traces=num_traces,
         rank=trainer.global_rank,
         world_size=trainer.world_size,

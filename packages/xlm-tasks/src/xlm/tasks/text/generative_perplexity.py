@@ -42,6 +42,7 @@ class GenerativePerplexity:
         ValueError: If the dtype is none of the three, or a size is below 1 (``max_length``: 2).
     """
 
+    row_by_row = False  # each text would be scored a second time, alone
     DTYPES = ("float32", "bfloat16", "float16")
 
     def __init__(

@@ -1,0 +1,236 @@
+"""``card.json``: everything that a reader needs to judge a result, beside its ``metrics.json``."""
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from xlm.core.command.results import Results
+from xlm.core.config.build import make_all
+from xlm.core.config.differences import flatten
+from xlm.core.config.entry_points import GENERATION
+from xlm.core.config.run_files import VERSIONS
+from xlm.core.config.schema import LoaderSettings
+from xlm.core.config.secrets import hide_text, known
+from xlm.core.saving.checkpoints import write_text_atomically
+from xlm.core.saving.run_record import now
+from xlm.core.saving.versions import read_versions
+from xlm.eval import card_text
+from xlm.eval.data_rows import Lengths, LoaderRows
+from xlm.eval.intervals import Interval, percentile
+from xlm.eval.rows import RatioOfSums, Scores, generations, likelihoods
+
+CARD = "card.json"
+MARKDOWN = "card.md"
+FORMAT = 1
+"""Version of the layout of a card."""
+ENVIRONMENT = ("device", "processes", "threads", "system", "git", "git_of_xlm", "started")
+"""Entries of ``versions.json`` that are not versions."""
+
+
+def write_card(results: Results) -> dict[str, Path]:
+    """Write the card as JSON and Markdown, and print it."""
+    card = make_card(results)
+    paths = {"card": results.folder / CARD, "card (text)": results.folder / MARKDOWN}
+    write_text_atomically(paths["card"], json.dumps(card, indent=2) + "\n")
+    write_text_atomically(paths["card (text)"], card_text.markdown(card))
+    card_text.show(card)
+    return paths
+
+
+def make_card(results: Results) -> dict[str, Any]:
+    """Collect the facts of a result from its settings, its rows and the files in its folder."""
+    settings = results.run.settings
+    versions = read_versions(results.folder / VERSIONS)
+    environment = {name: versions.pop(name, None) for name in (*ENVIRONMENT, "ended", "earlier")}
+    loaders = {
+        name: _loader(results, name, loader, int(environment["processes"]))
+        for name, loader in settings.datamodule.test.items()
+    }
+    return {
+        "format": FORMAT,
+        "job": settings.job_type,
+        "name": settings.job_name,
+        "task": settings.task.name,
+        "seed": settings.seed,
+        "command": _command(),
+        "weights": {
+            "path": results.checkpoint,
+            "kind": results.weights.kind,
+            "step": results.weights.step,
+        },
+        "tokenizer": _tokenizer(results),
+        "loaders": loaders,
+        "sampler": _sampler(settings.predictor) if _generates(settings.datamodule.test) else None,
+        "machine": {
+            **{name: environment[name] for name in ("device", "processes", "threads", "system")},
+            "dtype": settings.trainer.precision,
+            "seconds": _seconds(environment["started"]),
+        },
+        "git": {"working_directory": environment["git"], "xlm": environment["git_of_xlm"]},
+        "versions": versions,
+    }
+
+
+def _loader(results: Results, name: str, settings: LoaderSettings, processes: int) -> dict[str, Any]:
+    loader = f"test/{name}"
+    rows = LoaderRows(results.datamodule, name, results.run.tokenizer)
+    found: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "rows": rows.describe(),
+        "likelihood": [
+            likelihood
+            for of in ("network", "sampler")
+            if (likelihood := _likelihood(results, loader, of, rows, processes)) is not None
+        ],
+    }
+    if GENERATION in settings.uses:
+        found["generation"] = _generation(results, loader, rows, processes)
+    return found
+
+
+def _likelihood(
+    results: Results, loader: str, of: str, rows: LoaderRows, processes: int
+) -> dict[str, Any] | None:
+    """The likelihood of a loader; None if there is none."""
+    sums, impossible, clock = RatioOfSums(4), 0, Clock(processes)
+    for record, num_bytes in rows.with_bytes(likelihoods(results.folder, loader, of)):
+        clock.add(record, record["tokens"])
+        if math.isfinite(record["nll"]):
+            sums.add((record["nll"], record["tokens"], num_bytes, 1.0))
+        else:
+            impossible += 1
+    if not clock.rows:
+        return None
+    sums.finish()
+    nats, tokens, num_bytes, count = sums.totals
+    prefix = f"{loader}/{'sampler_' if of == 'sampler' else ''}"
+    metrics = results.metrics
+    per_token = sums.ratio(0, 1) if count and tokens else None
+    return {
+        "of": of,
+        "kind": "bound" if metrics[f"{prefix}is_bound"] else "exact",
+        "draws": int(metrics[f"{prefix}num_draws"]) if metrics[f"{prefix}is_bound"] else 0,
+        "length": "modelled" if metrics[f"{prefix}models_length"] else "given",
+        "rows": clock.rows,
+        "impossible_rows": impossible,
+        "tokens": int(tokens),
+        "bytes": int(num_bytes),
+        "nll": _entry(sums.ratio(0, 3)) if count else None,
+        "standard_error": metrics[f"{prefix}nll_standard_error"],
+        "nll_per_token": _entry(per_token),
+        "nll_per_byte": _entry(sums.ratio(0, 2)) if num_bytes else None,
+        "bits_per_byte": nats / num_bytes / math.log(2) if num_bytes else None,
+        "perplexity": None
+        if per_token is None or impossible
+        else _entry(Interval(*(math.exp(min(x, 700.0)) for x in _numbers(per_token)))),
+        "speed": clock.speed(),
+    }
+
+
+def _generation(results: Results, loader: str, rows: LoaderRows, processes: int) -> dict[str, Any]:
+    settings = results.run.settings
+    scores = Scores(make_all(settings.task.metrics, "task.metrics"))
+    clock, lengths = Clock(processes), Lengths()
+    for record in generations(results.folder, loader):
+        clock.add(record, len(record["ids"]))
+        lengths.add(len(record["ids"]))
+        scores.add(record)
+    values, replicates = scores.finish()
+    prefix = f"{loader}/"
+    reported = {
+        name.removeprefix(prefix): value
+        for name, value in results.metrics.items()
+        if name.startswith(prefix) and name.rpartition("/")[0] == loader
+    }
+    metrics: dict[str, Any] = {name: {"value": value} for name, value in reported.items()}
+    for name, value in values.items():
+        metrics[name] = _entry(percentile(value, replicates[name]))
+    targets = rows.target_lengths()
+    return {
+        "texts": clock.rows,
+        "metrics": metrics,
+        "lengths": lengths.quantiles(),
+        "lengths_of_the_data": targets.quantiles(),
+        "length_distance": lengths.distance(targets),
+        "speed": clock.speed(),
+    }
+
+
+class Clock:
+    """Seconds of batches, the first one apart, which includes the warm-up of the device.
+
+    Args:
+        processes: Number of processes, which work at the same time.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self.rows = 0
+        self._processes = processes
+        self._first, self._later, self._tokens, self._later_rows = 0.0, 0.0, 0.0, 0
+
+    def add(self, record: Mapping[str, Any], tokens: float) -> None:
+        """Add the row of a record with its seconds."""
+        self.rows += 1
+        if record["batch"] == 0:
+            self._first += record["seconds"]
+        else:
+            self._later += record["seconds"]
+            self._later_rows += 1
+            self._tokens += tokens
+
+    def speed(self) -> dict[str, float | None]:
+        """Seconds, and rows and tokens per second after the first batch; None if there is only one."""
+        first, later = self._first / self._processes, self._later / self._processes
+        return {
+            "seconds": first + later,
+            "seconds_of_first_batch": first,
+            "sequences_per_second": self._later_rows / later if later else None,
+            "tokens_per_second": self._tokens / later if later else None,
+        }
+
+
+def _entry(interval: Interval | None) -> dict[str, float] | None:
+    if interval is None:
+        return None
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def _numbers(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high
+
+
+def _sampler(predictor: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the predictor, without the ids of the tokenizer."""
+    return {
+        key: value for key, value in flatten(predictor) if not key.endswith(("_id", "_ids")) and value != {}
+    }
+
+
+def _tokenizer(results: Results) -> str:
+    tokenizer = results.run.tokenizer
+    name = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
+    return f"{name} {tokenizer.vocab_size} {getattr(tokenizer, 'fingerprint', '')}".rstrip()
+
+
+def _generates(loaders: Mapping[str, LoaderSettings]) -> bool:
+    return any(set(loader.uses) - {"loss", "likelihood"} for loader in loaders.values())
+
+
+def _command() -> str | None:
+    """The command line of the job, without secrets; None if it was not started by the command ``xlm``."""
+    program, *arguments = sys.argv
+    if Path(program).name != "xlm" and Path(program).parts[-3:] != ("xlm", "core", "__main__.py"):
+        return None
+    return hide_text(shlex.join(["xlm", *arguments]), known())
+
+
+def _seconds(started: str | None) -> float | None:
+    """Seconds since the start of the job."""
+    if started is None:
+        return None
+    return (datetime.fromisoformat(now()) - datetime.fromisoformat(started)).total_seconds()
