@@ -3,16 +3,19 @@
     python benchmarks/samplers.py mdlm ancestral
     python benchmarks/samplers.py mlm confidence --rows 8 --length 128 --vocabulary 30522 --width 256
     python benchmarks/samplers.py runs/sudoku_tiny_mlm all --rows 500
+    python benchmarks/samplers.py runs/text_tiny_mlm all --rows 64 --likelihood
 
-With a family, an untrained network of four blocks writes ``rows`` texts. With the folder of a run of mlm or
-mdlm, its best checkpoint writes the first ``rows`` texts of the test loader ``prediction``, and a table gives
-its metrics for one rule or, with "all", for those of ``COMPARED``, at the temperature and filters of the run.
-Seconds are those of the processor, of one thread.
+With a family, an untrained network of four blocks writes ``rows`` texts, and scores them where the rule has
+a likelihood. With the folder of a run of mlm or mdlm, its best checkpoint writes the first ``rows`` texts of
+the test loader ``prediction``, and a table gives its metrics for one rule or, with "all", for those of
+``COMPARED``, at the temperature and filters of the run. With ``--likelihood`` it also scores the targets of
+these rows, all at temperature 1 without filters. Seconds are those of the processor, of one thread.
 """
 
 import argparse
 import itertools
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +27,13 @@ from torch import Tensor, nn
 from xlm.core.config.build import make
 from xlm.core.config.recorded import read_config
 from xlm.core.evaluation.predictions import GeneratedTexts
-from xlm.core.evaluation.uses import GenerationUse
+from xlm.core.evaluation.uses import GenerationUse, SamplerLikelihoodUse
 from xlm.core.hub import source
 from xlm.core.saving.run_folder import RunFolder
 from xlm.core.training.assembly import assemble
 from xlm.core.training.run import resolve
 from xlm.modules import LogLinear
+from xlm.modules.records import Targets
 from xlm.modules.samplers import RULES, compose
 from xlm_mdlm import MDLMPredictor, MDLMPromptCollator, MDLMRotary
 from xlm_mlm import MLM, MLMPredictor, MLMPromptCollator
@@ -92,27 +96,38 @@ COMPARED: dict[str, dict[str, Any]] = {
 
 
 def measure(family: str, rule: Any, rows: int, length: int, size: dict[str, Any]) -> None:
-    """Print what one rule takes beside an untrained network."""
+    """Print what one rule takes beside an untrained network, in generation and in a likelihood."""
     network, collate, predict = parts(family, rule, size)
     model = Timed(network.eval())
     target = torch.full((length,), FIRST)
     batch = collate([{"seed": row, "target_ids": target} for row in range(rows)])
     predict(model, collate([{"seed": 0, "target_ids": target[:8]}]), torch.zeros(1, dtype=torch.int64))
+    prediction, of_texts = timed(model, lambda: predict(model, batch, torch.arange(rows)))
+    nfe = float(prediction.nfe.double().mean())
+    print(f"{family} {rule}: {of_texts}, {nfe:.0f} evaluations of a row")
+    if compose(rule).order != "tokens":
+        targets = Targets(prediction.ids, prediction.lengths)
+        _, of_likelihood = timed(model, lambda: predict.likelihood(model, batch, targets, torch.arange(rows)))
+        print(f"{family} {rule}, likelihood of these texts: {of_likelihood}")
+
+
+def timed(model: Timed, work: Callable[[], Any]) -> tuple[Any, str]:
+    """The result of some work with a network, and what it took."""
     model.seconds, model.calls = 0.0, 0
     started = time.process_time()
-    prediction = predict(model, batch, torch.arange(rows))
+    result = work()
     seconds = time.process_time() - started
     own = seconds - model.seconds
-    print(
-        f"{family} {rule}: {seconds:.1f} CPU s, network {model.seconds:.1f}, sampler {own:.2f} "
-        f"({own / seconds:.0%}), {model.calls} calls, "
-        f"{float(prediction.nfe.double().mean()):.0f} evaluations of a row"
-    )
+    text = f"{seconds:.1f} CPU s, network {model.seconds:.1f}, sampler {own:.2f} ({own / seconds:.0%})"
+    return result, f"{text}, {model.calls} calls"
 
 
-def compare(folder: Path, names: list[str], rows: int) -> None:
+def compare(folder: Path, names: list[str], rows: int, *, likelihood: bool) -> None:
     """Print a table of rules for the best checkpoint of a run."""
-    config = {**read_config(folder / "config.yaml"), "output_dir": str(folder.parent)}
+    config: dict[str, Any] = {**read_config(folder / "config.yaml"), "output_dir": str(folder.parent)}
+    if likelihood:
+        config["datamodule"]["test"]["prediction"] |= {"columns": None, "max_rows": rows}
+        config["predictor"] |= {"temperature": 1.0, "top_k": None, "top_p": None}
     run = resolve(OmegaConf.create(config))
     harness, data = assemble(run, tests_only=True)
     source.load(harness.model, str(RunFolder(folder).best_checkpoint()))
@@ -129,20 +144,30 @@ def compare(folder: Path, names: list[str], rows: int) -> None:
         slots = replace(
             harness.slots, predictor=make({**run.settings.predictor, "sampler": node}, "predictor")
         )
-        use = GenerationUse(slots, "test/prediction", GeneratedTexts())
-        started = time.process_time()
-        with torch.no_grad():
-            for batch in batches:
-                use.update(harness.model, batch)
-        seconds = time.process_time() - started
-        found = {key: value for metric in use.metrics for key, value in metric.compute().items()}
-        if not columns:
-            columns = sorted(found)
-            print("| rule | CPU s | " + " | ".join(columns) + " |")
-        print(
-            f"| {name} | {seconds:.1f} | " + " | ".join(f"{found[key]:.3f}" for key in columns) + " |",
-            flush=True,
-        )
+        found = evaluate(GenerationUse(slots, "test/prediction", GeneratedTexts()), harness.model, batches)
+        found["CPU s"] = found.pop("seconds")
+        if likelihood and make(node, "sampler").order != "tokens":
+            scores = evaluate(
+                SamplerLikelihoodUse(slots, "test/prediction", GeneratedTexts()), harness.model, batches
+            )
+            found |= {"CPU s of the likelihood": scores.pop("seconds"), **scores}
+        columns = columns or sorted(found)
+        if name == names[0]:
+            print("| rule | " + " | ".join(columns) + " |")
+        cells = [f"{found[key]:.3f}" if key in found else "none" for key in columns]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def evaluate(use: Any, model: nn.Module, batches: Sequence[Any]) -> dict[str, float]:
+    """The metrics of a use, and its CPU seconds."""
+    started = time.process_time()
+    with torch.no_grad():
+        for batch in batches:
+            use.update(model, batch)
+    seconds = time.process_time() - started
+    return {key: value for metric in use.metrics for key, value in metric.compute().items()} | {
+        "seconds": seconds
+    }
 
 
 def main() -> None:
@@ -152,12 +177,13 @@ def main() -> None:
     parser.add_argument("rule", choices=("all", *RULES, *(name for name in COMPARED if name not in RULES)))
     for name, default in (("rows", 8), ("length", 128), ("vocabulary", 30522), ("width", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--likelihood", action="store_true", help="of a run: also score the targets")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     names = list(COMPARED if chosen.rule == "all" else [chosen.rule])
     if chosen.family not in ("mlm", "mdlm"):
-        compare(Path(chosen.family), names, chosen.rows)
+        compare(Path(chosen.family), names, chosen.rows, likelihood=chosen.likelihood)
         return
     size: dict[str, Any] = {"vocab_size": chosen.vocabulary, "d_model": chosen.width}
     for name in RULES if chosen.rule == "all" else names:

@@ -66,10 +66,15 @@ def inserted(state: State, pairs: Sequence[Pair]) -> State:
     return tuple(after)
 
 
+Step = Callable[[dict[Pair, float], int], dict[tuple[Pair, ...], float]]
+"""Distribution of the pairs of one evaluation, at most so many, from the probabilities of single ones."""
+
+
 def final_distribution(
-    chain: Chain, start: State, budget: int, insertions_per_step: int = 1
+    chain: Chain, start: State, budget: int, insertions_per_step: int = 1, step: Step | None = None
 ) -> dict[Text, float]:
     """Distribution of the text that the chain ends with, summed over all histories."""
+    step = draws if step is None else step
     reached: dict[State, float] = {start: 1.0}
     distribution: defaultdict[Text, float] = defaultdict(float)
     for size in range(len(start), len(start) + budget + 1):
@@ -78,7 +83,7 @@ def final_distribution(
             stop = 1.0 if left == 0 or not any(cell.is_open for cell in state) else chain.stop(state)
             distribution[text_of(state)] += mass * stop
             if stop < 1:
-                for pairs, probability in draws(chain.insert(state), min(insertions_per_step, left)).items():
+                for pairs, probability in step(chain.insert(state), min(insertions_per_step, left)).items():
                     after = inserted(state, pairs)
                     reached[after] = reached.get(after, 0.0) + mass * (1 - stop) * probability
     return dict(distribution)
@@ -95,6 +100,44 @@ def draws(insert: dict[Pair, float], number: int) -> dict[tuple[Pair, ...], floa
         for following, probability in draws(rest, number - 1).items():
             result[pair, *following] += weight / total * probability
     return dict(result)
+
+
+def ranked(kind: str, quota: str, bound: float) -> Step:
+    """The best slots, as many as a quota of this bound takes, each with a token drawn for it."""
+
+    def number_of(scores: list[float]) -> int:
+        if quota == "count":
+            return int(bound)
+        if quota == "threshold":
+            return max(sum(score > bound for score in scores), 1)
+        lacks = [(0.0 if kind == "entropy" else 1.0) - score for score in scores]
+        return max(sum(sum(lacks[: place + 1]) - lacks[place] <= bound for place in range(len(lacks))), 1)
+
+    def step(insert: dict[Pair, float], most: int) -> dict[tuple[Pair, ...], float]:
+        mass: defaultdict[int, float] = defaultdict(float)
+        for (slot, _), probability in insert.items():
+            mass[slot] += probability
+        tokens = {
+            slot: {token: value / mass[slot] for (place, token), value in insert.items() if place == slot}
+            for slot in mass
+        }
+        scores = {slot: _score(kind, mass[slot] / max(mass.values()), tokens[slot]) for slot in mass}
+        order = sorted(mass, key=lambda slot: (-scores[slot], slot))
+        taken = order[: min(number_of([scores[slot] for slot in order]), most)]
+        result: dict[tuple[Pair, ...], float] = {}
+        for chosen in itertools.product(*(tokens[slot].items() for slot in taken)):
+            pairs = tuple((slot, token) for slot, (token, _) in zip(taken, chosen, strict=True))
+            result[pairs] = math.prod(probability for _, probability in chosen)
+        return result
+
+    return step
+
+
+def _score(kind: str, share: float, tokens: dict[int, float]) -> float:
+    ordered = sorted(tokens.values(), reverse=True)
+    if kind == "entropy":
+        return sum(p * math.log(p) for p in ordered) + math.log(share)
+    return (ordered[0] if kind == "top_prob" else ordered[0] - ordered[1]) * share
 
 
 def probability_of(chain: Chain, start: State, target: State) -> float:

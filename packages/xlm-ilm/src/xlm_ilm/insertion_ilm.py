@@ -1,15 +1,15 @@
-"""The rows while they grow, and where insertions come from: they are drawn, or a given text is forced."""
+"""The rows while they grow, and where insertions come from."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
-from xlm.modules import Columns, TokenSampling, draw_places, logits_in_pieces, suppress_tokens
-from xlm.modules.records import INSERT, Targets, edits_of_step
+from xlm.modules import Columns, TokenSampling, logits_in_pieces, suppress_tokens
+from xlm.modules.records import INSERT, edits_of_step
 from xlm_ilm.types_ilm import ILMPromptBatch
 
 _PAIRS_AT_ONCE = 2**20
@@ -25,6 +25,8 @@ class Scored:
     hidden: Tensor
     """(cells, d_model), from which the logits of the slot that is drawn are made once more."""
     head: nn.Module
+    logits: Tensor | None = None
+    """(cells, vocab) for slots that are ranked; None otherwise."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,46 @@ class Filters:
     """Of the token given the slot; of the pair if ``draws_pairs``."""
     draws_pairs: bool
     """Whether slot and token are drawn from one table."""
+    is_joint: bool
+    """Whether the log-weight of a slot is that of its tokens as they are drawn."""
+    is_ranked: bool
+    """Whether slots are chosen by scores, and only tokens are drawn."""
     suppressed_ids: list[int]
+
+    def read(self, hidden: Tensor, head: nn.Module) -> Scored:
+        """The readout: log-weights of slots (cells,), without a table of logits, or pairs (cells, vocab)."""
+        if self.is_ranked:
+            logits = suppress_tokens(head(hidden), self.suppressed_ids)
+            # The slot is the only one that is free when its token is drawn.
+            return Scored(torch.zeros_like(logits[:, 0]), hidden, head, logits)
+        if self.draws_pairs:
+            scores = suppress_tokens(head(hidden), self.suppressed_ids)
+        else:
+            pieces = self.logits(hidden, head)
+            scores = torch.cat([self._slot_scores(logits) for logits in pieces])
+        return Scored(scores, hidden, head)
+
+    def logits(self, hidden: Tensor, head: nn.Module) -> Iterable[Tensor]:
+        """Logits (piece, vocab) of some cells after those of the ones before them.
+
+        Without gradients they share one buffer.
+        """
+        if torch.is_grad_enabled():
+            return [suppress_tokens(head(hidden), self.suppressed_ids)]
+        return logits_in_pieces(hidden, head, self.suppressed_ids)
+
+    def _slot_scores(self, logits: Tensor) -> Tensor:
+        """(cells,) log-weight of each slot."""
+        if self.is_joint and self.token.is_greedy:
+            return logits.amax(-1)
+        if torch.is_grad_enabled():
+            # What autograd keeps must not be written over.
+            logits = logits.clone()
+        if self.is_joint and self.token.temperature != 1:
+            logits.div_(self.token.temperature)
+        # Finite also in a slot without a possible token, whose weight is 0.
+        highest = logits.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
+        return logits.sub_(highest).exp_().sum(-1).log() + highest.squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -194,7 +235,7 @@ class Pairs:
         cell, number = torch.unique(self.cells.first[able[row]] + slot, return_inverse=True)
         of_token = torch.empty_like(of_slot)
         first = 0
-        for logits in logits_in_pieces(self.scored.hidden[cell], self.scored.head, filters.suppressed_ids):
+        for logits in filters.logits(self.scored.hidden[cell], self.scored.head):
             mine = (number >= first) & (number < first + len(logits))
             of_token[mine] = filters.token.log_probs(logits)[number[mine] - first, token[mine]]
             first += len(logits)
@@ -236,6 +277,10 @@ class Insertions(Protocol):
         """
         ...
 
+    def note_gap(self, rows: Tensor, gap: Callable[[], Tensor], /) -> None:
+        """Note the distance (rows,) of the scores of the slots that were chosen to others, if it is read."""
+        ...
+
 
 class Drawn:
     """Stops and insertions are drawn, as generation does."""
@@ -250,110 +295,8 @@ class Drawn:
         """A draw of each pair."""
         return pairs.draw(able, free, uniforms)
 
-
-@dataclass
-class Guided:
-    """Inserts the tokens of a text in a random order, guided by the sampler, with the weight of that order.
-
-    Of the missing tokens j whose slot is free, one is drawn with probability a_j / A, where a_j is the
-    sampler's probability of inserting j into its slot and A the sum of these, and the weight is multiplied by
-    A; as well as by the probability that the row stops where it does. The expectation of the weight is the
-    probability of the text, summed over all orders: each order of the tokens is one path of the sampler, with
-    equal tokens too.
-    """
-
-    ids: Int[Tensor, "rows width"]
-    exists: Bool[Tensor, "rows width"]
-    present: Bool[Tensor, "rows width"]
-    """True at tokens in the row."""
-    num_missing: Int[Tensor, " rows"]
-    """Tokens to insert."""
-    log_weight: Float64[Tensor, " rows"]
-    """Nats, so far."""
-    smallest_gap: Float64[Tensor, " rows"] = field(init=False)
-    """Least distance of a probability of stopping to its threshold."""
-
-    def __post_init__(self) -> None:
-        self.smallest_gap = torch.full_like(self.log_weight, math.inf)
-
-    @staticmethod
-    def start(batch: ILMPromptBatch, targets: Targets, uniforms: Float64[Tensor, "rows given"]) -> "Guided":
-        """Nothing but the given tokens is in the rows.
-
-        Where these fit to several places of the target, one fit is drawn, and its weight is their number.
-
-        Raises:
-            ValueError: If a target does not hold the given tokens of its row.
-        """
-        width = max(targets.ids.shape[1], 1)
-        ids = nn.functional.pad(targets.ids, (0, width - targets.ids.shape[1]))
-        exists = torch.arange(width, device=ids.device) < targets.lengths.unsqueeze(1)
-        present, log_weight = torch.zeros_like(exists), torch.zeros(len(ids), dtype=torch.float64)
-        num_given = batch["attention_mask"].sum(1) - batch["target_start"]
-        for row in num_given.nonzero().squeeze(1).tolist():
-            first, size = int(batch["target_start"][row]), int(num_given[row])
-            places, number = draw_places(
-                given=batch["input_ids"][row, first : first + size].tolist(),
-                is_open=batch["open_slots"][row, first - 1 : first + size].tolist(),
-                target=ids[row, : int(targets.lengths[row])].tolist(),
-                uniforms=uniforms[row].tolist(),
-            )
-            if number == 0:
-                raise ValueError(
-                    f"target {row} does not hold the given tokens of its row, in their order and gaps"
-                )
-            present[row, places] = True
-            log_weight[row] = math.log(number)
-        missing = (exists & ~present).sum(1)
-        return Guided(ids, exists, present, missing, log_weight.to(ids.device))
-
-    def finish(self) -> Float64[Tensor, " rows"]:
-        """The log-weights; -inf for a text that the row did not end with."""
-        return self.log_weight.masked_fill(~self._is_complete(), -math.inf)
-
-    def stop(self, rows: Tensor, chance: Tensor, gap: Tensor, uniforms: Tensor, /) -> Tensor:
-        """A row stops when its text is complete, or has become impossible."""
-        complete = self._is_complete()[rows]
-        self.log_weight[rows] += torch.where(complete, chance, 1 - chance).log()
-        self.smallest_gap[rows] = self.smallest_gap[rows].minimum(gap)
-        return complete | (self.log_weight[rows] == -math.inf)
-
-    def choose(
-        self, text: Text, rows: Tensor, pairs: Pairs, able: Tensor, free: Tensor, uniforms: Tensor, /
-    ) -> tuple[Tensor, Tensor]:
-        """A missing token and its slot; of a row that has none, anything, and its text is impossible."""
-        mine = rows[able]
-        slot = self._slots(text, mine, pairs.cells.column[able], free)
-        row, place = (slot >= 0).nonzero(as_tuple=True)
-        log_probs = torch.full(slot.shape, -math.inf, dtype=torch.float64, device=slot.device)
-        token = self.ids[mine]
-        log_probs[row, place] = pairs.score(able, free, row, slot[row, place], token[row, place])
-        total = log_probs.logsumexp(1)
-        self.log_weight[mine] += total
-        possible = total > -math.inf
-        shares = (log_probs - total.where(possible, 0.0).unsqueeze(1)).exp()
-        chosen = TokenSampling().draw(shares.log().masked_fill(~possible.unsqueeze(1), 0.0), uniforms[:, 0])
-        index = torch.arange(len(mine), device=mine.device)
-        self.present[mine[possible], chosen[possible]] = True
-        slot = slot[index, chosen].where(possible, free.byte().argmax(1))
-        return slot, token[index, chosen]
-
-    def _slots(self, text: Text, rows: Tensor, columns: Tensor, free: Tensor) -> Tensor:
-        """(rows, width) the free slot in ``columns`` (rows, slots) of each missing token; -1: none."""
-        position, size = text.position_ids[rows], text.size[rows]
-        used = torch.arange(position.shape[1], device=position.device) < size.unsqueeze(1)
-        slot_at = torch.full((len(rows), int(position.max()) + 1), -1, device=position.device)
-        position_of_slot = position.gather(1, columns)
-        row, slot = (free & used.gather(1, columns)).nonzero(as_tuple=True)
-        slot_at[row, position_of_slot[row, slot]] = slot
-        # Its slot is that of the last token on its left that is in the row.
-        on_left = self.present[rows].cumsum(1) - self.present[rows].long()
-        wanted = (text.target_start[rows].unsqueeze(1) - 1 + on_left).clamp(max=slot_at.shape[1] - 1)
-        is_missing = self.exists[rows] & ~self.present[rows]
-        return slot_at.gather(1, wanted).masked_fill(~is_missing, -1)
-
-    def _is_complete(self) -> Tensor:
-        return (self.present | ~self.exists).all(1)
+    def note_gap(self, rows: Tensor, gap: Callable[[], Tensor], /) -> None:
+        """Nothing is noted."""
 
 
 def _widen(table: Tensor, capacity: int) -> Tensor:

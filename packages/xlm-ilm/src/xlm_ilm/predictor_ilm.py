@@ -21,31 +21,34 @@ from typing import Literal, overload
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from xlm.modules import (
     Columns,
     PromptCache,
     TokenSampling,
     check_draws,
-    logits_in_pieces,
     prompt_sees_target,
     require,
     seeds_of_draw,
-    suppress_tokens,
     uniform,
 )
 from xlm.modules.records import (
     INSERT,
     Event,
+    FullTrace,
+    FullyTracedPrediction,
     Prediction,
     SamplerLikelihood,
     Targets,
     Trace,
     TracedPrediction,
+    TrajectoryLogProbs,
     edits_of_step,
 )
-from xlm_ilm.insertion_ilm import Cells, Drawn, Filters, Guided, Insertions, Pairs, Scored, Text
+from xlm_ilm.insertion_ilm import Cells, Drawn, Filters, Insertions, Pairs, Text
+from xlm_ilm.replay_ilm import Followed, Guided, Recorded
+from xlm_ilm.slots_ilm import SlotQuotaName, SlotRankName, choose_slots, compose_slots
 from xlm_ilm.types_ilm import (
     ILMNetwork,
     ILMPromptBatch,
@@ -84,11 +87,18 @@ class ILMPredictor:
         slot_temperature: Of the slot with sampling="two_stage"; at least 0.
         slot_top_k: Slots to choose from with sampling="two_stage"; None for all.
         slot_top_p: Mass of the slots to choose from with sampling="two_stage"; None for all.
-        insertions_per_step: Tokens to insert per evaluation, into distinct slots: each next one is drawn in
-            the same way from the slots that remain.
+        insertions_per_step: Tokens to insert per evaluation, into distinct slots. With rank="drawn" each next
+            one is drawn in the same way from the slots that remain.
+        rank: "drawn": slots are drawn. "top_prob", "margin" or "entropy": the slots first that surely lack a
+            token, and surely which one (:class:`xlm_ilm.slots_ilm.SlotRank`); only tokens are drawn.
+        quota: Slots of an evaluation if they are ranked: "count", insertions_per_step of them; "threshold",
+            all whose score exceeds tau, and the best one; "budget", the best ones while what the scores
+            before the last one lack to certain ones adds up to at most gamma.
+        tau: Of quota="threshold", below the score of a certain slot; None for 0.9.
+        gamma: Of quota="budget", at least 0; None for 0.1.
 
     Raises:
-        ValueError: If an option is outside its range.
+        ValueError: If an option is outside its range, or parts do not fit together.
     """
 
     def __init__(
@@ -108,6 +118,10 @@ class ILMPredictor:
         slot_top_k: int | None = None,
         slot_top_p: float | None = None,
         insertions_per_step: int = 1,
+        rank: SlotRankName = "drawn",
+        quota: SlotQuotaName = "count",
+        tau: float | None = None,
+        gamma: float | None = None,
     ) -> None:
         slot_options = (slot_temperature, slot_top_k, slot_top_p)
         require(max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
@@ -121,14 +135,14 @@ class ILMPredictor:
             slot_options,
             "left out with sampling='joint', which draws slot and token together",
         )
-        require(insertions_per_step >= 1, "insertions_per_step", insertions_per_step, "at least 1")
+        require(rank == "drawn" or sampling == "joint", "sampling", sampling, f"left out with rank={rank}, "
+                "which draws no slot")  # fmt: skip
         self._pad_id = pad_id
         self._suppressed_ids = list(suppressed_ids)
         self._max_new_tokens = max_new_tokens
         self._stop = stop
         self._stop_threshold = stop_threshold
         self._stop_temperature = stop_temperature
-        self._sampling = sampling
         token_sampling = TokenSampling(temperature, top_k, top_p)
         slot_sampling = TokenSampling(slot_temperature, slot_top_k, slot_top_p, prefix="slot_")
         if sampling == "joint" and temperature == 0:
@@ -138,11 +152,20 @@ class ILMPredictor:
             slot=slot_sampling,
             token=token_sampling,
             # Otherwise the marginal probability of a slot is enough.
-            draws_pairs=sampling == "joint" and token_sampling.is_filtered and temperature > 0,
+            draws_pairs=(
+                (sampling, rank) == ("joint", "drawn") and token_sampling.is_filtered and temperature > 0
+            ),
+            is_joint=sampling == "joint",
+            is_ranked=rank != "drawn",
             suppressed_ids=self._suppressed_ids,
         )
         self._insertions_per_step = insertions_per_step
+        self._slots = compose_slots(rank, quota, number=insertions_per_step, tau=tau, gamma=gamma)
 
+    @overload
+    def __call__(
+        self, model: ILMNetwork, batch: ILMPromptBatch, seeds: Int[Tensor, " rows"], *, trace: Literal["full"]
+    ) -> FullyTracedPrediction: ...
     @overload
     def __call__(
         self, model: ILMNetwork, batch: ILMPromptBatch, seeds: Int[Tensor, " rows"], *, trace: Literal[True]
@@ -153,7 +176,12 @@ class ILMPredictor:
     ) -> Prediction: ...
     @torch.no_grad()
     def __call__(
-        self, model: ILMNetwork, batch: ILMPromptBatch, seeds: Int[Tensor, " rows"], *, trace: bool = False
+        self,
+        model: ILMNetwork,
+        batch: ILMPromptBatch,
+        seeds: Int[Tensor, " rows"],
+        *,
+        trace: bool | Literal["full"] = False,
     ) -> Prediction:
         """Generate a target for each row.
 
@@ -161,16 +189,46 @@ class ILMPredictor:
             model: The network, see :meth:`xlm_ilm.ILM.forward`.
             batch: The given parts, from :class:`xlm_ilm.ILMPromptCollator`.
             seeds: (rows,) int64, the source of all draws.
-            trace: Whether to record the insertions.
+            trace: Whether to record the insertions; "full" also records log-probabilities: of each insertion,
+                of slot and token together unless slots are ranked, and of stopping or going on.
 
         Returns:
             The targets. A row that reaches its limit, or has no open slot, keeps what it has.
         """
-        text, edits, nfe = self._generate(model, batch, seeds, Drawn())
+        recorded = Recorded(torch.zeros(len(seeds), dtype=torch.float64, device=seeds.device))
+        text, edits, nfe = self._generate(model, batch, seeds, recorded if trace == "full" else Drawn())
         ids, lengths = text.targets(self._pad_id)
+        calls = nfe if prompt_sees_target(model) else nfe + 1
         if not trace:
-            return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
-        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=Trace.of(edits))
+            return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None, calls=calls)
+        made = Trace.of(edits)
+        if trace is True:
+            return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=made, calls=calls)
+        given = recorded.place_log_prob.new_zeros(edits[0].shape[1])
+        full = FullTrace(
+            **vars(made),
+            log_prob=torch.cat([given, *recorded.log_probs]),
+            place_log_prob=recorded.place_log_prob,
+        )
+        return FullyTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=full, calls=calls)
+
+    def trajectory_log_probs(
+        self, model: ILMNetwork, batch: ILMPromptBatch, trace: Trace, seeds: Int[Tensor, " rows"], /
+    ) -> TrajectoryLogProbs:
+        """Log-probabilities of the insertions and stops of a generation, with gradient.
+
+        Args:
+            model: The network, see :meth:`xlm_ilm.ILM.forward`.
+            batch: Of the generation.
+            trace: All its edits; ``trace=True`` is enough.
+            seeds: Those of the generation; nothing is drawn.
+
+        Raises:
+            ValueError: If this sampler does not insert or stop where the trace does.
+        """
+        followed = Followed.start(trace, len(seeds))
+        self._generate(model, batch, seeds, followed)
+        return TrajectoryLogProbs(log_prob=followed.finish(), place_log_prob=followed.place_log_prob)
 
     def _generate(
         self, model: ILMNetwork, batch: ILMPromptBatch, seeds: Tensor, insertions: Insertions
@@ -194,7 +252,7 @@ class ILMPredictor:
             cells = Cells.of(text.open_slots[rows, : input_ids.shape[1]])
             scored, stop_logits = call_model(
                 model,
-                self._score,
+                self._filters.read,
                 input_ids,
                 attention_mask,
                 position_ids,
@@ -222,7 +280,7 @@ class ILMPredictor:
         """Estimate an upper bound of -log of the probability with which this sampler writes each target.
 
         Each draw inserts the tokens of the target in an order of its own, guided by the sampler's
-        distribution (:class:`xlm_ilm.insertion_ilm.Guided`); every option of the sampler counts. Over all
+        distribution (:class:`xlm_ilm.replay_ilm.Guided`); every option of the sampler counts. Over all
         targets, the expectation of exp(-nll) sums to 1.
 
         Args:
@@ -283,36 +341,23 @@ class ILMPredictor:
         """Insert into each unfinished row, and return the edits."""
         cells = pairs.cells
         free = cells.exists & goes_on.unsqueeze(1)
+        number, turns = self._insertions_per_step, None
+        if self._slots is not None:
+            turns, gap = choose_slots(self._slots, pairs, free, seeds, step)
+            insertions.note_gap(rows[goes_on], lambda: gap()[goes_on])
+            number = 1 + int(turns.max())
         edits: list[Tensor] = []
-        for insertion in range(self._insertions_per_step):
-            able = (free.any(1) & (text.budget[rows] > 0)).nonzero().squeeze(1)
+        for insertion in range(number):
+            now = free if turns is None else turns == insertion
+            able = (now.any(1) & (text.budget[rows] > 0)).nonzero().squeeze(1)
             if len(able) == 0:
                 break
             uniforms = uniform(seeds[able], 2, step=step, stream=_STREAM_INSERT + insertion)
-            slot, token = insertions.choose(text, rows, pairs, able, free[able], uniforms)
+            slot, token = insertions.choose(text, rows, pairs, able, now[able], uniforms)
             free[able, slot] = False
-            gap = text.insert(rows[able], cells.column[able, slot], token)
-            edits.append(edits_of_step(step, INSERT, rows[able], gap, token))
+            place = text.insert(rows[able], cells.column[able, slot], token)
+            edits.append(edits_of_step(step, INSERT, rows[able], place, token))
         return edits
-
-    def _score(self, hidden: Tensor, head: nn.Module) -> Scored:
-        """The readout: log-weights of slots (cells,), without a table of logits, or pairs (cells, vocab)."""
-        if self._filters.draws_pairs:
-            scores = suppress_tokens(head(hidden), self._suppressed_ids)
-        else:
-            pieces = logits_in_pieces(hidden, head, self._suppressed_ids)
-            scores = torch.cat([self._slot_scores(logits) for logits in pieces])
-        return Scored(scores, hidden, head)
-
-    def _slot_scores(self, logits: Tensor) -> Tensor:
-        """(cells,) log-weight of each slot."""
-        if self._sampling == "joint" and self._filters.token.is_greedy:
-            return logits.amax(-1)
-        if self._sampling == "joint" and self._filters.token.temperature != 1:
-            logits.div_(self._filters.token.temperature)
-        # Finite also in a slot without a possible token, whose weight is 0.
-        highest = logits.amax(-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
-        return logits.sub_(highest).exp_().sum(-1).log() + highest.squeeze(-1)
 
 
 def _read_prompts(model: ILMNetwork, batch: ILMPromptBatch, prompt: Tensor) -> PromptCache:
