@@ -229,6 +229,44 @@ def test_a_loss_that_is_divided_before_gives_the_same_weights(
     torch.testing.assert_close(before["model.bias"], after["model.bias"])
 
 
+@pytest.mark.parametrize(("window", "early"), [(None, False), (4, False), (4, True)])
+def test_bucketing_does_not_weigh_tokens_by_the_length_of_their_batch(
+    window: int | None, early: bool, run_toy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of random rows divide by their own tokens, sorted ones by the mean of all batches so far."""
+    import toy_family
+
+    counts: list[float] = []
+    loss = toy_family.ToyLoss.__call__
+
+    def counted(self: Any, model: torch.nn.Module, batch: Any) -> Any:
+        output = loss(self, model, batch)
+        if model.training and torch.is_grad_enabled():
+            counts.append(float(output.loss_count))
+        return output
+
+    monkeypatch.setattr(toy_family.ToyLoss, "__call__", counted)
+    monkeypatch.setattr(Harness, "_divides_early", property(lambda self: early))
+    sgd = ("optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.eps", "optimizer.lr=1e-4")
+    train = (
+        "job_type=train",
+        "test_after_training=false",
+        "lr_scheduler=constant",
+        *sgd,
+        "trainer.gradient_clip_val=null",
+    )
+    run_toy(*train, f"datamodule.train.lm.bucketing={'null' if window is None else window}")
+    counts = counts[-20:]  # without the check of the slots
+    assert (len(set(counts)) > 3) and len(counts) == 20
+    lengths = [sum(counts[: step + 1]) / (step + 1) for step in range(20)] if window else counts
+    steps = sum(count / length for count, length in zip(counts, lengths, strict=True))
+    # The gradient of one token's cross-entropy at equal probabilities; at this rate they stay equal.
+    gradient = 1 / 6 - torch.nn.functional.one_hot(torch.tensor(3), 6).float()
+    torch.testing.assert_close(
+        content(tmp_path)["state_dict"]["model.bias"], -1e-4 * steps * gradient, rtol=3e-3, atol=0
+    )
+
+
 ORDINARY = {
     "shorter than the logging interval": ("trainer.max_steps=2",),
     "one logger": ("logger=csv",),

@@ -27,7 +27,7 @@ from xlm.core.training.fork import Fork
 from xlm.core.training.interruption import InterruptedTrainingError, Interruption
 from xlm.core.training.loop_state import to_step_boundary
 from xlm.core.training.sharding import gather, release, shard
-from xlm.core.training.step import StepWatch, Window
+from xlm.core.training.step import MeanCount, StepWatch, Window
 from xlm.modules import row_seeds
 
 
@@ -76,6 +76,8 @@ class Harness(lightning.LightningModule):
         """Whether the weights, their average and the optimizer belong to the same step."""
         self.logs_gradient_norm = False
         """Whether the norm of all gradients, before clipping, is logged (one more pass over them)."""
+        bucketed = any(loader.bucketing for loader in loaders.get("train", {}).values())
+        self._mean_count = MeanCount() if bucketed else None
         self._window = Window()
         self._watch = StepWatch()
         self._validated_step = 0
@@ -119,7 +121,7 @@ class Harness(lightning.LightningModule):
         self._window.add(output, batch, batch_idx)
         if self._divides_early:
             count = cast("Tensor", self.trainer.strategy.reduce(output.loss_count.float(), reduce_op="sum"))
-            return output.loss_sum * self.trainer.world_size / count.clamp(min=1)
+            return output.loss_sum * self.trainer.world_size / self._divisor(count)
         # Lightning divides by this number; the plain sum is accumulated instead.
         return output.loss_sum * self.trainer.accumulate_grad_batches
 
@@ -145,13 +147,17 @@ class Harness(lightning.LightningModule):
                 p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
             ]
             # DDP has averaged the gradients over ranks, hence the factor.
-            torch._foreach_mul_(gradients, world_size / count)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  # torch's own optimizers use it; it has no public name
+            torch._foreach_mul_(gradients, world_size / self._divisor(sums[1]))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  # torch's own optimizers use it; it has no public name
             if self.logs_gradient_norm and (self.trainer.global_step + 1) % self._log_interval == 0:
                 self.log("train/gradient_norm", whole(torch.nn.utils.get_total_norm(gradients)))
         means = sums[2:] / count
         # Not for the progress bar, since Lightning would synchronise with the device in every step.
         self.log("train/loss", means[0])
         self.log_dict({f"train/{name}": mean for name, mean in zip(names[1:], means[1:], strict=True)})
+
+    def _divisor(self, count: Tensor) -> Tensor:
+        """The number by which a step with this count divides its gradients."""
+        return (count if self._mean_count is None else self._mean_count.add(count)).clamp(min=1)
 
     @override
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: LoadedBatch[Any], batch_idx: int) -> None:
@@ -183,6 +189,8 @@ class Harness(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[FORMAT_KEY] = FORMAT_VERSION
         checkpoint["xlm_origin"] = self.origin
+        if self._mean_count is not None:
+            checkpoint["xlm_mean_count"] = self._mean_count.state_dict()
         if not self.trainer.training and not self.trainer.validating:
             return
         self._look_at_last_step()
@@ -196,6 +204,8 @@ class Harness(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.fork is not None:
             self.fork.adapt(checkpoint, self.trainer)
+        elif self._mean_count is not None:  # a fork may have other batches
+            self._mean_count = MeanCount(**checkpoint.get("xlm_mean_count", {}))
         callbacks = cast("list[Callback]", self.trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]  # set by a connector
         averages = any(isinstance(callback, WeightAveraging) for callback in callbacks)
         if "current_model_state" in checkpoint and not averages:

@@ -50,6 +50,30 @@ class Window:
         self.micro_batches.append(MicroBatch(batch_index, batch, sums))
 
 
+@dataclass
+class MeanCount:
+    """The mean loss count of the steps so far, by which the steps of length bucketing divide.
+
+    Rows of one batch then have similar lengths. Divided by its own count, a batch of short rows would weigh as
+    much as one of long rows, so each of its tokens would weigh more; divided by a common number, all tokens
+    weigh the same, as in batches of random rows.
+    """
+
+    steps: int = 0
+    mean: Tensor | float = 0.0
+    """On the device of the counts, to avoid a synchronisation."""
+
+    def add(self, count: Tensor) -> Tensor:
+        """Include the count of a step; returns the mean including it."""
+        self.steps += 1
+        self.mean = self.mean + (count - self.mean) / self.steps
+        return self.mean
+
+    def state_dict(self) -> dict[str, int | float]:
+        """The state for a checkpoint; synchronises with the device."""
+        return {"steps": self.steps, "mean": float(self.mean)}
+
+
 @dataclass(frozen=True)
 class _Pending:
     step: int
