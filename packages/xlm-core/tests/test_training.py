@@ -257,7 +257,8 @@ def test_bucketing_does_not_weigh_tokens_by_the_length_of_their_batch(
     )
     run_toy(*train, f"datamodule.train.lm.bucketing={'null' if window is None else window}")
     counts = counts[-20:]  # without the check of the slots
-    assert (len(set(counts)) > 3) and len(counts) == 20
+    assert len(counts) == 20
+    assert len(set(counts)) > 3
     lengths = [sum(counts[: step + 1]) / (step + 1) for step in range(20)] if window else counts
     steps = sum(count / length for count, length in zip(counts, lengths, strict=True))
     # The gradient of one token's cross-entropy at equal probabilities; at this rate they stay equal.

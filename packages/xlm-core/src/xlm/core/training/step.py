@@ -54,9 +54,9 @@ class Window:
 class MeanCount:
     """The mean loss count of the steps so far, by which the steps of length bucketing divide.
 
-    Rows of one batch then have similar lengths. Divided by its own count, a batch of short rows would weigh as
-    much as one of long rows, so each of its tokens would weigh more; divided by a common number, all tokens
-    weigh the same, as in batches of random rows.
+    Rows of one batch then have similar lengths. Divided by its own count, a batch of short rows would weigh
+    as much as one of long rows, so each of its tokens would weigh more; divided by a common number, all
+    tokens weigh the same, as in batches of random rows.
     """
 
     steps: int = 0
