@@ -48,11 +48,12 @@ def sampler_distribution(
     *,
     longest: int,
     score: Callable[[int, Array], float] | None = None,
+    more: Callable[[list[float], list[Array]], int] | None = None,
 ) -> dict[Text, float]:
     """Distribution of the text that the sampler ends with, summed over all histories.
 
     Without a ``score`` each mask is unmasked by itself; with one, of cell and distribution, as many with the
-    highest.
+    highest, or ``more`` of those with these scores and distributions, the best first.
     """
     distribution: dict[State, float] = {(): 1.0}
     for step in steps:
@@ -62,7 +63,7 @@ def sampler_distribution(
             number = index.numbers.get(state, index.size - 1)
             slots = np.arange(len(state) + 1).clip(max=index.longest)
             cells = np.arange(len(state)).clip(max=index.longest - 1)
-            written = _unmasked(state, table.distributions[number][cells], step.unmasking, score)
+            written = _unmasked(state, table.distributions[number][cells], step.unmasking, score, more)
             gaps, left = table.gaps[number][slots], longest - len(state)
             means = gaps * min(1.0, left / max(gaps.sum(), 1e-300)) * step.insertion
             counts = _insertions(tuple(means.tolist()), left)
@@ -73,7 +74,11 @@ def sampler_distribution(
 
 
 def _unmasked(
-    state: State, distributions: Array, chance: float, score: Callable[[int, Array], float] | None
+    state: State,
+    distributions: Array,
+    chance: float,
+    score: Callable[[int, Array], float] | None,
+    more: Callable[[list[float], list[Array]], int] | None,
 ) -> dict[State, float]:
     cells = [cell for cell, token in enumerate(state) if token == MASK]
     result: defaultdict[State, float] = defaultdict(float)
@@ -85,6 +90,9 @@ def _unmasked(
         chosen = [cell for cell, flag in zip(cells, flags, strict=True) if flag]
         if score is not None:
             ranked = sorted(cells, key=lambda cell: (-score(cell, distributions[cell]), cell))
+            if more is not None and number > 0:
+                scores = [score(cell, distributions[cell]) for cell in ranked]
+                number = max(number, more(scores, [distributions[cell] for cell in ranked]))
             chosen = ranked[:number]
         for values in itertools.product(range(distributions.shape[1]), repeat=number):
             text = list(state)

@@ -6,6 +6,7 @@ A statistic of k degrees of freedom above k + 5 sqrt(2k) has a probability below
 import math
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +67,7 @@ def _draw(
     order: Order = "random",
     longest: int = 3,
     temperature: float = 1.0,
+    **options: Any,
 ) -> dict[Text, int]:
     predict = FlexMDMPredictor(
         interpolant=interpolant,
@@ -76,6 +78,7 @@ def _draw(
         sampler=sampler,
         order=order,
         temperature=temperature,
+        **options,
     )
     prediction = predict(network, prompts(rows, longest), torch.arange(rows) + 17)
     return dict(Counter(read_texts(prediction.ids, prediction.lengths)))
@@ -145,6 +148,84 @@ def test_distribution_of_ordered_unmasking(order: Order) -> None:
     _assert_same_distribution(
         _draw(TableNetwork(SMALL, tables), 5000, num_steps=4, order=order), distribution
     )
+
+
+def more_above(tau: float) -> Callable[[list[float], list[Array]], int]:
+    return lambda scores, distributions: sum(score > tau for score in scores)
+
+
+def more_within(gamma: float) -> Callable[[list[float], list[Array]], int]:
+    """The longest prefix whose entropies, without the largest, add up to at most gamma."""
+
+    def number(scores: list[float], distributions: list[Array]) -> int:
+        entropies = [-float((part * np.log(part)).sum()) for part in distributions]
+        sums = [sum(entropies[: k + 1]) - max(entropies[: k + 1]) for k in range(len(entropies))]
+        return sum(value <= gamma for value in sums)
+
+    return number
+
+
+QUOTAS: list[tuple[Order, dict[str, Any], Callable[[list[float], list[Array]], int]]] = [
+    ("top_prob", {"quota": "threshold", "tau": 0.7}, more_above(0.7)),
+    ("entropy", {"quota": "threshold", "tau": -0.6}, more_above(-0.6)),
+    ("margin", {"quota": "budget", "gamma": 0.5}, more_within(0.5)),
+]
+
+
+@pytest.mark.parametrize(("order", "options", "more"), QUOTAS)
+def test_distribution_of_quotas(
+    order: Order, options: dict[str, Any], more: Callable[[list[float], list[Array]], int]
+) -> None:
+    """At least as many masks as are due, and no evaluation more than with these alone."""
+    tables = random_tables(seed=3, least_gap=2.0)
+    steps = steps_of(4, lambda t: t, lambda t: t)
+    distribution = sampler_distribution(SMALL, tables, steps, longest=3, score=SCORES[order], more=more)
+    assert sum(distribution.values()) == pytest.approx(1, abs=1e-9)
+    due = sampler_distribution(SMALL, tables, steps, longest=3, score=SCORES[order])
+    assert total_variation(distribution, due) > 0.01
+    _assert_same_distribution(
+        _draw(TableNetwork(SMALL, tables), 5000, num_steps=4, order=order, **options), distribution
+    )
+    evaluations: list[float] = []
+    for given in ({}, options):
+        predict = FlexMDMPredictor(
+            interpolant=LINEAR,
+            mask_id=MASK,
+            pad_id=PAD,
+            num_steps=16,
+            suppressed_ids=SUPPRESSED,
+            order=order,
+            **given,
+        )
+        prediction = predict(TableNetwork(SMALL, tables), prompts(500, 3), torch.arange(500))
+        evaluations.append(float(prediction.nfe.double().mean()))
+    assert evaluations[1] < evaluations[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"quota": "threshold"},
+            "order must be top_prob, margin or entropy with quota=threshold",
+        ),
+        (
+            {"order": "position", "quota": "budget"},
+            "or entropy with quota=budget",
+        ),
+        ({"order": "top_prob", "tau": 0.5}, "left out with quota=hazard"),
+        (
+            {"order": "top_prob", "quota": "threshold", "gamma": 0.5},
+            "gamma=0.5 has no use with",
+        ),
+        ({"order": "entropy", "quota": "threshold"}, "tau must be below 0, in nats, with rank=entropy"),
+        ({"order": "top_prob", "quota": "stable"}, "quota(.|\n)*'stable'"),
+    ],
+)
+def test_quotas_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
+    # TypeError where the annotations are checked at run time.
+    with pytest.raises((ValueError, TypeError), match=message):
+        FlexMDMPredictor(interpolant=LINEAR, mask_id=MASK, pad_id=PAD, **options)
 
 
 def test_temperature_one_half_squares_the_distribution_of_a_token() -> None:

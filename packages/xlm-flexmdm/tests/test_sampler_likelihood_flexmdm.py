@@ -21,6 +21,7 @@ from .exact_sampler_flexmdm import sampler_distribution, steps_of
 from .test_sampler_distribution_flexmdm import (
     FORMULAS,
     LINEAR,
+    QUOTAS,
     SCORES,
     SMALL,
     SUPPRESSED,
@@ -95,6 +96,16 @@ def test_it_does_so_in_every_order_of_unmasking(order: Order) -> None:
     found = score(TableNetwork(SMALL, tables), every, num_steps=4, order=order)
     assert_mean_weights(found, every, expected)
     assert bool(found.smallest_gap.isinf().all()) == (order == "position")
+
+
+@pytest.mark.parametrize(("order", "options", "more"), QUOTAS)
+def test_it_does_so_with_every_quota(order: Order, options: dict[str, Any], more: Any) -> None:
+    tables, steps = random_tables(seed=3), steps_of(4, lambda t: t, lambda t: t)
+    expected = sampler_distribution(SMALL, tables, steps, longest=3, score=SCORES[order], more=more)
+    every = texts(2, 3)
+    found = score(TableNetwork(SMALL, tables), every, num_steps=4, order=order, **options)
+    assert_mean_weights(found, every, expected)
+    assert bool(found.smallest_gap.isfinite().any())
 
 
 def test_what_the_budget_drops_is_counted_exactly() -> None:

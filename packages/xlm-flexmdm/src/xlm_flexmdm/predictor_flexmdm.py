@@ -13,48 +13,59 @@ that the rate of insertion has in the step. The last step inserts nothing, since
 MASK, and unmasks every mask. The distribution of the result therefore approaches that of the continuous
 process like 1/N.
 
-A row is evaluated only in the steps that can change it, and these are drawn beforehand (:class:`_Agenda`).
-The step in which a mask is unmasked does not depend on the network, so it is drawn when the mask comes in.
-No more tokens can be missing than the budget of a row, so masks arrive at the rate of the budget, and each
-arrival is accepted with the share of g in it (:func:`xlm_flexmdm.text_flexmdm.insertions`). Each row goes to
-its own next step, so the rows of an evaluation may be at different times.
+A row is evaluated only in the steps that can change it, and these are drawn beforehand
+(:class:`xlm_flexmdm.agenda_flexmdm.Agenda`). The step in which a mask is unmasked does not depend on the
+network, so it is drawn when the mask comes in. No more tokens can be missing than the budget of a row, so
+masks arrive at the rate of the budget, and each arrival is accepted with the share of g in it
+(:func:`xlm_flexmdm.insertions`). Each row goes to its own next step, so the rows of an evaluation may be at
+different times.
 
 The draws of a row depend on its seed, the step and the purpose only, so it comes out the same in any batch.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal, overload
+from typing import Literal, get_args, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xlm.modules import (
     TokenSampling,
     check_draws,
-    confidence,
     require,
     seeds_of_draw,
     suppress_tokens,
     take_top,
     uniform,
 )
-from xlm.modules.records import Event, Prediction, SamplerLikelihood, Targets, Trace, TracedPrediction
+from xlm.modules.records import (
+    Event,
+    FullyTracedPrediction,
+    Prediction,
+    SamplerLikelihood,
+    Targets,
+    Trace,
+    TracedPrediction,
+    TrajectoryLogProbs,
+)
+from xlm.modules.samplers import View, compose
+from xlm.modules.samplers.quotas import gap_of_ranks
+from xlm_flexmdm.agenda_flexmdm import Agenda, Arrivals, has_arrivals
 from xlm_flexmdm.interpolant_flexmdm import Interpolant, Sampler, Steps
 from xlm_flexmdm.replay_flexmdm import Drawn, Labelled, Source
-from xlm_flexmdm.text_flexmdm import Text, insertions, poisson
+from xlm_flexmdm.text_flexmdm import Text
+from xlm_flexmdm.trajectories_flexmdm import Followed, Recorded
 from xlm_flexmdm.types_flexmdm import FlexMDMNetwork, FlexMDMPromptBatch, call_model
 
 Order = Literal["random", "position", "top_prob", "margin", "entropy"]
+Quota = Literal["hazard", "threshold", "budget"]
 
 _STREAM_UNMASKING = 0
 _STREAM_TOKEN = 1
-_STREAM_INSERTION = 2
+_STREAM_LABEL = 2
+"""Of the likelihood alone, at step 0."""
 _STREAM_ARRIVAL = 3
-_STREAM_DUE = 4
 
 
 class FlexMDMPredictor:
@@ -78,12 +89,18 @@ class FlexMDMPredictor:
         order: Which masks a step unmasks. "random": each by itself. The others take as many masks as "random"
             would, those first that are furthest left ("position") or with the highest confidence:
             "top_prob", "margin" or "entropy" of its probabilities, see :func:`xlm.modules.confidence`.
+        quota: How many masks a step unmasks. "hazard": as many as are due. In a step in which any are,
+            "threshold" unmasks all whose confidence exceeds tau as well, and "budget" the longest prefix of
+            the order with entropies that add up to at most gamma, without the largest.
+        tau: Of quota="threshold", below the confidence in a certain token; None for 0.9.
+        gamma: Of quota="budget", in nats, at least 0; None for 0.1.
         temperature: Of the distribution of a token; at least 0, where 0 takes the most probable.
         top_k: Tokens to choose from; None for all.
         top_p: Mass of the tokens to choose from; None for all.
 
     Raises:
-        ValueError: If an option is outside its range, or "tau_leaping" has an infinite hazard at t = 0.
+        ValueError: If an option is outside its range, options do not fit together, or "tau_leaping" has an
+            infinite hazard at t = 0.
     """
 
     def __init__(
@@ -97,28 +114,45 @@ class FlexMDMPredictor:
         max_new_tokens: int | None = None,
         sampler: Sampler = "hazard_integrated",
         order: Order = "random",
+        quota: Quota = "hazard",
+        tau: float | None = None,
+        gamma: float | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
     ) -> None:
-        orders = ("random", "position", "top_prob", "margin", "entropy")
+        orders, quotas = get_args(Order), get_args(Quota)
         samplers = ("hazard_integrated", "tau_leaping")
         require(mask_id != pad_id, "mask_id", mask_id, "another id than pad_id")
         require(num_steps >= 2, "num_steps", num_steps, "at least 2, since the last step inserts nothing")
         require(max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
         require(sampler in samplers, "sampler", sampler, f"one of {samplers}")
         require(order in orders, "order", order, f"one of {orders}")
+        require(quota in quotas, "quota", quota, f"one of {quotas}: insertion has the hazard of alpha")
         self._mask_id = mask_id
         self._pad_id = pad_id
         self._suppressed_ids = sorted({mask_id, *suppressed_ids})
         self._max_new_tokens = max_new_tokens
         self._order: Order = order
+        self._more = None
+        if quota == "hazard":
+            unused = (tau, gamma) == (None, None)
+            require(unused, "tau, gamma", (tau, gamma), "left out with quota=hazard")
+        elif order in ("random", "position"):
+            why = f"with quota={quota}: the others see only masks that are due"
+            raise ValueError(f"order must be top_prob, margin or entropy {why}, got {order!r}")
+        else:
+            self._more = compose(rank=order, quota=quota, tau=tau, gamma=gamma)
         self._sampling = TokenSampling(temperature, top_k, top_p)
         self._steps = Steps.of(interpolant, num_steps, sampler)
         # Of a step of insertion in the forward process; the last step of the sampler inserts nothing.
         alpha = interpolant.alpha(torch.linspace(0, 1, num_steps + 1, dtype=torch.float64, device="cpu")[:-1])
         self._labels = alpha.diff() / (alpha[-1] - alpha[0])
 
+    @overload
+    def __call__(
+        self, model: FlexMDMNetwork, batch: FlexMDMPromptBatch, seeds: Tensor, *, trace: Literal["full"]
+    ) -> FullyTracedPrediction: ...
     @overload
     def __call__(
         self, model: FlexMDMNetwork, batch: FlexMDMPromptBatch, seeds: Tensor, *, trace: Literal[True]
@@ -129,7 +163,12 @@ class FlexMDMPredictor:
     ) -> Prediction: ...
     @torch.no_grad()
     def __call__(
-        self, model: FlexMDMNetwork, batch: FlexMDMPromptBatch, seeds: Tensor, *, trace: bool = False
+        self,
+        model: FlexMDMNetwork,
+        batch: FlexMDMPromptBatch,
+        seeds: Tensor,
+        *,
+        trace: bool | Literal["full"] = False,
     ) -> Prediction:
         """Generate a target for each row.
 
@@ -137,25 +176,57 @@ class FlexMDMPredictor:
             model: The network, see :meth:`xlm_flexmdm.FlexMDM.forward`.
             batch: The given parts, from :class:`xlm_flexmdm.FlexMDMPromptCollator`.
             seeds: (rows,) int64, the source of all draws.
-            trace: Whether to record the edits.
+            trace: Whether to record the edits; "full" also records the log-probabilities of tokens, and of
+                the slots that the masks go into.
 
         Returns:
             The targets. A row without budget or open slot keeps what it has. A token comes in two edits: MASK
             is inserted, and later written over.
         """
+        text, agenda = self._start(batch, seeds)
+        edits = [text.given_edits()]
+        source: Drawn | Recorded = Drawn(self._sampling)
+        if trace == "full":
+            source = Recorded(self._sampling, torch.zeros_like(seeds, dtype=torch.float64))
+        nfe = self._run(model, text, agenda, source, edits)
+        ids, lengths = text.targets()
+        if not trace:
+            return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None, calls=nfe)
+        full = source.full(edits) if isinstance(source, Recorded) else None
+        if full is not None:
+            return FullyTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=full, calls=nfe)
+        table = torch.cat(edits, dim=1)
+        by_step = Trace.of([table[:, table[0].argsort(stable=True)]])
+        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=by_step, calls=nfe)
+
+    def trajectory_log_probs(
+        self, model: FlexMDMNetwork, batch: FlexMDMPromptBatch, trace: Trace, seeds: Tensor, /
+    ) -> TrajectoryLogProbs:
+        """Log-probabilities of the tokens and of the slots of a generation, with gradient.
+
+        How many masks arrive and are unmasked when comes from the seeds, and has no part in it.
+
+        Args:
+            model: The network, see :meth:`xlm_flexmdm.FlexMDM.forward`.
+            batch: Of the generation.
+            trace: All its edits; ``trace=True`` is enough.
+            seeds: Those of the generation.
+
+        Raises:
+            ValueError: If this sampler with these seeds changes other cells than the trace.
+        """
+        followed = Followed.start(self._sampling, trace, len(seeds))
+        text, agenda = self._start(batch, seeds)
+        self._run(model, text, agenda, followed, [])
+        return TrajectoryLogProbs(log_prob=followed.finish(), place_log_prob=followed.place_log_prob)
+
+    def _start(self, batch: FlexMDMPromptBatch, seeds: Tensor) -> tuple[Text, Agenda]:
+        """The rows before the first step."""
         text = Text.start(
             batch, mask_id=self._mask_id, pad_id=self._pad_id, max_new_tokens=self._max_new_tokens
         )
         levels = uniform(seeds, len(self._steps.time), step=0, stream=_STREAM_ARRIVAL)
-        agenda = _Agenda.start(text, self._steps, seeds, levels)
-        edits = [text.given_edits()]
-        nfe = self._run(model, text, agenda, Drawn(self._sampling), edits)
-        ids, lengths = text.targets()
-        if not trace:
-            return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
-        table = torch.cat(edits, dim=1)
-        by_step = Trace.of([table[:, table[0].argsort(stable=True)]])
-        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=by_step)
+        return text, Agenda.start(text, self._steps, seeds, levels)
 
     @torch.no_grad()
     def likelihood(
@@ -204,10 +275,10 @@ class FlexMDMPredictor:
                 targets,
                 self._sampling,
                 self._labels.to(seeds.device),
-                uniform(own_seeds, width, step=0, stream=_STREAM_INSERTION),
+                uniform(own_seeds, width, step=0, stream=_STREAM_LABEL),
                 uniform(own_seeds, text.input_ids.shape[1], step=0, stream=_STREAM_TOKEN),
             )
-            nfe += self._run(model, text, _Agenda.start(text, self._steps, own_seeds, levels), labelled, [])
+            nfe += self._run(model, text, Agenda.start(text, self._steps, own_seeds, levels), labelled, [])
             log_weights.append(labelled.finish())
             gap, num_missing = gap.minimum(labelled.smallest_gap), labelled.num_missing
         return SamplerLikelihood.of(
@@ -220,7 +291,7 @@ class FlexMDMPredictor:
         )
 
     def _run(
-        self, model: FlexMDMNetwork, text: Text, agenda: "_Agenda", source: Source, edits: list[Tensor], /
+        self, model: FlexMDMNetwork, text: Text, agenda: "Agenda", source: Source, edits: list[Tensor], /
     ) -> Tensor:
         """Take all steps, append the edits, and return the number of evaluations of each row."""
         nfe = torch.zeros_like(agenda.seeds)
@@ -230,7 +301,7 @@ class FlexMDMPredictor:
         return nfe
 
     def _change(
-        self, model: FlexMDMNetwork, text: Text, agenda: "_Agenda", rows: Tensor, source: Source
+        self, model: FlexMDMNetwork, text: Text, agenda: "Agenda", rows: Tensor, source: Source
     ) -> list[Tensor]:
         """Take the step that each of the rows is at, and return the edits."""
         index, seeds, budget = agenda.index[rows], agenda.seeds[rows], text.most_missing[rows]
@@ -241,7 +312,7 @@ class FlexMDMPredictor:
 
         keys = uniform(seeds, width, step=index, stream=_STREAM_UNMASKING)
         candidates = self._candidates(masked, number, keys)
-        slots = text.open_slots[rows, :width] & _has_arrivals(budget * factor, level).unsqueeze(1)
+        slots = text.open_slots[rows, :width] & has_arrivals(budget * factor, level).unsqueeze(1)
         logits, output = call_model(
             model,
             _logits,
@@ -253,7 +324,7 @@ class FlexMDMPredictor:
             slot_positions=slots.flatten().nonzero().squeeze(1),
         )
         logits = suppress_tokens(logits, self._suppressed_ids)
-        chosen, gap = self._choose(candidates, number, logits)
+        chosen, gap = self._choose(candidates, number, logits, seeds)
         source.note_gap(rows, gap)
         row, column = chosen.nonzero(as_tuple=True)
         uniforms = uniform(seeds, width, step=index, stream=_STREAM_TOKEN)
@@ -261,12 +332,16 @@ class FlexMDMPredictor:
 
         gaps = torch.zeros(slots.shape, dtype=torch.float64, device=slots.device)
         gaps[slots] = output.expected_gaps.double()
-        draw = partial(_draw_insertions, gaps, budget, factor, level, seeds, index)
+        arrivals = Arrivals(gaps, budget, factor, level, seeds, index)
         counts = torch.zeros(text.input_ids.shape, dtype=torch.int64, device=slots.device)
-        counts[rows, :width] = source.insert(text, rows, slots, gaps, factor, index + 1, draw)
-        agenda.add_masks(counts.sum(1))
+        counts[rows, :width] = source.insert(text, rows, slots, arrivals, index + 1)
         step = agenda.index + 1
-        return [text.write(rows[row], column, token, step[rows[row]]), text.insert(counts, step)]
+        edits = [text.write(rows[row], column, token, step[rows[row]]), text.insert(counts, step)]
+        if self._more is None:
+            agenda.add_masks(counts.sum(1))
+        else:
+            agenda.redraw(rows, text.masked.sum(1))
+        return edits
 
     def _candidates(self, masked: Tensor, number: Tensor, keys: Tensor) -> Tensor:
         """(rows, length) masks whose logits are needed: all of a row only where the network ranks them."""
@@ -277,80 +352,24 @@ class FlexMDMPredictor:
             return take_top(leftward.expand(masked.shape), number, masked)
         return masked & (number > 0).unsqueeze(1)
 
-    def _choose(self, candidates: Tensor, number: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows, length) masks to unmask now, ``number`` of each row; (rows,) the gap to those not chosen."""
+    def _choose(
+        self, candidates: Tensor, number: Tensor, logits: Tensor, seeds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(rows, length) masks to unmask now, at least ``number``; (rows,) the gap to those not chosen."""
         if self._order in ("random", "position"):
             return candidates, torch.full(number.shape, math.inf, dtype=torch.float64, device=number.device)
-        scores = torch.zeros(candidates.shape, dtype=torch.float64, device=candidates.device)
-        scores[candidates] = confidence(logits, self._order)
+        view = View(seeds, 0, candidates, candidates, logits=logits)
+        scores = view.confidence(self._order)
         chosen = take_top(scores, number, candidates)
-        last = scores.masked_fill(~chosen, math.inf).amin(1)
-        return chosen, last - scores.masked_fill(~candidates | chosen, -math.inf).amax(1)
-
-
-def _has_arrivals(means: Tensor, levels: Tensor) -> Tensor:
-    """Whether a Poisson number of this mean, drawn from this uniform number, is above 0."""
-    return levels > (-means).exp()
-
-
-def _draw_insertions(
-    gaps: Tensor, budget: Tensor, factor: Tensor, level: Tensor, seeds: Tensor, index: Tensor
-) -> Tensor:
-    """(rows, length) masks to insert: those that arrive at the rate of the budget, thinned."""
-    means = budget * factor
-    # A larger number is less likely than the finest level.
-    arrivals = poisson(means, level, (2 * means + 64).long())
-    uniforms = uniform(seeds, int(arrivals.max()), step=index, stream=_STREAM_INSERTION)
-    return insertions(gaps, arrivals, budget, uniforms)
+        gap = gap_of_ranks(scores, view, chosen)
+        if self._more is not None:
+            chooser = self._more.quota.begin()
+            more = chooser.choose(scores, view)
+            gap = gap.minimum(chooser.gap(scores, view, more))
+            chosen = chosen | more
+        return chosen, gap
 
 
 def _logits(hidden: Tensor, head: nn.Module) -> Tensor:
     """The readout."""
     return head(hidden)
-
-
-@dataclass
-class _Agenda:
-    """The step that each row is at, and what is drawn of its later steps without the network."""
-
-    steps: Steps
-    seeds: Tensor
-    index: Tensor
-    """(rows,) index of the last step taken, from 0; -1 at the start."""
-    unmaskings: Tensor
-    """(rows, steps) masks that a step unmasks."""
-    levels: Tensor
-    """(rows, steps) uniform numbers that the arrivals of a step are drawn from."""
-
-    @staticmethod
-    def start(text: Text, steps: Steps, seeds: Tensor, levels: Tensor) -> "_Agenda":
-        """The agenda before the first step."""
-        agenda = _Agenda(
-            steps=steps.to(seeds.device),
-            seeds=seeds,
-            index=torch.full_like(seeds, -1),
-            unmaskings=torch.zeros(levels.shape, dtype=torch.int64, device=seeds.device),
-            levels=levels,
-        )
-        agenda.add_masks(text.masked.sum(1))
-        return agenda
-
-    def advance(self, text: Text) -> Tensor:
-        """Move each row to the next step that can change it, and return the rows that have one."""
-        means = text.most_missing.unsqueeze(1) * self.steps.insertion_factor
-        changes = (self.unmaskings > 0) | _has_arrivals(means, self.levels)
-        changes &= torch.arange(changes.shape[1], device=means.device) > self.index.unsqueeze(1)
-        rows = changes.any(1).nonzero().squeeze(1)
-        self.index[rows] = changes[rows].int().argmax(1)
-        return rows
-
-    def add_masks(self, added: Tensor) -> None:
-        """Draw the steps that unmask the masks which come in now, ``added`` (rows,) of each row."""
-        most = int(added.max()) if len(added) > 0 else 0
-        levels = uniform(self.seeds, most, step=self.index, stream=_STREAM_DUE)
-        present = F.pad(self.steps.masked_chance, (1, 0), value=1.0)[self.index + 1]
-        due = torch.searchsorted(-self.steps.masked_chance, -(levels * present.unsqueeze(1)))
-        # A chance of 0 by rounding would lead back.
-        due = due.maximum(self.index.unsqueeze(1) + 1).clamp(max=self.unmaskings.shape[1] - 1)
-        exists = torch.arange(most, device=due.device) < added.unsqueeze(1)
-        self.unmaskings.scatter_add_(1, due, exists.long())

@@ -7,7 +7,6 @@ network: that is drawn by the sampler itself.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from xlm.modules import TokenSampling, draw_places
 from xlm.modules.records import Targets
+from xlm_flexmdm.agenda_flexmdm import Arrivals
 from xlm_flexmdm.text_flexmdm import Text
 from xlm_flexmdm.types_flexmdm import FlexMDMPromptBatch
 
@@ -41,10 +41,8 @@ class Source(Protocol):
         text: Text,
         rows: Int[Tensor, " changed"],
         slots: Bool[Tensor, "changed length"],
-        gaps: Float64[Tensor, "changed length"],
-        factor: Float64[Tensor, " changed"],
+        arrivals: Arrivals,
         step: Int[Tensor, " changed"],
-        draw: Callable[[], Int[Tensor, "changed length"]],
         /,
     ) -> Int[Tensor, "changed length"]:
         """Number of masks to insert right of each column.
@@ -53,10 +51,8 @@ class Source(Protocol):
             text: The rows.
             rows: Those that may change.
             slots: True at slots that may receive masks.
-            gaps: g, 0 elsewhere.
-            factor: What g is multiplied by for the mean number of masks.
+            arrivals: What draws the numbers, and has g and the budget.
             step: Number of the step of each row.
-            draw: Draws the numbers.
         """
         ...
 
@@ -75,19 +71,9 @@ class Drawn:
         """Drawn tokens."""
         return self.sampling.draw(logits, uniforms)
 
-    def insert(
-        self,
-        text: Text,
-        rows: Tensor,
-        slots: Tensor,
-        gaps: Tensor,
-        factor: Tensor,
-        step: Tensor,
-        draw: Callable[[], Tensor],
-        /,
-    ) -> Tensor:
+    def insert(self, text: Text, rows: Tensor, slots: Tensor, arrivals: Arrivals, step: Tensor, /) -> Tensor:
         """Drawn numbers."""
-        return draw()
+        return arrivals.draw()
 
     def note_gap(self, rows: Tensor, gap: Tensor, /) -> None:
         """Nothing is noted."""
@@ -178,19 +164,9 @@ class Labelled:
         self.log_weight = self.log_weight.index_add(0, row, self.sampling.score(logits, tokens))
         return tokens
 
-    def insert(
-        self,
-        text: Text,
-        rows: Tensor,
-        slots: Tensor,
-        gaps: Tensor,
-        factor: Tensor,
-        step: Tensor,
-        draw: Callable[[], Tensor],
-        /,
-    ) -> Tensor:
+    def insert(self, text: Text, rows: Tensor, slots: Tensor, arrivals: Arrivals, step: Tensor, /) -> Tensor:
         """The numbers of the tokens with this label; of a row in which they do not fit, none."""
-        present, budget = self.present[rows], text.most_missing[rows]
+        present, budget, gaps = self.present[rows], arrivals.budget, arrivals.gaps
         due = self.exists[rows] & ~present & (self.label[rows] == step.unsqueeze(1))
         on_left = present.cumsum(1) - present.long()
         column = text.target_start[rows].unsqueeze(1) - 1 + on_left
@@ -199,7 +175,7 @@ class Labelled:
         fits = (counts.masked_fill(slots, 0).sum(1) == 0) & (counts.sum(1) <= budget)
         counts = counts.masked_fill(~fits.unsqueeze(1), 0)
         self.present[rows] = present | (due & fits.unsqueeze(1))
-        self.log_weight[rows] += log_prob_of_insertions(counts, gaps, budget, factor)
+        self.log_weight[rows] += log_prob_of_insertions(counts, gaps, budget, arrivals.factor)
         return counts
 
     def note_gap(self, rows: Tensor, gap: Tensor, /) -> None:
