@@ -14,7 +14,8 @@ ALLOWED = {
     "xlm.tasks": {"torch", "numpy", "datasets", "transformers", "tokenizers", "rdkit", "safe"},
     "xlm.scaffold": {"copier"},
     "xlm.eval": {
-        "torch", "pydantic", "typing_extensions", "rich", "matplotlib", "xlm.core", "xlm.modules",
+        "torch", "omegaconf", "pydantic", "typing_extensions", "rich", "matplotlib", "xlm.core",
+        "xlm.modules",
     },
     "xlm.core": {
         "torch", "lightning", "torchmetrics", "hydra", "omegaconf", "pydantic", "pydantic_core", "datasets",

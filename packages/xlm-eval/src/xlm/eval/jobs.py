@@ -1,11 +1,15 @@
 """The jobs of xlm-eval, declared without heavy imports."""
 
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
+from omegaconf import DictConfig, OmegaConf
 from pydantic import BeforeValidator, Field
 from typing_extensions import override
 
-from xlm.core.command.job import Tool
+from xlm.core.command.job import Job, Tool
+
+if TYPE_CHECKING:
+    from xlm.core.training.run import Run
 
 
 def _names(given: object) -> object:
@@ -31,3 +35,40 @@ class Compare(Tool):
 
         compare(self.runs, self.output_dir)
         return 0
+
+
+class Audit(Job):
+    """Check loss, likelihood and sampler of an experiment by enumeration of all texts of a tiny language."""
+
+    num_tokens: Annotated[int, Field(ge=2, le=8)] = 3
+    """Tokens of the tiny vocabulary, beside the special ones."""
+    max_length: Annotated[int, Field(ge=1, le=5)] = 3
+    """Longest text in tokens; every text is enumerated."""
+    lengths: list[Annotated[int, Field(ge=1)]] | None = None
+    """Lengths of the texts of the language that is learnt; null: only the longest."""
+    num_draws: Annotated[int, Field(ge=2)] = 200
+    """Draws of noise for each text."""
+    num_samples: Annotated[int, Field(ge=100)] = 4000
+    """Texts that the sampler draws."""
+    learn_steps: Annotated[int, Field(ge=0)] = 600
+    """Optimizer steps with which a network learns the language; 0: its minimiser is not checked."""
+    tolerance: Annotated[float, Field(gt=0)] = 0.05
+    """Nats by which the likelihood of the learnt network may exceed the entropy of the language."""
+
+    @override
+    def choose_config(self, config: DictConfig) -> DictConfig:
+        """The config with a tiny vocabulary in the place of the task's."""
+        chosen = config.copy()
+        tokenizer = {
+            "_target_": "xlm.eval.auditing.tiny_tokenizer.TinyTokenizer",
+            "num_tokens": self.num_tokens,
+        }
+        OmegaConf.update(chosen, "task.tokenizer", tokenizer, merge=False)
+        OmegaConf.update(chosen, "task.max_target_length", self.max_length)
+        return chosen
+
+    @override
+    def run(self, run: "Run") -> dict[str, float]:
+        from xlm.eval.auditing.job import audit_run
+
+        return audit_run(run, self)

@@ -1,0 +1,1 @@
+"""Checks of losses and samplers on languages so small that every text is enumerated."""
