@@ -1,7 +1,8 @@
 """All checks of the repository: `uv run nox` runs the default ones, `uv run nox -l` lists every one.
 
 A test session is made for each folder under packages/: it builds an environment with that package and its
-declared dependencies only, so an undeclared import fails there.
+declared dependencies only, so an undeclared import fails there. By default the model families, which declare
+the same, are tested together: one environment, and torch is imported once.
 """
 
 import atexit
@@ -18,12 +19,14 @@ import nox
 
 ROOT = Path(__file__).parent
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
-TEST_SESSIONS = [f"test-{name.removeprefix('xlm-')}" for name in PACKAGES]
+TEST_SESSIONS = {name: f"test-{name.removeprefix('xlm-')}" for name in PACKAGES}
+FAMILIES = [name for name in PACKAGES if (ROOT / "packages" / name / "src" / name.replace("-", "_")).is_dir()]
+OTHERS = [TEST_SESSIONS[name] for name in PACKAGES if name not in FAMILIES]
 
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "types", "architecture", *TEST_SESSIONS, "integration", "wheels"]
+nox.options.sessions = ["lint", "types", "architecture", "families", *OTHERS, "integration", "wheels"]
 
 # Two torch processes with several threads each stall one another, and tests are small.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
@@ -80,13 +83,19 @@ def test_extras(*packages: str) -> list[str]:
     return [option for extra in extras for option in ("--extra", extra)]
 
 
-def shape_checks(package: str) -> list[str]:
-    """Run the shape annotations of a package that has any, as pytest's options."""
-    metadata = metadata_of(package)
-    if not any(name.startswith("jaxtyping") for name in metadata["project"]["dependencies"]):
+def shape_checks(*packages: str) -> list[str]:
+    """Run the shape annotations of packages that have any, as pytest's options."""
+    typed = [
+        package
+        for package in packages
+        if any(name.startswith("jaxtyping") for name in metadata_of(package)["project"]["dependencies"])
+    ]
+    if not typed:
         return []
-    module = "xlm.modules" if package == "xlm-modules" else f"{package.replace('-', '_')},xlm.modules.records"
-    return ["-o", "pythonpath=tests/shapes", f"--jaxtyping-packages={module},shape_checks.checked"]
+    modules = ["xlm.modules" if package == "xlm-modules" else module_of(package) for package in typed]
+    shared = [] if "xlm.modules" in modules else ["xlm.modules.records"]
+    checked = ",".join([*modules, *shared, "shape_checks.checked"])
+    return ["-o", "pythonpath=tests/shapes", f"--jaxtyping-packages={checked}"]
 
 
 def side_by_side(*jobs: Callable[[], object]) -> None:
@@ -96,17 +105,30 @@ def side_by_side(*jobs: Callable[[], object]) -> None:
             done.result()
 
 
+def run_tests(session: nox.Session, *packages: str) -> None:
+    """The tests of packages, with nothing installed but what they declare."""
+    for number, package in enumerate(packages):  # one by one: only then uv takes the groups of the workspace
+        keep = ["--inexact"] if number else []
+        sync(session, *keep, "--package", package, *test_groups(package), *test_extras(package))
+    pytest(session, *(f"packages/{package}/tests" for package in packages), "-q", *shape_checks(*packages))
+
+
 def test_session(package: str) -> Callable[[nox.Session], None]:
     def test(session: nox.Session) -> None:
-        sync(session, "--package", package, *test_groups(package), *test_extras(package))
-        pytest(session, f"packages/{package}/tests", "-q", *shape_checks(package))
+        run_tests(session, package)
 
     test.__doc__ = f"Tests of {package}, with nothing installed but what it declares."
     return test
 
 
-for package, name in zip(PACKAGES, TEST_SESSIONS, strict=True):
+for package, name in TEST_SESSIONS.items():
     nox.session(name=name)(test_session(package))
+
+
+@nox.session
+def families(session: nox.Session) -> None:
+    """Tests of all model families, as the session of each runs them."""
+    run_tests(session, *FAMILIES)
 
 
 @nox.session
@@ -125,12 +147,10 @@ def types(session: nox.Session) -> None:
     """Strict types over sources, tests and the rendered skeleton, and lines that must not check."""
     sync(session, "--all-packages", "--group", "types", *test_extras(*PACKAGES))
     # Named, or the checker would take the environment that it finds in the root.
-    python = str(Path(session.bin) / "python")
-    session.run("basedpyright", "--pythonpath", python)
+    check = ("basedpyright", "--pythonpath", str(Path(session.bin) / "python"))
     skeleton = outside_folder() / "skeleton"
     session.run("xlm-scaffold", "skeleton", str(skeleton), "--xlm", "index")
-    with session.chdir(skeleton):
-        session.run("basedpyright", "--pythonpath", python)
+    side_by_side(lambda: session.run(*check), lambda: session.run(*check, "--project", str(skeleton)))
 
 
 @nox.session
@@ -240,7 +260,7 @@ def wheels(session: nox.Session) -> None:
 
     def alone() -> None:
         python = make_environment(session, outside / "alone")
-        for name in [modules, *families]:
+        for name in [modules, *FAMILIES]:
             built = [str(next(dist.glob(f"{module_of(part)}-*.whl"))) for part in {name, modules}]
             # What is not declared goes; what stays is compiled already, which is most of the time.
             uv(session, "pip", "install", "--quiet", "--exact", "--python", python, *built)
@@ -249,7 +269,6 @@ def wheels(session: nox.Session) -> None:
             session.run(*check, env=ENVIRONMENT, external=True)
 
     modules = "xlm-modules"
-    families = [name for name in PACKAGES if (ROOT / "packages" / name / "src" / module_of(name)).is_dir()]
     with session.chdir(outside):
         side_by_side(everything, alone)
 

@@ -20,8 +20,13 @@ from .new_packages import FEW_ROWS, forget, make_package
 from .published import FEW_STEPS
 from .running import run_fast
 
+KINDS = [
+    pytest.param(name, marks=() if name in ("skeleton", "mlm") else pytest.mark.slow) for name in FAMILIES
+]
+"""The families are shared under their own names in any case, see ``test_sharing.py``."""
 
-@pytest.mark.parametrize("family", FAMILIES)
+
+@pytest.mark.parametrize("family", KINDS)
 def test_a_new_model_trains_is_pushed_and_used_as_its_card_says(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

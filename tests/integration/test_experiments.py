@@ -16,6 +16,16 @@ from .running import EXPERIMENTS, composed, run_fast
 
 SMALL_NETWORK = ("model.trunk.d_model=32", "model.trunk.num_layers=2", "model.trunk.num_heads=2")
 FEW_ROWS = "task.source.num_rows={train: 64, val: 16, test: 16}"
+FAMILIES = [name.removeprefix("star_tiny_") for name in EXPERIMENTS if name.startswith("star_tiny_")]
+
+
+def in_turn(data_sets: tuple[str, ...], number: int) -> list[str]:
+    """Experiments that give each family ``number`` of the data sets, the next ones for the next family."""
+    return [
+        f"{data_sets[(place + more) % len(data_sets)]}_{family}"
+        for place, family in enumerate(FAMILIES)
+        for more in range(number)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +88,7 @@ def test_a_family_trains_evaluates_and_generates(experiment: str, tmp_path: Path
     assert all(record["reference_ids"] for record in records)
 
 
-@pytest.mark.parametrize(
-    "experiment",
-    [name for name in EXPERIMENTS if name.startswith("star_") and not name.startswith("star_tiny_")],
-)
+@pytest.mark.parametrize("experiment", in_turn(("star_easy", "star_medium", "star_hard"), 1))
 def test_a_star_experiment_trains(experiment: str, tmp_path: Path, cache: Path) -> None:
     few = (FEW_ROWS, *FEW_STEPS.get(experiment.rpartition("_")[2], ()), *SMALL_NETWORK)
     run_fast(tmp_path, cache, "train", experiment, *few, "trainer.precision=32-true")
@@ -105,14 +112,15 @@ ONE_BATCH = (
 )
 
 
-@pytest.mark.parametrize(
-    "experiment", [name for name in EXPERIMENTS if name.startswith(("lm1b", "openwebtext", "text_tiny"))]
-)
+PUBLISHED = ("lm1b", "openwebtext_documents", "lm1b_packed", "openwebtext", "text_tiny")
+
+
+@pytest.mark.parametrize("experiment", in_turn(PUBLISHED, 2))
 def test_published_data_are_prepared_and_trained_on(
     experiment: str, published: Published, tmp_path: Path, cache: Path
 ) -> None:
     overrides = [*published.overrides(experiment), *published.few_tokens(experiment), *ONE_BATCH]
-    if experiment.endswith("_arlm"):  # the others find the rows in the cache, or train prepares them
+    if experiment in in_turn(PUBLISHED, 1):  # the others find the rows in the cache, or train prepares them
         run_fast(tmp_path, cache, "prepare_data", experiment, *overrides)
     results = run_fast(tmp_path, cache, "train", experiment, *overrides)
     # An untrained network is near the uniform distribution: at most the log of the vocabulary.
@@ -125,7 +133,6 @@ def test_published_data_are_prepared_and_trained_on(
     assert all(record["prompt_ids"] == record["reference_ids"] == [] for record in records)
 
 
-FAMILIES = ("arlm", "ilm", "mlm", "mdlm", "flexmdm")
 LENGTH = {"mlm": "target_length", "mdlm": "target_length"}
 JOB = ("job_type=train", "job_name=x")
 
