@@ -1,0 +1,343 @@
+"""Inference: the deletion process in reverse. Time falls from 1, and tokens are inserted as they appear.
+
+    u = 1
+    while True:
+        log_a = network(x).length                             # does not depend on u
+        if uniform() < P(nothing missing | log_a, u):
+            break
+        u = time of the next token                            # from log_a and one uniform number
+        slot, token = draw(network(x).token_logits(u))        # from one softmax over all slots and tokens
+        x = [*x[: slot + 1], token, *x[slot + 1 :]]
+
+Both reads of the network are one evaluation, on the unfinished rows: the trunk does not see the time. A new
+token is appended to the row's buffer at the row's own length, with the position right of its slot, and the
+positions of the tokens on its right grow by one: nothing moves in memory, and the text is read off the
+positions at the end.
+
+The draws of a row depend on its seed, the step and the purpose only, so it comes out the same in any batch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, overload
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from xlm.modules import (
+    Columns,
+    PromptCache,
+    TokenSampling,
+    check_draws,
+    logits_in_pieces,
+    prompt_sees_target,
+    require,
+    seeds_of_draw,
+    suppress_tokens,
+    uniform,
+)
+from xlm.modules.records import (
+    INSERT,
+    Event,
+    Prediction,
+    SamplerLikelihood,
+    Targets,
+    Trace,
+    TracedPrediction,
+    edits_of_step,
+)
+from xlm_did.clocks_did import NUM_UNIFORMS, Clock, EqualSteps, FirstHitting, Jump
+from xlm_did.insertion_did import Cells, Filters, Pairs, Scored, Text
+from xlm_did.missing_did import log_numbers
+from xlm_did.replay_did import Drawn, Forced, Insertions
+from xlm_did.types_did import DIDNetwork, DIDPromptBatch, call_model, prompt_of
+
+_STREAM_JUMP = 0
+_STREAM_INSERT = 1
+_STREAM_PLACES = 0
+_STREAM_TIMES = 1
+"""The last two are drawn at step 0, before the first evaluation."""
+
+
+class DIDPredictor:
+    """Sampler of insertion by reversed deletion (Ding et al. 2026, arXiv:2603.23507, arXiv:2606.10199).
+
+    Without temperature and filters the first-hitting sampler draws from the distribution whose bound
+    :class:`xlm_did.DIDLoss` is, and the sampler with steps from one that differs from it by O(1 / num_steps).
+    The number of tokens follows the length head in both; temperature and filters act on slots and tokens
+    alone. Call it with the network in evaluation mode: dropout is the one thing that the seeds do not govern.
+
+    Args:
+        pad_id: Id that fills the rows of the result.
+        suppressed_ids: Token ids that are never inserted: those of the loss.
+        max_new_tokens: The most tokens to insert; None for the budget that the batch gives each row. Either
+            limit conditions the number of tokens: it cuts nothing off.
+        num_steps: None for the first-hitting sampler: one token at a time, as many evaluations as tokens and
+            one. Else N, the number of equal parts of the time: the tokens that appear in a part are drawn
+            independently from one evaluation, so there are at most N evaluations.
+        sampling: "joint": slot and token are drawn together. "two_stage": first the slot from its marginal
+            probability, then the token given the slot. Without temperature and filters this is the same
+            distribution.
+        temperature: Of the joint distribution, or of the token given the slot; at least 0, where 0 takes the
+            most probable; above 0 with num_steps.
+        top_k: Pairs, or tokens given the slot, to choose from; None for all.
+        top_p: Mass of the pairs, or tokens given the slot, to choose from; None for all.
+
+    Raises:
+        ValueError: If an option is outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        pad_id: int,
+        suppressed_ids: Sequence[int] = (),
+        max_new_tokens: int | None = None,
+        num_steps: int | None = None,
+        sampling: Literal["joint", "two_stage"] = "joint",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> None:
+        require(max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
+        require(num_steps is None or num_steps >= 1, "num_steps", num_steps, "None or at least 1")
+        require(sampling in ("joint", "two_stage"), "sampling", sampling, "'joint' or 'two_stage'")
+        require(
+            num_steps is None or temperature > 0,
+            "temperature",
+            temperature,
+            "above 0 with num_steps: tokens of a step are drawn independently, so that the most probable one "
+            "would be inserted several times",
+        )
+        self._pad_id = pad_id
+        self._suppressed_ids = list(suppressed_ids)
+        self._max_new_tokens = max_new_tokens
+        self._clock: Clock = FirstHitting() if num_steps is None else EqualSteps(num_steps)
+        self._sampling = sampling
+        token_sampling = TokenSampling(temperature, top_k, top_p)
+        self._filters = Filters(
+            # The most probable pair is in the slot with the most probable token.
+            slot=TokenSampling(0.0 if sampling == "joint" and temperature == 0 else 1.0),
+            token=token_sampling,
+            # Otherwise the marginal probability of a slot is enough.
+            draws_pairs=sampling == "joint" and token_sampling.is_filtered and temperature > 0,
+            suppressed_ids=self._suppressed_ids,
+        )
+
+    @overload
+    def __call__(
+        self, model: DIDNetwork, batch: DIDPromptBatch, seeds: Int[Tensor, " rows"], *, trace: Literal[True]
+    ) -> TracedPrediction: ...
+    @overload
+    def __call__(
+        self, model: DIDNetwork, batch: DIDPromptBatch, seeds: Int[Tensor, " rows"], *, trace: bool = False
+    ) -> Prediction: ...
+    @torch.no_grad()
+    def __call__(
+        self, model: DIDNetwork, batch: DIDPromptBatch, seeds: Int[Tensor, " rows"], *, trace: bool = False
+    ) -> Prediction:
+        """Generate a target for each row.
+
+        Args:
+            model: The network, see :meth:`xlm_did.DID.forward`.
+            batch: The given parts, from :class:`xlm_did.DIDPromptCollator`.
+            seeds: (rows,) int64, the source of all draws.
+            trace: Whether to record the insertions.
+
+        Returns:
+            The targets. A row without budget or open slot keeps what it has.
+        """
+        text, edits, nfe = self.run(model, batch, seeds, Drawn(self._clock))
+        ids, lengths = text.targets(self._pad_id)
+        calls = nfe if prompt_sees_target(model) else nfe + 1
+        if not trace:
+            return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None, calls=calls)
+        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=Trace.of(edits), calls=calls)
+
+    def run(
+        self, model: DIDNetwork, batch: DIDPromptBatch, seeds: Tensor, insertions: Insertions
+    ) -> tuple[Text, list[Tensor], Tensor]:
+        """Run the sampler on insertions that are drawn or forced; without gradient if called within no_grad.
+
+        Args:
+            model: The network, see :meth:`xlm_did.DID.forward`.
+            batch: The given parts, from :class:`xlm_did.DIDPromptCollator`.
+            seeds: (rows,) int64, the source of all draws.
+            insertions: See :mod:`xlm_did.replay_did`.
+
+        Returns:
+            The rows, the edits that made them, and evaluations of the network (rows,).
+        """
+        prompt = torch.zeros_like(batch["attention_mask"])
+        prompts = None
+        if not prompt_sees_target(model):
+            prompt = prompt_of(batch)
+            prompts = _read_prompts(model, batch, prompt)
+        text = Text.start(batch, prompt, self._max_new_tokens)
+        edits = [text.given_edits()]
+        nfe = torch.zeros_like(seeds)
+        limit = text.budget.clone()
+        log_time = torch.zeros(len(seeds), dtype=torch.float64, device=seeds.device)
+        step = 0
+        # Rows without budget or slot, or at time 0, leave before an evaluation, complete rows after one.
+        rows = text.growing(torch.arange(len(seeds), device=seeds.device))
+        while len(rows) > 0:
+            step += 1
+            nfe[rows] += 1
+            input_ids, attention_mask, position_ids = text.window(rows)
+            cells = Cells.of(text.open_slots[rows, : input_ids.shape[1]])
+            turn = _Turn(
+                insertions=insertions,
+                rows=rows,
+                num_kept=limit[rows] - text.budget[rows],
+                budget=text.budget[rows],
+                log_time=log_time[rows],
+                uniforms=uniform(seeds[rows], NUM_UNIFORMS, step=step, stream=_STREAM_JUMP),
+            )
+            scored, _ = call_model(
+                model,
+                self._score,
+                input_ids,
+                attention_mask,
+                position_ids,
+                time=turn,
+                positions=cells.flat,
+                **({} if prompts is None else {"cache": prompts.of_rows(rows)}),
+            )
+            pairs = Pairs(cells, cells.spread(scored.scores), scored, self._filters)
+            edits += _insert(text, rows, pairs, turn.jump.number, seeds[rows], step, insertions)
+            log_time[rows] = turn.jump.log_next
+            goes_on = (turn.jump.number > 0) & (turn.jump.log_next > -math.inf)
+            rows = text.growing(rows[goes_on])
+        return text, edits, nfe
+
+    @torch.no_grad()
+    def likelihood(
+        self,
+        model: DIDNetwork,
+        batch: DIDPromptBatch,
+        targets: Targets,
+        seeds: Int[Tensor, " rows"],
+        /,
+        *,
+        num_draws: int = 1,
+        event: Event = "text",
+    ) -> SamplerLikelihood:
+        """Estimate an upper bound of -log of the probability with which this sampler writes each target.
+
+        Each draw inserts the tokens of the target at times of its own
+        (:class:`xlm_did.replay_did.Forced`); every option of the sampler counts. Over all targets, the
+        expectation of exp(-nll) sums to 1.
+
+        Args:
+            model: The network, see :meth:`xlm_did.DID.forward`.
+            batch: The given parts, from :class:`xlm_did.DIDPromptCollator`.
+            targets: The texts, their given tokens included.
+            seeds: (rows,) int64, the source of the times.
+            num_draws: Plans of each text.
+            event: The text and the cells are the same here.
+
+        Raises:
+            ValueError: If a target does not hold the given tokens of its row.
+        """
+        check_draws(num_draws, event)
+        num_given, width = batch["input_ids"].shape[1], targets.ids.shape[1]
+        targets = replace(targets, ids=nn.functional.pad(targets.ids, (0, max(1 - width, 0))))
+        num_missing = torch.zeros_like(seeds)
+        log_weights: list[Tensor] = []
+        total = torch.zeros_like(seeds)
+        for draw in range(num_draws):
+            own_seeds = seeds_of_draw(draw, seeds)
+            times = uniform(own_seeds, targets.ids.shape[1], step=0, stream=_STREAM_TIMES)
+            places = uniform(own_seeds, num_given, step=0, stream=_STREAM_PLACES)
+            forced = Forced.start(self._clock, batch, targets, times, places)
+            _, _, nfe = self.run(model, batch, own_seeds, forced)
+            log_weights.append(forced.finish())
+            total, num_missing = total + nfe, forced.num_missing
+        return SamplerLikelihood.of(
+            torch.stack(log_weights),
+            num_tokens=num_missing,
+            is_exact=False,
+            models_length=True,
+            smallest_gap=torch.full((len(seeds),), math.inf, dtype=torch.float64, device=seeds.device),
+            nfe=total,
+        )
+
+    def _score(self, hidden: Tensor, head: nn.Module) -> Scored:
+        """The readout: log-weights of slots (cells,), without a table of logits, or pairs (cells, vocab)."""
+        if self._filters.draws_pairs:
+            scores = suppress_tokens(head(hidden), self._suppressed_ids)
+        else:
+            pieces = logits_in_pieces(hidden, head, self._suppressed_ids)
+            scores = torch.cat([self._slot_scores(logits) for logits in pieces])
+        return Scored(scores, hidden, head)
+
+    def _slot_scores(self, logits: Tensor) -> Tensor:
+        """(cells,) log-weight of each slot."""
+        if self._sampling == "joint" and self._filters.token.is_greedy:
+            return logits.amax(-1)
+        if self._sampling == "joint" and self._filters.token.temperature != 1:
+            logits.div_(self._filters.token.temperature)
+        # Finite also in a slot without a possible token, whose weight is 0.
+        highest = logits.amax(-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
+        return logits.sub_(highest).exp_().sum(-1).log() + highest.squeeze(-1)
+
+
+@dataclass
+class _Turn:
+    """Chooses the time at which the tokens of some rows are read, from what the length head gives."""
+
+    insertions: Insertions
+    rows: Tensor
+    num_kept: Tensor
+    """(rows,) tokens that are not given."""
+    budget: Tensor
+    """(rows,) the most tokens that may be missing."""
+    log_time: Tensor
+    uniforms: Tensor
+    jump: Jump = field(init=False)
+
+    def __call__(self, length_logits: Tensor) -> Tensor:
+        """(rows,) the time."""
+        log_a = log_numbers(length_logits, self.num_kept, self.budget)
+        self.jump = self.insertions.jump(self.rows, log_a, self.log_time, self.uniforms)
+        return self.jump.log_time.exp()
+
+
+def _insert(
+    text: Text,
+    rows: Tensor,
+    pairs: Pairs,
+    number: Tensor,
+    seeds: Tensor,
+    step: int,
+    insertions: Insertions,
+) -> list[Tensor]:
+    """Insert this many tokens into each row, and return the edits."""
+    most = int(number.max())
+    uniforms = uniform(seeds, 2 * most, step=step, stream=_STREAM_INSERT).unflatten(1, (most, 2))
+    slots, tokens = insertions.choose(text, rows, pairs, number, uniforms)
+    edits: list[Tensor] = []
+    for index in range(most):
+        able = (number > index).nonzero().squeeze(1)
+        slot, token = slots[able, index], tokens[able, index]
+        gap = text.insert(rows[able], pairs.cells.column[able, slot], token)
+        edits.append(edits_of_step(step, INSERT, rows[able], gap, token))
+    return edits
+
+
+def _read_prompts(model: DIDNetwork, batch: DIDPromptBatch, prompt: Tensor) -> PromptCache:
+    """The states of the tokens that ``prompt`` (rows, length) marks, which do not depend on the others."""
+    columns = Columns.of(prompt)
+    cache = PromptCache()
+    model(
+        columns.take(batch["input_ids"]),
+        None if bool(columns.exists.all()) else columns.exists,
+        columns.source,
+        time=torch.ones(len(prompt), dtype=torch.float64, device=prompt.device),
+        positions=columns.source.new_empty(0),
+        cache=cache,
+    )
+    return cache
