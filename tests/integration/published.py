@@ -22,7 +22,6 @@ PACKED = ("lm1b_packed", "openwebtext")
 FEW_STEPS = {
     "mlm": ["predictor.sampler.num_steps=4"],
     "mdlm": ["predictor.sampler.num_steps=4"],
-    "did": ["predictor.num_steps=4"],
     "flexmdm": ["predictor.num_steps=4"],
 }
 
