@@ -342,3 +342,22 @@ def test_loss_and_predictor_leave_out_the_same_tokens() -> None:
     assert torch.equal(found, expected)
     with pytest.raises(ValueError, match=r"token id 1, which has probability 0 as MASK"):
         FlexMDMLoss(mask_id=MASK).likelihood(model, {**batch, "target_ids": batch["target_ids"] * 0 + MASK})
+
+
+def test_the_published_bound_is_the_tight_one_and_a_constant_of_the_length() -> None:
+    """With g - gap - gap log g in place of D(gap, g), and the token of the sampled path, it is tight.
+
+    The labelled paths of a text are as many paths of insertions and unmaskings, so nothing is left to average
+    over embeddings. The difference is sum_n 1/n E[sum of gap log gap], n of the L tokens being absent.
+    """
+    posterior = Posterior(random_distribution(texts(2, 3), seed=3), 2)
+    excess = np.array([sum(gap * math.log(gap) for gap in row.gaps if gap > 0) for row in posterior.rows])
+    s, weight = late_time_nodes()
+    chances = zip(weight.tolist(), np.exp(-s).tolist(), (s * np.exp(-s)).tolist(), strict=True)
+    constant = excess * sum(w * posterior.probabilities(a, m) for w, a, m in chances)
+    for tables in (None, _random_tables(4)):
+        for text, (tight, published) in _bounds(posterior, tables).items():
+            mine = [n for n, row in enumerate(posterior.rows) if row.text == text]
+            assert published - constant[mine].sum() == pytest.approx(tight, abs=1e-9), text
+            expected = (0.0, 0.0, 0.693147, 1.560710)[len(text)]
+            assert constant[mine].sum() == pytest.approx(expected, abs=1e-6)

@@ -128,6 +128,8 @@ REFUSED = {
     "tensor": "a class of the code that is copied",
     "tensor --from mlm": "a class of the code that is copied",
     "gap_head --from flexmdm": "a class of the code that is copied",
+    "mine --prefix Mine": "--prefix is for copies",
+    "mine --from ilm --prefix Other": "in other letters is not Other",
     "core": "(XLM has a package xlm-core|is installed)",
     "scaffold": "xlm-scaffold 1.0.0 is installed",
 }

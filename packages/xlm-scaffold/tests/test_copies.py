@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from xlm.scaffold.cli import FAMILIES
-from xlm.scaffold.copies import Renaming, files_of, other_classes, prefix_of
+from xlm.scaffold.copies import Renaming, files_of, other_classes, prefix_of, renamed
 
 from .conftest import AUTHOR, files
 
@@ -57,6 +57,16 @@ def test_a_copy_need_not_stay_equal_to_another_family(made: dict[str, Path]) -> 
     code = {family: "".join(path.read_text() for path in made[family].rglob("*.py")) for family in COPIES}
     assert not [family for family in COPIES if "Copied from" in code[family]]
     assert "Copied from" in (package("mdlm") / "src/xlm_mdlm/vocabulary_mdlm.py").read_text()
+
+
+def test_the_classes_of_a_copy_begin_with_a_given_prefix(made: dict[str, Path]) -> None:
+    skeleton = (made["skeleton"] / "pyproject.toml").read_text()
+    copied = renamed("ilm", package("ilm"), "my_model", skeleton, "MYModel")
+    assert "class MYModel(" in copied[Path("src/xlm_my_model/model_my_model.py")].decode()
+    assert "_target_: xlm_my_model.MYModelLoss" in "".join(
+        content.decode() for path, content in copied.items() if path.suffix == ".yaml"
+    )
+    assert not [path for path, content in copied.items() if b"MyModel" in content]
 
 
 @pytest.mark.parametrize("family", COPIES)

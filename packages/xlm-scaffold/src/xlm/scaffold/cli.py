@@ -66,6 +66,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("name", help="of the model, such as my_model: makes xlm-my-model")
     parser.add_argument("folder", nargs="?", type=Path, help="where to make it (default: a new folder here)")
     parser.add_argument("--from", dest="family", choices=FAMILIES, default="skeleton", help="what to copy")
+    parser.add_argument(
+        "--prefix", help="of the classes of a copy, such as MyLLM for my_llm"
+    )
     parser.add_argument("--description", help="one sentence about it")
     parser.add_argument("--author", help="for the licence and the package (default: git's user.name)")
     parser.add_argument("--licence", choices=LICENCES, help="of the package")
@@ -94,6 +97,7 @@ def make(options: argparse.Namespace) -> Path:
         raise Refused(
             f"{name} is taken: a class of the code that is copied has this name. Choose another name."
         )
+    check_prefix(options.prefix, name, copies=package is not None)
     found = {"author": author()} | origin(folder, workspace)
     given = {
         key: value
@@ -112,7 +116,7 @@ def make(options: argparse.Namespace) -> Path:
     )
     if package is not None:
         skeleton = (folder / "pyproject.toml").read_text(encoding="utf-8")
-        for path, content in renamed(options.family, package, name, skeleton).items():
+        for path, content in renamed(options.family, package, name, skeleton, options.prefix).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
     tidy(folder)
@@ -158,6 +162,20 @@ def check_free(name: str, folder: Path) -> None:
         raise Refused(f"{name} is taken: {wanted} {taken.version} is installed. Choose another name.")
     if name.isidentifier() and (spec := find_spec(f"xlm_{name}")) is not None:
         raise Refused(f"{name} is taken: there is a module xlm_{name} in {spec.origin}. Choose another name.")
+
+
+def check_prefix(prefix: str | None, name: str, *, copies: bool) -> None:
+    """Refuse a prefix of classes that is not the model's name in other letters.
+
+    Raises:
+        Refused: If it is none, or nothing is copied.
+    """
+    if prefix is None:
+        return
+    if not copies:
+        raise Refused(f"{name}: --prefix is for copies: add --from FAMILY")
+    if prefix.lower() != name.replace("_", "") or not prefix[:1].isupper():
+        raise Refused(f"{name} in other letters is not {prefix}: --prefix is such as MyLLM for my_llm")
 
 
 def author() -> str | None:

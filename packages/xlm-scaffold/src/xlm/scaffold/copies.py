@@ -17,15 +17,16 @@ class Renaming:
     Args:
         old: Name of the family, such as ``ilm``.
         prefix: What the classes of the family begin with, such as ``ILM``.
-        new: Name of the model, such as ``my_model``; its classes begin with ``MyModel``.
+        new: Name of the model, such as ``my_model``.
+        new_prefix: What its classes begin with; None for :func:`class_prefix`.
     """
 
-    def __init__(self, old: str, prefix: str, new: str) -> None:
+    def __init__(self, old: str, prefix: str, new: str, new_prefix: str | None = None) -> None:
         self._new = {
             "distribution": f"xlm-{new.replace('_', '-')}",
             "module": f"xlm_{new}",
             "name": new,
-            "prefix": class_prefix(new),
+            "prefix": new_prefix or class_prefix(new),
         }
         # A class such as TestILMLoss has other words on both sides, DILM and MDLMX are other names.
         self._pattern = re.compile(
@@ -76,7 +77,9 @@ def other_classes(family: str, package: Path) -> set[str]:
     return {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", word).lower() for word in words if prefix not in word}
 
 
-def renamed(family: str, package: Path, name: str, skeleton: str) -> dict[Path, bytes]:
+def renamed(
+    family: str, package: Path, name: str, skeleton: str, prefix: str | None = None
+) -> dict[Path, bytes]:
     """The files of a copy.
 
     Args:
@@ -85,11 +88,12 @@ def renamed(family: str, package: Path, name: str, skeleton: str) -> dict[Path, 
         name: Name of the new model.
         skeleton: The ``pyproject.toml`` of a skeleton of that name: description, author, licence and settings
             of tools are taken from there.
+        prefix: What its classes begin with; None for :func:`class_prefix`.
 
     Returns:
         The content of each file, by its path in the new package.
     """
-    rename = Renaming(family, prefix_of(family, package), name)
+    rename = Renaming(family, prefix_of(family, package), name, prefix)
     copied: dict[Path, bytes] = {}
     for path in files_of(package):
         content = (package / path).read_bytes()
@@ -114,7 +118,7 @@ def _metadata(text: str, skeleton: str) -> str:
     text = _once(r"^license = .*\n", "", text)
     text = _once(r"^description = .*\n", owner, text)
     text = _once(r"^\[project\.optional-dependencies\]$", f"[project.optional-dependencies]\n{tests}", text)
-    return text + tools
+    return f"{text}\n{tools.lstrip()}"
 
 
 def _readme(text: str, family: str, skeleton: str) -> str:
