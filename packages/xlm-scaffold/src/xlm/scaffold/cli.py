@@ -66,9 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("name", help="of the model, such as my_model: makes xlm-my-model")
     parser.add_argument("folder", nargs="?", type=Path, help="where to make it (default: a new folder here)")
     parser.add_argument("--from", dest="family", choices=FAMILIES, default="skeleton", help="what to copy")
-    parser.add_argument(
-        "--prefix", help="of the classes of a copy, such as MyLLM for my_llm"
-    )
+    parser.add_argument("--prefix", help="of the classes of a copy, such as MyLLM for my_llm")
     parser.add_argument("--description", help="one sentence about it")
     parser.add_argument("--author", help="for the licence and the package (default: git's user.name)")
     parser.add_argument("--licence", choices=LICENCES, help="of the package")
