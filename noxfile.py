@@ -26,7 +26,7 @@ OTHERS = [TEST_SESSIONS[name] for name in PACKAGES if name not in FAMILIES]
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "types", "architecture", "families", *OTHERS, "integration", "wheels"]
+nox.options.sessions = ["static", "families", *OTHERS, "integration", "wheels"]
 
 # Two torch processes with several threads each stall one another, and tests are small.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
@@ -132,25 +132,25 @@ def families(session: nox.Session) -> None:
 
 
 @nox.session
+def static(session: nox.Session) -> None:
+    """What `lint`, `types` and `architecture` check, side by side."""
+    sync(session, "--all-packages", "--group", "lint", "--group", "types", *test_extras(*PACKAGES))
+    check_format(session)
+    side_by_side(*type_checks(session), lambda: pytest(session, "tests/architecture", "-q"))
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Format and rules."""
     sync(session, "--only-group", "lint")
-    session.run("ruff", "format", "--check", ".")
-    session.run("ruff", "check", ".")
-    # Code on a page is as wide as the page (see tests/documentation/test_writing.py).
-    pages = [str(path) for folder in ("docs", "packages") for path in ROOT.glob(f"{folder}/**/*.md")]
-    session.run("ruff", "format", "--check", "--line-length", "88", "README.md", *pages)
+    check_format(session)
 
 
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict types over sources, tests and the rendered skeleton, and lines that must not check."""
     sync(session, "--all-packages", "--group", "types", *test_extras(*PACKAGES))
-    # Named, or the checker would take the environment that it finds in the root.
-    check = ("basedpyright", "--pythonpath", str(Path(session.bin) / "python"))
-    skeleton = outside_folder() / "skeleton"
-    session.run("xlm-scaffold", "skeleton", str(skeleton), "--xlm", "index")
-    side_by_side(lambda: session.run(*check), lambda: session.run(*check, "--project", str(skeleton)))
+    side_by_side(*type_checks(session))
 
 
 @nox.session
@@ -158,6 +158,22 @@ def architecture(session: nox.Session) -> None:
     """Who may import whom, in Python and in every `_target_` of every YAML."""
     sync(session, "--all-packages", "--group", "architecture")
     pytest(session, "tests/architecture", "-q")
+
+
+def check_format(session: nox.Session) -> None:
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    # Code on a page is as wide as the page (see tests/documentation/test_writing.py).
+    pages = [str(path) for folder in ("docs", "packages") for path in ROOT.glob(f"{folder}/**/*.md")]
+    session.run("ruff", "format", "--check", "--line-length", "88", "README.md", *pages)
+
+
+def type_checks(session: nox.Session) -> list[Callable[[], object]]:
+    # Named, or the checker would take the environment that it finds in the root.
+    check = ("basedpyright", "--pythonpath", str(Path(session.bin) / "python"))
+    skeleton = outside_folder() / "skeleton"
+    session.run("xlm-scaffold", "skeleton", str(skeleton), "--xlm", "index")
+    return [lambda: session.run(*check), lambda: session.run(*check, "--project", str(skeleton))]
 
 
 @nox.session
@@ -258,9 +274,9 @@ def wheels(session: nox.Session) -> None:
         session.run(xlm, *job, env=environment, external=True)
         session.run(python, "-c", CHECK_ORIGIN, str(outside), env=ENVIRONMENT, external=True)
 
-    def alone() -> None:
-        python = make_environment(session, outside / "alone")
-        for name in [modules, *FAMILIES]:
+    def alone(names: list[str]) -> None:
+        python = make_environment(session, outside / names[0])
+        for name in names:
             built = [str(next(dist.glob(f"{module_of(part)}-*.whl"))) for part in {name, modules}]
             # What is not declared goes; what stays is compiled already, which is most of the time.
             uv(session, "pip", "install", "--quiet", "--exact", "--python", python, *built)
@@ -269,8 +285,9 @@ def wheels(session: nox.Session) -> None:
             session.run(*check, env=ENVIRONMENT, external=True)
 
     modules = "xlm-modules"
+    names = [modules, *FAMILIES]
     with session.chdir(outside):
-        side_by_side(everything, alone)
+        side_by_side(everything, lambda: alone(names[::2]), lambda: alone(names[1::2]))
 
 
 def module_of(package: str) -> str:
