@@ -177,6 +177,13 @@ def type_checks(session: nox.Session) -> list[Callable[[], object]]:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """The page of job_type=view in headless Chromium; by name, since it needs a browser."""
+    sync(session, "--all-packages", "--group", "test")
+    pytest(session, "tests/browser", "-q")
+
+
+@nox.session
 def integration(session: nox.Session) -> None:
     """All packages together: every experiment, every job."""
     groups = ("--group", "test", "--group", "data", "--group", "lint")

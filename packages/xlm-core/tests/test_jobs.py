@@ -57,12 +57,16 @@ def test_train_leaves_its_results_as_files(run_toy: Run, tmp_path: Path) -> None
     trace = records(run / "traces.jsonl")
     assert [row["text"] for row in trace] == [row["text"] for row in rows[:3]]
     assert trace[1]["steps"] == [
-        {"step": 1, "tokens": ["3"], "edited": [0]},
-        {"step": 2, "tokens": ["3", "3"], "edited": [1]},
+        {"step": 1, "tokens": ["3"], "edited": [0], "edits": [insertion(0)]},
+        {"step": 2, "tokens": ["3", "3"], "edited": [1], "edits": [insertion(1)]},
     ]
     assert (run / "csv" / "version_0" / "metrics.csv").exists()
     assert list((run / "tensorboard").glob("events*"))
     assert (run / "checkpoints" / "last.ckpt").exists()
+
+
+def insertion(position: int) -> dict[str, object]:
+    return {"kind": "insert", "position": position, "token": "3"}
 
 
 def test_a_second_start_keeps_the_record_of_the_first(run_toy: Run, tmp_path: Path) -> None:

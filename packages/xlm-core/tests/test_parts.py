@@ -20,6 +20,7 @@ from xlm.core.evaluation.metrics import (
     costs,
 )
 from xlm.core.evaluation.predictions import PredictionWriter, decode, replay
+from xlm.core.protocols import Trace
 from xlm.core.saving.run_folder import RunFolder
 from xlm.core.training.lr_schedules import WarmupSchedule
 from xlm.modules.records import Prediction, SamplerLikelihood
@@ -33,16 +34,38 @@ def test_replay_inserts_and_writes() -> None:
     # row 1: insert 5; step 2: insert 7 left of it and 8 at the end; step 3: write 9 in the middle
     edits = [(1, 1, 0, 0, 5), (1, 0, 0, 0, 3), (2, 1, 0, 0, 7), (2, 1, 0, 2, 8), (3, 1, 1, 1, 9)]
     trace = ToyTrace(*torch.tensor(edits).T)
-    assert list(replay(trace, 1)) == [(1, [5], {0}), (2, [7, 5, 8], {0, 2}), (3, [7, 9, 8], {1})]
-    assert list(replay(trace, 0)) == [(1, [3], {0})]
-    assert list(replay(trace, 2)) == []
+    assert states(trace, 1) == [(1, [5], {0}), (2, [7, 5, 8], {0, 2}), (3, [7, 9, 8], {1})]
+    assert states(trace, 0) == [(1, [3], {0})]
+    assert states(trace, 2) == []
+
+
+def states(trace: Trace, row: int) -> list[tuple[int, list[int], set[int]]]:
+    return [(state.step, state.ids, state.edited) for state in replay(trace, row)]
+
+
+def test_replay_knows_deletions_and_masks() -> None:
+    from toy_family import ToyTrace
+
+    # step 1: insert 5, 6, 7; step 2: write 9 over 6, delete 5; step 3: mask 7 again
+    edits = [
+        (1, 0, 0, 0, 5),
+        (1, 0, 0, 1, 6),
+        (1, 0, 0, 2, 7),
+        (2, 0, 1, 1, 9),
+        (2, 0, 2, 0, 0),
+        (3, 0, 1, 1, 1),
+    ]
+    trace = ToyTrace(*torch.tensor(edits).T)
+    assert states(trace, 0)[1:] == [(2, [9, 7], {0}), (3, [9, 1], {1})]
+    kinds = [[(edit.kind, edit.token) for edit in state.edits] for state in replay(trace, 0, mask_id=1)]
+    assert kinds[1:] == [[("write", 9), ("delete", 5)], [("remask", 1)]]
 
 
 def test_marks_shift_with_later_insertions_of_the_same_step() -> None:
     from toy_family import ToyTrace
 
     trace = ToyTrace(*torch.tensor([(1, 0, 0, 0, 1), (1, 0, 0, 0, 2), (1, 0, 0, 1, 3)]).T)
-    assert list(replay(trace, 0)) == [(1, [2, 3, 1], {0, 1, 2})]
+    assert states(trace, 0) == [(1, [2, 3, 1], {0, 1, 2})]
 
 
 def test_parts_of_all_ranks_are_merged_in_the_order_of_rows(tmp_path: Path) -> None:

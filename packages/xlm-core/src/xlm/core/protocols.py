@@ -170,7 +170,7 @@ class Trace(Protocol):
 
     @property
     def operation(self) -> Tensor:
-        """0: insert ``token`` into gap ``position``; 1: write ``token`` at ``position``."""
+        """0: insert ``token`` into gap ``position``; 1: write ``token`` at ``position``; 2: delete there."""
         ...
 
     @property

@@ -37,6 +37,26 @@ class Compare(Tool):
         return 0
 
 
+class View(Tool):
+    """Replay recorded generations edit by edit, as a page or in the terminal: 'runs=[runs/a,runs/b]'."""
+
+    runs: Annotated[list[str], BeforeValidator(_names)] = Field(default_factory=list[str])
+    """Folders of runs or of later evaluations, shown side by side where they have the same prompt."""
+    output_dir: str = "runs"
+    """Parent folder of the page, which is written to ``view/TIME``."""
+    terminal: bool = False
+    """Play in the terminal instead."""
+    seconds: Annotated[float, Field(ge=0)] = 0.4
+    """Time of a step in the terminal."""
+
+    @override
+    def run(self) -> int:
+        from xlm.eval.viewing.job import view
+
+        view(self.runs, self.output_dir, in_terminal=self.terminal, seconds=self.seconds)
+        return 0
+
+
 class Audit(Job):
     """Check loss, likelihood and sampler of an experiment by enumeration of all texts of a tiny language."""
 

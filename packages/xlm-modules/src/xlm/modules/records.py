@@ -19,6 +19,8 @@ INSERT = 0
 """The operation of an edit that inserts its token into a gap."""
 WRITE = 1
 """The operation of an edit that writes its token over another."""
+DELETE = 2
+"""The operation of an edit that deletes a token; its own token has no meaning."""
 
 
 class Example(TypedDict):
@@ -137,7 +139,7 @@ class Trace:
     row: Int[Tensor, " edits"]
     """Row of the batch."""
     operation: Int[Tensor, " edits"]
-    """0: insert ``token`` into gap ``position``; 1: write ``token`` at ``position``."""
+    """0: insert ``token`` into gap ``position``; 1: write ``token`` at ``position``; 2: delete there."""
     position: Int[Tensor, " edits"]
     """Gap (0 to the current length) or position in the target as it is at that moment."""
     token: Int[Tensor, " edits"]
@@ -215,7 +217,7 @@ class FullyTracedPrediction(TracedPrediction):
 
 def edits_of_step(
     step: int | Int[Tensor, " edits"],
-    operation: Literal[0, 1],
+    operation: Literal[0, 1, 2],
     row: Int[Tensor, " edits"],
     position: Int[Tensor, " edits"],
     token: Int[Tensor, " edits"],

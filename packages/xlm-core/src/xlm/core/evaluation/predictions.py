@@ -2,8 +2,9 @@
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -11,7 +12,8 @@ from xlm.core.config.run_files import LIKELIHOODS, PREDICTIONS
 from xlm.core.evaluation.row_files import RowFile
 from xlm.core.protocols import Example, Generation, Likelihood, Prediction, Tokenizer, Trace
 
-INSERT = 0
+INSERT, DELETE = 0, 2
+"""Operations of a trace; any other is a write."""
 NUM_SAMPLES = 8
 """Number of generations of a validation that are kept for display."""
 
@@ -41,37 +43,93 @@ def _ids(tensor: Tensor | None) -> list[int]:
     return [] if tensor is None else tensor.tolist()
 
 
-def replay(trace: Trace, row: int) -> Iterator[tuple[int, list[int], set[int]]]:
+@dataclass(frozen=True)
+class Edit:
+    """One edit of a text."""
+
+    kind: Literal["insert", "write", "remask", "delete"]
+    """remask: a write of the mask token."""
+    position: int
+    """Gap or position in the text as it is at that moment."""
+    token: int
+    """Id of the new token; of the one that is deleted."""
+    log_prob: float | None
+    """Nats with which it was drawn, if the trace has them."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A text after one step of the sampler."""
+
+    step: int
+    ids: list[int]
+    edited: set[int]
+    """Positions in ``ids`` that were edited in this step."""
+    edits: list[Edit]
+    """The edits of this step, in order."""
+
+
+def replay(trace: Trace, row: int, mask_id: int | None = None) -> Iterator[State]:
     """The states that a row went through.
 
+    Args:
+        trace: The edits of a batch.
+        row: The row.
+        mask_id: The mask token, whose writes are of their own kind.
+
     Yields:
-        After each step that edited the row: the step, the ids, and the positions edited in this step.
+        The state after each step that edited the row.
     """
     chosen = trace.row == row
     columns = (trace.step, trace.operation, trace.position, trace.token)
-    edits = list(zip(*(column[chosen].tolist() for column in columns), strict=True))
+    entries = list(zip(*(column[chosen].tolist() for column in columns), strict=True))
+    found: Tensor | None = getattr(trace, "log_prob", None)
+    log_probs: list[float | None] = [None] * len(entries) if found is None else found[chosen].tolist()
     ids: list[int] = []
     edited: set[int] = set()
-    for i, (step, operation, position, token) in enumerate(edits):
+    edits: list[Edit] = []
+    for i, (step, operation, position, token) in enumerate(entries):
         if operation == INSERT:
+            kind = "insert"
             ids.insert(position, token)
             edited = {place + (place >= position) for place in edited} | {position}
+        elif operation == DELETE:
+            kind, token = "delete", ids.pop(position)  # noqa: PLW2901  # a deletion has no token of its own
+            edited = {place - (place > position) for place in edited if place != position}
         else:
+            kind = "remask" if token == mask_id else "write"
             ids[position] = token
             edited.add(position)
-        if i + 1 == len(edits) or edits[i + 1][0] != step:
-            yield step, list(ids), edited
-            edited = set()
+        edits.append(Edit(kind, position, token, log_probs[i] if step > 0 else None))
+        if i + 1 == len(entries) or entries[i + 1][0] != step:
+            yield State(step, list(ids), edited, edits)
+            edited, edits = set(), []
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A generated text after one step of the sampler."""
+    """A generated text after one step of the sampler, decoded."""
 
     step: int
     tokens: list[str]
     edited: set[int]
     """Positions in ``tokens`` that were edited in this step."""
+    edits: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
+    """The edits of this step in order: kind, position, token, and log_prob if it is known."""
+
+    @staticmethod
+    def of(state: State, tokenizer: Tokenizer) -> "Frame":
+        """Decode a state."""
+        edits: list[dict[str, object]] = []
+        for edit in state.edits:
+            shown: dict[str, object] = {
+                "kind": edit.kind,
+                "position": edit.position,
+                "token": tokenizer.decode([edit.token]),
+            }
+            edits.append(shown if edit.log_prob is None else {**shown, "log_prob": edit.log_prob})
+        tokens = [tokenizer.decode([token]) for token in state.ids]
+        return Frame(state.step, tokens, state.edited, edits)
 
 
 class PredictionWriter:
@@ -130,8 +188,8 @@ class PredictionWriter:
         for index, generation in enumerate(generations):
             if prediction.trace is not None and self.wants_trace(loader):
                 frames = [
-                    Frame(step, [tokenizer.decode([token]) for token in ids], edited)
-                    for step, ids, edited in replay(prediction.trace, index)
+                    Frame.of(state, tokenizer)
+                    for state in replay(prediction.trace, index, mask_id=tokenizer.mask_id)
                 ]
                 self.traces.setdefault(loader, []).append((generation, frames))
 

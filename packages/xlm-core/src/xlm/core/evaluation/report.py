@@ -99,7 +99,12 @@ def write_traces(
             "loader": loader,
             **{name: generation[name] for name in ("prompt", "text", "reference")},
             "steps": [
-                {"step": frame.step, "tokens": frame.tokens, "edited": sorted(frame.edited)}
+                {
+                    "step": frame.step,
+                    "tokens": frame.tokens,
+                    "edited": sorted(frame.edited),
+                    "edits": frame.edits,
+                }
                 for frame in frames
             ],
         }

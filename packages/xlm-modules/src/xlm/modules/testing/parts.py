@@ -43,7 +43,7 @@ class Likelihood(Protocol):
 
 
 class Trace(Protocol):
-    """Edits in order, (edits,) each: operation 0 inserts into a gap, operation 1 writes at a position."""
+    """Edits in order, (edits,) each: operation 0 inserts into a gap, 1 writes at a position, 2 deletes."""
 
     @property
     def step(self) -> Tensor: ...
@@ -171,7 +171,8 @@ def replay(trace: Trace, row: int) -> list[int]:
     mine = trace.row == row
     fields = (trace.operation, trace.position, trace.token)
     for operation, position, token in zip(*(to_list(field[mine]) for field in fields), strict=True):
-        assert operation in (0, 1), f"operation {operation} is neither 0 (insert) nor 1 (write)"
-        assert 0 <= position <= len(ids) - operation, f"edit at {position} of a target of length {len(ids)}"
-        ids[position : position + operation] = [token]
+        assert operation in (0, 1, 2), f"operation {operation} is none of 0 (insert), 1 (write), 2 (delete)"
+        replaced = min(operation, 1)
+        assert 0 <= position <= len(ids) - replaced, f"edit at {position} of a target of length {len(ids)}"
+        ids[position : position + replaced] = [] if operation == 2 else [token]
     return ids
