@@ -66,6 +66,10 @@ def test_an_experiment_is_instantiated(
     inspect.signature(make(run.settings.task.preprocess, "task.preprocess"))
 
 
+RECORDED = ("arlm", "mlm", "ilm", "mdlm", "flexmdm")
+"""Families whose predictor records the probability of each edit."""
+
+
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("star_tiny_")])
 def test_a_family_trains_evaluates_and_generates(experiment: str, tmp_path: Path, cache: Path) -> None:
     trained = run_fast(tmp_path, cache, "train", experiment, FEW_ROWS, *SMALL_NETWORK)
@@ -81,11 +85,19 @@ def test_a_family_trains_evaluates_and_generates(experiment: str, tmp_path: Path
     for metrics in (trained, evaluated):
         assert metrics.pop("test/prediction/seconds_per_sequence") > 0
     assert evaluated == pytest.approx(trained, rel=1e-4)
-    run_fast(tmp_path, cache, "generate", experiment, FEW_ROWS, *SMALL_NETWORK)
+    drawn = ("predictor.temperature=1.0", "show_probabilities=true")
+    run_fast(tmp_path, cache, "generate", experiment, FEW_ROWS, *SMALL_NETWORK, *drawn)
     [written] = (tmp_path / "fast" / "generate").glob("*/predictions.jsonl")
     records = [json.loads(line) for line in written.read_text().splitlines()]
     assert len(records) == 8
     assert all(record["reference_ids"] for record in records)
+    for line in (written.parent / "traces.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        assert " ".join(record["steps"][-1]["tokens"]) == record["text"]
+        edits = [edit for step in record["steps"] if step["step"] > 0 for edit in step["edits"]]
+        known = [edit["log_prob"] for edit in edits if "log_prob" in edit]
+        assert len(known) == len(edits) or experiment.removeprefix("star_tiny_") not in RECORDED
+        assert all(log_prob <= 0 for log_prob in known)
 
 
 @pytest.mark.parametrize("experiment", in_turn(("star_easy", "star_medium", "star_hard"), 1))

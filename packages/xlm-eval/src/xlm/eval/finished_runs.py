@@ -13,7 +13,8 @@ from xlm.core.config.texts import read_json
 from xlm.core.saving.versions import is_unfinished
 
 HARMLESS = (
-    "seed", "job_name", "job_type", "output_dir", "ckpt_path", "show_generations", "logger", "hub", "vocab",
+    "seed", "job_name", "job_type", "output_dir", "ckpt_path", "show_generations",
+    "show_probabilities", "logger", "hub", "vocab",
     "callbacks.progress", "callbacks.validation_report", "callbacks.learning_rate",
     "callbacks.last_checkpoint", "callbacks.samples", "callbacks.throughput", "callbacks.gradient_norm",
     "callbacks.memory", "callbacks.thinning",

@@ -306,6 +306,8 @@ class RunSettings(Settings):
     """Whether training ends with the test split on the best checkpoint."""
     show_generations: Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
     """Generated texts that are printed step by step at the end."""
+    show_probabilities: bool = False
+    """Whether `traces.jsonl` has the probability of each edit, from predictors that record it."""
     monitor: Text
     """Validation metric that selects the best checkpoint."""
     monitor_mode: Literal["min", "max"]

@@ -69,21 +69,26 @@ class State:
     """The edits of this step, in order."""
 
 
-def replay(trace: Trace, row: int, mask_id: int | None = None) -> Iterator[State]:
+def replay(
+    trace: Trace, row: int, *, mask_id: int | None = None, length: int | None = None
+) -> Iterator[State]:
     """The states that a row went through.
 
     Args:
         trace: The edits of a batch.
         row: The row.
         mask_id: The mask token, whose writes are of their own kind.
+        length: Tokens of the final text, for a trace with probabilities, which also has the edits behind it.
 
     Yields:
         The state after each step that edited the row.
     """
     chosen = trace.row == row
+    found: Tensor | None = getattr(trace, "log_prob", None)
+    if found is not None and length is not None:
+        chosen &= trace.position < length
     columns = (trace.step, trace.operation, trace.position, trace.token)
     entries = list(zip(*(column[chosen].tolist() for column in columns), strict=True))
-    found: Tensor | None = getattr(trace, "log_prob", None)
     log_probs: list[float | None] = [None] * len(entries) if found is None else found[chosen].tolist()
     ids: list[int] = []
     edited: set[int] = set()
@@ -187,10 +192,9 @@ class PredictionWriter:
         self.predictions.write(loader, rows, records)
         for index, generation in enumerate(generations):
             if prediction.trace is not None and self.wants_trace(loader):
-                frames = [
-                    Frame.of(state, tokenizer)
-                    for state in replay(prediction.trace, index, mask_id=tokenizer.mask_id)
-                ]
+                length = int(prediction.lengths[index])
+                states = replay(prediction.trace, index, mask_id=tokenizer.mask_id, length=length)
+                frames = [Frame.of(state, tokenizer) for state in states]
                 self.traces.setdefault(loader, []).append((generation, frames))
 
     def write_likelihood(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -32,3 +32,5 @@ class Slots:
     generation_metrics: Mapping[str, GenerationMetric] = field(default_factory=dict[str, GenerationMetric])
     sampler_likelihood: SamplerLikelihoodSettings = field(default_factory=SamplerLikelihoodSettings)
     """How the sampler of the predictor is scored."""
+    trace: Literal[True, "full"] = True
+    """What the predictor records of generations that are shown; ``full``: with probabilities."""

@@ -8,9 +8,9 @@ adds a use with a class like those below and a line in its ``pyproject.toml``::
 """
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,13 @@ from xlm.core.evaluation.metrics import (
 )
 from xlm.core.evaluation.predictions import GeneratedTexts, decode
 from xlm.core.evaluation.slots import Slots
-from xlm.core.protocols import LikelihoodLoss, LikelihoodPredictor, LossOutput, SamplerLikelihood
+from xlm.core.protocols import (
+    LikelihoodLoss,
+    LikelihoodPredictor,
+    LossOutput,
+    Prediction,
+    SamplerLikelihood,
+)
 from xlm.modules.records import Targets
 
 NETWORK, SAMPLER = "network", "sampler"
@@ -198,7 +204,7 @@ class GenerationUse:
         slots = self.slots
         try:
             with _prompts_are_checked(slots, key), _few_evaluations(slots.model):
-                prediction = slots.predictor(slots.model, batch.batch, batch.seeds, trace=True)
+                prediction = self._predict(slots.model, batch, trace=slots.trace)
         except _EnoughError:
             return
         missing = [name for name in ("ids", "lengths", "nfe", "trace") if not hasattr(prediction, name)]
@@ -211,15 +217,22 @@ class GenerationUse:
     def update(self, network: nn.Module, batch: LoadedBatch[Any]) -> None:
         """Generate a text for each row of one batch."""
         assert batch.examples is not None
-        trace = self.texts.wants_trace(self.loader)
+        trace = self.slots.trace if self.texts.wants_trace(self.loader) else False
         started = synchronised_time(batch.seeds.device)
-        prediction = self.slots.predictor(network, batch.batch, batch.seeds, trace=trace)
+        prediction = self._predict(network, batch, trace=trace)
         spent = costs(prediction, synchronised_time(batch.seeds.device) - started)
         generations = decode(prediction, batch.examples, self.slots.tokenizer)
         self._cost.update(spent)
         for score in self._scores:
             score.update(generations)
         self.texts.add(self.loader, batch.places, prediction, generations, self.slots.tokenizer, spent)
+
+    def _predict(
+        self, network: nn.Module, batch: LoadedBatch[Any], *, trace: bool | Literal["full"]
+    ) -> Prediction:
+        # "full" is an extension of the Protocol; to a predictor without it, it is as good as True.
+        predictor = cast("Callable[..., Prediction]", self.slots.predictor)
+        return predictor(network, batch.batch, batch.seeds, trace=trace)
 
 
 class SamplerLikelihoodUse:

@@ -34,6 +34,7 @@ MAY_CHANGE = (
     "job_type",
     "weights",
     "show_generations",
+    "show_probabilities",
     "sampler_likelihood",
     "test_after_training",
     "callbacks",

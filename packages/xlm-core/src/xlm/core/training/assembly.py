@@ -46,6 +46,7 @@ def make_slots(run: Run) -> Slots:
         loss_metrics=make_all(settings.loss_metrics, "loss_metrics"),
         generation_metrics=make_all(settings.task.metrics, "task.metrics"),
         sampler_likelihood=settings.sampler_likelihood or SamplerLikelihoodSettings(),
+        trace="full" if settings.show_probabilities else True,
     )
     for key, metrics in {
         "loss_metrics": slots.loss_metrics,
