@@ -105,7 +105,8 @@ def replay(
             kind = "remask" if token == mask_id else "write"
             ids[position] = token
             edited.add(position)
-        edits.append(Edit(kind, position, token, log_probs[i] if step > 0 else None))
+        is_drawn = step > 0 and kind in ("insert", "write")
+        edits.append(Edit(kind, position, token, log_probs[i] if is_drawn else None))
         if i + 1 == len(entries) or entries[i + 1][0] != step:
             yield State(step, list(ids), edited, edits)
             edited, edits = set(), []

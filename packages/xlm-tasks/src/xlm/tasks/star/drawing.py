@@ -32,7 +32,8 @@ def draw(prompt: str, tokens: Sequence[str], edited: Collection[int]) -> str | N
         if all(label in place for label in edge):
             is_new = index in edited or index + 1 in edited
             dashes = "" if edge in edges else ' stroke-dasharray="4 4"'
-            parts.append(_line(place, edge, "edited" if is_new else "given", 5, dashes))
+            name, width = ("edited", 8) if is_new else ("given", 4)
+            parts.append(_line(place, edge, name, width, dashes))
     for label, (x, y) in place.items():
         shape = f'<circle cx="{x:.0f}" cy="{y:.0f}" r="{_RADIUS}" class="faint"/>'
         if label in (source, goal):
