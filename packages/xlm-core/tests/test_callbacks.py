@@ -36,6 +36,9 @@ def test_metrics_of_the_training(run_toy: Run, tmp_path: Path, capsys: pytest.Ca
     steps = logged(tmp_path, "throughput/steps_per_second")
     # 5 steps see 20 rows once: prompts of one token, targets of one, two and three.
     assert sum(t / s for t, s in zip(tokens, steps, strict=True)) == pytest.approx(20 + 7 * 1 + 7 * 2 + 6 * 3)
+    assert logged(tmp_path, "throughput/tokens")[-1] == 59
+    seconds = logged(tmp_path, "throughput/seconds")
+    assert seconds[-1] == pytest.approx(sum(1 / rate for rate in steps))
     memory = logged(tmp_path, "DeviceStatsMonitor.on_train_batch_end/cpu_vm_percent")
     assert all(0 < percent < 100 for percent in memory)
     assert not logged(tmp_path, "throughput/flops_utilisation")
@@ -43,6 +46,18 @@ def test_metrics_of_the_training(run_toy: Run, tmp_path: Path, capsys: pytest.Ca
     assert "no flops_utilisation, since the peak of this cpu is unknown" in output
     assert "val/prediction  2  ->  3 3" in output
     assert "expected  3 3" in output
+
+
+def test_tokens_of_a_resumed_training_go_on(run_toy: Run, tmp_path: Path) -> None:
+    for steps in (2, 5):
+        run_toy(*TRAIN, "callbacks=throughput", f"trainer.max_steps={steps}", "lr_scheduler=constant")
+    files = sorted((tmp_path / "runs/toy").glob("csv/version_*/metrics.csv"))
+    rows = [row for file in files for row in csv.DictReader(file.read_text().splitlines())]
+    tokens = [float(row["throughput/tokens"]) for row in rows if row.get("throughput/tokens")]
+    seconds = [float(row["throughput/seconds"]) for row in rows if row.get("throughput/seconds")]
+    assert len(tokens) == 5
+    assert tokens[-1] == 59
+    assert seconds == sorted(seconds)
 
 
 class _MixingToy(toy_family.ToyModel):

@@ -32,16 +32,23 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     monkeypatch.syspath_prepend(str(site))
 
     def install(
-        name: str, code: str = "", configs: dict[str, str] | None = None, jobs: dict[str, str] | None = None
+        name: str,
+        code: str = "",
+        configs: dict[str, str] | None = None,
+        jobs: dict[str, str] | None = None,
+        results: dict[str, str] | None = None,
     ) -> Path:
         module = name.replace("-", "_")
         metadata = site / f"{module}-0.1.dist-info"
         metadata.mkdir()
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
-        points = [f"{job} = {target}" for job, target in (jobs or {}).items()]
-        (metadata / "entry_points.txt").write_text(
-            "\n".join([f"[xlm.configs]\n{module} = {module}.configs", "[xlm.jobs]", *points, ""])
-        )
+        groups = {"configs": {module: f"{module}.configs"}, "jobs": jobs or {}, "results": results or {}}
+        lines = [
+            line
+            for group, points in groups.items()
+            for line in (f"[xlm.{group}]", *(f"{point} = {target}" for point, target in points.items()))
+        ]
+        (metadata / "entry_points.txt").write_text("\n".join([*lines, ""]))
         (site / module).mkdir()
         (site / module / "__init__.py").write_text(code)
         for path, text in (configs or {}).items():
@@ -217,3 +224,24 @@ def test_a_broken_job_is_said_when_it_is_used(install: Install, capsys: pytest.C
         load_job("theirs")
     with pytest.raises(XLMError, match="b_package:__name__ of b-package is neither a Job nor a Tool"):
         load_job("odd")
+
+
+WRITER = """
+def write(results):
+    path = results.folder / "theirs.txt"
+    path.write_text(f"{results.metrics['test/prediction/exact_match']} {results.weights.step}")
+    return {"theirs": path}
+"""
+
+
+def test_a_package_writes_a_file_about_each_result(
+    install: Install, run_toy: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("w-package", WRITER, results={"theirs": "w_package:write"})
+    run_toy("job_type=train", "trainer.max_steps=10")
+    run = tmp_path / "runs" / "toy"
+    assert (run / "theirs.txt").read_text() == "1.0 10"
+    assert f"theirs       {run / 'theirs.txt'}" in capsys.readouterr().out
+    run_toy("job_type=generate")
+    [folder] = (run / "generate").iterdir()
+    assert (folder / "theirs.txt").read_text() == "1.0 10"

@@ -51,7 +51,7 @@ def test_training_leaves_a_card_of_its_test(run: Path) -> None:
     assert texts["texts"] == 20
     assert texts["metrics"]["exact_match"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert texts["metrics"]["distinct_1"]["value"] == pytest.approx(20 / sum(TOKENS))
-    assert texts["metrics"]["entropy"]["value"] == 0
+    assert texts["metrics"]["token_entropy"]["value"] == 0
     assert texts["lengths"] == texts["lengths_of_the_data"]
     assert texts["length_distance"] == 0
     assert card["weights"]["step"] == 10
@@ -122,8 +122,8 @@ def test_replicates_of_a_metric_are_those_of_its_sums() -> None:
     values, replicates = scores.finish()
     assert values["mean"] == pytest.approx(4.5)
     assert set(values) == {
-        "mean", "length", "nfe_per_sequence", "tokens_per_evaluation", "entropy", "distinct_1", "distinct_2",
-        "distinct_3",
+        "mean", "length", "nfe_per_sequence", "tokens_per_evaluation", "token_entropy", "distinct_1",
+        "distinct_2", "distinct_3",
     }  # fmt: skip
     # The standard error of the mean of 300 uniform digits.
     assert float(replicates["mean"].std()) == pytest.approx(2.872 / math.sqrt(300), rel=0.1)

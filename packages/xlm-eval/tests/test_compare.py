@@ -13,7 +13,7 @@ from xlm.core.command import arguments, cli
 from xlm.core.command.job import read_tool
 from xlm.core.config.differences import differing, named
 from xlm.core.config.errors import XLMError
-from xlm.eval.compare import BOUNDS, LENGTHS
+from xlm.eval.comparison_text import BOUNDS, LENGTHS
 from xlm.eval.finished_runs import read_runs
 from xlm.eval.jobs import Compare
 

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from xlm.eval.compare import summary
 from xlm.eval.intervals import Resampled, percentile
+from xlm.eval.tables import summary
 
 SIMULATIONS = 1000
 ERROR = 3 * math.sqrt(0.95 * 0.05 / SIMULATIONS)

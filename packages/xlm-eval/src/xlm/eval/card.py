@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from xlm.core.command.results import Results
 from xlm.core.config.build import make_all
 from xlm.core.config.differences import flatten
@@ -21,11 +23,12 @@ from xlm.core.saving.run_record import now
 from xlm.core.saving.versions import read_versions
 from xlm.eval import card_text
 from xlm.eval.data_rows import Lengths, LoaderRows
+from xlm.eval.finished_runs import CARD, REPLICATES
 from xlm.eval.intervals import Interval, percentile
 from xlm.eval.rows import RatioOfSums, Scores, generations, likelihoods
 
-CARD = "card.json"
 MARKDOWN = "card.md"
+Replicates = dict[str, Tensor]
 FORMAT = 1
 """Version of the layout of a card."""
 ENVIRONMENT = ("device", "processes", "threads", "system", "git", "git_of_xlm", "started")
@@ -34,21 +37,35 @@ ENVIRONMENT = ("device", "processes", "threads", "system", "git", "git_of_xlm", 
 
 def write_card(results: Results) -> dict[str, Path]:
     """Write the card as JSON and Markdown, and print it."""
-    card = make_card(results)
+    replicates: Replicates = {}
+    card = make_card(results, replicates)
     paths = {"card": results.folder / CARD, "card (text)": results.folder / MARKDOWN}
     write_text_atomically(paths["card"], json.dumps(card, indent=2) + "\n")
+    rounded = {name: _rounded(values) for name, values in replicates.items()}
+    write_text_atomically(results.folder / REPLICATES, json.dumps(rounded) + "\n")
     write_text_atomically(paths["card (text)"], card_text.markdown(card))
     card_text.show(card)
     return paths
 
 
-def make_card(results: Results) -> dict[str, Any]:
-    """Collect the facts of a result from its settings, its rows and the files in its folder."""
+def _rounded(values: Tensor) -> list[float]:
+    """Replicates of a metric with nine digits; one for a constant."""
+    rounded = [float(f"{value:.9g}") for value in values.tolist()]
+    return rounded[:1] if len(set(rounded)) == 1 else rounded
+
+
+def make_card(results: Results, replicates: Replicates) -> dict[str, Any]:
+    """Collect the facts of a result from its settings, its rows and the files in its folder.
+
+    Args:
+        results: The result.
+        replicates: Receives the replicates of each metric, by the name of the metric without ``test/``.
+    """
     settings = results.run.settings
     versions = read_versions(results.folder / VERSIONS)
     environment = {name: versions.pop(name, None) for name in (*ENVIRONMENT, "ended", "earlier")}
     loaders = {
-        name: _loader(results, name, loader, int(environment["processes"]))
+        name: _loader(results, name, loader, int(environment["processes"]), replicates)
         for name, loader in settings.datamodule.test.items()
     }
     return {
@@ -76,7 +93,9 @@ def make_card(results: Results) -> dict[str, Any]:
     }
 
 
-def _loader(results: Results, name: str, settings: LoaderSettings, processes: int) -> dict[str, Any]:
+def _loader(
+    results: Results, name: str, settings: LoaderSettings, processes: int, replicates: Replicates
+) -> dict[str, Any]:
     loader = f"test/{name}"
     rows = LoaderRows(results.datamodule, name, results.run.tokenizer)
     found: dict[str, Any] = {
@@ -85,16 +104,16 @@ def _loader(results: Results, name: str, settings: LoaderSettings, processes: in
         "likelihood": [
             likelihood
             for of in ("network", "sampler")
-            if (likelihood := _likelihood(results, loader, of, rows, processes)) is not None
+            if (likelihood := _likelihood(results, loader, of, rows, processes, replicates)) is not None
         ],
     }
     if GENERATION in settings.uses:
-        found["generation"] = _generation(results, loader, rows, processes)
+        found["generation"] = _generation(results, loader, rows, processes, replicates)
     return found
 
 
 def _likelihood(
-    results: Results, loader: str, of: str, rows: LoaderRows, processes: int
+    results: Results, loader: str, of: str, rows: LoaderRows, processes: int, replicates: Replicates
 ) -> dict[str, Any] | None:
     """The likelihood of a loader; None if there is none."""
     sums, impossible, clock = RatioOfSums(4), 0, Clock(processes)
@@ -104,6 +123,7 @@ def _likelihood(
             sums.add((record["nll"], record["tokens"], num_bytes, 1.0))
         else:
             impossible += 1
+            sums.add((0.0, 0.0, 0.0, 0.0))  # the next rows keep their positions, hence their weights
     if not clock.rows:
         return None
     sums.finish()
@@ -111,6 +131,9 @@ def _likelihood(
     prefix = f"{loader}/{'sampler_' if of == 'sampler' else ''}"
     metrics = results.metrics
     per_token = sums.ratio(0, 1) if count and tokens else None
+    for name, lower in (("nll", 3), ("nll_per_token", 1), ("nll_per_byte", 2)):
+        if sums.totals[lower]:
+            replicates[f"{prefix.removeprefix('test/')}{name}"] = sums.replicated(0, lower)[1]
     return {
         "of": of,
         "kind": "bound" if metrics[f"{prefix}is_bound"] else "exact",
@@ -120,6 +143,7 @@ def _likelihood(
         "impossible_rows": impossible,
         "tokens": int(tokens),
         "bytes": int(num_bytes),
+        "text_hash": rows.text_hash(),
         "nll": _entry(sums.ratio(0, 3)) if count else None,
         "standard_error": metrics[f"{prefix}nll_standard_error"],
         "nll_per_token": _entry(per_token),
@@ -132,7 +156,9 @@ def _likelihood(
     }
 
 
-def _generation(results: Results, loader: str, rows: LoaderRows, processes: int) -> dict[str, Any]:
+def _generation(
+    results: Results, loader: str, rows: LoaderRows, processes: int, replicates: Replicates
+) -> dict[str, Any]:
     settings = results.run.settings
     scores = Scores(make_all(settings.task.metrics, "task.metrics"))
     clock, lengths = Clock(processes), Lengths()
@@ -140,7 +166,7 @@ def _generation(results: Results, loader: str, rows: LoaderRows, processes: int)
         clock.add(record, len(record["ids"]))
         lengths.add(len(record["ids"]))
         scores.add(record)
-    values, replicates = scores.finish()
+    values, found = scores.finish()
     prefix = f"{loader}/"
     reported = {
         name.removeprefix(prefix): value
@@ -149,7 +175,10 @@ def _generation(results: Results, loader: str, rows: LoaderRows, processes: int)
     }
     metrics: dict[str, Any] = {name: {"value": value} for name, value in reported.items()}
     for name, value in values.items():
-        metrics[name] = _entry(percentile(value, replicates[name]))
+        if name in reported and not math.isclose(value, reported[name], rel_tol=1e-6, abs_tol=1e-9):
+            continue  # another metric of this name, or more than a function of sums over rows
+        metrics[name] = _entry(percentile(value, found[name]))
+        replicates[f"{prefix.removeprefix('test/')}{name}"] = found[name]
     targets = rows.target_lengths()
     return {
         "texts": clock.rows,

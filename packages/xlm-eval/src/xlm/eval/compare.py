@@ -1,285 +1,77 @@
-"""The job ``compare``: one table over finished runs, aggregated over the seeds of a setting.
-
-Runs whose configs differ only in ``seed``, names and observers are one setting: its metrics are the mean over
-seeds with Student's 95 % interval. Settings are distinguished by the keys in which they differ.
-Nothing is ranked. Likelihoods share a row only if they are of one kind (exact or bound, length modelled or
-given), and losses only if they have one class and one set of arguments, so numbers in a row are comparable.
-"""
+"""The job ``compare``: tables, paired intervals and plots of finished runs, as files and as one page."""
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from xlm.core.command.cli import show
-from xlm.core.config.differences import Flat, differing, flatten, named
-from xlm.core.config.entry_points import GENERATION, LOSS, SAMPLER_LIKELIHOOD
-from xlm.core.config.errors import XLMError
-from xlm.eval.finished_runs import Run, read_runs
+from xlm.eval.compared_plots import plots, quality_of
+from xlm.eval.comparison_text import LEGEND, as_json, command_lines, pair_lines, table_lines
+from xlm.eval.finished_runs import read_runs
+from xlm.eval.page import page
+from xlm.eval.pairs import marks
+from xlm.eval.tables import Table, summarise
 
-LIKELIHOOD = ("nll", "nll_standard_error", "nll_per_token", "perplexity", "bits_per_token")
-KIND = ("is_bound", "models_length", "num_draws")
-SAMPLER = "sampler_"
-"""Begins the names of the same metrics of a sampler's likelihood, another quantity."""
-# Two-sided 95 % quantiles of Student's distribution for 1 to 30 degrees of freedom.
-STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
+REPORT = "report.html"
+NO_QUALITY = (
+    "No plot of quality: the monitored metric is not one of the generated texts. Choose one: "
+    "quality=LOADER/METRIC"
+)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A metric of a setting over its seeds."""
-
-    mean: float
-    half_width: float | None
-    """Half of the 95 % interval; None for a single run."""
-    values: dict[str, float]
-    """The metric of each run, by name."""
-
-    def __str__(self) -> str:
-        interval = "" if self.half_width is None else f" ± {self.half_width:.2g}"
-        return f"{self.mean:.4g}{interval}"
-
-
-@dataclass(frozen=True)
-class Table:
-    """The settings of one task, side by side."""
-
-    differences: dict[str, dict[str, str]]
-    """By setting: the keys in which the settings differ, with their values."""
-    metrics: dict[str, dict[str, Summary]]
-    """By metric and setting."""
-
-
-def compare(patterns: Sequence[str], output_dir: str) -> None:
-    """Compare runs and write ``comparison.md`` and ``comparison.json``.
+def compare(patterns: Sequence[str], output_dir: str, quality: str | None = None) -> None:
+    """Compare runs, and write ``comparison.md``, ``comparison.json``, ``report.html`` and the plots.
 
     Args:
         patterns: Folders of runs, or patterns of them.
         output_dir: Parent of the new folder of the comparison.
+        quality: Metric of the vertical axis of the plots, such as ``prediction/exact_match``; None for the
+            monitored one.
 
     Raises:
-        XLMError: If there is nothing to compare, or a run has no results.
+        XLMError: If there is nothing to compare, a run has no results, or ``quality`` was not measured.
     """
     runs, left_out = read_runs(patterns)
     tables = summarise(runs)
-    text = markdown(tables, runs, left_out)
+    qualities = {task: quality_of(table, quality) for task, table in tables.items()}
+    command = ["xlm", "job_type=compare", f"runs=[{','.join(patterns)}]"]
+    command += [f"quality={quality}"] if quality is not None else []
+    texts = {task: "\n".join(_task_lines(task, table, qualities[task])) for task, table in tables.items()}
+    ending = "\n".join([*LEGEND, "", *left_out, *([""] if left_out else [])])
+    repeat = "\n".join(["## Commands", "", *command_lines(runs, shlex.join(command)), ""])
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     folder = Path(output_dir).expanduser() / "compare" / stamp
     folder.mkdir(parents=True)
+    text = "\n".join([*texts.values(), ending, repeat])
     (folder / "comparison.md").write_text(text, encoding="utf-8")
     (folder / "comparison.json").write_text(json.dumps(as_json(tables), indent=2) + "\n", encoding="utf-8")
-    show(f"{text}\nfiles\n  {folder / 'comparison.md'}\n  {folder / 'comparison.json'}")
+    drawn = {task: _draw(folder, task, table, qualities[task]) for task, table in tables.items()}
+    parts = [(texts[task], drawn[task]) for task in tables]
+    title = f"Comparison of {len(runs)} runs on {', '.join(tables)}"
+    (folder / REPORT).write_text(page(title, [*parts, (ending, {}), (repeat, {})]), encoding="utf-8")
+    show(
+        f"{text}\nfiles\n  {folder / 'comparison.md'}\n  {folder / 'comparison.json'}\n  {folder / REPORT}"
+        + "".join(f"\n  {path}" for path in sorted(folder.glob("*.svg")))
+    )
 
 
-# ---- settings and their metrics -------------------------------------------------------------------------
+def _task_lines(task: str, table: Table, quality: str | None) -> list[str]:
+    found = marks(table.members)
+    lines = [f"## {task}", "", *table_lines(table, found), *pair_lines(table)]
+    return [*lines, NO_QUALITY, ""] if quality is None else lines
 
 
-def settings_of(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs of each setting: its seeds.
+def _draw(folder: Path, task: str, table: Table, quality: str | None) -> Mapping[str, str]:
+    """Draw the plots of a task; returns each as SVG, by name."""
+    found = dict(plots(table, task, quality))
+    if not found:
+        return {}
+    from xlm.eval.plots import draw  # imports matplotlib
 
-    Evaluations of several checkpoints of one run share a seed, so ``ckpt_path`` distinguishes them; if the
-    seeds differ, the checkpoints are those of the seeds.
-
-    Raises:
-        XLMError: If a setting was run twice with the same seed.
-    """
-    settings = _grouped(runs, lambda run: run.setting)
-    parts = [
-        part
-        for members in settings
-        for part in (
-            [members]
-            if _have_own_seeds(members)
-            else _grouped(members, lambda run: {"ckpt_path": run.config.get("ckpt_path")})
-        )
-    ]
-    for members in parts:
-        if not _have_own_seeds(members):
-            names = ", ".join(str(run.folder) for run in members)
-            raise XLMError(
-                f"runs: two runs of one setting have the same seed, so they are not independent: {names}"
-            )
-    return parts
-
-
-def _have_own_seeds(members: Sequence[Run]) -> bool:
-    return len({run.seed for run in members}) == len(members)
-
-
-def _grouped(runs: Sequence[Run], key: Callable[[Run], Flat]) -> list[list[Run]]:
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        found.setdefault(json.dumps(key(run), sort_keys=True, default=str), []).append(run)
-    return list(found.values())
-
-
-def summarise(runs: Sequence[Run]) -> dict[str, Table]:
-    """Aggregate the seeds of each setting, for each task.
-
-    Raises:
-        XLMError: If a setting was run twice with the same seed.
-    """
-    tables: dict[str, Table] = {}
-    for task in dict.fromkeys(run.task for run in runs):
-        settings = settings_of([run for run in runs if run.task == task])
-        flat = [{**members[0].setting, **_checkpoint(members)} for members in settings]
-        rows = differing(flat)
-        labels = named([label(members) for members in settings], rows)
-        losses = loss_names([members[0] for members in settings])
-        metrics: dict[str, dict[str, Summary]] = {}
-        for name, loss, members in zip(labels, losses, settings, strict=True):
-            for metric, values in by_metric(members, loss).items():
-                metrics.setdefault(metric, {})[name] = summary(values)
-        differences = {
-            name: {key: values[number] for key, values in rows.items()} for number, name in enumerate(labels)
-        }
-        tables[task] = Table(differences, metrics)
-    return tables
-
-
-def _checkpoint(members: Sequence[Run]) -> Flat:
-    """The checkpoint of a setting that is one evaluation; seeds have one each."""
-    return {"ckpt_path": members[0].config.get("ckpt_path")} if len(members) == 1 else {}
-
-
-def loss_names(runs: Sequence[Run]) -> list[str]:
-    """Label of the loss of each run: its class, with the arguments in which losses of this class differ."""
-    nodes = [dict(flatten(run.config.get("loss", {}))) for run in runs]
-    classes = [str(node.get("_target_", "")) for node in nodes]
-    names = list(classes)
-    for target in set(classes):
-        places = [place for place, found in enumerate(classes) if found == target]
-        for key, values in differing([nodes[place] for place in places]).items():
-            for place, value in zip(places, values, strict=True):
-                names[place] += f", {key}={value}"
-    return names
-
-
-def by_metric(members: Sequence[Run], loss: str) -> dict[str, dict[str, float]]:
-    """Values of each metric by run; the name of a likelihood or of a loss includes its kind."""
-    found: dict[str, dict[str, float]] = {}
-    for run in members:
-        for name, value in run.metrics.items():
-            loader, _, metric = name.rpartition("/")
-            measure = metric.removeprefix(SAMPLER)
-            if measure in KIND:
-                continue
-            if measure in LIKELIHOOD:
-                kind = likelihood_kind(run.metrics, f"{loader}/{metric.removesuffix(measure)}")
-            else:
-                kind = loss if _is_of_the_loss(run, loader, metric) else ""
-            found.setdefault(f"{name.removeprefix('test/')}{f' ({kind})' if kind else ''}", {})[
-                str(run.folder)
-            ] = value
-    return found
-
-
-def _is_of_the_loss(run: Run, loader: str, metric: str) -> bool:
-    """Whether a metric has the unit of the family's own loss: the loss, and all of a loader without texts."""
-    loaders = run.config.get("datamodule", {}).get("test", {})
-    uses = loaders.get(loader.removeprefix("test/"), {}).get("uses", [GENERATION])
-    return metric == LOSS or not {GENERATION, SAMPLER_LIKELIHOOD} & set(uses)
-
-
-def likelihood_kind(metrics: Mapping[str, float], prefix: str) -> str:
-    """Kind of a likelihood: exact or an upper bound, including the length or conditioned on it.
-
-    Args:
-        metrics: The metrics of a run.
-        prefix: What stands before ``is_bound`` in their names.
-    """
-    bound = metrics.get(f"{prefix}is_bound", 0.0)
-    kind = "exact" if bound == 0 else "upper bound" if bound == 1 else "partly bound"
-    return kind + (", with length" if metrics.get(f"{prefix}models_length") == 1 else ", length given")
-
-
-def label(members: Sequence[Run]) -> str:
-    """Name of a setting: that of its runs, with ``*`` where they differ."""
-    names = [run.name for run in members]
-    common = "".join(letters[0] for letters in _while_equal(names))
-    return names[0] if len(names) == 1 else f"{common}* ({len(names)} seeds)"
-
-
-def _while_equal(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    return takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-
-
-def summary(values: dict[str, float]) -> Summary:
-    """Mean and half of Student's 95 % interval."""
-    numbers = list(values.values())
-    count, mean = len(numbers), sum(numbers) / len(numbers)
-    if count == 1:
-        return Summary(mean, None, values)
-    deviation = math.sqrt(sum((number - mean) ** 2 for number in numbers) / (count - 1))
-    quantile = STUDENT[count - 2] if count - 2 < len(STUDENT) else 1.96
-    return Summary(mean, quantile * deviation / math.sqrt(count), values)
-
-
-# ---- writing --------------------------------------------------------------------------------------------
-
-BOUNDS = "An upper bound below an exact value is better; one above it may still be better."
-LENGTHS = (
-    "To make likelihoods with and without the length comparable, model the length in all of them: use rows "
-    "that are not packed, and for masked families a fixed width (collator.target_length)."
-)
-
-
-def markdown(tables: Mapping[str, Table], runs: Sequence[Run], left_out: Sequence[str]) -> str:
-    """The tables, one per task: differences, then metrics, with the settings side by side."""
-    lines: list[str] = []
-    for task, table in tables.items():
-        settings = list(table.differences)
-        lines += [
-            f"## {task}",
-            "",
-            f"| | {' | '.join(map(_cell, settings))} |",
-            "|---" * (len(settings) + 1) + "|",
-        ]
-        for key in table.differences[settings[0]]:
-            lines.append(
-                f"| {key} | {' | '.join(_cell(table.differences[name][key]) for name in settings)} |"
-            )
-        for metric, by_setting in sorted(table.metrics.items()):
-            cells = [str(by_setting[name]) if name in by_setting else "–" for name in settings]
-            lines.append(f"| {_cell(metric)} | {' | '.join(cells)} |")
-        lines += ["", *advice(table)]
-    lines.append("Mean ± half of Student's 95 % interval over seeds; a number alone is a single run.")
-    lines.append("Likelihoods of different kinds, and different losses, have separate rows.")
-    lines += ["", "Runs: " + ", ".join(f"`{run.folder}` (seed {run.seed})" for run in runs), *left_out, ""]
-    return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def advice(table: Table) -> list[str]:
-    """Notes for a table with likelihoods of different kinds."""
-    kinds = {metric for metric in table.metrics if metric.partition(" (")[0].rpartition("/")[2] == "nll"}
-    lines = [BOUNDS] if len({"(exact" in kind for kind in kinds}) > 1 else []
-    lines += [LENGTHS] if len({"length given" in kind for kind in kinds}) > 1 else []
-    return [*lines, ""] if lines else []
-
-
-def as_json(tables: Mapping[str, Table]) -> Mapping[str, Any]:
-    """The comparison as JSON, with the value of each run."""
-    return {
-        task: {
-            "settings": table.differences,
-            **{
-                metric: {
-                    name: {"mean": found.mean, "half_width_95": found.half_width, "values": found.values}
-                    for name, found in by_setting.items()
-                }
-                for metric, by_setting in table.metrics.items()
-            },
-        }
-        for task, table in tables.items()
-    }
+    drawn: dict[str, str] = {}
+    for name, plot in found.items():
+        svg, _ = draw(plot, folder / f"{task}-{name}")
+        drawn[svg.stem] = svg.read_text(encoding="utf-8")
+    return drawn

@@ -73,6 +73,7 @@ class LoaderRows:
         self._prepared = datamodule.prepared
         self._rows = datamodule.rows("test", name)
         self._tokenizer = tokenizer
+        self._texts = hashlib.sha256()
 
     def describe(self) -> dict[str, Any]:
         """The split, the number of rows, those that were left out, and the hash of the others."""
@@ -95,10 +96,15 @@ class LoaderRows:
 
     def with_bytes(self, records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], int]]:
         """Each record of a row, with the bytes of the text that its likelihood counts, in UTF-8."""
+        self._texts = hashlib.sha256()
         for chunk in _chunks(records):
             examples = self._examples([record["row"] for record in chunk])
             for record, example in zip(chunk, examples, strict=True):
                 yield record, self._bytes(example)
+
+    def text_hash(self) -> str:
+        """Hash of the texts of the last ``with_bytes``, independent of the tokenizer."""
+        return self._texts.hexdigest()
 
     def target_lengths(self) -> Lengths:
         """Lengths of all targets of the split, in tokens."""
@@ -128,7 +134,9 @@ class LoaderRows:
             ids = ids[~example["fixed"]]
         separator = self._settings.packing.separator_id if self._settings.packing is not None else None
         text = self._tokenizer.decode([token for token in ids.tolist() if token != separator])
-        return len(text.encode("utf-8", "surrogatepass"))
+        encoded = text.encode("utf-8", "surrogatepass")
+        self._texts.update(f"{len(encoded)}:".encode() + encoded)
+        return len(encoded)
 
 
 def _chunks(values: Iterable[T]) -> Iterator[list[T]]:

@@ -1,6 +1,6 @@
-"""Finished runs for the job ``compare``: their config and their metrics."""
+"""Finished runs for the job ``compare``: their config, their metrics, and the card if there is one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,10 +21,15 @@ HARMLESS = (
 )  # fmt: skip
 """Keys that do not distinguish settings: names, observers of a run, and values derived from other keys.
 
-For ``ckpt_path`` see ``xlm.eval.compare.settings_of``.
+For ``ckpt_path`` see ``xlm.eval.tables.settings_of``.
 """
-PARTS = ("eval", "generate")
-"""Folders inside a run's, with one folder per evaluation."""
+CARD = "card.json"
+REPLICATES = "replicates.json"
+"""Metrics in each replicate of the bootstrap over rows; a constant one has a single value."""
+LARGEST_CARD, LARGEST_REPLICATES = 2**22, 2**26
+"""Size limits in bytes."""
+DEPTHS = {1: ("eval", "generate"), 2: ("frontier",)}
+"""Folders inside a run's with one folder per evaluation, by the number of folders between these and them."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,20 @@ class Run:
     name: str
     config: Mapping[str, Any]
     metrics: Mapping[str, float]
+    """By name, such as ``test/lm/nll``; those that only the card has are included."""
+    card: Mapping[str, Any] | None
+    """The card; None if the run was made without this package."""
+    intervals: Mapping[str, tuple[float, float]]
+    """95 % intervals over rows, by name without ``test/``."""
+
+    def replicates(self) -> dict[str, Sequence[float]]:
+        """Values of each metric in the replicates of the bootstrap over rows, by name without ``test/``."""
+        path = self.folder / REPLICATES
+        if self.card is None or not path.is_file():
+            return {}
+        found = cast("dict[str, list[float]]", read_json(path, str(path), largest=LARGEST_REPLICATES))
+        number = max((len(values) for values in found.values()), default=0)
+        return {name: values * number if len(values) == 1 else values for name, values in found.items()}
 
     @property
     def task(self) -> str:
@@ -120,17 +139,56 @@ def read_run(folder: Path) -> Run:
     """
     config = _mapping(folder / CONFIG, ("seed", "task"))
     metrics = _mapping(folder / METRICS, ())
+    card = _mapping(folder / CARD, ("loaders",)) if (folder / CARD).is_file() else None
+    more = dict(_card_values(card)) if card is not None else {}
     return Run(
         folder=folder,
-        name=(folder.parents[1] if folder.parent.name in PARTS else folder).name,
+        name=_name(folder),
         config=config,
-        metrics={name: float(value) for name, value in metrics.items() if name.startswith("test/")},
+        metrics={
+            **{f"test/{name}": float(entry["value"]) for name, entry in more.items()},
+            **{name: float(value) for name, value in metrics.items() if name.startswith("test/")},
+        },
+        card=card,
+        intervals={name: (entry["low"], entry["high"]) for name, entry in more.items() if "low" in entry},
     )
+
+
+def _card_values(card: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """Value and interval of each metric of a card, by the names of ``metrics.json`` without ``test/``."""
+    for loader, found in card["loaders"].items():
+        for likelihood in found["likelihood"]:
+            prefix = f"{loader}/{'sampler_' if likelihood['of'] == 'sampler' else ''}"
+            for name in ("nll", "nll_per_token", "nll_per_byte", "perplexity"):
+                if likelihood[name] is not None:
+                    yield f"{prefix}{name}", likelihood[name]
+            if likelihood["bits_per_byte"] is not None:
+                yield f"{prefix}bits_per_byte", {"value": likelihood["bits_per_byte"]}
+        texts = found.get("generation", {})
+        for name, entry in texts.get("metrics", {}).items():
+            yield f"{loader}/{name}", entry
+        if rate := texts.get("speed", {}).get("sequences_per_second"):
+            yield f"{loader}/seconds_after_first_batch", {"value": 1 / rate}
+
+
+def _read(path: Path) -> object:
+    if path.suffix != ".json":
+        return read_config(path)
+    return read_json(path, str(path), largest=LARGEST_CARD)
+
+
+def _name(folder: Path) -> str:
+    """Name of the run that a folder with results belongs to."""
+    above = list(folder.parents)
+    for depth in DEPTHS:
+        if len(above) > depth and above[depth - 1].name in DEPTHS[depth]:
+            return above[depth].name
+    return folder.name
 
 
 def _mapping(path: Path, needs: Sequence[str]) -> dict[str, Any]:
     try:
-        found: object = (read_json if path.suffix == ".json" else read_config)(path, str(path))
+        found: object = _read(path)
     except XLMError as error:
         raise XLMError(f"runs: {error}. Remove this run, or run it again") from error
     if not isinstance(found, dict) or any(key not in found for key in needs):

@@ -1,12 +1,14 @@
 """The jobs of xlm-eval, declared without heavy imports."""
 
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BeforeValidator, Field
 from typing_extensions import override
 
 from xlm.core.command.job import Job, Tool
+from xlm.core.config.schema import RunSettings
+from xlm.eval.sweep import check_sweep
 
 if TYPE_CHECKING:
     from xlm.core.training.run import Run
@@ -22,18 +24,20 @@ def _names(given: object) -> object:
 
 
 class Compare(Tool):
-    """One table over runs and seeds: 'runs=[runs/a_s*,runs/b]'."""
+    """Tables, intervals and plots of runs and seeds: 'runs=[runs/a_s*,runs/b]'."""
 
     runs: Annotated[list[str], BeforeValidator(_names)] = Field(default_factory=list[str])
     """Folders of runs, or patterns of them."""
     output_dir: str = "runs"
     """Parent folder of the comparison, which is written to ``compare/TIME``."""
+    quality: str | None = None
+    """Metric of the vertical axis of plots, such as ``prediction/exact_match``; null: the monitored one."""
 
     @override
     def run(self) -> int:
         from xlm.eval.compare import compare
 
-        compare(self.runs, self.output_dir)
+        compare(self.runs, self.output_dir, self.quality)
         return 0
 
 
@@ -92,3 +96,22 @@ class Audit(Job):
         from xlm.eval.auditing.job import audit_run
 
         return audit_run(run, self)
+
+
+class Frontier(Job):
+    """Evaluate a checkpoint at each setting of its sampler: 'sweep={predictor.temperature: [0.7, 1.0]}'."""
+
+    reads_checkpoint: ClassVar[bool] = True
+    sweep: dict[str, list[Any]] = Field(default_factory=dict[str, list[Any]])
+    """Values by key of ``predictor`` or ``sampler_likelihood``; every combination is evaluated."""
+
+    @override
+    def check(self, settings: RunSettings) -> None:
+        super().check(settings)
+        check_sweep(self.sweep, settings)
+
+    @override
+    def run(self, run: "Run") -> dict[str, float]:
+        from xlm.eval.frontier import evaluate_grid
+
+        return evaluate_grid(run, self.sweep)

@@ -107,7 +107,7 @@ def _text_metrics(sums: Sequence[float]) -> dict[str, float]:
         "length": tokens / max(rows, 1.0),
         "nfe_per_sequence": nfe / max(rows, 1.0),
         "tokens_per_evaluation": tokens / max(nfe, 1.0),
-        "entropy": entropy / max(filled, 1.0),
+        "token_entropy": entropy / max(filled, 1.0),
         **{
             f"distinct_{size}": grams[2 * place] / max(grams[2 * place + 1], 1.0)
             for place, size in enumerate(GRAMS)

@@ -1,15 +1,23 @@
 """The jobs ``eval`` and ``generate``."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from xlm.core.command.results import Results, write_results
+from xlm.core.config.console import say
 from xlm.core.config.entry_points import GENERATION
 from xlm.core.config.run_files import LIKELIHOODS, METRICS, PREDICTIONS, TRACES
+from xlm.core.data import DataModule
 from xlm.core.evaluation import report
+from xlm.core.evaluation.progress import Progress, is_interrupted
 from xlm.core.hub import source
 from xlm.core.saving import run_record
-from xlm.core.saving.run_folder import RunFolder
+from xlm.core.saving.run_folder import RunFolder, differences, write_record
+from xlm.core.saving.versions import is_unfinished
 from xlm.core.training.assembly import assemble
+from xlm.core.training.harness import Harness
 from xlm.core.training.run import Run
 from xlm.core.training.slot_checks import check_slots
 from xlm.core.training.trainer import evaluate_test_split, make_trainer, record_means
@@ -23,16 +31,64 @@ def generate(run: Run) -> dict[str, float]:
 
 def evaluate(run: Run) -> dict[str, float]:
     """Run every test loader on a checkpoint."""
-    settings, run_folder = run.settings, RunFolder(run.folder)
-    checkpoint = str(run_folder.best_checkpoint()) if settings.ckpt_path is None else settings.ckpt_path
+    settings = run.settings
+    harness, datamodule, checkpoint = load(run)
+    check_slots(harness, datamodule, stages=("test",))
+    run_folder = RunFolder(run.folder)
+    folder = interrupted(run_folder.jobs(settings.job_type), run.record)
+    if folder is None:
+        folder = run_folder.start_job(settings.job_type, run.record)
+    else:
+        say(f"{folder} was interrupted and continues")
+        write_record(folder, run.record)
+    report.print_start(settings.job_type, folder, {"task": settings.task.name, "checkpoint": checkpoint})
+    return evaluate_into(folder, run, harness, datamodule, checkpoint)
+
+
+def interrupted(folders: Iterable[Path], record: Mapping[str, Any]) -> Path | None:
+    """The last of the folders whose evaluation has this config and was interrupted; None if there is none."""
+    for folder in sorted(folders, reverse=True):
+        if is_unfinished(folder) and is_interrupted(folder):
+            recorded = RunFolder(folder).read_config()
+            if not list(differences(recorded, record, ignored=())):
+                return folder
+    return None
+
+
+def load(run: Run) -> tuple[Harness, DataModule, str]:
+    """Assemble a run for its test loaders, with the weights of its checkpoint, which is returned too."""
+    settings = run.settings
+    checkpoint = checkpoint_of(run)
     harness, datamodule = assemble(run, tests_only=True)
     source.load(harness.model, checkpoint, which=settings.weights, allow_pickle=settings.allow_pickle)
-    check_slots(harness, datamodule, stages=("test",))
-    folder = run_folder.start_job(settings.job_type, run.record)
-    report.print_start(settings.job_type, folder, {"task": settings.task.name, "checkpoint": checkpoint})
+    return harness, datamodule, checkpoint
+
+
+def checkpoint_of(run: Run) -> str:
+    """The checkpoint of ``ckpt_path``, else the best of the run."""
+    path = run.settings.ckpt_path
+    return str(RunFolder(run.folder).best_checkpoint()) if path is None else path
+
+
+def evaluate_into(
+    folder: Path, run: Run, harness: Harness, datamodule: DataModule, checkpoint: str
+) -> dict[str, float]:
+    """Run the test loaders and write all results.
+
+    Args:
+        folder: The started folder of the job.
+        run: Its settings.
+        harness: The network with the weights of the checkpoint.
+        datamodule: The data.
+        checkpoint: Path or URL of the weights.
+    """
+    settings = run.settings
     trainer = make_trainer(run, folder, with_loggers=False)
     record_means(trainer, folder)
-    writer = evaluate_test_split(trainer, harness, datamodule, folder, num_traces=settings.show_generations)
+    progress = Progress(folder, checkpoint) if trainer.world_size == 1 else None
+    writer = evaluate_test_split(
+        trainer, harness, datamodule, folder, num_traces=settings.show_generations, progress=progress
+    )
     if trainer.is_global_zero:
         report.write_metrics(folder / METRICS, harness.results)
         traces_file = report.write_traces(folder / TRACES, writer.traces)

@@ -184,12 +184,12 @@ class DataSettings(Settings):
         """All loaders by stage and name."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
-    def only(self, use: str) -> "DataSettings":
-        """A copy with one use in test: without loaders that lack it, and without other uses."""
+    def only(self, *uses: str) -> "DataSettings":
+        """A copy with some uses in test: without loaders that lack them, and without other uses."""
         test = {
-            name: loader.model_copy(update={"uses": [use]})
+            name: loader.model_copy(update={"uses": kept})
             for name, loader in self.test.items()
-            if use in loader.uses
+            if (kept := [use for use in loader.uses if use in uses])
         }
         return self.model_copy(update={"test": test})
 

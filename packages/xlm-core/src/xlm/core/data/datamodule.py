@@ -6,11 +6,13 @@ from typing import Any, Generic, TypeVar, cast
 
 import datasets
 import lightning
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
+from xlm.core.config.entry_points import GENERATION
 from xlm.core.config.errors import XLMError
 from xlm.core.config.schema import LoaderSettings, PackingSettings, Stage
 from xlm.core.data.encode import RowCounts
@@ -56,6 +58,15 @@ class Collate(Generic[BatchT]):
             num_tokens=sum(_length(example) for example in examples),
             places=[example.get("place", index) for index, example in enumerate(examples)],
         )
+
+
+def _prompt_lengths(rows: Examples) -> np.ndarray | None:
+    """(rows,) tokens that a predictor reads: of the prompt, else of a target with fixed tokens."""
+    if not isinstance(rows, PreparedRows):
+        return None
+    if "prompt_ids" in rows.columns:
+        return rows.lengths(["prompt_ids"])
+    return rows.lengths(["target_ids"]) if "fixed" in rows.columns else None
 
 
 def _length(example: Example) -> int:
@@ -257,6 +268,7 @@ class DataModule(lightning.LightningDataModule):
                 seed=self.seed,
                 rank=self._rank,
                 world_size=self._world_size,
+                lengths=_prompt_lengths(rows) if stage == "test" and GENERATION in settings.uses else None,
             )
             loaders.append(self._loader(stage, name, rows, order))
         return loaders

@@ -4,11 +4,10 @@ Training reads an endless stream: its epoch e is the e-th permutation of the row
 rows at positions k*G to (k+1)*G of the stream, distributed to the ranks in turn. So batches are independent
 of the number of workers and processes, all batches are full, and a run interrupted after k batches resumes
 at position k*G. Length bucketing permutes the rows within a window of batches, as a function of the window
-alone. Evaluation reads every row exactly once, in order, with
-the noise of epoch 0.
+alone. Evaluation reads every row exactly once, with the noise of epoch 0; no result depends on their order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -137,10 +136,30 @@ class TrainOrder(Sampler[list[RowKey]]):
 
 
 class EvaluationOrder(Sampler[list[RowKey]]):
-    """Every row once, in order; rank r takes rows r, r + world_size, ..."""
+    """Every row once; rank r takes rows r, r + world_size, ... of the order.
 
-    def __init__(self, *, num_rows: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
-        self.rows = range(rank, num_rows, world_size)
+    Args:
+        num_rows: Rows in the data set.
+        batch_size: Rows in a batch.
+        seed: Seed of the run.
+        rank, world_size: This process and the number of processes.
+        lengths: (rows,) lengths by which rows are sorted, the longest first, so that batches have little
+            padding and memory is exhausted at once or never; None for the order of the rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_rows: int,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        lengths: np.ndarray | None = None,
+    ) -> None:
+        self.rows: Sequence[int] = range(rank, num_rows, world_size)
+        if lengths is not None:
+            self.rows = np.argsort(-lengths, kind="stable")[rank::world_size].tolist()
         self.batch_size = batch_size
         self.seed = seed
 

@@ -65,12 +65,12 @@ class PreparedRows(Dataset[Example]):
         """Examples of several keys."""
         return examples_of_table(cast("Table", self.rows[[key.row for key in keys]]), keys)
 
-    def lengths(self) -> np.ndarray:
-        """(rows,) tokens of prompt and target together."""
+    def lengths(self, columns: Sequence[str] = ("prompt_ids", "target_ids")) -> np.ndarray:
+        """(rows,) tokens of those of the columns that the rows have, together."""
         table = cast("Table", self.rows.data)
         total = np.zeros(len(self.rows), dtype=np.int64)
         for name in self.columns:
-            if name != "fixed":
+            if name in columns:
                 total += lengths_of(table.column(name))
         return total
 

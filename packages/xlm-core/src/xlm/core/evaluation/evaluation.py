@@ -1,6 +1,6 @@
 """Validation and test: each loader with its uses, from the first batch to the metrics."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,15 @@ class Evaluation:
                 return None
             names |= {f"{prefix}/{metric_name}" for metric_name in metric_names}
         return names
+
+    def state(self, stage: Stage) -> list[dict[str, Any]]:
+        """The sums of each metric of a stage; later updates do not change them."""
+        return [metric.state() for _, metric in self._metrics(stage)]
+
+    def restore(self, stage: Stage, states: Sequence[Mapping[str, Any]]) -> None:
+        """Set the sums of :meth:`state`."""
+        for (_, metric), state in zip(self._metrics(stage), states, strict=True):
+            metric.restore(state)
 
     def _metrics(self, stage: Stage) -> Iterator[tuple[str, SummedMetric[Any]]]:
         """Each metric of a stage with the index of its loader."""

@@ -57,6 +57,16 @@ class SummedMetric(torchmetrics.Metric, Generic[UpdateT]):
             self.accumulator.lists = {name: self._joined(name) for name in self.lists}
         return dict(self.accumulator.compute())
 
+    def state(self) -> dict[str, Any]:
+        """Sums and lists on the CPU; later updates do not change them."""
+        sums = {name: getattr(self, name).cpu() for name in self.names}
+        return sums | {name: [part.cpu() for part in getattr(self, name)] for name in self.lists}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Set sums and lists."""
+        self.merge_state(dict(state))
+        self._update_count = max(self._update_count, 1)  # or compute() warns if no batch follows
+
     def metric_names(self) -> set[str] | None:
         """Names of the metrics; None if the accumulator has none without rows."""
         self.accumulator.reset()

@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -166,10 +166,14 @@ class PredictionWriter:
         for file in (self.predictions, self.likelihoods):
             file.path = folder / file.path.name
 
-    def open(self) -> None:
-        """Open this process's part of each file."""
-        self.predictions.open()
-        self.likelihoods.open()
+    def open(self, states: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Open this process's part of each file, new or as in their ``states``."""
+        self.predictions.open(states[0] if states is not None else None)
+        self.likelihoods.open(states[1] if states is not None else None)
+
+    def state(self) -> list[dict[str, Any]]:
+        """The state of each file."""
+        return [self.predictions.state(), self.likelihoods.state()]
 
     def wants_trace(self, loader: str) -> bool:
         """Whether more generations of ``loader`` are to be kept step by step."""

@@ -1,10 +1,11 @@
 """JSON lines with one record for each evaluated row, written while an evaluation runs."""
 
 import json
+import os
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -28,9 +29,20 @@ class RowFile:
         self._file: BinaryIO | None = None
         self._batches: dict[str, int] = {}
 
-    def open(self) -> None:
-        """Open this process's part in the folder of ``path``."""
-        self._file = self._part(self.rank).open("wb")
+    def open(self, state: Mapping[str, Any] | None = None) -> None:
+        """Open this process's part in the folder of ``path``, new or as in a ``state``."""
+        if state is None:
+            self._file = self._part(self.rank).open("wb")
+            return
+        self._file = self._part(self.rank).open("r+b")
+        self._file.truncate(state["size"])
+        self._file.seek(0, os.SEEK_END)
+        self._batches = dict(state["batches"])
+
+    def state(self) -> dict[str, Any]:
+        """Size of this process's part in bytes, and the number of batches of each loader."""
+        assert self._file is not None
+        return {"size": self._file.tell(), "batches": dict(self._batches)}
 
     def write(self, loader: str, rows: Sequence[int], records: Sequence[Mapping[str, object]]) -> None:
         """Append the records of one batch, with loader, index of the row and index of the batch."""

@@ -104,7 +104,7 @@ class RunFolder:
             )
         if changes:
             say(f"{self.path} has no checkpoint and no metrics of its first start: restarted")
-        _write_record(self.path, config)
+        write_record(self.path, config)
 
     def read_config(self) -> dict[str, Any]:
         """The config that the run was started with.
@@ -136,8 +136,12 @@ class RunFolder:
         while folder.exists():
             number += 1
             folder = self.path / job_type / f"{stamp}-{number}"
-        _write_record(folder, config)
+        write_record(folder, config)
         return folder
+
+    def jobs(self, job_type: str) -> list[Path]:
+        """The folders of earlier jobs of one type, the oldest first."""
+        return sorted(path for path in (self.path / job_type).glob("*") if path.is_dir())
 
     def last_checkpoint(self, fits: Fits | None = None) -> Found:
         """Find the checkpoint from which training resumes: the latest intact one.
@@ -213,7 +217,12 @@ def _why_kept(name: str) -> str:
     return "not written by this run's callbacks; never deleted"
 
 
-def _write_record(folder: Path, config: Mapping[str, Any]) -> None:
+def write_record(folder: Path, config: Mapping[str, Any]) -> None:
+    """Begin a job in a folder: write its config and its environment (on rank 0).
+
+    Raises:
+        XLMError: If the folder cannot be created.
+    """
     if not is_first():
         return
     with blamed_on("output_dir", folder):

@@ -19,6 +19,7 @@ from xlm.core.config.format import FORMAT_VERSION
 from xlm.core.config.schema import LoaderSettings, Stage
 from xlm.core.data import LoadedBatch
 from xlm.core.evaluation.evaluation import Evaluation
+from xlm.core.evaluation.progress import Progress
 from xlm.core.evaluation.slots import Slots
 from xlm.core.saving import resume
 from xlm.core.saving.checkpoints import FORMAT_KEY
@@ -70,6 +71,8 @@ class Harness(lightning.LightningModule):
             ).rstrip(),
         }
         """Description of the run in its checkpoints."""
+        self.progress: Progress | None = None
+        """What is done of an evaluation that can be continued."""
         self.fork: Fork | None = None
         """The run whose state this one starts from with changed settings."""
         self.between_steps = True
@@ -243,11 +246,18 @@ class Harness(lightning.LightningModule):
         if writer is not None:
             # Each process has named the folder after its own clock.
             writer.folder = self.trainer.strategy.broadcast(writer.folder)
-            writer.open()
+            if self.progress is None:
+                writer.open()
+            else:
+                self.progress.resume(self.evaluation, writer)
 
     @override
     def test_step(self, batch: LoadedBatch[Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        if self.progress is not None and self.progress.is_done(dataloader_idx, batch_idx):
+            return
         self.evaluation.update("test", dataloader_idx, self.network, batch)
+        if self.progress is not None and (writer := self.evaluation.texts.writer) is not None:
+            self.progress.add(dataloader_idx, batch_idx, self.evaluation, writer)
 
     @override
     def on_validation_start(self) -> None:

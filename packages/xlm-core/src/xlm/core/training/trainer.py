@@ -5,7 +5,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,6 +22,7 @@ from xlm.core.config.console import console, say
 from xlm.core.config.errors import XLMError
 from xlm.core.data import DataModule
 from xlm.core.evaluation.predictions import PredictionWriter
+from xlm.core.evaluation.progress import Progress
 from xlm.core.saving import run_record
 from xlm.core.saving.checkpoints import AtomicCheckpointIO
 from xlm.core.saving.run_folder import is_first
@@ -139,8 +140,21 @@ def evaluate_test_split(
     folder: Path,
     *,
     num_traces: int,
+    progress: Progress | None = None,
 ) -> PredictionWriter:
-    """Run every test loader; generated texts and likelihoods of rows go to files in ``folder``."""
+    """Run every test loader; generated texts and likelihoods of rows go to files in ``folder``.
+
+    Args:
+        trainer: Lightning's trainer.
+        harness: The network and how it is evaluated.
+        datamodule: The data.
+        folder: Folder of the files.
+        num_traces: Generations of each loader that are kept step by step.
+        progress: State of an evaluation that continues or can be continued; None for none.
+
+    Returns:
+        The writer of the files, with the traces.
+    """
     writer = PredictionWriter(
         folder,
         num_traces=num_traces,
@@ -148,8 +162,11 @@ def evaluate_test_split(
         world_size=trainer.world_size,
     )
     harness.results = {}
-    with harness.evaluation.texts.writing(writer), lightning_explained():
+    harness.progress = progress
+    kept = progress.kept() if progress is not None else nullcontext()
+    with kept, harness.evaluation.texts.writing(writer), lightning_explained():
         trainer.test(harness, datamodule, verbose=False)
+    harness.progress = None
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         writer.merge()

@@ -1,0 +1,109 @@
+"""How far an evaluation is, so that an interrupted one continues without repeating rows.
+
+After each batch the sums of all metrics and the lengths of the files of rows are one consistent state. It is
+stored from time to time and when an exception ends the evaluation; a later one in the same folder skips the
+batches that are done. A killed process repeats the rows of the last seconds.
+"""
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from filelock import FileLock, Timeout
+
+from xlm.core.config.errors import XLMError
+from xlm.core.evaluation.evaluation import Evaluation
+from xlm.core.evaluation.predictions import PredictionWriter
+from xlm.core.saving.checkpoints import write_atomically
+
+STATE, LOCK = ".progress.pt", ".progress.lock"
+SECONDS = 5.0
+"""Time between two stored states."""
+
+
+class Progress:
+    """The state of an evaluation in one process.
+
+    Args:
+        folder: Folder of the evaluation.
+        checkpoint: Path or URL of the evaluated weights.
+    """
+
+    def __init__(self, folder: Path, checkpoint: str) -> None:
+        self.folder = folder
+        self._checkpoint = checkpoint
+        self._stored = time.perf_counter()
+        self._state: dict[str, Any] | None = self._read()
+
+    def _read(self) -> dict[str, Any] | None:
+        path = self.folder / STATE
+        if not path.is_file():
+            return None
+        found = cast("dict[str, Any]", torch.load(path, weights_only=True))
+        return found if found["checkpoint"] == self._checkpoint else None
+
+    def resume(self, evaluation: Evaluation, writer: PredictionWriter) -> None:
+        """Restore metrics and open files as they were; new ones without a state."""
+        state = self._state
+        if state is not None:
+            evaluation.restore("test", state["metrics"])
+        writer.open(state["files"] if state is not None else None)
+
+    def is_done(self, loader: int, batch: int) -> bool:
+        """Whether a batch was evaluated before."""
+        return self._state is not None and batch < self._state["done"].get(loader, 0)
+
+    def add(self, loader: int, batch: int, evaluation: Evaluation, writer: PredictionWriter) -> None:
+        """Note that a batch is done."""
+        done = {**(self._state["done"] if self._state is not None else {}), loader: batch + 1}
+        self._state = {
+            "checkpoint": self._checkpoint,
+            "done": done,
+            "metrics": evaluation.state("test"),
+            "files": writer.state(),
+        }
+        if time.perf_counter() - self._stored > SECONDS:
+            self.store()
+
+    def store(self) -> None:
+        """Write the state after the last batch."""
+        if self._state is not None:
+            write_atomically(self.folder / STATE, lambda part: torch.save(self._state, part))
+        self._stored = time.perf_counter()
+
+    @contextmanager
+    def kept(self) -> Generator[None]:
+        """Store the state if the evaluation is interrupted, remove it if it ends.
+
+        Raises:
+            XLMError: If another process evaluates in this folder.
+        """
+        lock = FileLock(self.folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise XLMError(f"{self.folder} is being written by another process. Wait for its end") from error
+        try:
+            yield
+        except BaseException:
+            self.store()
+            raise
+        else:
+            (self.folder / STATE).unlink(missing_ok=True)
+        finally:
+            lock.release()
+            (self.folder / LOCK).unlink(missing_ok=True)
+
+
+def is_interrupted(folder: Path) -> bool:
+    """Whether a folder has a state to continue from, and no process evaluates in it."""
+    if not (folder / STATE).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return True
+    except Timeout:
+        return False
