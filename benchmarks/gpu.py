@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-NAMES = ("mdlm", "ilm", "mlm", "flexmdm", "arlm")
+NAMES = ("mdlm", "ilm", "did", "mlm", "flexmdm", "arlm")
 READY_SECONDS = {"device": 120.0, "plain": 120.0, "compiled": 240.0}
 """From the start of a part until it is ready to measure."""
 TURN_SECONDS = {"device": 30.0, "plain": 60.0, "compiled": 75.0}

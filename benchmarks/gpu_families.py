@@ -1,4 +1,4 @@
-"""The five families with all parts of a plain loop, without the harness, and what their steps count."""
+"""The families with all parts of a plain loop, without the harness, and what their steps count."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from xlm.modules import LogLinear, Polynomial, row_seeds
 from xlm_arlm import ARLM, ARLMCollator, ARLMLoss, ARLMPredictor, ARLMPromptCollator
+from xlm_did import DID, DIDCollator, DIDLoss, DIDPredictor, DIDPromptCollator
 from xlm_flexmdm import (
     FlexMDM,
     FlexMDMCollator,
@@ -29,7 +30,7 @@ from xlm_mdlm import (
 )
 from xlm_mlm import MLM, MLMCollator, MLMLoss, MLMPredictor, MLMPromptCollator
 
-NAMES = ("arlm", "mlm", "ilm", "mdlm", "flexmdm")
+NAMES = ("arlm", "mlm", "ilm", "did", "mdlm", "flexmdm")
 PAD, CLS, MASK, EOS, BOS, FIRST = 0, 1, 2, 3, 4, 7
 """Special ids, those of NumberTokenizer; ids below FIRST never occur in a text."""
 SPECIAL = list(range(FIRST))
@@ -135,6 +136,15 @@ def _of_any_length(family: str, size: Size, max_length: int, *, greedy: bool) ->
             ILMPromptCollator(**ids, max_length=max_length),
             ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, temperature=temperature),
         )
+    if family == "did":
+        ids = {"pad_id": PAD, "cls_id": CLS, "bos_id": BOS}
+        return Parts(
+            DID(**size.arguments(), max_missing=max_length),
+            DIDLoss(suppressed_ids=SPECIAL),
+            DIDCollator(**ids, max_length=max_length),
+            DIDPromptCollator(**ids, max_length=max_length),
+            DIDPredictor(pad_id=PAD, suppressed_ids=SPECIAL, temperature=temperature),
+        )
     if family != "flexmdm":
         raise ValueError(f"family must be one of {', '.join(NAMES)}, got {family!r}")
     insertion, unmasking = (0.5, 3.0) if greedy else (1.0, 1.0)
@@ -196,7 +206,7 @@ def mean_loss(parts: Parts, network: nn.Module, batch: Mapping[str, Any]) -> Ten
 
 def scored_cells(family: str, batch: Mapping[str, Any]) -> int:
     """Cells at which the output layer is needed."""
-    name = {"arlm": "target_row", "ilm": "scored_row"}.get(family, "masked_row")
+    name = {"arlm": "target_row", "ilm": "scored_row", "did": "scored_row"}.get(family, "masked_row")
     return len(batch[name])
 
 

@@ -21,7 +21,7 @@ from xlm.tasks.tokenizers import SPECIAL_TOKENS, NumberTokenizer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CPU = torch.device("cpu")
-FAMILIES = ("arlm", "mlm", "ilm", "mdlm", "flexmdm")
+FAMILIES = ("arlm", "mlm", "ilm", "did", "mdlm", "flexmdm")
 
 
 @pytest.fixture(autouse=True)

@@ -221,6 +221,7 @@ def random_network(
         d_ff=16,
         d_condition=4,
         prompt_sees_target=prompt_sees_target,
+        reads_time=reads_time,
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -228,8 +229,6 @@ def random_network(
             # The time has 256 features, so that larger weights would not be smooth enough for quadratures.
             scale = 0.03 if "embedding.input" in name else 0.6
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-        if not reads_time:
-            model.time_modulation.modulation.weight.zero_()
     return model.double().eval()
 
 

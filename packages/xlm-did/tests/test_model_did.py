@@ -92,7 +92,7 @@ def test_the_time_reaches_the_tokens_and_not_the_numbers() -> None:
     early, late = (model(ids, time=torch.full((2,), u, dtype=torch.float64)) for u in (0.9, 0.1))
     assert torch.equal(early.token_logits, late.token_logits)
     with torch.no_grad():
-        model.time_modulation.modulation.weight.normal_()
+        model.get_parameter("time_modulation.modulation.weight").normal_()
     early, late = (model(ids, time=torch.full((2,), u, dtype=torch.float64)) for u in (0.9, 0.1))
     assert not bool((early.token_logits == late.token_logits).any())
     assert torch.equal(early.length_logits, late.length_logits)
@@ -105,6 +105,19 @@ def test_the_time_reaches_the_tokens_and_not_the_numbers() -> None:
 
     assert torch.equal(model(ids, time=choose).token_logits, late.token_logits)
     assert torch.equal(chosen[0], late.length_logits)
+
+
+def test_a_network_that_does_not_read_the_time_lets_a_sampler_choose_it() -> None:
+    model = DID(vocab_size=12, max_missing=8, d_model=16, num_layers=1, num_heads=2, reads_time=False)
+    assert not [name for name, _ in model.named_parameters() if "time" in name]
+    ids, chosen = torch.randint(7, 12, (2, 5)), list[torch.Tensor]()
+
+    def choose(length_logits: torch.Tensor) -> torch.Tensor:
+        chosen.append(length_logits)
+        return TIME[:2]
+
+    assert torch.equal(model(ids, time=choose).token_logits, model(ids, time=TIME[1:]).token_logits)
+    assert len(chosen) == 1
 
 
 def test_time_zero_and_the_smallest_times_are_finite() -> None:

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from xlm.modules import check_examples, check_lengths, fixed_of, seeds_of, take_top, uniform
+from xlm.modules import check_examples, check_lengths, fixed_of, seeds_of, uniform
 from xlm.modules.records import Example
 from xlm_did.types_did import DIDBatch, DIDPromptBatch
 
@@ -101,9 +102,11 @@ class DIDCollator:
         num_missing = missing.sum(1)
         # The largest quantile of many draws can round to 1, hence the clamp.
         count = ((num_missing + 1) * (draw + level) / self._num_draws).long().clamp(max=num_missing)
-        # Deletion times are 1 - survival: those deleted first survive most.
-        dropped = take_top(survival[:, 1:], count, missing)
-        last = 1 - survival[:, 1:].masked_fill(~dropped, 1.0).amin(1) if missing.shape[1] > 0 else level
+        # Deletion times are 1 - survival; that of the last deleted token is the time of the row.
+        ordered = survival.masked_fill(~F.pad(missing, (1, 0)), 0.0).sort(dim=1, descending=True).values
+        least = ordered.gather(1, (count - 1).clamp(min=0).unsqueeze(1))
+        dropped = missing & (survival[:, 1:] >= least) & (count > 0).unsqueeze(1)
+        last = 1 - least.squeeze(1)
         # The least of L + 1 uniform numbers, by inversion.
         before_any = -torch.expm1(survival[:, 0].log() / (num_missing + 1))
         return dropped, torch.where(count > 0, last, before_any)

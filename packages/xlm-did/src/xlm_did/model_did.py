@@ -3,8 +3,9 @@
 The number of missing tokens does not need the time, which enters its distribution in closed form
 (:mod:`xlm_did.missing_did`). The distribution of an insertion does, where texts differ in length: the time
 shifts and scales the hidden states before the token head, by functions that start at zero (adaLN-zero), and
-nothing before. One evaluation of the trunk thus serves every time: a sampler reads the number first, chooses
-the time from it, and then reads the tokens.
+nothing before. Where all texts (of a prompt) have one length, the row determines how many tokens are missing,
+so the insertions do not depend on the time: ``reads_time=False``. One evaluation of the trunk thus serves
+every time: a sampler reads the number first, chooses the time from it, and then reads the tokens.
 """
 
 from collections.abc import Callable
@@ -95,6 +96,8 @@ class DID(
         num_heads: Number of attention heads; divides d_model.
         d_ff: Width of the inner layers, of the length head beside any trunk, too; None for 4 * d_model.
         d_condition: Width of the embedding of the time.
+        reads_time: Whether the distribution of insertions depends on the time; not needed where all texts,
+            or all texts of a prompt, have one length.
         dropout: Probability of dropping an entry of a block's update, in training.
         activation: Of the blocks: "gelu" (tanh form), "gelu_erf" or "relu".
         rotary_dim: Coordinates of each head to rotate, even; None for all.
@@ -119,6 +122,7 @@ class DID(
         num_heads: int | None = None,
         d_ff: int | None = None,
         d_condition: int = 128,
+        reads_time: bool = True,
         dropout: float = 0.0,
         activation: Literal["gelu", "gelu_erf", "relu"] = "gelu",
         rotary_dim: int | None = None,
@@ -150,7 +154,7 @@ class DID(
                 nn.init.normal_(parameter, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
-        self.time_modulation = TimeModulation(d_model=width, d_condition=d_condition)
+        self.time_modulation = TimeModulation(d_model=width, d_condition=d_condition) if reads_time else None
 
     def forward(
         self,
@@ -194,7 +198,9 @@ class DID(
         )
         length_logits: Tensor = self.length_head(hidden[:, 0])
         time = _choose(time, length_logits) if callable(time) else time
-        token_logits = read_tokens(self.time_modulation(hidden, time), self.token_head, positions, readout)
+        if self.time_modulation is not None:
+            hidden = self.time_modulation(hidden, time)
+        token_logits = read_tokens(hidden, self.token_head, positions, readout)
         return DIDOutput(token_logits=token_logits, length_logits=length_logits)
 
 
