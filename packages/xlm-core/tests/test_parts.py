@@ -128,6 +128,17 @@ def test_costs_of_generation() -> None:
     }
 
 
+def test_weights_of_constrained_texts() -> None:
+    lengths = torch.tensor([1, 1])
+    plain = Prediction(ids=torch.zeros(2, 1), lengths=lengths, nfe=lengths, trace=None)
+    metric = GenerationCost()
+    for weights in ([0.5, 0.25], [0.0, 0.5]):
+        metric.update(costs(replace(plain, log_weight=torch.tensor(weights).log()), 1.0))
+    computed = metric.compute()
+    assert computed["constraint_probability"] == pytest.approx(1.25 / 4)
+    assert computed["effective_sample_share"] == pytest.approx(1.25**2 / (0.25 + 0.0625 + 0.25) / 4)
+
+
 def test_likelihood_of_a_sampler_is_the_mean_over_the_texts_that_it_can_write() -> None:
     metric = SummedMetric[SamplerLikelihood](SamplerLikelihoodMean())
     infinity = math.inf

@@ -17,10 +17,12 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout  # pyright: igno
 from xlm.core.command.compose import check
 from xlm.core.config.entry_points import USES, offered
 from xlm.core.config.errors import XLMError
+from xlm.core.config.schema import SamplerLikelihoodSettings
 from xlm.core.data import LoadedBatch
 from xlm.core.evaluation.metrics import LossMean
 from xlm.core.evaluation.predictions import GeneratedTexts
 from xlm.core.evaluation.uses import SamplerLikelihoodUse
+from xlm.modules.records import SamplerLikelihood
 
 from . import toy_jobs
 from .conftest import Compose, Run
@@ -213,6 +215,43 @@ def test_a_predictor_without_a_likelihood_and_rows_without_targets_are_refused(r
         SamplerLikelihoodUse(slots, "test/a", GeneratedTexts()).check(
             nothing, "datamodule.test.a", trains=False
         )
+
+
+def test_a_coupling_of_orders_reaches_the_predictor_or_is_refused(run_toy: Run) -> None:
+    coupling = ("sampler_likelihood.coupling=rotations", "monitor=val/lm/loss")
+    with pytest.raises(XLMError, match=r"sampler_likelihood\.coupling: rotations is for samplers that write"):
+        run_toy("job_type=train", *SCORES, *coupling)
+
+    given: dict[str, Any] = {}
+
+    def likelihood(*_: object, num_draws: int, event: str, coupling: str) -> SamplerLikelihood:
+        given.update(num_draws=num_draws, event=event, coupling=coupling)
+        one = torch.ones(1, dtype=torch.int64)
+        return SamplerLikelihood.of(
+            torch.zeros(1, 1, dtype=torch.float64),
+            num_tokens=one,
+            is_exact=False,
+            models_length=True,
+            smallest_gap=torch.ones(1, dtype=torch.float64),
+            nfe=one,
+        )
+
+    slots: Any = SimpleNamespace(
+        predictor=SimpleNamespace(likelihood=likelihood),
+        sampler_likelihood=SamplerLikelihoodSettings(num_draws=4, coupling="rotations"),
+        model=torch.nn.Identity(),
+    )
+    batch = LoadedBatch[Any](
+        batch={},
+        seeds=torch.arange(1),
+        examples=[{"seed": 0, "target_ids": torch.tensor([1])}],
+        num_tokens=1,
+        places=[0],
+    )
+    use = SamplerLikelihoodUse(slots, "test/a", GeneratedTexts())
+    use.check(batch, "datamodule.test.a", trains=False)
+    use.update(slots.model, batch)
+    assert given == {"num_draws": 4, "event": "text", "coupling": "rotations"}
 
 
 def test_a_loss_has_the_same_terms_for_every_batch() -> None:

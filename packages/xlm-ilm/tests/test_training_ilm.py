@@ -84,6 +84,8 @@ def test_a_prompt_that_is_read_once_gives_the_samples_of_whole_rows(options: dic
         found = predictor(network, batch, seeds, trace=True)
         expected = predictor(WholeRows(network, num_layers=2, tolerance=tolerance), batch, seeds, trace=True)
         assert found.lengths.unique().numel() > 2
+        assert found.calls is not None
+        assert torch.equal(found.calls, found.nfe + 1), "the prompt is read in a call of its own"
         for name in ("ids", "lengths", "nfe"):
             assert torch.equal(getattr(found, name), getattr(expected, name)), name
         assert found.trace is not None

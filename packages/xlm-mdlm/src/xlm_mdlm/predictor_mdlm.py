@@ -19,20 +19,20 @@ from xlm.modules.records import (
     TrajectoryLogProbs,
 )
 from xlm.modules.samplers import (
+    Automaton,
     Coupling,
     Denoiser,
     Generation,
     PromptBatch,
     RuleName,
     Sampler,
-    Text,
+    check_constraint,
     compose,
     read_prompts,
     record,
     sampler_likelihood,
     trajectory_log_probs,
 )
-from xlm.modules.writer import Draw
 from xlm_mdlm.types_mdlm import MDLMNetwork, MDLMPromptBatch, call_model, noise_of_alpha, prompt_of
 from xlm_mdlm.vocabulary_mdlm import CellVocabulary
 
@@ -59,6 +59,8 @@ class MDLMPredictor:
         temperature: Of p_theta, at least 0; 0 takes the most probable token.
         top_k: Tokens to choose from; None for all.
         top_p: Mass of the tokens to choose from; None for all.
+        constraint: The texts to write, such as those of :func:`xlm.modules.samplers.match_expression`, whose
+            weights are in the prediction; None for all.
         window_length: The most cells to show to the network at once; None for no limit.
         stride: Cells that each further window adds, from 1 to window_length; needed with window_length.
 
@@ -78,6 +80,7 @@ class MDLMPredictor:
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        constraint: Automaton | None = None,
         window_length: int | None = None,
         stride: int | None = None,
     ) -> None:
@@ -96,6 +99,8 @@ class MDLMPredictor:
         self._pad_id = pad_id
         self._eos_id = eos_id
         self._sampling = TokenSampling(temperature, top_k, top_p)
+        check_constraint(self._sampler, constraint)
+        self._constraint = constraint
         self._window_length = window_length
         self._stride = stride
 
@@ -128,6 +133,9 @@ class MDLMPredictor:
             seeds: (rows,) int64, the source of all draws.
             trace: Whether to record the edits; "full" also records those behind the end, and probabilities.
 
+        Raises:
+            ValueError: If a row has no text that the constraint allows.
+
         Returns:
             The targets, up to the first EOS or PAD where the text may end. Edits of step 0 insert the cells
             of the final text, MASK at those that are not given; later ones write over the masks.
@@ -135,13 +143,16 @@ class MDLMPredictor:
         generation, cells = self._generation(model, batch)
         if trace == "full":
             return record(generation, cells, seeds)
-        text = Text.of(cells, self._vocabulary)
-        filled = generation.fill(text, Draw(self._sampling), seeds)
+        text, filled, log_weight = generation.write(cells, seeds)
         ids, lengths = text.targets(self._pad_id)
+        calls = filled.nfe if prompt_sees_target(model) else filled.nfe + 1
         if not trace:
-            return Prediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=None)
+            return Prediction(
+                ids=ids, lengths=lengths, nfe=filled.nfe, trace=None, calls=calls, log_weight=log_weight
+            )
+        made = text.trace(filled.edits, lengths)
         return TracedPrediction(
-            ids=ids, lengths=lengths, nfe=filled.nfe, trace=text.trace(filled.edits, lengths)
+            ids=ids, lengths=lengths, nfe=filled.nfe, trace=made, calls=calls, log_weight=log_weight
         )
 
     @torch.no_grad()
@@ -198,6 +209,7 @@ class MDLMPredictor:
             end_ids=self._vocabulary.end_ids,
             eos_id=self._eos_id,
             pad_id=self._pad_id,
+            constraint=self._constraint,
             window_length=self._window_length,
             stride=self._stride,
         )

@@ -19,20 +19,20 @@ from xlm.modules.records import (
     TrajectoryLogProbs,
 )
 from xlm.modules.samplers import (
+    Automaton,
     Coupling,
     Denoiser,
     Generation,
     PromptBatch,
     RuleName,
     Sampler,
-    Text,
+    check_constraint,
     compose,
     read_prompts,
     record,
     sampler_likelihood,
     trajectory_log_probs,
 )
-from xlm.modules.writer import Draw
 from xlm_mlm.types_mlm import MLMNetwork, MLMPromptBatch, call_model, prompt_of
 from xlm_mlm.vocabulary_mlm import CellVocabulary
 
@@ -59,9 +59,11 @@ class MLMPredictor:
         temperature: Of the tokens, at least 0; 0 takes the most probable.
         top_k: Tokens to choose from; None for all.
         top_p: Mass of the tokens to choose from; None for all.
+        constraint: The texts to write, such as those of :func:`xlm.modules.samplers.match_expression`, whose
+            weights are in the prediction; None for all.
 
     Raises:
-        ValueError: If an option is outside its range.
+        ValueError: If an option is outside its range, or the sampler cannot be constrained.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class MLMPredictor:
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        constraint: Automaton | None = None,
     ) -> None:
         self._vocabulary = CellVocabulary(
             mask_id=mask_id, pad_id=pad_id, eos_id=eos_id, suppressed_ids=suppressed_ids
@@ -84,6 +87,8 @@ class MLMPredictor:
         self._eos_id = eos_id
         self._sampler = sampler if isinstance(sampler, Sampler) else compose(sampler)
         self._sampling = TokenSampling(temperature, top_k, top_p)
+        check_constraint(self._sampler, constraint)
+        self._constraint = constraint
 
     @overload
     def __call__(
@@ -114,6 +119,9 @@ class MLMPredictor:
             seeds: (rows,) int64, the source of all draws.
             trace: Whether to record the edits; "full" also records those behind the end, and probabilities.
 
+        Raises:
+            ValueError: If a row has no text that the constraint allows.
+
         Returns:
             The targets, up to the first EOS or PAD where the text may end. Edits of step 0 insert the cells
             of the final text, MASK at those that are not given; later ones write over the masks.
@@ -121,13 +129,16 @@ class MLMPredictor:
         generation, cells = self._generation(model, batch)
         if trace == "full":
             return record(generation, cells, seeds)
-        text = Text.of(cells, self._vocabulary)
-        filled = generation.fill(text, Draw(self._sampling), seeds)
+        text, filled, log_weight = generation.write(cells, seeds)
         ids, lengths = text.targets(self._pad_id)
+        calls = filled.nfe if prompt_sees_target(model) else filled.nfe + 1
         if not trace:
-            return Prediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=None)
+            return Prediction(
+                ids=ids, lengths=lengths, nfe=filled.nfe, trace=None, calls=calls, log_weight=log_weight
+            )
+        made = text.trace(filled.edits, lengths)
         return TracedPrediction(
-            ids=ids, lengths=lengths, nfe=filled.nfe, trace=text.trace(filled.edits, lengths)
+            ids=ids, lengths=lengths, nfe=filled.nfe, trace=made, calls=calls, log_weight=log_weight
         )
 
     @torch.no_grad()
@@ -184,6 +195,7 @@ class MLMPredictor:
             end_ids=self._vocabulary.end_ids,
             eos_id=self._eos_id,
             pad_id=self._pad_id,
+            constraint=self._constraint,
         )
         return generation, cells
 

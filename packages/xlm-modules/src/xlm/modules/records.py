@@ -197,6 +197,10 @@ class Prediction:
     """Calls of the network that the row took part in, in fact; None: as ``nfe``."""
     states: Int[Tensor, " rows"] | None = None
     """Sequences evaluated for the row in them, such as the hypotheses of a search; None: as ``nfe``."""
+    log_weight: Float64[Tensor, " rows"] | None = None
+    """Nats: importance weight of each text under a hard constraint, the probability of the allowed tokens in
+    all its draws. The mean weight estimates the probability of an allowed text, and texts counted by their
+    weights have the sampler's distribution given that; None without a constraint."""
 
 
 @dataclass(frozen=True)

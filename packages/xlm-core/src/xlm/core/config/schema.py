@@ -269,6 +269,9 @@ class SamplerLikelihoodSettings(Settings):
     """Replays averaged per text, where a sampler has draws that are not of tokens; more tighten the bound."""
     event: Literal["text", "cells"] = "text"
     """What is scored: the text, or also the cells of a masked family behind its end."""
+    coupling: Literal["independent", "rotations"] = "independent"
+    """Orders of the draws of a masked family that writes single cells in random order: independent, or
+    rotations of one order, whose bound is tighter."""
 
 
 class RunSettings(Settings):

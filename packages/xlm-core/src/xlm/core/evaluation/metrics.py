@@ -188,11 +188,13 @@ def costs(prediction: Prediction, seconds: float) -> dict[str, Tensor]:
     """What the rows of a prediction took, (rows,) each on the CPU.
 
     Args:
-        prediction: The rows; ``calls`` and ``states`` are optional and equal ``nfe`` if missing or None.
+        prediction: The rows; ``calls`` and ``states`` are optional and equal ``nfe`` if missing or None,
+            ``log_weight`` is optional.
         seconds: Wall time of their batch, which is divided evenly among them.
 
     Returns:
-        nfe, calls and states as in :class:`xlm.modules.records.Prediction`, tokens, and seconds.
+        nfe, calls and states as in :class:`xlm.modules.records.Prediction`, tokens, seconds, and log_weight
+        if the prediction has it.
     """
     nfe = prediction.nfe
     calls, states = (getattr(prediction, name, None) for name in ("calls", "states"))
@@ -201,7 +203,9 @@ def costs(prediction: Prediction, seconds: float) -> dict[str, Tensor]:
     )
     nfe, calls, states, tokens = counts.cpu()
     each = torch.full(nfe.shape, seconds / max(len(nfe), 1), dtype=torch.float64)
-    return {"nfe": nfe, "calls": calls, "states": states, "tokens": tokens, "seconds": each}
+    spent = {"nfe": nfe, "calls": calls, "states": states, "tokens": tokens, "seconds": each}
+    log_weight = getattr(prediction, "log_weight", None)
+    return spent if log_weight is None else {**spent, "log_weight": log_weight.double().cpu()}
 
 
 class SamplerLikelihoodMean:
@@ -271,26 +275,45 @@ class _LikelihoodOfSome:
 
 
 class GenerationCost:
-    """Length of generated texts, and what a text takes: evaluations, calls, states and seconds."""
+    """Length of generated texts, and what a text takes: evaluations, calls, states and seconds.
+
+    Of texts under a hard constraint also ``constraint_probability``, the mean weight, which estimates the
+    probability that the sampler writes an allowed text, and ``effective_sample_share``, (sum of weights)^2
+    over their number times the sum of squares: the share of as many equally weighted texts.
+    """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Reset the sums."""
-        self.sums = {name: _zero() for name in ("nfe", "calls", "states", "tokens", "seconds", "rows")}
+        names = ("nfe", "calls", "states", "tokens", "seconds", "rows", "weighted", "weights", "squares")
+        self.sums = {name: _zero() for name in names}
 
     def update(self, rows: Mapping[str, Tensor]) -> None:
         """Add the :func:`costs` of one prediction."""
         for name, values in rows.items():
-            self.sums[name] += values.sum()
+            if name != "log_weight":
+                self.sums[name] += values.sum()
         self.sums["rows"] += len(rows["nfe"])
+        if "log_weight" in rows:
+            weights = rows["log_weight"].exp()
+            self.sums["weighted"] += len(weights)
+            self.sums["weights"] += weights.sum()
+            self.sums["squares"] += weights.square().sum()
 
     def compute(self) -> dict[str, float]:
         """Means over rows, and the tokens per evaluation of all rows together."""
         sums = {name: float(value) for name, value in self.sums.items()}
         rows = max(sums["rows"], 1.0)
+        of_constraint = {
+            "constraint_probability": sums["weights"] / max(sums["weighted"], 1.0),
+            "effective_sample_share": (
+                sums["weights"] ** 2 / sums["squares"] / sums["weighted"] if sums["squares"] > 0 else 0.0
+            ),
+        }
         return {
+            **(of_constraint if sums["weighted"] > 0 else {}),
             **{f"{name}_per_sequence": sums[name] / rows for name in ("nfe", "calls", "states", "seconds")},
             "tokens_per_evaluation": sums["tokens"] / max(sums["nfe"], 1.0),
             "length": sums["tokens"] / rows,

@@ -7,6 +7,7 @@ adds a use with a class like those below and a line in its ``pyproject.toml``::
     my_use = "my_package:MyUse"
 """
 
+import inspect
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -235,6 +236,23 @@ class GenerationUse:
         return predictor(network, batch.batch, batch.seeds, trace=trace)
 
 
+class _Coupled(Protocol):
+    """A predictor whose likelihood couples the orders of its draws."""
+
+    def likelihood(
+        self,
+        model: nn.Module,
+        batch: object,
+        targets: Targets,
+        seeds: Tensor,
+        /,
+        *,
+        num_draws: int,
+        event: Literal["text", "cells"],
+        coupling: Literal["rotations"],
+    ) -> SamplerLikelihood: ...
+
+
 class SamplerLikelihoodUse:
     """The likelihood of the targets under the sampler of the predictor, with all its options."""
 
@@ -255,6 +273,13 @@ class SamplerLikelihoodUse:
             raise XLMError(
                 f"{key}.columns: sampler_likelihood scores the targets of the rows, which have none. Set "
                 "columns to null, or to a list with target_ids"
+            )
+        coupling = slots.sampler_likelihood.coupling
+        takes = inspect.signature(cast("LikelihoodPredictor[Any]", slots.predictor).likelihood).parameters
+        if coupling != "independent" and "coupling" not in takes:
+            raise XLMError(
+                f"sampler_likelihood.coupling: {coupling} is for samplers that write single cells in random "
+                "order; the likelihood of this predictor has no such option. Set it to independent"
             )
         try:
             with _prompts_are_checked(slots, key), _few_evaluations(slots.model):
@@ -284,8 +309,18 @@ class SamplerLikelihoodUse:
             lengths=torch.tensor([len(row) for row in rows], device=batch.seeds.device),
         )
         predictor = cast("LikelihoodPredictor[Any]", self.slots.predictor)
-        return predictor.likelihood(
-            network, batch.batch, targets, batch.seeds, num_draws=options.num_draws, event=options.event
+        if options.coupling == "independent":
+            return predictor.likelihood(
+                network, batch.batch, targets, batch.seeds, num_draws=options.num_draws, event=options.event
+            )
+        return cast("_Coupled", predictor).likelihood(
+            network,
+            batch.batch,
+            targets,
+            batch.seeds,
+            num_draws=options.num_draws,
+            event=options.event,
+            coupling=options.coupling,
         )
 
 

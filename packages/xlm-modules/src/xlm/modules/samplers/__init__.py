@@ -1,6 +1,8 @@
 """Samplers of masked families: rank x quota x what x revise x stop, as small parts in one loop."""
 
+from xlm.modules.samplers.automata import Automaton, forbid_tokens, match_expression
 from xlm.modules.samplers.canvas import Canvas, CellTokens, Denoiser, PromptBatch, Text, read_prompts
+from xlm.modules.samplers.constraints import check_constraint
 from xlm.modules.samplers.plans import Events, Plan
 from xlm.modules.samplers.process import P2, Remask, RemaskByConfidence, RemaskLoop, Revision
 from xlm.modules.samplers.quotas import Budget, Chooser, Count, Hazard, Quota, Schedule, Stable, Threshold
@@ -14,6 +16,7 @@ __all__ = [
     "CONSTANTS",
     "P2",
     "RULES",
+    "Automaton",
     "Budget",
     "Canvas",
     "CellTokens",
@@ -44,8 +47,11 @@ __all__ = [
     "Text",
     "Threshold",
     "View",
+    "check_constraint",
     "compose",
     "fill",
+    "forbid_tokens",
+    "match_expression",
     "read_prompts",
     "record",
     "sampler_likelihood",

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from xlm.modules.options import require
-from xlm.modules.samplers.ranks import View, pieces, take_top, unmask_counts
+from xlm.modules.samplers.ranks import LEAST_LOGIT, Exponentials, View, pieces, take_top, unmask_counts
 from xlm.modules.sampling import at_least_float32
 
 Schedule = Literal["uniform", "cosine", "sine"]
@@ -203,59 +203,73 @@ class Stable:
 
     def begin(self) -> Chooser:
         """The predictions of the evaluation before."""
-        return _History(self)
+        return History(self)
 
 
 @dataclass
-class _History:
+class History:
     """What KLASS remembers of the masked cells of one generation."""
 
     rule: Stable
-    log_probs: Tensor | None = None
-    """(cells, vocab) of the evaluation before."""
+    logits: Tensor | None = None
+    """(cells, vocab) of the last evaluation."""
+    highest: Tensor = field(default_factory=lambda: torch.empty(0))
+    """(cells, 1) largest logit of each cell."""
+    log_total: Tensor = field(default_factory=lambda: torch.empty(0))
+    """(cells,) logarithm of the sum of the exponentials, in units of the largest."""
     index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    """(rows, length) number of each cell in ``log_probs``."""
+    """(rows, length) number of each cell in ``logits``."""
+    change: Tensor | None = None
+    """(cells,) KL(p now || p before) in nats of the cells that are masked now; None at first."""
     settled: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     """(rows, length) evaluations in a row whose change was small."""
     distance: Tensor = field(default_factory=lambda: torch.empty(0))
     """(rows, length) distance of each cell to the thresholds in the last choice."""
 
+    def look(self, view: View) -> None:
+        """Compare the predictions with those before, and keep them; called before cells are ranked.
+
+        With logits l and z = log sum exp l, KL(p now || p before) = sum of p (l - l before) - z + z before.
+        The exponentials are also those of the confidence.
+        """
+        logits, before = view.predictions(), self.logits
+        # Cells that are masked now were masked before: rows leave, none comes back.
+        old = None if before is None else self.index[view.masked]
+        found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        first = 0
+        for piece in pieces(logits):
+            now = Exponentials.of(piece)
+            log_total = now.total.log()
+            change = torch.zeros_like(log_total)
+            if before is not None and old is not None:
+                cells = old[first : first + len(piece)]
+                shifted = (at_least_float32(before[cells]) - self.highest[cells]).clamp_(min=LEAST_LOGIT)
+                mean = now.weights.mul_(now.shifted.sub_(shifted)).sum(-1, dtype=torch.float64) / now.total
+                change = mean - log_total + self.log_total[cells]
+            found.append((now.highest, log_total, change, 1 / now.total))
+            first += len(piece)
+        self.highest, self.log_total, change, top = (torch.cat(parts) for parts in zip(*found, strict=True))
+        self.change = None if before is None else change
+        self.logits = logits
+        self.index = torch.zeros_like(view.masked, dtype=torch.int64)
+        self.index[view.masked] = torch.arange(len(logits), device=logits.device)
+        view.know("top_prob", top)
+
     def choose(self, scores: Tensor, view: View) -> Tensor:
+        """Cells that are confident and have settled, or the best ones."""
         top = view.confidence("top_prob")
         self.distance = (top - self.rule.tau).abs()
         settled = torch.zeros_like(view.masked, dtype=torch.int64)
-        change = self._change(view)
-        if change is not None:
-            settled[view.masked] = (self.settled[view.masked] + 1).where(change < self.rule.eps, 0)
-            self.distance = self.distance.minimum(view.spread((change - self.rule.eps).abs()))
+        if self.change is not None:
+            settled[view.masked] = (self.settled[view.masked] + 1).where(self.change < self.rule.eps, 0)
+            self.distance = self.distance.minimum(view.spread((self.change - self.rule.eps).abs()))
         self.settled = settled
         ready = (top > self.rule.tau) & (settled >= self.rule.evaluations)
         return ready | view.best(scores, self.rule.fallback) & ~ready.any(1, keepdim=True)
 
-    def _change(self, view: View) -> Tensor | None:
-        """(cells,) KL(p now || p before) in nats, None at first; p now is kept."""
-        before, places = self.log_probs, self.index
-        logits = view.predictions()
-        self.log_probs = torch.cat([at_least_float32(piece).log_softmax(-1) for piece in pieces(logits)])
-        self.index = torch.zeros_like(view.masked, dtype=torch.int64)
-        self.index[view.masked] = torch.arange(len(logits), device=logits.device)
-        if before is None:
-            return None
-        # Cells that are masked now were masked before: rows leave, none comes back.
-        now = pieces(self.log_probs)
-        old = places[view.masked].split([len(piece) for piece in now])
-        return torch.cat([_divergence(piece, before[at]) for piece, at in zip(now, old, strict=True)])
-
     def gap(self, scores: Tensor, view: View, chosen: Tensor) -> Tensor:
         """To a threshold, or of ranks where none was ready."""
         return _least(self.distance, view).minimum(gap_of_ranks(scores, view, chosen))
-
-
-def _divergence(now: Tensor, before: Tensor) -> Tensor:
-    """(cells,) KL of two tables of log-probabilities (cells, vocab), in float64."""
-    least = torch.finfo(now.dtype).min  # finite: a token without probability adds nothing
-    difference = now.clamp(min=least).sub_(before.clamp_(min=least))
-    return difference.mul_(now.exp()).sum(-1, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ Confidence = Literal["top_prob", "margin", "entropy"]
 
 _LOGITS_AT_ONCE = 2**18
 """Logits that are ranked together: 1 MiB in float32, which a processor's cache holds."""
-_LEAST_LOGIT = -1000.0
+LEAST_LOGIT = -1000.0
 """Below this distance to the largest logit a weight is 0 in every precision."""
 
 STREAM_CELLS = 0
@@ -65,6 +65,10 @@ class View:
         if kind not in self._known:
             self._known[kind] = self.spread(confidence(self.predictions(), kind))
         return self._known[kind]
+
+    def know(self, kind: Confidence, values: Float64[Tensor, " cells"]) -> None:
+        """Keep a confidence that was computed on the way to something else."""
+        self._known[kind] = self.spread(values)
 
     def best(self, scores: Float64[Tensor, "rows length"], number: int = 1) -> Bool[Tensor, "rows length"]:
         """The masked cells of each row with the highest scores."""
@@ -198,18 +202,38 @@ def pieces(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, "some voc
     return logits.split(max(_LOGITS_AT_ONCE // max(logits.shape[-1], 1), 1))
 
 
+@dataclass(frozen=True)
+class Exponentials:
+    """exp of some logits in units of the largest one of each row."""
+
+    highest: Float[Tensor, "rows 1"]
+    """The largest logit."""
+    shifted: Float[Tensor, "rows vocab"]
+    """Logits minus the largest one, finite: so the product of a weight of 0 and its logarithm is 0."""
+    weights: Float[Tensor, "rows vocab"]
+    """Their exponentials."""
+    total: Float64[Tensor, " rows"]
+    """Sums of these; 1 / total is the largest probability."""
+
+    @staticmethod
+    def of(logits: Float[Tensor, "rows vocab"]) -> "Exponentials":
+        """In the precision of the logits, float32 at least, with sums in float64."""
+        highest = logits.amax(-1, keepdim=True)
+        shifted = (at_least_float32(logits) - highest).clamp_(min=LEAST_LOGIT)
+        weights = shifted.exp()
+        return Exponentials(highest, shifted, weights, weights.sum(-1, dtype=torch.float64))
+
+
 def _confidence(logits: Tensor, kind: Confidence) -> Tensor:
-    shifted = at_least_float32(logits) - logits.amax(-1, keepdim=True)
-    # Finite, so that the product of a weight of 0 and its logarithm is 0.
-    weights = shifted.clamp_(min=_LEAST_LOGIT).exp()
-    total = weights.sum(-1, dtype=torch.float64)
+    found = Exponentials.of(logits)
     if kind == "top_prob":
-        return 1 / total
+        return 1 / found.total
     if kind == "margin":
         # Of a single token there is no second: its probability is 0.
-        second = torch.nn.functional.pad(weights, (0, 1)).topk(2).values[:, 1]
-        return (1 - second.to(torch.float64)) / total
-    return weights.mul_(shifted).sum(-1, dtype=torch.float64) / total - total.log()
+        second = torch.nn.functional.pad(found.weights, (0, 1)).topk(2).values[:, 1]
+        return (1 - second.to(torch.float64)) / found.total
+    entropy = found.weights.mul_(found.shifted).sum(-1, dtype=torch.float64)
+    return entropy / found.total - found.total.log()
 
 
 def take_top(

@@ -22,7 +22,7 @@ from xlm.modules.samplers.plans import Events, Plan
 from xlm.modules.samplers.quotas import Count, Hazard
 from xlm.modules.samplers.ranks import Random
 from xlm.modules.samplers.sampler import Sampler
-from xlm.modules.samplers.trajectories import Generation, refuse_order_by_tokens
+from xlm.modules.samplers.trajectories import Generation, refuse_unscored
 from xlm.modules.sampling import categorical
 from xlm.modules.schedules import NoiseSchedule
 from xlm.modules.writer import Force, check_draws, seeds_of_draw
@@ -63,7 +63,7 @@ def sampler_likelihood(
     """
     check_draws(num_draws, event)
     sampler = generation.sampler
-    refuse_order_by_tokens(sampler, "a text")
+    refuse_unscored(generation, "a text")
     _check_coupling(generation, coupling)
     # The end of a text that is complete up to it changes nothing; the cells behind it are part of "cells".
     generation = replace(generation, sampler=replace(sampler, stop="ended" if event == "text" else "filled"))

@@ -13,10 +13,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from xlm.modules.records import FullTrace, FullyTracedPrediction, Trace, TrajectoryLogProbs
+from xlm.modules.samplers.automata import Automaton
 from xlm.modules.samplers.canvas import Denoiser, PromptBatch, Text
+from xlm.modules.samplers.constraints import Constrained
 from xlm.modules.samplers.sampler import Filled, Sampler, fill
 from xlm.modules.sampling import TokenSampling
-from xlm.modules.writer import Notes, Recorded, Writer
+from xlm.modules.writer import Draw, Notes, Recorded, Writer
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,20 @@ class Generation:
     pad_id: int
     window_length: int | None = None
     stride: int | None = None
+    constraint: Automaton | None = None
+    """What the texts have to be."""
+
+    def write(self, batch: PromptBatch, seeds: Int[Tensor, " rows"]) -> tuple[Text, Filled, Tensor | None]:
+        """The texts of a batch, what they took, and of constrained ones the log-weights (rows,) in nats.
+
+        Raises:
+            ValueError: If a row has no text that is allowed.
+        """
+        text = Text.of(batch, self.denoiser.vocabulary)
+        if self.constraint is None:
+            return text, self.fill(text, Draw(self.sampling), seeds), None
+        writer = Constrained(self.sampling, self.constraint, text)
+        return text, self.fill(text, writer, seeds), writer.log_weight
 
     def fill(self, text: Text, writer: Writer, seeds: Int[Tensor, " rows"]) -> Filled:
         """Write the masks of a text."""
@@ -46,17 +62,23 @@ class Generation:
         )
 
 
-def refuse_order_by_tokens(sampler: Sampler, what: str) -> None:
-    """Refuse a sampler whose order of the cells depends on drawn tokens.
+def refuse_unscored(generation: Generation, what: str) -> None:
+    """Refuse a generation whose order of the cells depends on drawn tokens, or that is constrained.
 
     Raises:
         ValueError: If it is one.
     """
+    sampler = generation.sampler
     if sampler.order == "tokens":
         raise ValueError(
             f"{what} has no likelihood by replay under rank={sampler.rank} with revise={sampler.revise}, "
             "which depend on drawn tokens: take a rank by the network's own probabilities, such as "
             "rank=top_prob, and no revision or a planned one"
+        )
+    if generation.constraint is not None:
+        raise ValueError(
+            f"{what} has no likelihood by replay under a constraint, whose rows have weights instead: set "
+            "predictor.constraint to null"
         )
 
 
@@ -64,9 +86,10 @@ def record(generation: Generation, batch: PromptBatch, seeds: Int[Tensor, " rows
     """Generate with every edit and its probability.
 
     Raises:
-        ValueError: If the order of the cells depends on drawn tokens, most of which make no edit.
+        ValueError: If the order of the cells depends on drawn tokens, most of which make no edit, or there is
+            a constraint.
     """
-    refuse_order_by_tokens(generation.sampler, "a trajectory")
+    refuse_unscored(generation, "a trajectory")
     recorded = Recorded(generation.sampling)
     text = Text.of(batch, generation.denoiser.vocabulary)
     filled = generation.fill(text, recorded, seeds)
@@ -74,7 +97,8 @@ def record(generation: Generation, batch: PromptBatch, seeds: Int[Tensor, " rows
     trace = text.trace(filled.edits, text.cells.sum(1))
     log_prob = _at_draws(trace, generation, recorded.notes)
     full = FullTrace(**vars(trace), log_prob=log_prob, place_log_prob=log_prob.new_zeros(len(seeds)))
-    return FullyTracedPrediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=full)
+    calls = filled.nfe if generation.denoiser.prompts is None else filled.nfe + 1
+    return FullyTracedPrediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=full, calls=calls)
 
 
 def trajectory_log_probs(
@@ -91,7 +115,7 @@ def trajectory_log_probs(
     Raises:
         ValueError: If the sampler with these seeds writes other cells than the trace.
     """
-    refuse_order_by_tokens(generation.sampler, "a trajectory")
+    refuse_unscored(generation, "a trajectory")
     drawn = _is_drawn(trace, generation)
     column = trace.position + batch["target_start"][trace.row]
     follow = _Follow(generation.sampling, trace.row[drawn], column[drawn], trace.token[drawn])

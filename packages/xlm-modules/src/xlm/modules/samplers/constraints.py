@@ -1,0 +1,194 @@
+"""Texts of an automaton: tokens after which no allowed text remains are forbidden, and rows are weighed.
+
+A token is drawn from the sampler's distribution restricted to the tokens after which the cells that are
+still masked can be filled to an allowed text, and the weight of the row is multiplied by the probability of
+these tokens. So the expectation of the weight is the probability that the sampler writes an allowed text,
+and rows counted by their weights have its distribution given that. Cells of one evaluation are drawn from
+left to right, each given those before, from the same logits.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+from xlm.modules.options import require
+from xlm.modules.samplers.automata import Automaton
+from xlm.modules.samplers.canvas import CellTokens, Text
+from xlm.modules.samplers.sampler import Sampler
+from xlm.modules.sampling import TokenSampling, categorical
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The automaton with a further state for what follows the end of a text, (states, vocab)."""
+
+    inside: Tensor
+    """Next state where no text may end; the last state, without any way on, where there is none."""
+    ending: Tensor
+    """The same where it may."""
+    possible: Tensor
+    """(2, vocab) tokens that a cell can hold where no text may end, and where it may."""
+    final: Tensor
+    """(states,) True at states in which the cells may be used up."""
+
+    @staticmethod
+    def of(automaton: Automaton, vocabulary: CellTokens, device: torch.device) -> "_Steps":
+        states, vocab = automaton.transitions.shape
+        behind, lost = states, states + 1
+        table = automaton.transitions.to(device)
+        inside = torch.full((states + 2, vocab), lost, dtype=torch.int64, device=device)
+        inside[:states] = table.where(table >= 0, lost)
+        # What stands behind the end of a text is no part of it.
+        inside[behind] = behind
+        ending = inside.clone()
+        ends = vocabulary.ends(torch.arange(vocab, device=device))
+        accepting = automaton.accepting.to(device)
+        ending[:states] = ending[:states].where(~ends, torch.where(accepting, behind, lost).unsqueeze(1))
+        may_end = torch.tensor([False, True], device=device)
+        possible = vocabulary.restrict(torch.zeros(2, vocab, device=device), may_end).isfinite()
+        nothing = torch.tensor([True, False], device=device)
+        return _Steps(inside, ending, possible, torch.cat([accepting, nothing]))
+
+    def after(self, may_end: bool) -> Tensor:
+        return self.ending if may_end else self.inside
+
+    def any_token(self) -> Tensor:
+        """(2, states, states) whether a possible token leads from one state to another."""
+        links: list[Tensor] = []
+        for may_end in (False, True):
+            table = self.after(may_end)[:, self.possible[int(may_end)]]
+            links.append(torch.zeros(len(table), len(table), device=table.device).scatter(1, table, 1.0))
+        return torch.stack(links)
+
+
+def check_constraint(sampler: Sampler, constraint: Automaton | None) -> None:
+    """Refuse a sampler that cannot be constrained.
+
+    Raises:
+        ValueError: If it writes cells more than once, or draws tokens that it does not write.
+    """
+    if constraint is not None and (sampler.order == "tokens" or sampler.revise is not None):
+        raise ValueError(
+            "a constraint needs a sampler that writes each cell once, with the only token that is drawn for "
+            f"it, not rank={sampler.rank} with revise={sampler.revise}"
+        )
+
+
+@dataclass
+class Constrained:
+    """The writer of texts of an automaton; every cell is written once."""
+
+    sampling: TokenSampling
+    automaton: Automaton
+    text: Text
+    """All rows before the first turn."""
+    log_weight: Float64[Tensor, " rows"] = field(init=False)
+    """Nats: the probability of the allowed tokens in all draws of each row; -inf where there was none."""
+
+    def __post_init__(self) -> None:
+        text = self.text
+        self._steps = _Steps.of(self.automaton, text.vocabulary, text.input_ids.device)
+        self._links = self._steps.any_token()
+        self._ids, self._masked = text.input_ids.clone(), text.masked.clone()
+        self._may_end = text.may_end.long()
+        self.log_weight = torch.zeros(len(self._ids), dtype=torch.float64, device=self._ids.device)
+        rows = torch.arange(len(self._ids), device=self._ids.device)
+        states = self._forward(self._start(rows), rows, 0, self._ids.shape[1])
+        impossible = ~self._is_final(states)
+        if bool(impossible.any()):
+            row = int(impossible.nonzero()[0])
+            cells = int(text.cells[row].sum())
+            raise ValueError(
+                f"constraint: no text of row {row}, with its {cells} cells and given tokens, is allowed"
+            )
+
+    def write(self, row: Tensor, column: Tensor, logits: Tensor, uniforms: Tensor, /) -> Tensor:
+        """Drawn tokens, from left to right in each row.
+
+        Raises:
+            ValueError: If the automaton has another vocabulary than the network.
+        """
+        sizes = self.automaton.transitions.shape[1], logits.shape[1]
+        require(sizes[0] == sizes[1], "constraint's vocab_size", sizes[0], f"that of the network, {sizes[1]}")
+        tokens = torch.empty_like(row)
+        rows, index = torch.unique(row, return_inverse=True)
+        possible_later = self._backward(rows)
+        states, reached = self._start(rows), 0
+        for place in torch.unique(column).tolist():
+            states = self._forward(states, rows, reached, place)
+            reached = place
+            now = (column == place).nonzero().squeeze(1)
+            at = index[now]
+            allowed = self._allowed(states[at], possible_later[place + 1][at], self._may_end[row[now], place])
+            tokens[now] = self._draw(row[now], logits[now], allowed, uniforms[now])
+            self._ids[row[now], place] = tokens[now]
+            self._masked[row[now], place] = False
+        return tokens
+
+    def note_gap(self, row: Tensor, gap: object, /) -> None:
+        """Nothing is noted."""
+
+    def _draw(self, row: Tensor, logits: Tensor, allowed: Tensor, uniforms: Tensor) -> Tensor:
+        """Tokens among the allowed ones."""
+        log_probs = self.sampling.log_probs(logits).masked_fill(~allowed, -torch.inf)
+        mass = log_probs.logsumexp(1)
+        self.log_weight[row] += mass
+        # Of a row that has lost its weight an allowed text is written nevertheless.
+        lost = (mass == -torch.inf).unsqueeze(1)
+        rest = logits.to(torch.float64).masked_fill(~allowed, -torch.inf)
+        chances = torch.where(lost, rest, log_probs)
+        return chances.argmax(1) if self.sampling.is_greedy else categorical(chances, uniforms)
+
+    def _start(self, rows: Tensor) -> Tensor:
+        """(rows, states) True at state 0."""
+        states = torch.zeros(len(rows), len(self._links[0]), dtype=torch.bool, device=rows.device)
+        states[:, 0] = True
+        return states
+
+    def _is_final(self, states: Bool[Tensor, "rows states"]) -> Bool[Tensor, " rows"]:
+        return (states & self._steps.final).any(1)
+
+    def _forward(self, states: Tensor, rows: Tensor, first: int, last: int) -> Tensor:
+        """States that the columns from ``first`` on, without ``last``, can lead to."""
+        for column in range(first, last):
+            links = self._links_at(rows, column)
+            moved = (states.unsqueeze(1).float() @ links).squeeze(1) > 0
+            states = moved.where(self.text.cells[rows, column].unsqueeze(1), states)
+        return states
+
+    def _backward(self, rows: Tensor) -> list[Tensor]:
+        """(rows, states) before each column, and behind the last: True at states that can still be final."""
+        states = self._steps.final.expand(len(rows), -1)
+        tables = [states]
+        for column in reversed(range(self._ids.shape[1])):
+            links = self._links_at(rows, column)
+            moved = (links @ states.unsqueeze(2).float()).squeeze(2) > 0
+            states = moved.where(self.text.cells[rows, column].unsqueeze(1), states)
+            tables.append(states)
+        return tables[::-1]
+
+    def _links_at(self, rows: Tensor, column: int) -> Float[Tensor, "rows states states"]:
+        """1 where the token of a column, or where it is masked any, leads from state to state."""
+        may_end, ids = self._may_end[rows, column], self._ids[rows, column]
+        links = self._links[may_end]
+        known = ~self._masked[rows, column]
+        after = torch.stack([self._steps.inside, self._steps.ending])[may_end, :, ids]
+        of_token = torch.zeros_like(links).scatter(2, after.unsqueeze(2), 1.0)
+        return of_token.where(known.view(-1, 1, 1), links)
+
+    def _allowed(
+        self,
+        states: Bool[Tensor, "cells states"],
+        later: Bool[Tensor, "cells states"],
+        may_end: Int[Tensor, " cells"],
+    ) -> Bool[Tensor, "cells vocab"]:
+        """True at tokens that lead from a state that is reached to one that can still be final."""
+        allowed = torch.zeros(
+            len(states), self._steps.inside.shape[1], dtype=torch.bool, device=states.device
+        )
+        for state in states.any(0).nonzero().squeeze(1).tolist():
+            after = torch.stack([self._steps.inside[state], self._steps.ending[state]])[may_end]
+            allowed |= states[:, state : state + 1] & later.gather(1, after)
+        return allowed & self._steps.possible[may_end]
