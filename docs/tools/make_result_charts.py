@@ -44,6 +44,52 @@ CHARTS = (
         *("text_tiny: nats per token on validation text, by step", 5.0, 6.75, (5, 5.5, 6, 6.5)),
     ),
 )
+
+
+@dataclass(frozen=True)
+class Points:
+    """One picture: two tables of the page over rules, of mlm and of mdlm, as points over the evaluations."""
+
+    file: str
+    heading: str
+    value: str
+    """Column of the value."""
+    title: str
+    low: float
+    high: float
+    ticks: Sequence[float]
+    most: float
+    """The largest number of evaluations."""
+    named: Mapping[str, tuple[float, float]]
+    """Rules of mlm whose names are written, with the place of the name relative to the point."""
+
+
+RULES = (
+    Points(
+        *("results-sudoku-rules.svg", "## sudoku_tiny: puzzles in minutes", "board accuracy"),
+        *("sudoku_tiny: boards solved, by evaluations of a board", 0.3, 1.0, (0.4, 0.6, 0.8, 1)),
+        most=12,
+        named={
+            "confidence": (10, 4),
+            "any_order": (10, 4),
+            "threshold 0.99": (10, -4),
+            "threshold 0.9": (10, 4),
+            "threshold 0.7": (-8, 18),
+        },
+    ),
+    Points(
+        *("results-text-rules.svg", "## text_tiny: English in minutes", "nats a token"),
+        *("text_tiny: nats per token under the sampler, by evaluations of a text", 5.7, 7.2, (6, 6.5, 7)),
+        most=40,
+        named={
+            "confidence": (10, -4),
+            "any_order": (10, 14),
+            "left_to_right": (10, 14),
+            "threshold 0.7": (-30, -10),
+            "confidence, 4 steps": (10, 4),
+        },
+    ),
+)
 FAMILIES = ("arlm", "mlm", "mdlm", "ilm", "flexmdm")
 """A family has one colour and one dash in all charts."""
 
@@ -70,6 +116,24 @@ def curves(chart: Chart, page: str) -> dict[str, Curve]:
         found[family] = [(step, value) for step, value in points if step is not None and value is not None]
     if not all(found.values()):
         raise ValueError(f"{PAGE}: a family without a number under {chart.heading!r}")
+    return found
+
+
+def points(chart: Points, page: str) -> dict[str, dict[str, tuple[float, float]]]:
+    """Evaluations and value of each rule, of mlm and of mdlm.
+
+    Raises:
+        ValueError: When the page has no two such tables.
+    """
+    section = next((part for part in re.split(r"(?m)^(?=## )", page) if part.startswith(chart.heading)), "")
+    tables = [rows for rows in _tables(section) if rows[0][0] == "rule" and chart.value in rows[0]]
+    if len(tables) != 2:
+        raise ValueError(f"{PAGE}: {len(tables)} tables over rules under {chart.heading!r}, 2 are drawn")
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for family, (head, *rows) in zip(("mlm", "mdlm"), tables, strict=True):
+        [cost] = [place for place, name in enumerate(head) if name.startswith("evaluations")]
+        cells = {row[0]: (_number(row[cost]), _number(row[head.index(chart.value)])) for row in rows}
+        found[family] = {rule: (x, y) for rule, (x, y) in cells.items() if x is not None and y is not None}
     return found
 
 
@@ -119,12 +183,7 @@ def draw(chart: Chart, found: Mapping[str, Curve]) -> str:
         share = (value - chart.low) / (chart.high - chart.low)
         return LEFT + (RIGHT - LEFT) * step / last, BOTTOM - (BOTTOM - TOP) * share
 
-    shapes = [f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>']
-    shapes.append(f'<text class="title" x="{LEFT}" y="22">{chart.title}</text>')
-    for tick in chart.ticks:
-        _, y = place(0, tick)
-        shapes.append(f'<path class="grid" d="M{LEFT} {y:.1f} H{RIGHT}"/>')
-        shapes.append(f'<text class="end" x="{LEFT - 8}" y="{y + 4:.1f}">{tick:g}</text>')
+    shapes = _frame(chart.title, [(tick, place(0, tick)[1]) for tick in chart.ticks])
     for step in range(0, int(last) + 1, 1000 if last > 3000 else 500):
         x, _ = place(step, chart.low)
         shapes.append(f'<text class="middle" x="{x:.1f}" y="{BOTTOM + 20}">{step}</text>')
@@ -136,9 +195,50 @@ def draw(chart: Chart, found: Mapping[str, Curve]) -> str:
         points = [place(*point) for point in curve]
         path = "M" + " L".join(f"{left:.1f} {top:.1f}" for left, top in points)
         shapes.append(f'<path class="curve" {stroke} d="{path}"/>')
+    return _picture(chart.title, shapes)
+
+
+def draw_points(chart: Points, found: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+    """One chart of rules."""
+
+    def place(evaluations: float, value: float) -> tuple[float, float]:
+        share = (value - chart.low) / (chart.high - chart.low)
+        return LEFT + (RIGHT - LEFT) * evaluations / chart.most, BOTTOM - (BOTTOM - TOP) * share
+
+    shapes = _frame(chart.title, [(tick, place(0, tick)[1]) for tick in chart.ticks])
+    for evaluations in range(0, int(chart.most) + 1, 2 if chart.most < 20 else 8):
+        x, _ = place(evaluations, chart.low)
+        shapes.append(f'<text class="middle" x="{x:.1f}" y="{BOTTOM + 20}">{evaluations}</text>')
+    for number, (family, rules) in enumerate(found.items()):
+        x = LEFT + 110 * number
+        shapes.append(f'<circle style="fill: var(--{family})" cx="{x + 8}" cy="42" r="4"/>')
+        shapes.append(f'<text x="{x + 18}" y="46">{family}</text>')
+        for rule, point in rules.items():
+            x, y = place(*point)
+            title = f"<title>{family}, {rule}: {point[1]:g} with {point[0]:g} evaluations</title>"
+            shapes.append(
+                f'<circle style="fill: var(--{family})" cx="{x:.1f}" cy="{y:.1f}" r="4">{title}</circle>'
+            )
+    for rule, (right, down) in chart.named.items():
+        x, y = place(*found["mlm"][rule])
+        shapes.append(f'<text x="{x + right:.1f}" y="{y + down:.1f}">{rule}</text>')
+    return _picture(chart.title, shapes)
+
+
+def _frame(title: str, ticks: Sequence[tuple[float, float]]) -> list[str]:
+    """Paper, title, and a line with its number at each height."""
+    shapes = [f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>']
+    shapes.append(f'<text class="title" x="{LEFT}" y="22">{title}</text>')
+    for tick, y in ticks:
+        shapes.append(f'<path class="grid" d="M{LEFT} {y:.1f} H{RIGHT}"/>')
+        shapes.append(f'<text class="end" x="{LEFT - 8}" y="{y + 4:.1f}">{tick:g}</text>')
+    return shapes
+
+
+def _picture(title: str, shapes: Sequence[str]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}"'
-        f' height="{HEIGHT}" role="img">\n<title>{chart.title}</title>\n<style>{STYLE}</style>\n'
+        f' height="{HEIGHT}" role="img">\n<title>{title}</title>\n<style>{STYLE}</style>\n'
         + "\n".join(shapes)
         + "\n</svg>\n"
     )
@@ -147,7 +247,11 @@ def draw(chart: Chart, found: Mapping[str, Curve]) -> str:
 def pictures() -> dict[Path, str]:
     """Every chart, by file."""
     page = PAGE.read_text(encoding="utf-8")
-    return {DOCS / "assets" / chart.file: draw(chart, curves(chart, page)) for chart in CHARTS}
+    assets = DOCS / "assets"
+    return {
+        **{assets / chart.file: draw(chart, curves(chart, page)) for chart in CHARTS},
+        **{assets / chart.file: draw_points(chart, points(chart, page)) for chart in RULES},
+    }
 
 
 def main() -> None:

@@ -90,6 +90,17 @@ def test_curves_are_read_from_both_kinds_of_tables() -> None:
         make_result_charts.curves(chart, "## y\n")
 
 
+def test_points_of_rules_are_read_from_the_table_of_each_family() -> None:
+    chart = make_result_charts.Points("x.svg", "## x", "nats", "x", 0, 1, (0, 1), most=10, named={})
+    table = (
+        "| rule | nats | evaluations of a text |\n|---|---|---|\n| klass | 5.5 | {} |\n| p2 | none | 8 |\n"
+    )
+    page = f"## x\n\n{table.format(3)}\nmdlm:\n\n{table.format(4)}\n"
+    assert make_result_charts.points(chart, page) == {"mlm": {"klass": (3, 5.5)}, "mdlm": {"klass": (4, 5.5)}}
+    with pytest.raises(ValueError, match="1 tables over rules under '## x', 2 are drawn"):
+        make_result_charts.points(chart, f"## x\n\n{table.format(3)}")
+
+
 def test_the_versions_that_are_said_to_be_tested_are_those_of_lock_and_bounds() -> None:
     said = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     lock = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))

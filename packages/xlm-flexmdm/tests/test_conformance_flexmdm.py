@@ -116,7 +116,19 @@ class TestLimitedRoom(_FlexMDMConformance):
 
 
 class TestPosteriorTargets(_FlexMDMConformance):
-    """The tokens and gaps of all ways to a row as targets."""
+    """The tokens and gaps of all ways to a row as targets; masks above a threshold are unmasked early."""
+
+    def build_predictor(self) -> FlexMDMPredictor:
+        return FlexMDMPredictor(
+            interpolant=self.interpolant,
+            mask_id=2,
+            pad_id=0,
+            suppressed_ids=SUPPRESSED,
+            num_steps=8,
+            order="top_prob",
+            quota="threshold",
+            tau=0.21,
+        )
 
     def build_loss(self) -> FlexMDMLoss:
         return FlexMDMLoss(mask_id=2, suppressed_ids=SUPPRESSED, targets="posterior")

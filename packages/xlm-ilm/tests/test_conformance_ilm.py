@@ -75,6 +75,15 @@ class TestSaving(SavingSuite):
         return ILM(vocab_size=12, d_model=d_model, num_layers=2, num_heads=2)
 
 
+class TestRankedSlots(_ILMConformance):
+    """Slots by confidence, several tokens per evaluation."""
+
+    def build_predictor(self) -> ILMPredictor:
+        return ILMPredictor(
+            pad_id=0, suppressed_ids=SUPPRESSED, stop="draw", rank="top_prob", quota="threshold", tau=0.2
+        )
+
+
 class TestSavingLengthHead(SavingSuite):
     def build_model(self, d_model: int) -> ILM:
         return ILM(

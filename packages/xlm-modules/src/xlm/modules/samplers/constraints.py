@@ -22,12 +22,11 @@ from xlm.modules.sampling import TokenSampling, categorical
 
 @dataclass(frozen=True)
 class _Steps:
-    """The automaton with a further state for what follows the end of a text, (states, vocab)."""
+    """The automaton with a further state for what follows the end of a text."""
 
-    inside: Tensor
-    """Next state where no text may end; the last state, without any way on, where there is none."""
-    ending: Tensor
-    """The same where it may."""
+    after: Tensor
+    """(2, states, vocab) next state where no text may end, and where it may; the last one, from which nothing
+    leads on, where there is none."""
     possible: Tensor
     """(2, vocab) tokens that a cell can hold where no text may end, and where it may."""
     final: Tensor
@@ -49,16 +48,13 @@ class _Steps:
         may_end = torch.tensor([False, True], device=device)
         possible = vocabulary.restrict(torch.zeros(2, vocab, device=device), may_end).isfinite()
         nothing = torch.tensor([True, False], device=device)
-        return _Steps(inside, ending, possible, torch.cat([accepting, nothing]))
-
-    def after(self, may_end: bool) -> Tensor:
-        return self.ending if may_end else self.inside
+        return _Steps(torch.stack([inside, ending]), possible, torch.cat([accepting, nothing]))
 
     def any_token(self) -> Tensor:
         """(2, states, states) whether a possible token leads from one state to another."""
         links: list[Tensor] = []
-        for may_end in (False, True):
-            table = self.after(may_end)[:, self.possible[int(may_end)]]
+        for after, possible in zip(self.after, self.possible, strict=True):
+            table = after[:, possible]
             links.append(torch.zeros(len(table), len(table), device=table.device).scatter(1, table, 1.0))
         return torch.stack(links)
 
@@ -174,7 +170,7 @@ class Constrained:
         may_end, ids = self._may_end[rows, column], self._ids[rows, column]
         links = self._links[may_end]
         known = ~self._masked[rows, column]
-        after = torch.stack([self._steps.inside, self._steps.ending])[may_end, :, ids]
+        after = self._steps.after[may_end, :, ids]
         of_token = torch.zeros_like(links).scatter(2, after.unsqueeze(2), 1.0)
         return of_token.where(known.view(-1, 1, 1), links)
 
@@ -185,10 +181,7 @@ class Constrained:
         may_end: Int[Tensor, " cells"],
     ) -> Bool[Tensor, "cells vocab"]:
         """True at tokens that lead from a state that is reached to one that can still be final."""
-        allowed = torch.zeros(
-            len(states), self._steps.inside.shape[1], dtype=torch.bool, device=states.device
-        )
+        allowed = torch.zeros_like(self._steps.possible[may_end])
         for state in states.any(0).nonzero().squeeze(1).tolist():
-            after = torch.stack([self._steps.inside[state], self._steps.ending[state]])[may_end]
-            allowed |= states[:, state : state + 1] & later.gather(1, after)
+            allowed |= states[:, state : state + 1] & later.gather(1, self._steps.after[may_end, state])
         return allowed & self._steps.possible[may_end]
