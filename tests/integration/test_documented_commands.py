@@ -22,6 +22,7 @@ SHOWN_AND_DONE = {
     "--completion",
     "job_type=doctor",
     "job_type=compare",
+    "job_type=view",
     "--config-dir",
 }
 MADE_BY_THE_READER = "my_model"
