@@ -6,7 +6,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from xlm.core.command.cli import chosen_jobs
 from xlm.core.command.compose import CORE_CONFIGS, check, register_search_path
+from xlm.core.command.job import Job, add_own_keys, load_job
 
 
 def composed_for(arguments: list[str]) -> DictConfig:
@@ -20,6 +22,10 @@ def composed_for(arguments: list[str]) -> DictConfig:
     """
     GlobalHydra.instance().clear()
     register_search_path()
+    for name in chosen_jobs(arguments):
+        job = load_job(name)
+        assert issubclass(job, Job)
+        arguments = add_own_keys(job, arguments)
     with initialize_config_dir(str(CORE_CONFIGS), version_base="1.3"):
         config = compose("config", single_run(arguments), return_hydra_config=True)
     HydraConfig.instance().set_config(config)

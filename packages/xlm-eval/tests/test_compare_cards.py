@@ -148,6 +148,10 @@ def test_units_and_conditions_are_marked() -> None:
     assert marked.has("prediction/seconds_per_sequence")
     assert not marked.has("prediction/nfe_per_sequence")
     assert not marks({"one": [first], "two": [first]}).notes
+    card = json.loads(Path("a/card.json").read_text())
+    del card["loaders"]["lm"]
+    (make_run("c") / "card.json").write_text(json.dumps(card))
+    assert not marks({"one": [first], "texts only": [read_run(Path("c"))]}).notes
 
 
 def test_runs_without_a_card_are_named() -> None:

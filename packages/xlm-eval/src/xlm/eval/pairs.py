@@ -104,7 +104,11 @@ def _tokenizer(run: Run) -> object:
 
 def _conditions(run: Run) -> object:
     card = _card(run)
-    sizes = tuple((name, loader["batch_size"]) for name, loader in sorted(card["loaders"].items()))
+    sizes = tuple(
+        (name, loader["batch_size"])
+        for name, loader in sorted(card["loaders"].items())
+        if "generation" in loader
+    )
     return (*(card["machine"][name] for name in CONDITIONS), sizes)
 
 
