@@ -241,7 +241,7 @@ def template_all(session: nox.Session) -> None:
     wheels = wheel_files(outside / "dist")
     uv(session, "pip", "install", "--quiet", "--python", python, *wheels, *tools)
     environment = {**ENVIRONMENT, "XLM_CACHE": str(outside / "cache")}
-    families = session.posargs or ["skeleton", "arlm", "mlm", "ilm", "did", "mdlm", "flexmdm"]
+    families = session.posargs or ["skeleton", "arlm", "mlm", "ilm", "did", "mdlm", "flexmdm", "udlm"]
 
     def run(command: str, *arguments: str) -> None:
         program = str(Path(python).with_name(command))
@@ -304,7 +304,18 @@ def module_of(package: str) -> str:
 @nox.session
 def lowest(session: nox.Session) -> None:
     """Tests with the lowest versions that the packages allow (-- NAMES: of these only, such as ilm)."""
-    chosen = session.posargs or ["modules", "arlm", "core", "did", "flexmdm", "ilm", "mdlm", "mlm", "tasks"]
+    chosen = session.posargs or [
+        "modules",
+        "arlm",
+        "core",
+        "did",
+        "flexmdm",
+        "ilm",
+        "mdlm",
+        "mlm",
+        "tasks",
+        "udlm",
+    ]
     for name in chosen:
         folders = [f"packages/xlm-{part}" for part in dict.fromkeys(["modules", name])]
         python = make_environment(session, Path(session.create_tmp()).resolve() / f"lowest-{name}")

@@ -29,8 +29,11 @@ from xlm_mdlm import (
     MDLMRotary,
 )
 from xlm_mlm import MLM, MLMCollator, MLMLoss, MLMPredictor, MLMPromptCollator
+from xlm_udlm import UDLMCollator, UDLMDiT, UDLMLoss, UDLMPredictor, UDLMPromptCollator
 
 NAMES = ("arlm", "mlm", "ilm", "did", "mdlm", "flexmdm")
+TEXT_NAMES = (*NAMES, "udlm")
+"""Families with the settings of long texts, but not all of them of star graphs."""
 PAD, CLS, MASK, EOS, BOS, FIRST = 0, 1, 2, 3, 4, 7
 """Special ids, those of NumberTokenizer; ids below FIRST never occur in a text."""
 SPECIAL = list(range(FIRST))
@@ -89,6 +92,17 @@ def text_parts(family: str, size: Size, max_length: int) -> Parts:
             MDLMCollator(**ids, schedule=LogLinear()),
             MDLMPromptCollator(**ids, default_length=max_length),
             MDLMPredictor(**cells, schedule=LogLinear(), sampler="ancestral"),
+        )
+    if family == "udlm":
+        tokens: dict[str, Any] = {
+            "vocab_size": size.vocab_size, "pad_id": PAD, "eos_id": None, "suppressed_ids": SPECIAL,
+        }  # fmt: skip
+        return Parts(
+            UDLMDiT(**size.arguments()),
+            UDLMLoss(**tokens),
+            UDLMCollator(**tokens, bos_id=None, schedule=LogLinear()),
+            UDLMPromptCollator(pad_id=PAD, bos_id=None, eos_id=None, default_length=max_length),
+            UDLMPredictor(**tokens, schedule=LogLinear(), sampler="ancestral"),
         )
     return _of_any_length(family, size, max_length, greedy=False)
 
@@ -206,7 +220,9 @@ def mean_loss(parts: Parts, network: nn.Module, batch: Mapping[str, Any]) -> Ten
 
 def scored_cells(family: str, batch: Mapping[str, Any]) -> int:
     """Cells at which the output layer is needed."""
-    name = {"arlm": "target_row", "ilm": "scored_row", "did": "scored_row"}.get(family, "masked_row")
+    name = {"arlm": "target_row", "ilm": "scored_row", "did": "scored_row", "udlm": "cell_row"}.get(
+        family, "masked_row"
+    )
     return len(batch[name])
 
 

@@ -1,7 +1,7 @@
 """Time and memory of one forward and backward pass on a CPU, beside the rate of its matrix products.
 
     OMP_NUM_THREADS=1 uv run python benchmarks/training.py
-    OMP_NUM_THREADS=1 uv run python benchmarks/training.py --size large --families mdlm ilm
+    OMP_NUM_THREADS=1 uv run python benchmarks/training.py --size large --families mdlm ilm udlm
 
 One thread and the CPU seconds of the process, so that what else runs on the machine matters little. The share
 is the number of operations that a step needs (see gpu_families.training_flops; what is computed twice or for
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from gpu_families import NAMES, Size, mean_loss, text_parts, texts, training_flops
+from gpu_families import NAMES, TEXT_NAMES, Size, mean_loss, text_parts, texts, training_flops
 
 SIZES = {
     "tiny": (Size(d_model=16, num_layers=1, num_heads=2, vocab_size=99), 1),
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--families", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--families", nargs="+", choices=TEXT_NAMES, default=NAMES)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)
     size, rows = SIZES[options.size]

@@ -145,7 +145,7 @@ def test_published_data_are_prepared_and_trained_on(
     assert all(record["prompt_ids"] == record["reference_ids"] == [] for record in records)
 
 
-LENGTH = {"mlm": "target_length", "mdlm": "target_length"}
+LENGTH = {"mlm": "target_length", "mdlm": "target_length", "udlm": "target_length"}
 JOB = ("job_type=train", "job_name=x")
 
 
@@ -214,6 +214,11 @@ def test_a_collator_of_the_loss_is_refused_for_generation(family: str, tmp_path:
 PLACES = {
     "mlm": ("datamodule.train.lm.collator.schedule",),
     "mdlm": (
+        "datamodule.train.lm.collator.schedule",
+        "datamodule.test.lm.collator.schedule",
+        "predictor.schedule",
+    ),
+    "udlm": (
         "datamodule.train.lm.collator.schedule",
         "datamodule.test.lm.collator.schedule",
         "predictor.schedule",

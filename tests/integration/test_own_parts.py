@@ -18,6 +18,7 @@ from xlm_flexmdm import FlexMDM
 from xlm_ilm import ILM
 from xlm_mdlm import MDLMDiT, MDLMRotary
 from xlm_mlm import MLM
+from xlm_udlm import UDLMDiT
 
 from .published import Published
 from .running import composed, run_fast
@@ -194,6 +195,7 @@ NETWORKS: dict[str, Any] = {
     "xlm_mdlm.MDLMRotary": MDLMRotary,
     "xlm_mdlm.MDLMDiT": MDLMDiT,
     "xlm_flexmdm.FlexMDM": FlexMDM,
+    "xlm_udlm.UDLMDiT": UDLMDiT,
 }
 NODE = '{_target_: my_trunk.Encoder, vocab_size: "${vocab.size}", d_model: 16}'
 
@@ -234,7 +236,7 @@ def test_a_trunk_that_does_not_fit_ends_in_one_line_before_training(tmp_path: Pa
         run_fast(tmp_path, tmp_path / "cache", "train", "star_tiny_mlm", *with_trunk(node))
 
 
-@pytest.mark.parametrize("family", ["arlm", "mlm", "ilm", "did", "mdlm", "flexmdm"])
+@pytest.mark.parametrize("family", ["arlm", "mlm", "ilm", "did", "mdlm", "flexmdm", "udlm"])
 def test_a_config_makes_the_network_of_its_sizes(family: str) -> None:
     """With the same seed the weights are those of the constructor by sizes, where a run's losses begin."""
     names = ["rotary_micro_mdlm", "dit_tiny_mdlm"] if family == "mdlm" else [None]

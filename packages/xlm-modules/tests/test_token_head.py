@@ -205,7 +205,7 @@ def test_what_is_frozen_gets_no_gradient(frozen: str) -> None:
 
 
 def test_no_gradients_are_made_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_head, "_Gradients", None)  # calling it would be an error
+    monkeypatch.setattr(token_head, "HeadGradients", None)  # calling it would be an error
     hidden, head = made()
     with torch.no_grad():
         assert linear_cross_entropy(hidden, head, tokens(CELLS)).loss > 0

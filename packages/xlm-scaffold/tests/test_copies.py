@@ -17,7 +17,15 @@ from .conftest import AUTHOR, files
 
 ROOT = Path(__file__).parents[3]
 COPIES = [family for family in FAMILIES if family != "skeleton"]
-PREFIXES = {"arlm": "ARLM", "mlm": "MLM", "ilm": "ILM", "did": "DID", "mdlm": "MDLM", "flexmdm": "FlexMDM"}
+PREFIXES = {
+    "arlm": "ARLM",
+    "mlm": "MLM",
+    "ilm": "ILM",
+    "did": "DID",
+    "mdlm": "MDLM",
+    "flexmdm": "FlexMDM",
+    "udlm": "UDLM",
+}
 ADDED = {"LICENSE", ".gitignore"}
 
 

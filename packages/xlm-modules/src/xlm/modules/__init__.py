@@ -1,6 +1,7 @@
 """Building blocks of non-autoregressive language models in plain PyTorch."""
 
 from xlm.modules.cache import Columns, KeyValueCache, PromptCache
+from xlm.modules.cell_loss import CellLoss, CellLosses, linear_cell_loss
 from xlm.modules.dit import DiT, DiTBlock, TimestepEmbedding
 from xlm.modules.examples import (
     check_examples,
@@ -59,6 +60,8 @@ from xlm.modules.writer import Draw, Force, Notes, Recorded, Writer, check_draws
 
 __all__ = [
     "CausalTrunk",
+    "CellLoss",
+    "CellLosses",
     "Columns",
     "ConditionedTrunk",
     "Cosine",
@@ -106,6 +109,7 @@ __all__ = [
     "filter_top_k",
     "filter_top_p",
     "fixed_of",
+    "linear_cell_loss",
     "linear_cross_entropy",
     "logits_in_pieces",
     "places_of",

@@ -132,14 +132,14 @@ def logits_in_pieces(
     Yields:
         Logits of consecutive cells, in float32 at least, shape (piece, vocab).
     """
-    if not _is_linear(head) or _compute_dtype(hidden) != head.weight.dtype:
+    if not is_linear(head) or compute_dtype(hidden) != head.weight.dtype:
         logits: Tensor = head(hidden)
         # A copy: the identity returns the network's own table.
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
         yield suppress_tokens(wide, suppressed_ids)
         return
     size = max(_LOGITS_AT_ONCE // head.out_features, 1)
-    table = _table(hidden, min(size, len(hidden)), head.out_features)
+    table = aligned_table(hidden, min(size, len(hidden)), head.out_features)
     for states in hidden.split(size):
         logits = at_least_float32(_product(states, head.weight.T, head.bias, table[: len(states)]))
         for token in suppressed_ids:
@@ -164,7 +164,7 @@ def linear_cross_entropy(
         ValueError: If a target is not of the vocabulary (on the CPU).
         RuntimeError: If the gradient is differentiated again, or taken a second time.
     """
-    if not _is_linear(head) or _compute_dtype(hidden) == torch.float16:
+    if not is_linear(head) or compute_dtype(hidden) == torch.float16:
         return cross_entropy_of_logits(head(hidden), targets)
     check_vocabulary(targets.token, head.out_features)
     return _uncompiled(hidden, head.weight, head.bias, targets)
@@ -213,7 +213,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: TokenTargets,
         differentiates: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        dtype = _compute_dtype(hidden)
+        dtype = compute_dtype(hidden)
         wide = torch.promote_types(dtype, torch.float32)
         states, matrix = hidden.detach().to(dtype), weight.detach().to(dtype)
         cell, groups = _cell_of_target(targets), _Groups.of(targets, hidden.device)
@@ -221,9 +221,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         mass = groups.sum(of_targets)
         log_probs = states.new_full((len(cell),), -math.inf, dtype=wide)
         best = cell.new_empty(len(states)) if targets.wants_best else None
-        gradients = _Gradients(states, matrix, bias) if differentiates else None
+        gradients = HeadGradients(states, matrix, bias) if differentiates else None
         pieces = list(groups.pieces(len(states), max(_LOGITS_AT_ONCE // len(matrix), 1)))
-        buffer = _table(states, max(map(len, pieces), default=0), len(matrix))
+        buffer = aligned_table(states, max(map(len, pieces), default=0), len(matrix))
         for piece in pieces:
             rows = slice(piece.start, piece.stop)
             logits = torch.mm(states[rows], matrix.T, out=buffer[: len(piece)]).to(wide)
@@ -276,7 +276,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-class _Gradients:
+class HeadGradients:
     """Sums of the gradients over the pieces, with those of the weights in float32 at least."""
 
     def __init__(self, states: Tensor, matrix: Tensor, bias: Tensor | None) -> None:
@@ -369,7 +369,7 @@ def _forbid(logits: Tensor, targets: TokenTargets, rows: slice) -> None:
         logits.select(1, token).copy_(column)
 
 
-def _table(like: Tensor, rows: int, columns: int) -> Tensor:
+def aligned_table(like: Tensor, rows: int, columns: int) -> Tensor:
     """An empty (rows, columns) table whose rows start at multiples of 64 bytes.
 
     A product of matrices writes rows that start anywhere at two thirds of the speed.
@@ -384,11 +384,12 @@ def _product(states: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -
     return torch.addmm(bias, states, matrix, out=out)
 
 
-def _is_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
+def is_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a head is a linear layer and nothing more."""
     return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
 
 
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
+def compute_dtype(hidden: Tensor) -> torch.dtype:
     """The dtype of a matrix product of the head, which autocast may decide."""
     kind = hidden.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind):
