@@ -241,7 +241,17 @@ def template_all(session: nox.Session) -> None:
     wheels = wheel_files(outside / "dist")
     uv(session, "pip", "install", "--quiet", "--python", python, *wheels, *tools)
     environment = {**ENVIRONMENT, "XLM_CACHE": str(outside / "cache")}
-    families = session.posargs or ["skeleton", "arlm", "mlm", "ilm", "did", "mdlm", "flexmdm", "udlm"]
+    families = session.posargs or [
+        "skeleton",
+        "arlm",
+        "mlm",
+        "ilm",
+        "did",
+        "mdlm",
+        "flexmdm",
+        "bd3lm",
+        "udlm",
+    ]
 
     def run(command: str, *arguments: str) -> None:
         program = str(Path(python).with_name(command))
@@ -307,6 +317,7 @@ def lowest(session: nox.Session) -> None:
     chosen = session.posargs or [
         "modules",
         "arlm",
+        "bd3lm",
         "core",
         "did",
         "flexmdm",

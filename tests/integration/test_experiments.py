@@ -145,7 +145,12 @@ def test_published_data_are_prepared_and_trained_on(
     assert all(record["prompt_ids"] == record["reference_ids"] == [] for record in records)
 
 
-LENGTH = {"mlm": "target_length", "mdlm": "target_length", "udlm": "target_length"}
+LENGTH = {
+    "mlm": "target_length",
+    "mdlm": "target_length",
+    "bd3lm": "max_target_length",
+    "udlm": "target_length",
+}
 JOB = ("job_type=train", "job_name=x")
 
 
@@ -218,6 +223,7 @@ PLACES = {
         "datamodule.test.lm.collator.schedule",
         "predictor.schedule",
     ),
+    "bd3lm": ("datamodule.train.lm.collator.schedule", "predictor.schedule"),
     "udlm": (
         "datamodule.train.lm.collator.schedule",
         "datamodule.test.lm.collator.schedule",

@@ -9,7 +9,16 @@ import torch
 
 from .running import composed
 
-STEPS = {"arlm": 60, "mlm": 100, "mdlm": 100, "ilm": 320, "did": 200, "flexmdm": 640, "udlm": 200}
+STEPS = {
+    "arlm": 60,
+    "mlm": 100,
+    "mdlm": 100,
+    "bd3lm": 100,
+    "ilm": 320,
+    "did": 200,
+    "flexmdm": 640,
+    "udlm": 200,
+}
 BATCHES = {"flexmdm": 64}
 """Rows of a step; half of the usual ones for more steps, by which all of its rows are learnt better."""
 FLOORS = {"ilm": math.log(math.factorial(4)) / 5}

@@ -24,6 +24,7 @@ PREFIXES = {
     "did": "DID",
     "mdlm": "MDLM",
     "flexmdm": "FlexMDM",
+    "bd3lm": "BD3LM",
     "udlm": "UDLM",
 }
 ADDED = {"LICENSE", ".gitignore"}

@@ -1,6 +1,6 @@
 """Building blocks of non-autoregressive language models in plain PyTorch."""
 
-from xlm.modules.cache import Columns, KeyValueCache, PromptCache
+from xlm.modules.cache import BlockCache, Columns, KeyValueCache, PromptCache
 from xlm.modules.cell_loss import CellLoss, CellLosses, linear_cell_loss
 from xlm.modules.dit import DiT, DiTBlock, TimestepEmbedding
 from xlm.modules.examples import (
@@ -59,6 +59,7 @@ from xlm.modules.trunk import CausalTrunk, ConditionedTrunk, Trunk, prompt_mask,
 from xlm.modules.writer import Draw, Force, Notes, Recorded, Writer, check_draws, draw_places, seeds_of_draw
 
 __all__ = [
+    "BlockCache",
     "CausalTrunk",
     "CellLoss",
     "CellLosses",

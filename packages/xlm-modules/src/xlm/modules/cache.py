@@ -1,11 +1,12 @@
 """Keys and values that later tokens do not change.
 
 In a causal network those of all tokens so far, in a bidirectional one those of a prompt that does not see the
-target.
+target, or of finished blocks that do not see later ones.
 """
 
 from copy import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -58,6 +59,9 @@ class KeyValueCache:
     cache is for inference, under ``torch.no_grad`` or ``torch.inference_mode``.
     """
 
+    is_bidirectional: ClassVar[bool] = False
+    """Whether the tokens of a call see each other."""
+
     def __init__(self) -> None:
         self.length = 0  # columns so far, padding included
         self._batch: int | None = None
@@ -89,14 +93,17 @@ class KeyValueCache:
             ValueError: If the number of rows is not that of the earlier calls.
         """
         batch, length = input_ids.shape
-        if self._batch not in (None, batch):
-            raise ValueError(
-                f"the cache holds {self._batch} rows and the call has {batch}: use select() when rows leave"
-            )
+        self._check_batch(batch)
         self._real = self._joined(input_ids, attention_mask)
         self._batch = batch
         self.length += length
         return self._real
+
+    def _check_batch(self, batch: int) -> None:
+        if self._batch not in (None, batch):
+            raise ValueError(
+                f"the cache holds {self._batch} rows and the call has {batch}: use select() when rows leave"
+            )
 
     def _joined(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """True at the real ones of the tokens so far and the new ones; None if all are."""
@@ -146,6 +153,8 @@ class PromptCache(KeyValueCache):
     :func:`xlm.modules.prompt_mask`.
     """
 
+    is_bidirectional: ClassVar[bool] = True
+
     def _new_layer(self) -> LayerCache:
         return PromptLayerCache()
 
@@ -165,6 +174,125 @@ class PromptCache(KeyValueCache):
         kept._layers = [copy(layer) for layer in self._layers]
         kept.select(rows)
         return kept
+
+
+class BlockLayerCache(LayerCache):
+    """Keys and values of the clean tokens in one layer; those of a call are kept or not.
+
+    They are joined to new tables: an evaluation can be differentiated, and a peek shares what it looks at.
+    """
+
+    def __init__(self, *, keeps: bool = True) -> None:
+        super().__init__()
+        self._keeps = keeps
+
+    def append(
+        self,
+        key: Float[Tensor, "batch heads length head_dim"],
+        value: Float[Tensor, "batch heads length head_dim"],
+    ) -> tuple[Float[Tensor, "batch heads keys head_dim"], Float[Tensor, "batch heads keys head_dim"]]:
+        """Keys and values of the tokens so far and of the new ones."""
+        if self._keys is not None and self._values is not None:
+            key, value = torch.cat((self._keys, key), dim=2), torch.cat((self._values, value), dim=2)
+        if self._keeps:
+            self._keys, self._values = key, value
+        return key, value
+
+    def peek(self) -> "BlockLayerCache":
+        """The same keys and values, to which nothing is added."""
+        peeked = BlockLayerCache(keeps=False)
+        peeked._keys, peeked._values = self._keys, self._values
+        return peeked
+
+
+class BlockCache(KeyValueCache):
+    """Keys and values of clean tokens that do not see later ones, for text written block by block.
+
+    A call of a bidirectional trunk with the cache itself *appends*: its tokens see those before and each
+    other, and are seen by later calls. The first one may have several blocks with a mask of shape (batch,
+    length, length). A call with :meth:`peek` sees the same and leaves nothing behind: an evaluation of a
+    block that still has masks.
+    """
+
+    is_bidirectional: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._keeps = True
+
+    def peek(self) -> "BlockCache":
+        """A cache with the same content that calls only read."""
+        peeked = copy(self)
+        peeked._keeps = False
+        peeked._layers = [layer.peek() for layer in self._layers if isinstance(layer, BlockLayerCache)]
+        return peeked
+
+    def _new_layer(self) -> LayerCache:
+        return BlockLayerCache(keeps=self._keeps)
+
+    def extend(
+        self, input_ids: Int[Tensor, "batch length"], attention_mask: Bool[Tensor, "batch length"] | None
+    ) -> Bool[Tensor, "batch keys"] | None:
+        """As in :class:`KeyValueCache`; a peek counts nothing."""
+        if self._keeps:
+            return super().extend(input_ids, attention_mask)
+        self._check_batch(len(input_ids))
+        return self._joined(input_ids, attention_mask)
+
+    def of_rows(
+        self, rows: Int[Tensor, " kept"], *, exists: Bool[Tensor, " kept"] | None = None
+    ) -> "BlockCache":
+        """A cache of the given rows, repeated if need be; this one keeps all of its own.
+
+        Args:
+            rows: Indices of the rows, shape (kept,).
+            exists: False at rows to which none of the tokens so far belongs, shape (kept,); None if there is
+                no such row.
+        """
+        kept = copy(self)
+        kept._layers = [copy(layer) for layer in self._layers]
+        if len(rows) != self._batch or not torch.equal(rows, torch.arange(len(rows), device=rows.device)):
+            kept.select(rows)
+        if exists is not None and self.length > 0:
+            real = torch.ones(len(rows), self.length, dtype=torch.bool, device=rows.device)
+            kept._real = (real if kept._real is None else kept._real) & exists.unsqueeze(1)
+        return kept
+
+
+def extend_cache(
+    cache: KeyValueCache,
+    input_ids: Int[Tensor, "batch length"],
+    attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | None,
+    *,
+    causal: bool,
+) -> Bool[Tensor, "batch keys"] | Bool[Tensor, "batch length keys"] | None:
+    """Enter the new tokens of a call into its cache.
+
+    Args:
+        cache: The cache.
+        input_ids: Ids of the new tokens, shape (batch, length).
+        attention_mask: Their mask.
+        causal: Whether the network is.
+
+    Returns:
+        True at the real ones among the tokens so far and the new ones, shape (batch, keys), or None if all
+        are; a mask of three axes as it is.
+
+    Raises:
+        ValueError: If the cache is not of the network's kind or holds another number of rows, or the mask has
+            three axes and it is not the first call with a :class:`xlm.modules.BlockCache`.
+    """
+    if causal == cache.is_bidirectional:
+        raise ValueError(
+            "a cache needs a causal network, where earlier tokens do not see the new ones; that of a "
+            "bidirectional one is a PromptCache or a BlockCache"
+        )
+    if attention_mask is None or attention_mask.dim() == 2:
+        return cache.extend(input_ids, attention_mask)
+    if not isinstance(cache, BlockCache) or cache.length > 0:
+        raise ValueError("a cache takes an attention_mask of shape (batch, length), one row per sequence")
+    cache.extend(input_ids, attention_mask.any(1))
+    return attention_mask
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from xlm.modules.cache import KeyValueCache, LayerCache, extend_cache
 from xlm.modules.examples import check_vocabulary
 from xlm.modules.rotary import rotary_angles
 from xlm.modules.transformer import (
@@ -119,7 +120,9 @@ class DiTBlock(nn.Module):
         condition: Float[Tensor, "batch d_condition"],
         cos: Float[Tensor, "#batch length half"],
         sin: Float[Tensor, "#batch length half"],
-        mask: Bool[Tensor, "#batch 1 #length length"] | None = None,
+        mask: Bool[Tensor, "#batch 1 #length keys"] | None = None,
+        *,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch length d_model"]:
         """Hidden states after the block.
 
@@ -129,14 +132,16 @@ class DiTBlock(nn.Module):
             cos: Cosines of the positions from :func:`xlm.modules.rotary_angles`, shape (batch or 1, length,
                 half).
             sin: Sines of the positions, same shape.
-            mask: True where a query sees a key, shape (batch or 1, 1, length or 1, length); None if all do.
+            mask: True where a query sees a key, shape (batch or 1, 1, length or 1, keys); None if all do.
+            cache: Keys and values of earlier tokens, to which those of ``hidden`` are added.
 
         Returns:
             Hidden states of the same shape.
         """
         parts: Tensor = self.modulation(condition).unsqueeze(1)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts.chunk(6, dim=-1)
-        update = self.attention(_modulate(self.attention_norm(hidden), shift_1, scale_1), cos, sin, mask)
+        normed = _modulate(self.attention_norm(hidden), shift_1, scale_1)
+        update = self.attention(normed, cos, sin, mask, cache=cache)
         hidden = hidden + gate_1 * self.dropout(update)
         update = self.feed_forward(_modulate(self.feed_forward_norm(hidden), shift_2, scale_2))
         return hidden + gate_2 * self.dropout(update)
@@ -223,6 +228,7 @@ class DiT(nn.Module):
         position_ids: Int[Tensor, "batch length"] | None = None,
         *,
         condition: Float[Tensor, "batch d_condition"] | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch length d_model"]:
         """Hidden states after the last modulated norm.
 
@@ -235,21 +241,32 @@ class DiT(nn.Module):
             condition: Condition of each row, say from :class:`TimestepEmbedding`, shape (batch, d_condition);
                 a SiLU is applied to it here. None for a condition of zeros: the same, learnt, modulation for
                 every row.
+            cache: Keys and values of the tokens of earlier calls, as in
+                :class:`xlm.modules.RotaryTransformer`, for a condition that is the same in all calls.
 
         Returns:
             Hidden states, shape (batch, length, d_model); those at padding have no meaning, but are finite.
+
+        Raises:
+            ValueError: If the cache is one of a causal network, or holds another number of rows.
         """
         check_vocabulary(input_ids, self.embedding.num_embeddings)
         hidden: Tensor = self.embedding(input_ids)
+        past = 0
+        if cache is not None:
+            past = cache.length
+            attention_mask = extend_cache(cache, input_ids, attention_mask, causal=False)
         if position_ids is None:
-            position_ids = default_positions(input_ids.shape[1], attention_mask, input_ids.device)
+            position_ids = default_positions(past + input_ids.shape[1], attention_mask, input_ids.device)
+            position_ids = position_ids[:, past:]
         cos, sin = rotary_angles(position_ids, self.rotary_dim, dtype=hidden.dtype)
         mask = None if attention_mask is None else broadcast_over_heads(attention_mask)
         if condition is None:
             condition = hidden.new_zeros(len(hidden), self.d_condition)
         condition = F.silu(condition)
-        for block in self.blocks:
-            hidden = block(hidden, condition, cos, sin, mask)
+        for index, block in enumerate(self.blocks):
+            layer = None if cache is None else cache.layer(index)
+            hidden = block(hidden, condition, cos, sin, mask, cache=layer)
         shift, scale = self.final_modulation(condition).unsqueeze(1).chunk(2, dim=-1)
         return _modulate(self.final_norm(hidden), shift, scale)
 

@@ -57,8 +57,8 @@ class TokenTargets:
     """Tokens of probability 0."""
     end_ids: Sequence[int] = ()
     """Tokens of probability 0 where ``may_end`` is False, even if suppressed elsewhere."""
-    may_end: Bool[Tensor, " cells"] | None = None
-    """Where ``end_ids`` are possible."""
+    may_end: Bool[Tensor, " cells"] | Bool[Tensor, "cells ends"] | None = None
+    """Where ``end_ids`` are possible: all of them, or each one in a column of its own."""
     wants_best: bool = False
     """Whether the most probable token of each cell is asked for (another pass over the logits)."""
 
@@ -362,7 +362,11 @@ def _forbid(logits: Tensor, targets: TokenTargets, rows: slice) -> None:
     ends: list[tuple[int, Tensor]] = []
     if targets.may_end is not None:
         never = ~targets.may_end[rows]
-        ends = [(token, logits.select(1, token).masked_fill(never, -math.inf)) for token in targets.end_ids]
+        columns = [never] * len(targets.end_ids) if never.dim() == 1 else never.unbind(1)
+        ends = [
+            (token, logits.select(1, token).masked_fill(column, -math.inf))
+            for token, column in zip(targets.end_ids, columns, strict=True)
+        ]
     for token in targets.suppressed_ids:
         logits.select(1, token).fill_(-math.inf)
     for token, column in ends:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlm.modules.cache import KeyValueCache, LayerCache, PromptCache
+from xlm.modules.cache import KeyValueCache, LayerCache, extend_cache
 from xlm.modules.examples import check_vocabulary
 from xlm.modules.rotary import apply_rotary, rotary_angles
 
@@ -307,7 +307,8 @@ class RotaryTransformer(nn.Module):
                 where only the differences inside a segment matter.
             cache: Keys and values of the tokens of earlier calls, which the tokens of this call see and are
                 added to; ``input_ids`` and ``attention_mask`` are about the new tokens alone. Only for masks
-                of two axes; a bidirectional network takes a :class:`xlm.modules.PromptCache`, no other.
+                of two axes (but see :class:`xlm.modules.BlockCache`); a bidirectional network takes a
+                :class:`xlm.modules.PromptCache` or a :class:`xlm.modules.BlockCache`, no other.
 
         Returns:
             Hidden states, shape (batch, length, d_model); those at padding have no meaning, but are finite.
@@ -321,7 +322,7 @@ class RotaryTransformer(nn.Module):
         past = 0
         if cache is not None:
             past = cache.length
-            attention_mask = self._extend(cache, input_ids, attention_mask)
+            attention_mask = extend_cache(cache, input_ids, attention_mask, causal=self.causal)
         if position_ids is None:
             position_ids = default_positions(past + input_ids.shape[1], attention_mask, input_ids.device)
             position_ids = position_ids[:, past:]
@@ -333,19 +334,6 @@ class RotaryTransformer(nn.Module):
             hidden = block(hidden, cos, sin, mask, is_causal=is_causal, cache=layer)
         normed: Tensor = self.final_norm(hidden)
         return normed
-
-    def _extend(
-        self, cache: KeyValueCache, input_ids: Tensor, attention_mask: Tensor | None
-    ) -> Tensor | None:
-        """Mask of the tokens in the cache and the new ones, shape (batch, keys), or None if all are real."""
-        if self.causal == isinstance(cache, PromptCache):
-            raise ValueError(
-                "a cache needs a causal network, where earlier tokens do not see the new ones; that of a "
-                "bidirectional one is a PromptCache"
-            )
-        if attention_mask is not None and attention_mask.dim() != 2:
-            raise ValueError("a cache takes an attention_mask of shape (batch, length), one row per sequence")
-        return cache.extend(input_ids, attention_mask)
 
     def _attention_mask(self, attention_mask: Tensor | None, past: int, input_ids: Tensor) -> Tensor | None:
         """Mask of shape (batch or 1, 1, length or 1, past + length), or None if the kernel needs none."""

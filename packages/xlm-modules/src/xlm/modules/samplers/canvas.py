@@ -6,7 +6,7 @@ concerned only, asks the writer for tokens, counts and records.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, TypedDict
 
 import torch
@@ -115,7 +115,7 @@ class Text:
         """The rows that have masks in a span and are not complete."""
         place = self._place()
         inside = self.cells & (place >= span.start) & (place < span.stop)
-        rows = ((self.masked & inside).any(1) & ~self._is_complete()).nonzero().squeeze(1)
+        rows = ((self.masked & inside).any(1) & ~self.is_complete()).nonzero().squeeze(1)
         target_start = self.target_start[rows].unsqueeze(1)
         size = target_start + inside[rows].sum(1, keepdim=True)
         column = torch.arange(int(size.max()) if len(rows) > 0 else 0, device=rows.device)
@@ -164,15 +164,23 @@ class Text:
         ended = self.may_end & ~self.masked & self.vocabulary.ends(self.input_ids)
         return ended.cumsum(1) > 0
 
-    def _is_complete(self) -> Tensor:
+    def is_complete(self) -> Tensor:
         """(rows,) True at rows without masks left of their end."""
         return ~(self.masked & ~self._behind_end()).any(1)
 
 
 Evaluate = Callable[..., Tensor]
 """Calls the network on ids and attention mask (rows, length) with alpha (rows,), the probability that a cell
-is clean, and returns logits (cells, vocab) at positions (cells,) of the flattened rows. It gets the states of
-the prompts as ``cache`` if there are any."""
+is clean, and returns logits (cells, vocab) at positions (cells,) of the flattened rows. It gets what was
+evaluated before as ``cache`` if there is anything."""
+
+
+class RowStates(Protocol):
+    """What was evaluated of each row before: :class:`xlm.modules.PromptCache`, or a family's own."""
+
+    def of_rows(self, rows: Int[Tensor, " kept"], /) -> "RowStates":
+        """That of the given rows, repeated if need be."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -183,8 +191,13 @@ class Denoiser:
     vocabulary: CellTokens
     schedule: NoiseSchedule
     mask_id: int
-    prompts: PromptCache | None = None
-    """States of the prompts, which are no columns of the text then; see :func:`read_prompts`."""
+    prompts: RowStates | None = None
+    """States of the prompts, which are no columns of the text then (see :func:`read_prompts`): of all rows of
+    a batch, in a canvas of its rows."""
+
+    def of_rows(self, rows: Int[Tensor, " kept"]) -> "Denoiser":
+        """The same for some rows of the batch."""
+        return self if self.prompts is None else replace(self, prompts=self.prompts.of_rows(rows))
 
 
 def read_prompts(
@@ -269,7 +282,7 @@ class Canvas:
             exists[:, :width],
             alpha[rows],
             index * width + column,
-            **({} if prompts is None else {"cache": prompts.of_rows(self.window.rows[rows])}),
+            **({} if prompts is None else {"cache": prompts.of_rows(rows)}),
         )
         self.nfe[rows] += 1
         return self.denoiser.vocabulary.restrict(logits, self.may_end[row, column])

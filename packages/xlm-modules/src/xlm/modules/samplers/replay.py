@@ -188,7 +188,8 @@ class _Wanted:
             writes=writes,
         )
         text = Text.of(self.batch, generation.denoiser.vocabulary)
-        if sampler.is_planned and sampler.revise is None and bool((self.known | ~masked).all()):
+        is_known = sampler.is_planned and sampler.revise is None and bool((self.known | ~masked).all())
+        if is_known and not generation.keeps_states:
             # Every state is known before the network is evaluated.
             later = _Later(generation.denoiser, force)
             nfe = replace(generation, denoiser=later.denoiser).fill(text, later, seeds).nfe
@@ -286,7 +287,9 @@ class _Counter:
     token: int
     """Written everywhere; not MASK."""
 
-    def evaluate(self, input_ids: Tensor, attention_mask: Tensor, alpha: Tensor, positions: Tensor) -> Tensor:
+    def evaluate(
+        self, input_ids: Tensor, attention_mask: Tensor, alpha: Tensor, positions: Tensor, **states: object
+    ) -> Tensor:
         """No logits."""
         return alpha.new_zeros(len(positions), 1)
 

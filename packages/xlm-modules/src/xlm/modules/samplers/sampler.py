@@ -345,7 +345,7 @@ def fill(
         # Columns and turns are the same in every window, so its draws get seeds of their own.
         own_seeds = seeds if number == 0 else row_seeds(number, 0, seeds)
         canvas = Canvas(
-            denoiser=denoiser,
+            denoiser=denoiser.of_rows(window.rows),
             writer=writer,
             window=window,
             input_ids=window.show(text.input_ids),

@@ -7,6 +7,7 @@ not count. Where the network decides the order, E[R] jumps at ties of the scores
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -36,6 +37,8 @@ class Generation:
     stride: int | None = None
     constraint: Automaton | None = None
     """What the texts have to be."""
+    keeps_states: ClassVar[bool] = False
+    """Whether evaluations use what earlier ones of the text left behind, so that their order matters."""
 
     def write(self, batch: PromptBatch, seeds: Int[Tensor, " rows"]) -> tuple[Text, Filled, Tensor | None]:
         """The texts of a batch, what they took, and of constrained ones the log-weights (rows,) in nats.

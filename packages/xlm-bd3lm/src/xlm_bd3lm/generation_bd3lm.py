@@ -1,0 +1,81 @@
+"""Generation block by block: a sampler writes the cells of each block, given the clean blocks before it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from xlm.modules import Writer, row_seeds
+from xlm.modules.samplers import Canvas, Filled, Generation, Text
+from xlm_bd3lm.past_bd3lm import Past
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockGeneration(Generation):
+    """A :class:`xlm.modules.samplers.Generation` whose windows are the blocks of a batch."""
+
+    prompt_ids: Int[Tensor, "rows prompt"]
+    prompt_mask: Bool[Tensor, "rows prompt"]
+    block_length: int
+    make_past: Callable[[Tensor, Tensor], Past]
+    """Clean tokens and their blocks, (rows, past) each, as a past."""
+    keeps_states: ClassVar[bool] = True
+
+    def fill(self, text: Text, writer: Writer, seeds: Int[Tensor, " rows"]) -> Filled:
+        """Write the masks of a text.
+
+        A row leaves when its text is complete; the rest of its block is not written, and that block is not
+        evaluated as a clean one.
+        """
+        nfe, edits, num_turns = torch.zeros_like(seeds), list[Tensor](), 0
+        spans = text.spans(self.block_length, self.block_length)
+        rows = (~text.is_complete()).nonzero().squeeze(1)
+        past = self._past(text, rows, 0, 0, nfe)
+        for number, span in enumerate(spans):
+            window = text.window(span)
+            if len(window.rows) > 0:
+                # Columns and turns are the same in every block, so its draws get seeds of their own.
+                own_seeds = seeds if number == 0 else row_seeds(number, 0, seeds)
+                of_window = torch.searchsorted(rows, window.rows)
+                canvas = Canvas(
+                    denoiser=replace(self.denoiser, prompts=past.of_rows(of_window)),
+                    writer=writer,
+                    window=window,
+                    input_ids=window.show(text.input_ids),
+                    masked=window.show(text.masked) & window.exists,
+                    may_end=window.show(text.may_end) & window.exists,
+                    seeds=own_seeds[window.rows],
+                )
+                last = self.sampler.fill(canvas)
+                text.put(window, canvas.input_ids, canvas.masked)
+                nfe[window.rows] += canvas.nfe
+                edits += [torch.cat([edit[:1] + num_turns, edit[1:]]) for edit in canvas.edits]
+                num_turns += last
+            is_open = ~text.is_complete()[rows]
+            rows, past = rows[is_open], past.of_rows(is_open.nonzero().squeeze(1))
+            if len(rows) == 0:
+                break
+            past = self._next(text, rows, past, number, nfe)
+        return Filled(nfe, edits)
+
+    def _next(self, text: Text, rows: Tensor, past: Past, number: int, nfe: Tensor) -> Past:
+        """The past of the block behind block ``number``, from 0, which is added to it."""
+        start = 0 if self.window_length is None else number + 2 - self.window_length // self.block_length
+        if start > 0:  # the earliest block is not seen any more
+            return self._past(text, rows, start, number + 1, nfe)
+        nfe[rows] += past.calls
+        return past.append(text.input_ids[rows, number * self.block_length :][:, : self.block_length])
+
+    def _past(self, text: Text, rows: Tensor, start: int, stop: int, nfe: Tensor) -> Past:
+        """The prompts and the blocks from ``start`` to ``stop``, evaluated as if there were no others."""
+        size = self.block_length
+        ids = text.input_ids[rows, start * size : stop * size]
+        number = 1 + torch.arange(ids.shape[1], device=ids.device) // size
+        of_prompt = torch.where(self.prompt_mask[rows], 0, -1)
+        blocks = torch.cat((of_prompt, number.expand_as(ids)), dim=1)
+        past = self.make_past(torch.cat((self.prompt_ids[rows], ids), dim=1), blocks)
+        nfe[rows] += past.calls * (blocks >= 0).any(1)
+        return past

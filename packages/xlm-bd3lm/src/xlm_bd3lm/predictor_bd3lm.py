@@ -1,0 +1,204 @@
+"""Inference: the blocks of a row are written from left to right, the cells of each by a sampler."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from xlm.modules import NoiseSchedule, TokenSampling
+from xlm.modules.records import (
+    Event,
+    FullyTracedPrediction,
+    Prediction,
+    SamplerLikelihood,
+    Targets,
+    Trace,
+    TracedPrediction,
+    TrajectoryLogProbs,
+)
+from xlm.modules.samplers import (
+    Denoiser,
+    RuleName,
+    Sampler,
+    Text,
+    compose,
+    record,
+    sampler_likelihood,
+    trajectory_log_probs,
+)
+from xlm.modules.writer import Draw
+from xlm_bd3lm.datamodule_bd3lm import check_window
+from xlm_bd3lm.generation_bd3lm import BlockGeneration
+from xlm_bd3lm.past_bd3lm import KeptPast, Past, RecomputedPast
+from xlm_bd3lm.types_bd3lm import BD3LMNetwork, BD3LMPromptBatch
+from xlm_bd3lm.vocabulary_bd3lm import CellVocabulary
+
+
+class BD3LMPredictor:
+    """Generation by block diffusion (Arriola et al. 2025, arXiv:2503.09573, algorithm 2).
+
+    Prompt and BOS are evaluated once; then a sampler writes the first block, the finished block is evaluated
+    once more, without masks, and so on, until the text has an end or max_target_length of the prompts is
+    reached, where a text without end is cut. The keys and values of clean tokens are kept, so an evaluation
+    is one of the D cells of a block. Call it with the network in evaluation mode: dropout is the one thing
+    that the seeds do not govern.
+
+    Args:
+        schedule: alpha; it places the steps of the samplers that follow the process.
+        sampler: Which cells of a block are written when: a sampler of
+            :func:`xlm.modules.samplers.compose`, or the name of a rule, with ``num_steps`` for a block.
+        mask_id: Id of MASK, which is never drawn.
+        pad_id: Id of PAD, drawn only where the text may end, but not in the first cell of a block; also fills
+            the rows of the result.
+        eos_id: Id of EOS, drawn only where the text may end; None if no token ends a text.
+        block_length: D, that of the collators, at least 1.
+        suppressed_ids: Further ids that are never drawn: those of the loss.
+        temperature: Of p_theta, at least 0; 0 takes the most probable token.
+        top_k: Tokens to choose from; None for all.
+        top_p: Mass of the tokens to choose from; None for all.
+        window_length: W, for texts longer than those of the training, a multiple of D: a block sees prompt,
+            BOS and the W / D - 1 blocks before it, which are evaluated as if there were no others. That costs
+            an evaluation of the window for each block beyond the first W cells. None for no limit.
+        cache: Whether the keys and values of clean tokens are kept. Without, they are computed anew in each
+            evaluation: the same distribution, for networks that take no cache.
+
+    Raises:
+        ValueError: If an option is outside its range, or MASK is also PAD or EOS.
+    """
+
+    def __init__(
+        self,
+        *,
+        schedule: NoiseSchedule,
+        sampler: Sampler | RuleName,
+        mask_id: int,
+        pad_id: int,
+        eos_id: int | None,
+        block_length: int,
+        suppressed_ids: Sequence[int] = (),
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        window_length: int | None = None,
+        cache: bool = True,
+    ) -> None:
+        check_window(window_length, block_length)
+        self._schedule = schedule
+        self._sampler = sampler if isinstance(sampler, Sampler) else compose(sampler)
+        self._vocabulary = CellVocabulary(
+            mask_id=mask_id, pad_id=pad_id, eos_id=eos_id, suppressed_ids=suppressed_ids
+        )
+        self._mask_id = mask_id
+        self._pad_id = pad_id
+        self._eos_id = eos_id
+        self._block_length = block_length
+        self._sampling = TokenSampling(temperature, top_k, top_p)
+        self._window_length = window_length
+        self._past = KeptPast.of if cache else RecomputedPast.of
+
+    @overload
+    def __call__(
+        self, model: BD3LMNetwork, batch: BD3LMPromptBatch, seeds: Tensor, *, trace: Literal["full"]
+    ) -> FullyTracedPrediction: ...
+    @overload
+    def __call__(
+        self, model: BD3LMNetwork, batch: BD3LMPromptBatch, seeds: Tensor, *, trace: Literal[True]
+    ) -> TracedPrediction: ...
+    @overload
+    def __call__(
+        self, model: BD3LMNetwork, batch: BD3LMPromptBatch, seeds: Tensor, *, trace: bool = False
+    ) -> Prediction: ...
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: BD3LMNetwork,
+        batch: BD3LMPromptBatch,
+        seeds: Tensor,
+        *,
+        trace: bool | Literal["full"] = False,
+    ) -> Prediction:
+        """Generate a target for each row.
+
+        Args:
+            model: The network, see :meth:`xlm_bd3lm.BD3LMDiT.forward`.
+            batch: The given parts and masks, from :class:`xlm_bd3lm.BD3LMPromptCollator` of the same
+                block_length.
+            seeds: (rows,) int64, the source of all draws.
+            trace: Whether to record the edits; "full" also records those behind the end, and probabilities.
+
+        Returns:
+            The targets, up to the first EOS or PAD where the text may end. Edits of step 0 insert the cells
+            of the final text, MASK at those that are not given; later ones write over the masks.
+        """
+        generation = self._generation(model, batch)
+        if trace == "full":
+            return record(generation, batch, seeds)
+        text = Text.of(batch, self._vocabulary)
+        filled = generation.fill(text, Draw(self._sampling), seeds)
+        ids, lengths = text.targets(self._pad_id)
+        if not trace:
+            return Prediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=None)
+        return TracedPrediction(
+            ids=ids, lengths=lengths, nfe=filled.nfe, trace=text.trace(filled.edits, lengths)
+        )
+
+    @torch.no_grad()
+    def likelihood(
+        self,
+        model: BD3LMNetwork,
+        batch: BD3LMPromptBatch,
+        targets: Targets,
+        seeds: Tensor,
+        /,
+        *,
+        num_draws: int = 1,
+        event: Event = "text",
+    ) -> SamplerLikelihood:
+        """-log of the probability with which this sampler writes each target, with every option counted.
+
+        Exact where the order of the cells is a function of the text and no cell is left open, otherwise an
+        upper bound; see :func:`xlm.modules.samplers.sampler_likelihood` for the arguments.
+
+        Raises:
+            ValueError: If the sampler has no likelihood, an option is outside its range, or a target differs
+                from the given tokens of its row.
+        """
+        generation = self._generation(model, batch)
+        return sampler_likelihood(generation, batch, targets, seeds, num_draws=num_draws, event=event)
+
+    def trajectory_log_probs(
+        self, model: BD3LMNetwork, batch: BD3LMPromptBatch, trace: Trace, seeds: Tensor, /
+    ) -> TrajectoryLogProbs:
+        """Log-probabilities of the tokens of a generation with ``trace="full"``, with gradient.
+
+        Raises:
+            ValueError: If the order of the cells depends on drawn tokens, or the sampler with these seeds
+                writes other cells than the trace.
+        """
+        generation = self._generation(model, batch)
+        return trajectory_log_probs(generation, batch, trace, seeds)
+
+    def _generation(self, model: BD3LMNetwork, batch: BD3LMPromptBatch) -> BlockGeneration:
+        """What generates the rows of a batch."""
+        return BlockGeneration(
+            sampler=self._sampler,
+            denoiser=Denoiser(self._evaluate, self._vocabulary, self._schedule, self._mask_id),
+            sampling=self._sampling,
+            end_ids=self._vocabulary.end_ids,
+            eos_id=self._eos_id,
+            pad_id=self._pad_id,
+            window_length=self._window_length,
+            prompt_ids=batch["prompt_ids"],
+            prompt_mask=batch["prompt_mask"],
+            block_length=self._block_length,
+            make_past=partial(self._past, model),
+        )
+
+    def _evaluate(
+        self, input_ids: Tensor, attention_mask: Tensor, alpha: Tensor, positions: Tensor, *, cache: Past
+    ) -> Tensor:
+        """The logits (places, vocab) of a block of each row; the network does not see the time."""
+        logits = cache.logits(input_ids, attention_mask, positions)
+        return self._vocabulary.without_pads(logits, positions % input_ids.shape[1] == 0)

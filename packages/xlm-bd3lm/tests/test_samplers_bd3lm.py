@@ -1,0 +1,394 @@
+"""Generation block by block: its distribution by enumeration, the cache, where it stops, windows.
+
+The distribution of every rule inside a block is tested in xlm-modules.
+"""
+
+import itertools
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xlm.modules import LogLinear, NoiseSchedule
+from xlm.modules.records import Targets
+from xlm.modules.samplers import RuleName, Sampler, compose
+from xlm.modules.testing import replay
+from xlm_bd3lm import (
+    BD3LMDiT,
+    BD3LMExample,
+    BD3LMPrediction,
+    BD3LMPredictor,
+    BD3LMPromptCollator,
+    BD3LMRotary,
+)
+
+from .exact_bd3lm import (
+    BOS,
+    EOS,
+    FIRST,
+    MASK,
+    PAD,
+    Cells,
+    TableNetwork,
+    ancestral,
+    assert_drawn_from,
+    block_by_block,
+    prompt_batch,
+)
+
+LENGTH, NUM_TOKENS = 4, 2
+START = (MASK,) * LENGTH
+VOCAB = FIRST + 5
+SCHEDULE: NoiseSchedule = LogLinear(eps=0.0)
+
+
+def table(seed: int = 5, length: int = LENGTH) -> TableNetwork:
+    return TableNetwork(length=length, num_tokens=NUM_TOKENS, seed=seed)
+
+
+def network(kind: type[BD3LMRotary] | type[BD3LMDiT] = BD3LMRotary) -> BD3LMRotary | BD3LMDiT:
+    """The same weights on each call."""
+    torch.manual_seed(4)
+    model = kind(vocab_size=VOCAB, d_model=16, num_layers=2, num_heads=2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn(parameter.shape))
+    return model.double().eval()
+
+
+def predictor(sampler: Sampler | RuleName, block_length: int, **options: Any) -> BD3LMPredictor:
+    return BD3LMPredictor(
+        schedule=SCHEDULE,
+        sampler=sampler,
+        mask_id=MASK,
+        pad_id=PAD,
+        eos_id=EOS,
+        block_length=block_length,
+        suppressed_ids=[BOS],
+        **options,
+    )
+
+
+def collator(block_length: int, limit: int | None, **options: Any) -> BD3LMPromptCollator:
+    return BD3LMPromptCollator(
+        mask_id=MASK,
+        pad_id=PAD,
+        bos_id=BOS,
+        eos_id=EOS,
+        block_length=block_length,
+        max_target_length=limit,
+        **options,
+    )
+
+
+def draw(predict: BD3LMPredictor, model: nn.Module, rows: int, *, may_end: bool = False) -> BD3LMPrediction:
+    seeds = torch.arange(rows) * 7919 + 11
+    return predict(model, prompt_batch(START, rows, may_end=may_end), seeds, trace=True)
+
+
+def texts(prediction: BD3LMPrediction) -> list[Cells]:
+    rows = zip(prediction.ids.tolist(), prediction.lengths.tolist(), strict=True)
+    return [tuple(ids[:length]) for ids, length in rows]
+
+
+# Distributions
+
+
+@pytest.mark.parametrize("may_end", [False, True], ids=["given length", "with ends"])
+@pytest.mark.parametrize("block_length", [1, 2, 3])
+def test_first_hitting_draws_from_the_model(block_length: int, may_end: bool) -> None:
+    model = table()
+    distribution = block_by_block(model.prediction(block_length, may_end=may_end), LENGTH, block_length)
+    prediction = draw(predictor("first_hitting", block_length, cache=False), model, 6000, may_end=may_end)
+    assert_drawn_from(texts(prediction), distribution)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_ancestral_steps_are_those_of_a_block(num_steps: int) -> None:
+    model, write = table(), partial(ancestral, num_steps=num_steps)
+    distribution = block_by_block(model.prediction(2), LENGTH, 2, write)
+    prediction = draw(predictor(compose("ancestral", num_steps=num_steps), 2, cache=False), model, 6000)
+    assert_drawn_from(texts(prediction), distribution)
+    assert int(prediction.nfe.max()) == 2 * num_steps
+
+
+def test_blocks_draw_independently() -> None:
+    """A network that looks at nothing: blocks with equal columns and turns must not repeat their draws."""
+    model = table()
+    model.table[:] = 0.0
+    written = torch.tensor(texts(draw(predictor("first_hitting", 2, cache=False), model, 4000)))
+    same = (written[:, :2] == written[:, 2:]).double().mean()
+    assert float(same) == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(8000))
+
+
+def test_blocks_of_one_cell_never_write_padding() -> None:
+    model = table()
+    model.table[..., PAD] = 50.0
+    for block_length, pads in ((1, False), (2, True)):
+        prediction = draw(predictor("first_hitting", block_length, cache=False), model, 300, may_end=True)
+        trace = prediction.trace
+        assert trace is not None
+        full = predictor("first_hitting", block_length, cache=False)(
+            model, prompt_batch(START, 300, may_end=True), torch.arange(300), trace="full"
+        )
+        written = (full.trace.operation == 1) & (full.trace.token == PAD)
+        assert bool(written.any()) == pads
+        assert (full.trace.position[written] % block_length != 0).all()
+
+
+def test_mask_is_never_written() -> None:
+    model = table()
+    model.table[..., MASK] = 100.0
+    rules: tuple[RuleName, ...] = (
+        "ancestral",
+        "first_hitting",
+        "confidence",
+        "p2",
+        "remdm_loop",
+        "threshold",
+    )
+    for rule in rules:
+        prediction = draw(predictor(rule, 2, cache=False), model, 50)
+        assert set(prediction.ids.flatten().tolist()) <= set(range(FIRST, VOCAB))
+
+
+# The likelihood of the sampler
+
+
+def test_an_order_that_the_text_decides_has_an_exact_likelihood() -> None:
+    """Its texts have mass one, and the texts drawn have these probabilities."""
+    model = table(length=3)
+    predict = predictor("left_to_right", 2, cache=False)
+    every = [
+        text for size in range(4) for text in itertools.product(range(FIRST, FIRST + NUM_TOKENS), repeat=size)
+    ]
+    batch = prompt_batch((MASK,) * 3, len(every), may_end=True)
+    ids = torch.tensor([[*text, *[PAD] * (3 - len(text))] for text in every])
+    targets = Targets(ids, torch.tensor([len(text) for text in every]))
+    found = predict.likelihood(model, batch, targets, torch.arange(len(every)))
+    masses = found.nll.neg().exp()
+    assert float(masses.sum()) == pytest.approx(1.0, abs=1e-12)
+    drawn = texts(predict(model, prompt_batch((MASK,) * 3, 6000, may_end=True), torch.arange(6000)))
+    assert_drawn_from(drawn, dict(zip(every, masses.tolist(), strict=True)))
+
+
+def test_the_likelihood_with_a_random_order_estimates_that_of_the_model() -> None:
+    model = table()
+    distribution = block_by_block(model.prediction(2), LENGTH, 2)
+    text = max(distribution, key=distribution.__getitem__)
+    targets = Targets(torch.tensor([text] * 50), torch.full((50,), LENGTH))
+    found = predictor("first_hitting", 2, cache=False).likelihood(
+        model, prompt_batch(START, 50), targets, torch.arange(50), num_draws=40
+    )
+    weights = found.log_weights.exp().flatten()
+    assert found.nll_kind == "bound"
+    error = 4 * float(weights.std()) / math.sqrt(len(weights))
+    assert float(weights.mean()) == pytest.approx(distribution[text], abs=error)
+
+
+def test_the_likelihood_is_the_same_with_and_without_cache() -> None:
+    model, examples = network(), prompts()
+    batch, seeds = collator(3, 7)(examples), torch.arange(len(examples))
+    ids = torch.full((len(examples), 5), FIRST)
+    ids[4] += 1  # as its given tokens
+    targets = Targets(ids, torch.tensor([5, 2, 0, 3, 5, 1]))
+    found = [
+        predictor("confidence", 3, cache=cache, temperature=0.8).likelihood(model, batch, targets, seeds)
+        for cache in (True, False)
+    ]
+    torch.testing.assert_close(found[0].nll, found[1].nll, rtol=0, atol=1e-10)
+
+
+def test_log_probs_of_a_trajectory_are_those_recorded_and_have_a_gradient() -> None:
+    model, examples = network(), prompts()
+    batch, seeds = collator(3, 7)(examples), torch.arange(len(examples))
+    predict = predictor("confidence", 3)
+    recorded = predict(model, batch, seeds, trace="full").trace
+    again = predict.trajectory_log_probs(model, batch, recorded, seeds)
+    torch.testing.assert_close(again.log_prob.detach(), recorded.log_prob, rtol=0, atol=1e-10)
+    again.log_prob.sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+# The cache
+
+
+def nothing(number: int) -> list[BD3LMExample]:
+    return [{"seed": 0} for _ in range(number)]
+
+
+def prompts() -> list[BD3LMExample]:
+    """Prompts of 0 to 4 tokens, given tokens in some targets, an end that is given."""
+    examples: list[BD3LMExample] = [
+        {"seed": row, "prompt_ids": FIRST + torch.arange(row % 5) % 4} for row in range(6)
+    ]
+    given = {1: ([FIRST] * 4, [0, 1, 0, 0]), 4: ([FIRST + 1] * 5, [1, 0, 0, 0, 1])}
+    for row, (target, fixed) in given.items():
+        examples[row]["target_ids"] = torch.tensor(target)
+        examples[row]["fixed"] = torch.tensor(fixed).bool()
+    return examples
+
+
+class Recorder(nn.Module):
+    """A network and the logits of all its calls that have cells to predict."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.logits, self.widths = model, list[Tensor](), list[int]()
+
+    def forward(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        logits = self.inner(input_ids, *args, **kwargs)
+        self.widths.append(input_ids.shape[1])
+        if len(logits) > 0:
+            self.logits.append(logits)
+        return logits
+
+
+@pytest.mark.parametrize("kind", [BD3LMRotary, BD3LMDiT])
+@pytest.mark.parametrize(
+    "sampler", ["first_hitting", "confidence", compose("remdm_cap", num_steps=4, eta=0.3)]
+)
+@pytest.mark.parametrize("window", [None, 6])
+def test_the_cache_changes_nothing(
+    kind: type[BD3LMRotary] | type[BD3LMDiT], sampler: Sampler | RuleName, window: int | None
+) -> None:
+    """Logits of every evaluation and all tokens; several prompts, rows that leave, short last blocks."""
+    for limit in (14, None):
+        examples = prompts()
+        for row, example in enumerate(examples):
+            if limit is None:  # the length is given
+                example.pop("fixed", None)
+                example["target_ids"] = torch.full((14 - 2 * row,), FIRST)
+        batch = collator(3, limit)(examples)
+        seeds = torch.arange(6) + 3
+        found: list[tuple[BD3LMPrediction, Recorder]] = []
+        for cache in (True, False):
+            model = Recorder(network(kind))
+            predict = predictor(sampler, 3, cache=cache, window_length=window)
+            found.append((predict(model, batch, seeds, trace=True), model))
+        (kept, with_cache), (anew, without) = found
+        assert torch.equal(kept.ids, anew.ids)
+        assert torch.equal(kept.lengths, anew.lengths)
+        assert kept.trace is not None
+        assert anew.trace is not None
+        for name in ("step", "row", "position", "token"):
+            assert torch.equal(getattr(kept.trace, name), getattr(anew.trace, name)), name
+        assert len(with_cache.logits) == len(without.logits) > 3
+        for mine, other in zip(with_cache.logits, without.logits, strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=1e-10)
+        if window is None:
+            assert max(with_cache.widths[1:]) == 3, "one block at a time"
+        for row in range(6):
+            assert replay(kept.trace, row) == list(texts(kept)[row])
+
+
+def test_rows_without_prompt_beside_rows_with_one() -> None:
+    """No BOS: the first block of a row without prompt sees nothing but itself."""
+    collate = BD3LMPromptCollator(
+        mask_id=MASK, pad_id=PAD, bos_id=None, eos_id=EOS, block_length=2, max_target_length=6
+    )
+    examples, model = prompts()[:1] + prompts()[2:4], network()
+    predict = predictor("first_hitting", 2)
+    together = predict(model, collate(examples), torch.arange(3))
+    for row, example in enumerate(examples):
+        alone = predict(model, collate([example]), torch.tensor([row]))
+        assert texts(alone)[0] == texts(together)[row]
+        assert alone.nfe[0] == together.nfe[row]
+
+
+def test_evaluations_are_those_of_blocks_prompt_and_clean_blocks() -> None:
+    """7 cells of given length in blocks of 3: 7 + prompt + 2; a trunk without cache has the 7 alone."""
+    batch = collator(3, None, default_length=7)([{"seed": 0}])
+    for cache, evaluations in ((True, 10), (False, 7)):
+        predict = predictor("first_hitting", 3, cache=cache)
+        assert predict(network(), batch, torch.tensor([1])).nfe.tolist() == [evaluations]
+
+
+def test_a_trunk_without_cache_is_refused_with_the_option() -> None:
+    class Plain(nn.Module):
+        d_model = 8
+
+        def forward(self, input_ids: Tensor, attention_mask: Any = None, position_ids: Any = None) -> Tensor:
+            return torch.ones(*input_ids.shape, 8)
+
+    model, batch = BD3LMRotary(vocab_size=VOCAB, trunk=Plain()), collator(2, 4)([{"seed": 0}])
+    with pytest.raises(ValueError, match=r"model\.trunk \(Plain\) takes no cache.*predictor\.cache=false"):
+        predictor("first_hitting", 2)(model, batch, torch.tensor([0]))
+    assert predictor("first_hitting", 2, cache=False)(model, batch, torch.tensor([0])).nfe[0] > 0
+
+
+# Where it stops
+
+
+def test_a_row_leaves_with_its_end() -> None:
+    """Left to right: the evaluations of a row are its tokens, its end, and clean blocks before it."""
+    model = network()
+    batch = collator(3, 12)(nothing(200))
+    prediction = predictor("left_to_right", 3)(model, batch, torch.arange(200), trace=True)
+    lengths = prediction.lengths
+    assert lengths.min() < 3 < lengths.max()
+    ended = lengths < 12
+    expected = 1 + torch.where(ended, lengths + 1 + lengths // 3, 12 + 3)
+    assert torch.equal(prediction.nfe, expected)
+
+
+def test_an_end_in_the_prompt_ends_nothing() -> None:
+    batch = collator(2, None, default_length=4)([{"seed": 0, "prompt_ids": torch.tensor([EOS, PAD])}])
+    assert predictor("first_hitting", 2)(network(), batch, torch.tensor([0])).lengths.tolist() == [4]
+
+
+def test_finished_blocks_are_frozen() -> None:
+    """Remasking acts inside the block that is written."""
+    batch = collator(3, None, default_length=9)(nothing(20))
+    sampler = compose("remdm_rescale", num_steps=6, eta=0.8)
+    trace = predictor(sampler, 3)(network(), batch, torch.arange(20), trace=True).trace
+    assert trace is not None
+    writes = trace.operation == 1
+    assert (trace.token[writes] == MASK).any()
+    for row in range(20):
+        blocks = trace.position[writes & (trace.row == row)] // 3
+        assert (blocks.diff() >= 0).all()
+
+
+# Beyond the length of the training
+
+
+def test_a_window_is_a_fresh_evaluation_of_what_it_shows() -> None:
+    """Blocks of 2 in windows of 4: block b is drawn as the second block of a row [prompt, block b - 1]."""
+    model, seeds = network(), torch.arange(40)
+    example: BD3LMExample = {"seed": 0, "prompt_ids": torch.tensor([FIRST + 2, FIRST])}
+    batch = collator(2, None, default_length=8)([example] * 40)
+    recorder = Recorder(model)
+    prediction = predictor("left_to_right", 2, window_length=4)(recorder, batch, seeds)
+    assert max(recorder.widths) <= 3 + 2, "prompt, BOS and a block"
+    for block in range(1, 4):
+        before = prediction.ids[:, 2 * block - 2 : 2 * block]
+        ids = torch.cat((torch.tensor([FIRST + 2, FIRST, BOS]).expand(40, -1), before), dim=1)
+        numbers = torch.tensor([0, 0, 0, 1, 1, 2, 2])
+        noisy = torch.full((40, 2), MASK)
+        with torch.no_grad():
+            logits = model(
+                torch.cat((ids, noisy), dim=1), (numbers.unsqueeze(1) >= numbers).expand(40, 7, 7)
+            )[:, 5]
+        # Two evaluations for each block; the first of a block has masks alone.
+        torch.testing.assert_close(recorder.logits[2 * block], logits, rtol=0, atol=1e-10)
+    assert prediction.nfe.tolist() == [1 + 8 + 3] * 40, "one clean evaluation for each block but the last"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: predictor("ancestral", 2, temperature=-1.0), "temperature must be at least 0"),
+        (lambda: predictor("ancestral", 2, top_k=0), "top_k must be None or at least 1"),
+        (lambda: predictor("ancestral", 2, window_length=3), "window_length must be None or a multiple of"),
+        (lambda: predictor("ancestral", 2, window_length=0), "window_length must be None or a multiple of"),
+        (lambda: predictor("ancestral", 0), "block_length must be at least 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(make: object, message: str) -> None:
+    assert callable(make)
+    with pytest.raises(ValueError, match=message):
+        make()
