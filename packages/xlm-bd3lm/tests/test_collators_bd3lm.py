@@ -18,6 +18,10 @@ IDS: dict[str, Any] = {"mask_id": MASK, "pad_id": PAD, "bos_id": BOS, "eos_id": 
 BARE: dict[str, Any] = IDS | {"bos_id": None, "eos_id": None}
 
 
+def collator(**options: Any) -> BD3LMCollator:
+    return BD3LMCollator(**options)
+
+
 def ids(*tokens: int) -> Tensor:
     return torch.tensor(tokens, dtype=torch.int64)
 
@@ -183,6 +187,8 @@ def test_prompts_show_the_fixed_tokens_only() -> None:
     assert torch.equal(batch["masked"], batch["input_ids"] == MASK)
     known = BD3LMPromptCollator(**IDS, block_length=2, default_length=3)([EXAMPLES[0], {"seed": 4}])
     assert known["input_ids"].tolist() == [[MASK, MASK, PAD], [MASK, MASK, MASK]]
+    full = BD3LMPromptCollator(**BARE, block_length=2, max_target_length=3)([{"seed": 4}])
+    assert full["input_ids"].tolist() == [[MASK, MASK, MASK]]
 
 
 @pytest.mark.parametrize(
@@ -220,9 +226,8 @@ def test_what_has_no_length_is_refused() -> None:
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    every: dict[str, Any] = {**IDS, "block_length": 2, **options}
     with pytest.raises(ValueError, match=message):
-        BD3LMCollator(**every)
+        collator(**{**IDS, "block_length": 2, **options})
 
 
 def test_other_options_out_of_range_are_refused() -> None:
@@ -248,10 +253,8 @@ def test_packed_blocks_hold_their_special_tokens_already() -> None:
     assert batch.get("cell_segments", ids()).tolist() == [[0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, -1, -1]]
     assert batch.get("clean_segments", ids()).tolist() == [[0, 0, 0, 1], [0, 0, 0, 1]]
     assert batch["num_eligible"].tolist() == batch["num_tokens"].tolist() == [7, 5]
-    for adds in (
-        BD3LMCollator(**IDS, block_length=4),
-        BD3LMCollator(**(BARE | {"eos_id": EOS}), block_length=2, max_target_length=4),
-    ):
+    with_end = collator(**{**BARE, "eos_id": EOS}, block_length=2, max_target_length=4)
+    for adds in (BD3LMCollator(**IDS, block_length=4), with_end):
         with pytest.raises(ValueError, match="set bos_id=None and eos_id=None"):
             adds([packed([7, 8], [9])])
 

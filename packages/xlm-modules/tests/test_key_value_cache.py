@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xlm.modules import Columns, KeyValueCache, PromptCache, RotaryTransformer, prompt_mask, segment_mask
+from xlm.modules import (
+    BlockCache,
+    Columns,
+    DiT,
+    KeyValueCache,
+    PromptCache,
+    RotaryTransformer,
+    prompt_mask,
+    segment_mask,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -217,6 +226,46 @@ def test_prompts_read_once_give_the_states_of_one_call_with_their_mask(prompt: l
             assert_same(hidden[index, :size], expected[row, rest.source[row, :size]])
     with pytest.raises(ValueError, match="holds 3 rows and the call has 1"):
         model(ids[:1], cache=cache)
+
+
+@pytest.mark.parametrize("kind", ["rotary", "dit"])
+def test_blocks_in_a_cache_give_the_states_of_one_call_with_their_mask(kind: str):
+    """Padded prompts, then blocks of 2 and 3 tokens; a peek leaves nothing behind; rows come in any order."""
+    model: RotaryTransformer | DiT = network(causal=False)
+    if kind == "dit":
+        model = DiT(vocab_size=11, d_model=16, num_layers=2, num_heads=2)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(0))
+        model = model.double().eval()
+    ids, number = random_ids(3, 8), torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+    real = torch.ones(3, 8, dtype=torch.bool)
+    real[1, 1:3], real[2, 2] = False, False
+    mask = (number.unsqueeze(1) >= number) & real.unsqueeze(1)
+    place = (real.cumsum(1) - 1).clamp(min=0)
+    expected, cache, rows = model(ids, mask, place), BlockCache(), torch.arange(3)
+    parts = [model(ids[:, :3], real[:, :3], cache=cache)]
+    for columns in (slice(3, 5), slice(5, 8)):
+        noisy = (ids[:, columns] + 1) % 11
+        first = model(noisy, cache=cache.peek())
+        assert_same(model(noisy[[2, 0]], cache=cache.of_rows(torch.tensor([2, 0])).peek()), first[[2, 0]])
+        before = cache.of_rows(rows)
+        parts.append(model(ids[:, columns], cache=cache))
+        assert before.length < cache.length, "what shares its tables stays as it is"
+        assert_same(model(noisy, cache=before.peek()), first)
+    for row in range(3):
+        assert_same(torch.cat(parts, dim=1)[row][real[row]], expected[row][real[row]])
+    # The prompts and the first block in one call with their mask.
+    both = BlockCache()
+    model(ids[:, :5], mask[:, :5, :5] & real[:, :5].unsqueeze(2), place[:, :5], cache=both)
+    last = model(ids[:, 5:], cache=both.peek())
+    assert_same(last, expected[:, 5:])
+    hidden = model(ids[:, 5:], cache=both.of_rows(rows, exists=torch.tensor([True, False, True])).peek())
+    assert_same(hidden[1], model(ids[1:2, 5:])[0])
+    assert_same(hidden[[0, 2]], last[[0, 2]])
+    with pytest.raises(ValueError, match="of shape \\(batch, length\\)"):
+        model(ids[:, 5:], mask[:, 5:, 5:], cache=both)
+    with pytest.raises(ValueError, match="holds 3 rows and the call has 1"):
+        model(ids[:1, 5:], cache=both.peek())
 
 
 def test_a_prompt_does_not_see_its_target_and_the_target_sees_the_prompt():

@@ -88,6 +88,21 @@ def test_impossible_tokens_have_no_share(form: str) -> None:
 
 
 @BOTH
+def test_each_end_token_may_have_cells_of_its_own(form: str) -> None:
+    hidden, head = made()
+    cell = torch.arange(CELLS)
+    may_end = torch.stack([cell % 3 == 0, cell % 2 == 0], dim=1)
+    targets = tokens(CELLS, suppressed_ids=[0, 1, 2], end_ids=[2, 0], may_end=may_end)
+    terms = []
+    for row in range(CELLS):
+        possible = [2] * bool(may_end[row, 0]) + [0] * bool(may_end[row, 1]) + list(range(3, VOCAB))
+        logits = head(hidden[row])
+        terms.append(torch.logsumexp(logits[possible], 0) - logits[targets.token[row]])
+    expected = (targets.weight * torch.stack(terms)).sum()
+    assert_same(score(form, hidden, head, targets), expected, hidden, head)
+
+
+@BOTH
 def test_several_tokens_in_a_cell_and_none_in_others(form: str) -> None:
     hidden, head = made()
     cell = torch.tensor([12, 0, 0, 3, 3, 3, 7, 5, 0])

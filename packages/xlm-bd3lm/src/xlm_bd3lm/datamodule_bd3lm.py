@@ -54,8 +54,7 @@ class BD3LMCollator:
         schedule: alpha, of the time noise.
         min_time: Where its times begin, in [0, 1); the weight grows like 1/t towards 0.
         clip: Lowest and highest level, in [0, 1], the weights unchanged (section 5.2 there): times, or shares
-            n / D_b. None for all levels. What is trained then is no bound of the likelihood, unless D = 1,
-            and has another name in the logs.
+            n / D_b. None for all levels. The training loss then is no bound of the likelihood, unless D = 1.
 
     Raises:
         ValueError: If an option is outside its range, or the time noise has no schedule.
@@ -104,10 +103,7 @@ class BD3LMCollator:
             stratified_times(seeds, places_of(examples), stream=STREAM_LEVEL), seeds, rows.blocks
         )
         keys = uniform(seeds, rows.ids.shape[1], step=0, stream=STREAM_CELLS)
-        batch = make_batch(rows, self._layout, self._mask(rows.eligible, levels, keys))
-        if self._clip is not None:
-            batch["is_clipped"] = torch.tensor(True)
-        return batch
+        return make_batch(rows, self._layout, self._mask(rows.eligible, levels, keys))
 
     def _mask(self, eligible: Tensor, levels: Tensor, keys: Tensor) -> BlockNoise:
         block_length = self._layout.block_length
@@ -209,7 +205,8 @@ class BD3LMPromptCollator:
         block_length: D, cells of a block, at least 1.
         max_target_length: Where a text without EOS is cut, rounded up to whole blocks; None for a given
             length.
-        default_length: Length of examples without target where the length is given; None to refuse them.
+        default_length: Length of examples without target where the length is given; None for
+            max_target_length.
 
     Raises:
         ValueError: If a length is outside its range, or default_length is given and the length is modelled.
@@ -264,12 +261,13 @@ class BD3LMPromptCollator:
         """The example, with a target of the right length if it has none and needs one."""
         if "target_ids" in example or self._layout.models_length:
             return example
-        if self._default_length is None:
+        length = self._layout.max_target_length if self._default_length is None else self._default_length
+        if length is None:
             raise ValueError(
                 "an example has no target_ids, so its length is unknown: give max_target_length and eos_id, "
                 "and the model decides the length, or default_length"
             )
-        return {**example, "target_ids": torch.full((self._default_length,), self._layout.mask_id)}
+        return {**example, "target_ids": torch.full((length,), self._layout.mask_id)}
 
 
 def check_window(window_length: int | None, block_length: int) -> None:

@@ -69,7 +69,7 @@ class BD3LMLoss:
         return BD3LMLossOutput(
             loss_sum=cells.weighted_sum,
             loss_count=batch["num_eligible"].sum(),
-            terms={"clipped" if "is_clipped" in batch else "token": cells.weighted_sum},
+            terms={"token": cells.weighted_sum},
             num_masked=batch["masked"].sum(),
             num_correct=cells.correct.sum(),
             masked_by_level=by_level,

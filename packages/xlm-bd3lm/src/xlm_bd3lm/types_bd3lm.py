@@ -62,8 +62,6 @@ class BD3LMBatch(TypedDict):
     """Raw target tokens that are not given."""
     models_length: Bool[Tensor, " rows"]
     """Whether the text ends with an EOS, so that the length of the target is predicted too."""
-    is_clipped: NotRequired[Bool[Tensor, ""]]
-    """There if the noise levels of training are clipped: the loss then is no likelihood bound."""
     num_draws: NotRequired[Int[Tensor, ""]]
     """K, the number of draws of each example. Missing in training batches, which have no likelihood."""
     draw_of_row: NotRequired[Int[Tensor, " rows"]]
@@ -97,8 +95,8 @@ class BD3LMLossOutput(LossOutput):
     """The loss as a sum with its normaliser, and counts for :class:`xlm_bd3lm.BD3LMMetrics`.
 
     ``loss_sum`` is an estimate of the sum of the rows' bounds in nats, ``loss_count`` the number of cells
-    that can be masked, whether they are or not. The one term is ``token``, or ``clipped`` where the noise
-    levels are clipped and the loss is no bound.
+    that can be masked, whether they are or not; the one term is ``token``. With clipped noise levels it is no
+    bound.
     """
 
     num_masked: Int[Tensor, ""]
