@@ -274,4 +274,5 @@ def prompt_batch(start: Cells, rows: int, *, may_end: bool = False) -> BD3LMProm
         "masked": input_ids == MASK,
         "may_end": every & may_end,
         "target_start": torch.zeros(rows, dtype=torch.int64),
+        "max_length": torch.full((rows,), len(start)),
     }

@@ -177,12 +177,13 @@ def test_levels_follow_the_places_of_the_stream() -> None:
 
 
 def test_prompts_show_the_fixed_tokens_only() -> None:
-    """All blocks that the limit reaches; a limit inside a block is that of its end."""
+    """All blocks that the limit reaches; a text is cut at the limit inside one."""
     collate = BD3LMPromptCollator(**IDS, block_length=2, max_target_length=3)
     batch = collate([*EXAMPLES, {"seed": 4}])
     assert batch["input_ids"].tolist() == [[MASK] * 4, [MASK, B, MASK, MASK], [MASK] * 4, [MASK] * 4]
     assert batch["prompt_ids"].tolist() == [[D, D, BOS], [BOS, PAD, PAD], [BOS, PAD, PAD], [BOS, PAD, PAD]]
     assert batch["prompt_mask"].sum(1).tolist() == [3, 1, 1, 1]
+    assert batch["max_length"].tolist() == [3] * 4
     assert batch["may_end"].int().tolist() == [[1] * 4, [0, 0, 1, 1], [1] * 4, [1] * 4]
     assert torch.equal(batch["masked"], batch["input_ids"] == MASK)
     known = BD3LMPromptCollator(**IDS, block_length=2, default_length=3)([EXAMPLES[0], {"seed": 4}])

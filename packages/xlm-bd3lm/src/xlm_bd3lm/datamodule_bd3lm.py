@@ -203,8 +203,7 @@ class BD3LMPromptCollator:
         bos_id: Id of the token left of the target; None for none, as for packed blocks.
         eos_id: Id of EOS or None, as in :class:`BD3LMCollator`.
         block_length: D, cells of a block, at least 1.
-        max_target_length: Where a text without EOS is cut, rounded up to whole blocks; None for a given
-            length.
+        max_target_length: Where a text without EOS is cut; None for a given length.
         default_length: Length of examples without target where the length is given; None for
             max_target_length.
 
@@ -247,6 +246,7 @@ class BD3LMPromptCollator:
         known = [self._with_length(example) for example in examples]
         rows = self._layout.lay_out(known, for_generation=True)
         prompt = torch.arange(rows.prompt_ids.shape[1]) < rows.prompt_length.unsqueeze(1)
+        num_cells, limit = rows.exists.sum(1), self._layout.max_target_length
         return {
             "prompt_ids": rows.prompt_ids,
             "prompt_mask": prompt,
@@ -255,6 +255,7 @@ class BD3LMPromptCollator:
             "masked": rows.eligible,
             "may_end": rows.may_end,
             "target_start": torch.zeros_like(rows.prompt_length),
+            "max_length": num_cells if limit is None else num_cells.clamp(max=limit),
         }
 
     def _with_length(self, example: Example) -> Example:

@@ -19,6 +19,8 @@ class BlockGeneration(Generation):
 
     prompt_ids: Int[Tensor, "rows prompt"]
     prompt_mask: Bool[Tensor, "rows prompt"]
+    cells: Bool[Tensor, "rows cells"]
+    """True at the cells of all blocks; a text may be cut inside one."""
     block_length: int
     make_past: Callable[[Tensor, Tensor], Past]
     """Clean tokens and their blocks, (rows, past) each, as a past."""
@@ -30,6 +32,7 @@ class BlockGeneration(Generation):
         A row leaves when its text is complete; the rest of its block is not written, and that block is not
         evaluated as a clean one.
         """
+        text = replace(text, cells=self.cells)  # the same tables, which are written in place
         nfe, edits, num_turns = torch.zeros_like(seeds), list[Tensor](), 0
         spans = text.spans(self.block_length, self.block_length)
         rows = (~text.is_complete()).nonzero().squeeze(1)

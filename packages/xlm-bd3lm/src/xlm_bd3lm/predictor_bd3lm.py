@@ -1,6 +1,7 @@
 """Inference: the blocks of a row are written from left to right, the cells of each by a sampler."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, overload
 
@@ -134,8 +135,8 @@ class BD3LMPredictor:
         """
         generation = self._generation(model, batch)
         if trace == "full":
-            return record(generation, batch, seeds)
-        text = Text.of(batch, self._vocabulary)
+            return _cut(record(generation, batch, seeds), batch, self._pad_id)
+        text = Text.of(_within_limit(batch), self._vocabulary)
         filled = generation.fill(text, Draw(self._sampling), seeds)
         ids, lengths = text.targets(self._pad_id)
         if not trace:
@@ -166,7 +167,8 @@ class BD3LMPredictor:
                 from the given tokens of its row.
         """
         generation = self._generation(model, batch)
-        return sampler_likelihood(generation, batch, targets, seeds, num_draws=num_draws, event=event)
+        texts = _within_limit(batch)
+        return sampler_likelihood(generation, texts, targets, seeds, num_draws=num_draws, event=event)
 
     def trajectory_log_probs(
         self, model: BD3LMNetwork, batch: BD3LMPromptBatch, trace: Trace, seeds: Tensor, /
@@ -192,6 +194,7 @@ class BD3LMPredictor:
             window_length=self._window_length,
             prompt_ids=batch["prompt_ids"],
             prompt_mask=batch["prompt_mask"],
+            cells=batch["attention_mask"],
             block_length=self._block_length,
             make_past=partial(self._past, model),
         )
@@ -202,3 +205,18 @@ class BD3LMPredictor:
         """The logits (places, vocab) of a block of each row; the network does not see the time."""
         logits = cache.logits(input_ids, attention_mask, positions)
         return self._vocabulary.without_pads(logits, positions % input_ids.shape[1] == 0)
+
+
+def _within_limit(batch: BD3LMPromptBatch) -> BD3LMPromptBatch:
+    """The rows whose cells are those up to the limit of their texts."""
+    column = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
+    inside = batch["attention_mask"] & (column < batch["max_length"].unsqueeze(1))
+    return {**batch, "attention_mask": inside}
+
+
+def _cut(found: FullyTracedPrediction, batch: BD3LMPromptBatch, pad_id: int) -> FullyTracedPrediction:
+    """The prediction with texts up to their limits; its trace keeps what was written behind them."""
+    lengths = found.lengths.minimum(batch["max_length"])
+    ids = found.ids[:, : int(lengths.max()) if len(lengths) > 0 else 0]
+    behind = torch.arange(ids.shape[1], device=ids.device) >= lengths.unsqueeze(1)
+    return replace(found, ids=ids.masked_fill(behind, pad_id), lengths=lengths)

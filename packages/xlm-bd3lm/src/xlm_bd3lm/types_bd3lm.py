@@ -87,6 +87,8 @@ class BD3LMPromptBatch(TypedDict):
     """True at cells where EOS is possible, and ends the text."""
     target_start: Int[Tensor, " rows"]
     """First cell: 0."""
+    max_length: Int[Tensor, " rows"]
+    """Where a text without end is cut: the limit may lie inside a block, which is written as a whole."""
 
 
 # Copied from xlm_mdlm.types_mdlm.MDLMLossOutput
