@@ -363,10 +363,8 @@ def _forbid(logits: Tensor, targets: TokenTargets, rows: slice) -> None:
     if targets.may_end is not None:
         never = ~targets.may_end[rows]
         columns = [never] * len(targets.end_ids) if never.dim() == 1 else never.unbind(1)
-        ends = [
-            (token, logits.select(1, token).masked_fill(column, -math.inf))
-            for token, column in zip(targets.end_ids, columns, strict=True)
-        ]
+        pairs = zip(targets.end_ids, columns, strict=True)
+        ends = [(token, logits.select(1, token).masked_fill(at, -math.inf)) for token, at in pairs]
     for token in targets.suppressed_ids:
         logits.select(1, token).fill_(-math.inf)
     for token, column in ends:
