@@ -78,7 +78,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                 },
                 "prompt_sees_target": True,
             },
-            "predictor": {"_target_": "xlm_mdlm.MDLMPredictor", "schedule": "${noise}"},
+            "predictor": {
+                "_target_": "xlm_mdlm.MDLMPredictor",
+                "schedule": "${noise}",
+                "constraint": None,
+            },
             "loss": {"eps": "${oc.select:noise.eps,0}", "width": ["${model.d_models}"]},
         },
     ),
@@ -94,6 +98,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "predictor": {
                 "_target_": "xlm_flexmdm.FlexMDMPredictor",
                 "interpolant": {"insertion": "${noise}", "unmasking": {"_target_": "a.C"}},
+                "quota": "hazard",
+                "tau": None,
+                "gamma": None,
             },
         },
     ),
@@ -191,11 +198,12 @@ def test_samplers_of_version_2_are_rules(name: str) -> None:
     arguments, parts = SAMPLERS[name]
     if name[0].isupper() or "." in name:
         old = {"_target_": "xlm_mdlm.MDLMPredictor", "sampler": {"_target_": f"xlm_mdlm.{name}", **arguments}}
-        new = {"_target_": "xlm_mdlm.MDLMPredictor", "sampler": {**SAMPLER, "stop": "ended", **parts}}
+        sampler = {**SAMPLER, "stop": "ended", **parts}
+        new = {"_target_": "xlm_mdlm.MDLMPredictor", "sampler": sampler, "constraint": None}
     else:
         old = {"_target_": "xlm_mlm.MLMPredictor", "top_k": 3, **arguments}
         sampler = {**SAMPLER, "stop": "filled", **parts}
-        new = {"_target_": "xlm_mlm.MLMPredictor", "top_k": 3, "sampler": sampler}
+        new = {"_target_": "xlm_mlm.MLMPredictor", "top_k": 3, "sampler": sampler, "constraint": None}
     assert current({"format_version": 2, "predictor": old}, "old") == {"format_version": 3, "predictor": new}
     assert current({"format_version": 2, "predictor": new}, "new")["predictor"] == new
     assert make({**SAMPLER, **parts}, "predictor.sampler") is not None

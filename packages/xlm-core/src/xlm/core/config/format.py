@@ -3,7 +3,7 @@
 Version 2 differs from version 1 in names and places only: classes of the core moved, the noise schedule and
 the arguments that all collators share became nodes of their own, and a network became a trunk and its heads.
 Version 3 differs from version 2 in the samplers of two families, which became combinations of shared parts,
-and in networks that say whether a prompt sees its target.
+in networks that say whether a prompt sees its target, and in predictors with more options.
 What earlier versions wrote is read in the words of version 3, so nothing else has to know of it.
 
 The tables are closed. They name classes of families because old files do; later families have no place there.
@@ -59,8 +59,14 @@ ADDED = {
 }
 """Arguments that the class has in every config of version 2."""
 
-ADDED_IN_3 = {
-    target: {"prompt_sees_target": True} for target in ("xlm_ilm.ILM", "xlm_mlm.MLM", "xlm_mdlm.MDLMRotary")
+ADDED_IN_3: dict[str, dict[str, Any]] = {
+    "xlm_ilm.ILM": {"prompt_sees_target": True},
+    "xlm_mlm.MLM": {"prompt_sees_target": True},
+    "xlm_mdlm.MDLMRotary": {"prompt_sees_target": True},
+    "xlm_mlm.MLMPredictor": {"constraint": None},
+    "xlm_mdlm.MDLMPredictor": {"constraint": None},
+    "xlm_ilm.ILMPredictor": {"rank": "drawn", "quota": "count", "tau": None, "gamma": None},
+    "xlm_flexmdm.FlexMDMPredictor": {"quota": "hazard", "tau": None, "gamma": None},
 }
 """Arguments that the class has in every config of version 3."""
 
