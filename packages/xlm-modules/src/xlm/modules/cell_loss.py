@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from xlm.modules.sampling import at_least_float32
 from xlm.modules.token_head import HeadGradients, aligned_table, compute_dtype, is_linear
 
-_LOGITS_AT_ONCE = 2**22
-"""Logits in a piece: 16 MiB in float32. The loss may need some tables of this size beside it."""
+_LOGITS_AT_ONCE = 2**21
+"""Logits in a piece: 8 MiB in float32, since the loss may need some tables of this size beside it."""
 
 
 class CellLoss(Protocol):
