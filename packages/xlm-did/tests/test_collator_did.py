@@ -129,7 +129,7 @@ def test_dropped_tokens_put_back_give_the_text() -> None:
 
 def test_times_follow_their_distribution_for_each_number_deleted() -> None:
     """Beta(n, L - n + 1), and Beta(1, L + 1) for n = 0: Kolmogorov's distance; alike for all subsets."""
-    rows, size = 12_000, 3
+    rows, size = 6_000, 3
     examples: list[DIDExample] = [{"seed": seed, "target_ids": torch.arange(7, 10)} for seed in range(rows)]
     batch = _collator()(examples)
     time = batch["time"]
@@ -148,7 +148,7 @@ def test_times_follow_their_distribution_for_each_number_deleted() -> None:
     one = batch["num_dropped"] == 1
     token = torch.zeros(rows, dtype=torch.int64).scatter(0, batch["target_row"], batch["target_token"])
     means = [float(time[one & (token == dropped)].mean()) for dropped in range(7, 10)]
-    assert means == pytest.approx([1 / 4] * 3, abs=0.025)
+    assert means == pytest.approx([1 / 4] * 3, abs=0.035)
 
 
 def test_stratified_draws_keep_the_distribution_of_times() -> None:

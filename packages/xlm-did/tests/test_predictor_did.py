@@ -30,7 +30,7 @@ from .exact_did import (
     total_variation,
 )
 
-ROWS = 10_000
+ROWS = 6_000
 LONGEST = 3
 EVERY = texts(2, LONGEST)
 MODEL = random_network(2, LONGEST, seed=11)
