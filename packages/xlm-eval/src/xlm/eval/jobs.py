@@ -76,8 +76,8 @@ class Audit(Job):
     """Texts that the sampler draws."""
     learn_steps: Annotated[int, Field(ge=0)] = 600
     """Optimizer steps with which a network learns the language; 0: its minimiser is not checked."""
-    tolerance: Annotated[float, Field(gt=0)] = 0.05
-    """Nats by which the likelihood of the learnt network may exceed the entropy of the language."""
+    tolerance: Annotated[float, Field(gt=0)] = 0.3
+    """Nats by which the likelihood of the learnt network may exceed the entropy; more steps need less."""
 
     @override
     def choose_config(self, config: DictConfig) -> DictConfig:
