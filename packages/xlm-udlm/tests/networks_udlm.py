@@ -1,15 +1,19 @@
 """Networks that are tables or exact, and batches of enumerated states, for tests of the package's parts."""
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xlm_udlm import UDLMPrediction, UDLMPromptBatch
+from xlm.modules import LogLinear
+from xlm_udlm import UDLMPrediction, UDLMPredictor, UDLMPromptBatch, UDLMSampler
+from xlm_udlm.samplers_udlm import Step
 
-from .exact_udlm import Array, Prediction, State, texts
+from .exact_udlm import Array, Prediction, State, as_array, noised, posterior, sampled, texts
 
 PAD, BOS, FIRST = range(3)
 """Ids of rows without EOS: token number v of :mod:`exact_udlm` is id FIRST + v."""
@@ -92,3 +96,46 @@ def as_distribution(masses: Array, length: int, k: int) -> dict[State, float]:
 def standard_error(values: Tensor | Sequence[float]) -> float:
     table = torch.as_tensor(values)
     return float(table.std()) / math.sqrt(len(table))
+
+
+K, LENGTH = 3, 2
+LINE = LogLinear(eps=0.0)
+TOKENS: dict[str, Any] = {"vocab_size": FIRST + K, "pad_id": PAD, "eos_id": None, "suppressed_ids": [BOS]}
+
+
+def predictor(sampler: UDLMSampler, **changes: Any) -> UDLMPredictor:
+    options: dict[str, Any] = {"schedule": LINE, **TOKENS, **changes}
+    return UDLMPredictor(sampler=sampler, **options)
+
+
+def chain(predict: Prediction, steps: list[Step], length: int = LENGTH, k: int = K) -> Array:
+    """Distribution of the states after the steps, with kernels written out."""
+    mass = np.full(k**length, 1 / k**length)
+    for step in steps:
+        alpha_t, alpha_s = step.alpha_t, step.alpha_s
+
+        def kernel(z: int, p: Array, _: float, __: float, step: Step = step) -> Array:
+            d = p * noised(z, step.alpha_t, k)
+            d /= d.sum()
+            if step.greedy:
+                return np.eye(k)[d.argmax()]
+            again = step.alpha_s * d + (1 - step.alpha_s) / k
+            return step.kappa * posterior(z, p, step.alpha_t, step.alpha_s) + (1 - step.kappa) * again
+
+        if step.gibbs:
+            mass = gibbs(predict, mass, alpha_s, length, k)
+        else:
+            mass = sampled(predict, length, k, [alpha_t, alpha_s], kernel, start=mass)
+    return mass
+
+
+def gibbs(predict: Prediction, mass: Array, alpha: float, length: int, k: int) -> Array:
+    """One cell, chosen uniformly, given the others."""
+    states = texts(length, k)
+    after = dict.fromkeys(states, 0.0)
+    for state, part in zip(states, mass, strict=True):
+        p = predict(state, alpha)
+        for cell, token in itertools.product(range(length), range(k)):
+            moved = (*state[:cell], token, *state[cell + 1 :])
+            after[moved] += part / length * (alpha * p[cell, token] + (1 - alpha) / k)
+    return as_array(after)

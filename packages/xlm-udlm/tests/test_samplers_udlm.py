@@ -9,11 +9,12 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
-from xlm.modules import CosineSquared, Linear, LogLinear, NoiseSchedule, Polynomial
-from xlm.modules.records import Event, Targets
+from xlm.modules import CosineSquared, Linear, LogLinear, NoiseSchedule, Polynomial, TokenSampling
 from xlm_udlm import UDLMPredictor, UDLMSampler
+from xlm_udlm.canvas_udlm import Canvas
 from xlm_udlm.samplers_udlm import Rule, Step
 from xlm_udlm.types_udlm import Output
+from xlm_udlm.vocabulary_udlm import CellVocabulary
 
 from .exact_udlm import (
     Array,
@@ -22,7 +23,6 @@ from .exact_udlm import (
     as_array,
     assert_drawn_from,
     denoiser,
-    entropy,
     grid,
     leave_one_out,
     noised,
@@ -36,56 +36,22 @@ from .exact_udlm import (
 from .networks_udlm import (
     BOS,
     FIRST,
+    LENGTH,
+    LINE,
     PAD,
+    TOKENS,
     AsNetwork,
+    K,
     as_distribution,
+    chain,
     drawn_texts,
+    gibbs,
+    predictor,
     prompt_batch,
-    standard_error,
     table_prediction,
 )
 
-K, LENGTH, ROWS = 3, 2, 6000
-LINE = LogLinear(eps=0.0)
-TOKENS: dict[str, Any] = {"vocab_size": FIRST + K, "pad_id": PAD, "eos_id": None, "suppressed_ids": [BOS]}
-
-
-def predictor(sampler: UDLMSampler, **changes: Any) -> UDLMPredictor:
-    options: dict[str, Any] = {"schedule": LINE, **TOKENS, **changes}
-    return UDLMPredictor(sampler=sampler, **options)
-
-
-def chain(predict: Prediction, steps: list[Step], length: int = LENGTH, k: int = K) -> Array:
-    """Distribution of the states after the steps, with kernels written out."""
-    mass = np.full(k**length, 1 / k**length)
-    for step in steps:
-        alpha_t, alpha_s = step.alpha_t, step.alpha_s
-
-        def kernel(z: int, p: Array, _: float, __: float, step: Step = step) -> Array:
-            d = p * noised(z, step.alpha_t, k)
-            d /= d.sum()
-            if step.greedy:
-                return np.eye(k)[d.argmax()]
-            again = step.alpha_s * d + (1 - step.alpha_s) / k
-            return step.kappa * posterior(z, p, step.alpha_t, step.alpha_s) + (1 - step.kappa) * again
-
-        if step.gibbs:
-            mass = gibbs(predict, mass, alpha_s, length, k)
-        else:
-            mass = sampled(predict, length, k, [alpha_t, alpha_s], kernel, start=mass)
-    return mass
-
-
-def gibbs(predict: Prediction, mass: Array, alpha: float, length: int, k: int) -> Array:
-    """One cell, chosen uniformly, given the others."""
-    states = texts(length, k)
-    after = dict.fromkeys(states, 0.0)
-    for state, part in zip(states, mass, strict=True):
-        p = predict(state, alpha)
-        for cell, token in itertools.product(range(length), range(k)):
-            moved = (*state[:cell], token, *state[cell + 1 :])
-            after[moved] += part / length * (alpha * p[cell, token] + (1 - alpha) / k)
-    return as_array(after)
+ROWS = 6000
 
 
 SAMPLERS = [
@@ -218,6 +184,31 @@ def test_rows_start_as_noise_and_end_without(schedule: NoiseSchedule) -> None:
         assert [step.known_alpha for step in steps[1:]] == [step.alpha_t for step in steps[1:]]
 
 
+def test_a_corrected_step_renoises_the_denoiser_and_not_the_prediction() -> None:
+    p, step = np.array([0.6, 0.3, 0.1]), Step(known_alpha=0.4, alpha_t=0.4, alpha_s=0.7, kappa=0.25)
+    for z in range(K):
+        d = p * noised(z, 0.4, K) / (p * noised(z, 0.4, K)).sum()
+        mixture = step.mixture(torch.tensor([p[z]]), torch.tensor([K]))
+        found = mixture.predict.item() * p + mixture.noise.item() / K + mixture.keep.item() * np.eye(K)[z]
+        np.testing.assert_allclose(
+            found, 0.25 * posterior(z, p, 0.4, 0.7) + 0.75 * (0.7 * d + 0.1), atol=1e-15
+        )
+
+
+def test_a_gibbs_move_takes_any_free_cell_of_each_row() -> None:
+    batch = prompt_batch(900, 4)
+    batch["free"] = batch["free"].clone()
+    batch["free"][:, 2], batch["free"][5] = False, False
+    canvas = Canvas.of(CellVocabulary(**TOKENS), TokenSampling(), "leave_one_out", batch, torch.arange(900))
+    move = Step(known_alpha=0.5, alpha_t=0.5, alpha_s=0.5, gibbs=True)
+    chosen = canvas.cells_of(move, 1)
+    assert canvas.row[chosen].tolist() == [row for row in range(900) if row != 5]
+    counts = torch.bincount(canvas.column[chosen], minlength=5).tolist()
+    assert (counts[0], counts[2]) == (0, 0)
+    assert [counts[column] for column in (1, 3, 4)] == pytest.approx([300] * 3, abs=60)
+    assert not torch.equal(chosen, canvas.cells_of(move, 2))
+
+
 def test_time_stands_still_at_the_given_noise() -> None:
     """The published profile: 0.45 of the steps before alpha = 0.9, half of them there, alone corrected."""
     steps = UDLMSampler("psi_remdm", num_steps=20, eta=0.01, hold_alpha=0.9).steps(LINE)
@@ -273,105 +264,6 @@ def test_given_cells_and_ends_of_texts() -> None:
     ordinary = set(range(FIRST, FIRST + K)) | {PAD}
     assert set(found.ids.flatten().tolist()) <= ordinary
     assert (found.trace.position[found.trace.step > 0] != 1).all()
-
-
-# Likelihood of the sampler
-
-
-LIKELIHOODS = [
-    UDLMSampler(num_steps=3),
-    UDLMSampler("psi_constant", num_steps=3, eta=0.4),
-    UDLMSampler("psi_rescale", num_steps=4, eta=0.9, hold_alpha=0.6, final="greedy"),
-]
-
-
-@pytest.mark.parametrize("sampler", LIKELIHOODS, ids=lambda sampler: sampler.rule)
-def test_mean_weights_of_replays_are_the_probabilities_of_texts(sampler: UDLMSampler) -> None:
-    predict, rows = table_prediction(LENGTH, K, seed=2), 2500
-    exact = as_distribution(chain(predict, sampler.steps(LINE)), LENGTH, K)
-    for text in ((0, 1), (2, 2)):
-        targets = Targets(ids=FIRST + torch.tensor([text] * rows), lengths=torch.full((rows,), LENGTH))
-        found = predictor(sampler).likelihood(
-            AsNetwork(predict, K), prompt_batch(rows, LENGTH), targets, torch.arange(rows), num_draws=2
-        )
-        weights = found.log_weights.exp().flatten()
-        assert float(weights.mean()) == pytest.approx(exact[text], abs=4 * standard_error(weights))
-        assert standard_error(weights) < 0.05 * exact[text], "too few draws"
-        assert (found.nll_kind, found.num_draws) == ("bound", 2)
-        assert found.nfe.tolist() == [2 * sampler.num_steps] * rows
-        assert found.num_tokens.tolist() == [LENGTH] * rows
-
-
-def test_the_bound_of_one_draw_is_that_of_discrete_time() -> None:
-    """With the exact prediction its mean exceeds -log p of the sampler, and falls to the entropy."""
-    data = random_data(LENGTH, K, seed=3)
-    network, masses = AsNetwork(leave_one_out(data), K), as_array(data)
-    means: dict[int, float] = {}
-    rows = 900
-    texts_drawn = [text for text in data for _ in range(rows // len(data))]
-    for num_steps in (2, 16):
-        targets = Targets(ids=FIRST + torch.tensor(texts_drawn), lengths=torch.full((rows,), LENGTH))
-        found = predictor(UDLMSampler(num_steps=num_steps)).likelihood(
-            network, prompt_batch(rows, LENGTH), targets, torch.arange(rows)
-        )
-        by_text = found.nll.view(len(data), -1).mean(1)
-        means[num_steps] = float((by_text * torch.tensor(masses)).sum())
-    assert means[2] > means[16] + 0.05
-    assert means[16] == pytest.approx(entropy(data), abs=0.2)
-
-
-def test_texts_that_end_are_scored_up_to_their_end() -> None:
-    """p(text) sums over the tokens that end it and over all that stands behind; p(cells) does not."""
-    k, eos, rows = 2, FIRST + 2, 3000
-    predict = table_prediction(LENGTH, k + 2, seed=6)
-
-    class WithEnds(AsNetwork):
-        """Tokens in the order FIRST, FIRST + 1, EOS, PAD of the enumeration."""
-
-        def forward(
-            self, input_ids: Tensor, attention_mask: Tensor | None, noise: Tensor, *, positions: Tensor
-        ) -> Tensor:
-            moved = input_ids.where(input_ids != PAD, FIRST + 3)
-            logits = super().forward(moved, attention_mask, noise, positions=positions)
-            return torch.cat([logits[:, FIRST + 3 :], logits[:, 1 : FIRST + 3]], dim=1)
-
-    network, sampler = WithEnds(predict, k + 2), UDLMSampler(num_steps=3)
-    batch = prompt_batch(rows, LENGTH)
-    batch["may_end"] = batch["free"]
-    sample = UDLMPredictor(
-        schedule=LINE, sampler=sampler, vocab_size=FIRST + 3, pad_id=PAD, eos_id=eos, suppressed_ids=[BOS]
-    )
-    exact = as_distribution(chain(predict, sampler.steps(LINE), LENGTH, k + 2), LENGTH, k + 2)
-    of_text = sum(mass for cells, mass in exact.items() if cells[0] == 1 and cells[1] in (2, 3))
-    cases: list[tuple[Event, float]] = [("text", of_text), ("cells", exact[1, 2])]
-    for event, expected in cases:
-        targets = Targets(ids=torch.full((rows, 1), FIRST + 1), lengths=torch.ones(rows, dtype=torch.int64))
-        likelihood = sample.likelihood(network, batch, targets, torch.arange(rows), event=event)
-        weights = likelihood.log_weights.exp()[0]
-        assert float(weights.mean()) == pytest.approx(expected, abs=4 * standard_error(weights)), event
-        assert standard_error(weights) < 0.05 * expected
-    empty = Targets(ids=torch.zeros(rows, 0, dtype=torch.int64), lengths=torch.zeros(rows, dtype=torch.int64))
-    weights = sample.likelihood(network, batch, empty, torch.arange(rows)).log_weights.exp()[0]
-    expected = sum(mass for cells, mass in exact.items() if cells[0] in (2, 3))
-    assert float(weights.mean()) == pytest.approx(expected, abs=4 * standard_error(weights))
-
-
-def test_texts_that_cannot_be_written_have_no_probability() -> None:
-    network, sample = AsNetwork(table_prediction(LENGTH, K, seed=2), K), predictor(UDLMSampler(num_steps=2))
-    ids = torch.tensor([[FIRST, FIRST, FIRST], [FIRST, PAD, 0], [FIRST, FIRST + 1, 0]])
-    targets = Targets(ids=ids, lengths=torch.tensor([3, 2, 2]))
-    found = sample.likelihood(network, prompt_batch(3, LENGTH), targets, torch.arange(3))
-    assert found.nll.isfinite().tolist() == [False, False, True]
-    with pytest.raises(ValueError, match="gibbs_moves has no likelihood: set gibbs_moves=0"):
-        predictor(UDLMSampler(num_steps=2, gibbs_moves=1)).likelihood(
-            network, prompt_batch(3, LENGTH), targets, torch.arange(3)
-        )
-    batch = prompt_batch(3, LENGTH)
-    batch["free"] = batch["free"].clone()
-    batch["free"][:, 1] = False
-    batch["input_ids"][:, 1] = FIRST + 2
-    with pytest.raises(ValueError, match="target 0 differs from the given token at position 0"):
-        sample.likelihood(network, batch, targets, torch.arange(3))
 
 
 @pytest.mark.parametrize(
