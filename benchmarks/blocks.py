@@ -1,0 +1,97 @@
+"""Block diffusion beside masked diffusion on a CPU: a training step, and sampling with and without the cache.
+
+    OMP_NUM_THREADS=1 uv run python benchmarks/blocks.py
+
+Rows of 512 tokens in blocks of 16, untrained networks of the same sizes. A step is forward and backward pass
+of the losses; texts are written most confident cell first, ``steps`` evaluations for each block. One thread
+and the CPU seconds of the process, both in turns, the median of the turns.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from gpu_families import MASK, PAD, SPECIAL, Size, mean_loss, text_parts, texts
+from training import LENGTH, cpu_seconds
+from training import SIZES as SIZES_OF_TRAINING
+
+from xlm.modules import LogLinear
+from xlm.modules.samplers import compose
+from xlm_bd3lm import BD3LMCollator, BD3LMDiT, BD3LMLoss, BD3LMPredictor, BD3LMPromptCollator
+
+BLOCK = 16
+SIZES = SIZES_OF_TRAINING | {"wide": (Size(d_model=512, num_layers=6, num_heads=8, vocab_size=8_000), 1)}
+"""Networks and the rows of a training step."""
+IDS: dict[str, Any] = {"mask_id": MASK, "pad_id": PAD, "eos_id": None}
+
+
+def medians(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median CPU seconds of each, in turns; the first turn warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats + 1):
+        for name, work in works.items():
+            seconds[name].append(cpu_seconds(work))
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def measure_steps(size_name: str, repeats: int) -> dict[str, float]:
+    """Seconds of a training step of either family on the same rows."""
+    size, rows = SIZES[size_name]
+    examples = texts(0, rows, LENGTH, size.vocab_size)
+    mdlm = text_parts("mdlm", size, LENGTH)
+    batch = mdlm.collate(examples)
+    model, loss = BD3LMDiT(**size.arguments()), BD3LMLoss(**IDS, suppressed_ids=SPECIAL)
+    blocks = BD3LMCollator(**IDS, bos_id=None, block_length=BLOCK)(examples)
+
+    def step() -> None:
+        model.zero_grad()
+        output = loss(model, blocks)
+        (output.loss_sum / output.loss_count).backward()
+
+    def step_of_mdlm() -> None:
+        mdlm.model.zero_grad()
+        mean_loss(mdlm, mdlm.model, batch).backward()
+
+    return medians({"mdlm": step_of_mdlm, "bd3lm": step}, repeats)
+
+
+def measure_cache(size_name: str, steps: int, repeats: int) -> dict[str, float]:
+    """Seconds of a text of 512 tokens with and without the cache."""
+    size, _ = SIZES[size_name]
+    model = BD3LMDiT(**size.arguments()).eval()
+    collate = BD3LMPromptCollator(**IDS, bos_id=None, block_length=BLOCK, default_length=LENGTH)
+    prompts = collate([{"seed": 0}])
+
+    def write(predictor: BD3LMPredictor) -> Callable[[], object]:
+        return lambda: predictor(model, prompts, torch.tensor([1]))
+
+    sampler = compose("confidence", num_steps=steps)
+    options: dict[str, Any] = {**IDS, "schedule": LogLinear(), "sampler": sampler, "block_length": BLOCK}
+    works = {
+        name: write(BD3LMPredictor(**options, suppressed_ids=SPECIAL, cache=name == "cache"))
+        for name in ("cache", "no cache")
+    }
+    return medians(works, repeats)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="short")
+    parser.add_argument("--steps", type=int, default=4, help="evaluations of a block")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    step = measure_steps(options.size, options.repeats)
+    ratio = step["bd3lm"] / step["mdlm"]
+    print(f"step        mdlm {step['mdlm']:.3f} s   bd3lm {step['bd3lm']:.3f} s   {ratio:.2f}")
+    text = measure_cache(options.size, options.steps, options.repeats)
+    ratio = text["no cache"] / text["cache"]
+    print(f"512 tokens  cache {text['cache']:.2f} s   no cache {text['no cache']:.2f} s   {ratio:.1f}")
+
+
+if __name__ == "__main__":
+    main()
