@@ -178,7 +178,7 @@ WORDS = {
     "experiment=star_": ["experiment=star_hard", "experiment=star_tiny"],
     "experiment=other,star_t": ["experiment=other,star_tiny"],
     "job_type=tr": ["job_type=train"],
-    "job_type=c": ["job_type=compare"],
+    "job_type=do": ["job_type=doctor"],
     "~lo": ["~logger"],
     "trainer.ma": ["trainer.max_steps="],
     "--ver": ["--version"],

@@ -128,7 +128,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
         model, loss = self._model(), self.build_loss()
         for kind in self._loss_kinds():
             collate, scoring = self.build_loss_collator(kind), self.build_likelihood(kind)
-            for seed in range(8):
+            for seed in range(4):
                 example: Example = {**self._examples(kind)[0], "seed": seed}
                 example["target_ids"] = torch.full((num_target(example),), beyond)
                 with refused_ids(beyond):
@@ -271,9 +271,9 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             flipped = self._predict(collate(examples[::-1]), seeds=seeds.flip(0))
             assert _texts(flipped)[::-1] == _texts(together), f"{kind}: the order of the rows changes them"
             assert torch.equal(flipped.nfe.flip(0), together.nfe), f"{kind}: the order changes the nfe"
-            for row, example in enumerate(examples):
+            for row in (0, len(examples) - 1):  # padded beside the others, not alone
                 model = CountingModel(self._model())
-                alone = self._predict(collate([example]), model=model, seeds=seeds[row : row + 1])
+                alone = self._predict(collate([examples[row]]), model=model, seeds=seeds[row : row + 1])
                 assert _texts(alone)[0] == _texts(together)[row], f"{kind}: row {row} is another when alone"
                 assert alone.nfe[0] == together.nfe[row], f"{kind}: nfe of row {row} is another when alone"
                 calls = getattr(alone, "calls", None)
