@@ -58,9 +58,9 @@ def sync(session: nox.Session, *arguments: str) -> None:
     )
 
 
-def pytest(session: nox.Session, *arguments: str) -> None:
+def pytest(session: nox.Session, *arguments: str, dist: str = "loadfile") -> None:
     # A worker for each of two cores; the tests of a file stay together and share its fixtures.
-    session.run("pytest", "-n", "2", "--dist", "loadfile", *arguments, *session.posargs, env=ENVIRONMENT)
+    session.run("pytest", "-n", "2", "--dist", dist, *arguments, *session.posargs, env=ENVIRONMENT)
 
 
 def metadata_of(package: str) -> dict[str, Any]:
@@ -188,7 +188,8 @@ def integration(session: nox.Session) -> None:
     """All packages together: every experiment, every job."""
     groups = ("--group", "test", "--group", "data", "--group", "lint")
     sync(session, "--all-packages", *groups, *test_extras(*PACKAGES))
-    pytest(session, "tests/integration", "-q")
+    # One file has half of the tests.
+    pytest(session, "tests/integration", "-q", dist="worksteal")
 
 
 @nox.session
