@@ -89,6 +89,19 @@ def test_another_config_does_not_continue_it(run: Path, run_toy: Run, evaluated:
     assert len(list((run / "eval").iterdir())) == 3
 
 
+def test_other_weights_in_the_same_file_do_not_continue_it(
+    run: Path, run_toy: Run, evaluated: list[int]
+) -> None:
+    last = f"ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    with pytest.raises(SystemExit):
+        run_toy("job_type=eval", last)
+    run_toy("job_type=train", "trainer.max_steps=12", "test_after_training=false")
+    evaluated.clear()  # those before, and of validation
+    run_toy("job_type=eval", last)
+    assert len(evaluated) == 20
+    assert len(list((run / "eval").iterdir())) == 2
+
+
 def test_two_processes_do_not_write_one_folder(run: Path, tmp_path: Path) -> None:
     from xlm.core.evaluation.progress import Progress
 

@@ -104,6 +104,18 @@ def test_a_grid_is_continued_and_extended(frontier: Run, tmp_path: Path) -> None
     assert len(list((tmp_path / "runs/toy/frontier").iterdir())) == 2
 
 
+def test_other_weights_in_the_same_file_are_evaluated_anew(
+    frontier: Run, run_toy: Run, tmp_path: Path
+) -> None:
+    grid = ("+sweep={predictor.error: [0.0]}", f"ckpt_path={tmp_path / 'runs/toy/checkpoints/last.ckpt'}")
+    frontier(*grid)
+    frontier(*grid)
+    assert len(list((tmp_path / "runs/toy/frontier").iterdir())) == 1
+    run_toy("job_type=train", "trainer.max_steps=12", "test_after_training=false", *PREDICTOR)
+    frontier(*grid)
+    assert len(list((tmp_path / "runs/toy/frontier").iterdir())) == 2
+
+
 MISTAKES = {
     "sweep: missing": "+sweep={}",
     r"there is no predictor\.eror in the config\. Did you mean predictor\.error": (

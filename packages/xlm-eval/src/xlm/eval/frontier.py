@@ -31,6 +31,7 @@ from xlm.core.evaluation.evaluation import Evaluation
 from xlm.core.evaluation.slots import Slots
 from xlm.core.saving.run_folder import write_record
 from xlm.core.saving.versions import is_unfinished
+from xlm.core.saving.weights import fingerprint
 from xlm.core.training.harness import Harness
 from xlm.core.training.run import Run
 from xlm.core.training.slot_checks import check_slots
@@ -60,7 +61,8 @@ def evaluate_grid(run: Run, sweep: Sweep) -> dict[str, float]:
     samplers = {
         name: _sampler(grid[name], predictor, harness, datamodule) for name, predictor in predictors.items()
     }
-    root = run.folder / FOLDER / _digest(run, checkpoint)
+    weights = fingerprint(harness.model)
+    root = run.folder / FOLDER / _digest(run, checkpoint, weights)
     start = {"task": run.settings.task.name, "checkpoint": checkpoint, "settings": str(len(grid))}
     report.print_start(FOLDER, root, start)
     found: dict[str, Mapping[str, float]] = {}
@@ -74,7 +76,7 @@ def evaluate_grid(run: Run, sweep: Sweep) -> dict[str, float]:
         started = time.perf_counter()
         write_record(folder, at_point.record)
         with _quiet():
-            found[name] = evaluate_into(folder, at_point, harness, datamodule, checkpoint)
+            found[name] = evaluate_into(folder, at_point, harness, datamodule, checkpoint, weights)
         say(f"  {number} of {len(grid)}  {name}: {time.perf_counter() - started:.1f} s")
     _print_summary(found, root)
     return {f"{name}/{metric}": value for name, metrics in found.items() for metric, value in metrics.items()}
@@ -125,10 +127,10 @@ def _sampler(
     return slots, harness.evaluation
 
 
-def _digest(run: Run, checkpoint: str) -> str:
-    """Name of the folder of all points of one checkpoint, data and config."""
+def _digest(run: Run, checkpoint: str, weights: str) -> str:
+    """Name of the folder of all points of one checkpoint with its weights, data and config."""
     record = {key: value for key, value in run.record.items() if key not in IRRELEVANT}
-    text = json.dumps({**record, "ckpt_path": checkpoint}, sort_keys=True, default=str)
+    text = json.dumps({**record, "ckpt_path": checkpoint, "weights": weights}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

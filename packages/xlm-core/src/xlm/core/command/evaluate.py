@@ -16,6 +16,7 @@ from xlm.core.hub import source
 from xlm.core.saving import run_record
 from xlm.core.saving.run_folder import RunFolder, differences, write_record
 from xlm.core.saving.versions import is_unfinished
+from xlm.core.saving.weights import fingerprint
 from xlm.core.training.assembly import assemble
 from xlm.core.training.harness import Harness
 from xlm.core.training.run import Run
@@ -35,20 +36,21 @@ def evaluate(run: Run) -> dict[str, float]:
     harness, datamodule, checkpoint = load(run)
     check_slots(harness, datamodule, stages=("test",))
     run_folder = RunFolder(run.folder)
-    folder = interrupted(run_folder.jobs(settings.job_type), run.record)
+    weights = fingerprint(harness.model)
+    folder = interrupted(run_folder.jobs(settings.job_type), run.record, weights)
     if folder is None:
         folder = run_folder.start_job(settings.job_type, run.record)
     else:
         say(f"{folder} was interrupted and continues")
         write_record(folder, run.record)
     report.print_start(settings.job_type, folder, {"task": settings.task.name, "checkpoint": checkpoint})
-    return evaluate_into(folder, run, harness, datamodule, checkpoint)
+    return evaluate_into(folder, run, harness, datamodule, checkpoint, weights)
 
 
-def interrupted(folders: Iterable[Path], record: Mapping[str, Any]) -> Path | None:
-    """The last of the folders whose evaluation has this config and was interrupted; None if there is none."""
+def interrupted(folders: Iterable[Path], record: Mapping[str, Any], weights: str) -> Path | None:
+    """The last folder with an interrupted evaluation of this config and these weights, if any."""
     for folder in sorted(folders, reverse=True):
-        if is_unfinished(folder) and is_interrupted(folder):
+        if is_unfinished(folder) and is_interrupted(folder, weights):
             recorded = RunFolder(folder).read_config()
             if not list(differences(recorded, record, ignored=())):
                 return folder
@@ -71,7 +73,7 @@ def checkpoint_of(run: Run) -> str:
 
 
 def evaluate_into(
-    folder: Path, run: Run, harness: Harness, datamodule: DataModule, checkpoint: str
+    folder: Path, run: Run, harness: Harness, datamodule: DataModule, checkpoint: str, weights: str
 ) -> dict[str, float]:
     """Run the test loaders and write all results.
 
@@ -81,11 +83,12 @@ def evaluate_into(
         harness: The network with the weights of the checkpoint.
         datamodule: The data.
         checkpoint: Path or URL of the weights.
+        weights: Their fingerprint.
     """
     settings = run.settings
     trainer = make_trainer(run, folder, with_loggers=False)
     record_means(trainer, folder)
-    progress = Progress(folder, checkpoint) if trainer.world_size == 1 else None
+    progress = Progress(folder, weights) if trainer.world_size == 1 else None
     writer = evaluate_test_split(
         trainer, harness, datamodule, folder, num_traces=settings.show_generations, progress=progress
     )

@@ -29,21 +29,14 @@ class Progress:
 
     Args:
         folder: Folder of the evaluation.
-        checkpoint: Path or URL of the evaluated weights.
+        weights: Fingerprint of the evaluated weights; a file of the same name may hold others later.
     """
 
-    def __init__(self, folder: Path, checkpoint: str) -> None:
+    def __init__(self, folder: Path, weights: str) -> None:
         self.folder = folder
-        self._checkpoint = checkpoint
+        self._weights = weights
         self._stored = time.perf_counter()
-        self._state: dict[str, Any] | None = self._read()
-
-    def _read(self) -> dict[str, Any] | None:
-        path = self.folder / STATE
-        if not path.is_file():
-            return None
-        found = cast("dict[str, Any]", torch.load(path, weights_only=True))
-        return found if found["checkpoint"] == self._checkpoint else None
+        self._state: dict[str, Any] | None = _read(folder, weights)
 
     def resume(self, evaluation: Evaluation, writer: PredictionWriter) -> None:
         """Restore metrics and open files as they were; new ones without a state."""
@@ -60,7 +53,7 @@ class Progress:
         """Note that a batch is done."""
         done = {**(self._state["done"] if self._state is not None else {}), loader: batch + 1}
         self._state = {
-            "checkpoint": self._checkpoint,
+            "weights": self._weights,
             "done": done,
             "metrics": evaluation.state("test"),
             "files": writer.state(),
@@ -98,12 +91,21 @@ class Progress:
             (self.folder / LOCK).unlink(missing_ok=True)
 
 
-def is_interrupted(folder: Path) -> bool:
-    """Whether a folder has a state to continue from, and no process evaluates in it."""
-    if not (folder / STATE).is_file():
+def is_interrupted(folder: Path, weights: str) -> bool:
+    """Whether a folder has a state of these weights to continue from, and no process evaluates in it."""
+    if _read(folder, weights) is None:
         return False
     try:
         with FileLock(folder / LOCK, timeout=0):
             return True
     except Timeout:
         return False
+
+
+def _read(folder: Path, weights: str) -> dict[str, Any] | None:
+    """The stored state of an evaluation of these weights; None if there is none."""
+    path = folder / STATE
+    if not path.is_file():
+        return None
+    found = cast("dict[str, Any]", torch.load(path, weights_only=True))
+    return found if found["weights"] == weights else None

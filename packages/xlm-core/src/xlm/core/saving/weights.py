@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Literal, TypedDict, cast
 
-from torch import Tensor
+import torch
+import xxhash
+from torch import Tensor, nn
 
 from xlm.core.config.console import say
 from xlm.core.config.errors import XLMError
@@ -58,3 +60,12 @@ def _read_safetensors(file: Path, which: Which) -> dict[str, Tensor]:
     state = read_file(file, str(file.parent))
     say(f"{file} {checkpoints.NO_CHECKSUMS}")
     return {name.removeprefix(PREFIX): value for name, value in state.items()}
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Hash of all weights and buffers: equal for equal weights, wherever they were read from."""
+    digest = xxhash.xxh3_128()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
