@@ -3,7 +3,7 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,12 +21,13 @@ from xlm.core.config.schema import SamplerLikelihoodSettings
 from xlm.core.data import LoadedBatch
 from xlm.core.evaluation.metrics import LossMean
 from xlm.core.evaluation.predictions import GeneratedTexts
-from xlm.core.evaluation.uses import SamplerLikelihoodUse
+from xlm.core.evaluation.uses import GenerationUse, SamplerLikelihoodUse
+from xlm.core.protocols import Example
 from xlm.modules.records import SamplerLikelihood
 
 from . import toy_jobs
 from .conftest import Compose, Run
-from .toy_family import ToyLossOutput, ToyPredictor
+from .toy_family import ToyExactMatch, ToyLossOutput, ToyPredictor, ToyTokenizer
 
 LOADERS = {
     "_".join(uses): list(uses)
@@ -215,6 +216,23 @@ def test_a_predictor_without_a_likelihood_and_rows_without_targets_are_refused(r
         SamplerLikelihoodUse(slots, "test/a", GeneratedTexts()).check(
             nothing, "datamodule.test.a", trains=False
         )
+
+
+def test_a_metric_looks_for_what_it_needs_before_a_text_is_generated() -> None:
+    seen: list[Sequence[str]] = []
+
+    class Needy(ToyExactMatch):
+        def check(self, references: Sequence[str]) -> None:
+            seen.append(references)
+            raise OSError("the judge is out")
+
+    slots: Any = SimpleNamespace(generation_metrics={"needy": Needy()}, tokenizer=ToyTokenizer())
+    use = GenerationUse(slots, "test/a", GeneratedTexts())
+    examples: list[Example] = [{"seed": 0, "target_ids": torch.tensor([3, 1])}, {"seed": 1}]
+    batch = LoadedBatch[Any](batch={}, seeds=torch.arange(2), examples=examples, num_tokens=2, places=[0, 1])
+    with pytest.raises(XLMError, match=r"^task\.metrics\.needy: the judge is out$"):
+        use.check(batch, "datamodule.test.a", trains=False)
+    assert seen == [["3 1", ""]]
 
 
 def test_a_coupling_of_orders_reaches_the_predictor_or_is_refused(run_toy: Run) -> None:

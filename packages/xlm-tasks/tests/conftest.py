@@ -4,6 +4,17 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 import pytest
+import torch
+
+from xlm.tasks.tokenizers import train_bpe
+
+JUDGED_TEXTS = [
+    "the cat sat on the mat",
+    "a",  # one token: there is nothing to predict it from
+    "",
+    "the mat sat on the cat, and the rat ate the hat of the cat " * 3,
+    "mats, rats",
+]
 
 
 class StarExample(TypedDict):
@@ -47,4 +58,19 @@ def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = (files / "vocab.bpe").read_text(encoding="utf-8").splitlines()[1:]  # the first names a version
     tokenizer = GPT2Tokenizer(vocab=vocab, merges=[tuple(line.split()) for line in lines if line])  # pyright: ignore[reportArgumentType]  # says list[str], hands them on as pairs
     tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small GPT-2 with random weights, which judges texts."""
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("scorer")
+    backend = train_bpe(JUDGED_TEXTS, vocab_size=280, special_tokens=["<|endoftext|>"])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(str(folder))
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=280, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
+    config.bos_token_id = config.eos_token_id = 0
+    GPT2LMHeadModel(config).save_pretrained(str(folder))
     return folder

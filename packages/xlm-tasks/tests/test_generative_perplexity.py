@@ -3,38 +3,21 @@
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from xlm.tasks.metrics import Generation
 from xlm.tasks.text import GenerativePerplexity
-from xlm.tasks.tokenizers import train_bpe
 
-TEXTS = [
-    "the cat sat on the mat",
-    "a",  # one token: there is nothing to predict it from
-    "",
-    "the mat sat on the cat, and the rat ate the hat of the cat " * 3,
-    "mats, rats",
-]
+from .conftest import JUDGED_TEXTS as TEXTS
+
 LONGEST = 48
-
-
-@pytest.fixture(scope="module")
-def scorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scorer")
-    backend = train_bpe(TEXTS, vocab_size=280, special_tokens=["<|endoftext|>"])
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(str(folder))
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=280, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)
-    config.bos_token_id = config.eos_token_id = 0
-    GPT2LMHeadModel(config).save_pretrained(str(folder))
-    return folder
 
 
 def generations(texts: list[str]) -> list[Generation]:
@@ -74,8 +57,38 @@ def test_it_agrees_with_one_evaluation_per_token(scorer: Path, batch_size: int) 
     metrics = metric.compute()
     assert metrics["generative_perplexity"] == pytest.approx(math.exp(nats / scored), rel=1e-4)
     assert (metrics["scored"], metrics["unscored"]) == (3 / 5, 2 / 5)
+    assert (metrics["judge_texts"], metrics["judge_tokens"]) == (3, scored)
     assert cut > 0
     assert metrics["truncated_tokens"] == cut / (scored + 3 + 1 + cut)  # 3 first tokens, 1 text of one token
+
+
+def test_the_entropy_is_that_of_the_judges_tokens(scorer: Path) -> None:
+    metric = GenerativePerplexity(str(scorer), max_length=LONGEST)
+    metric.update(generations(["a", "the the", "a a a a", "1234"]))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(scorer))
+    entropies: list[float] = []
+    for text in ("the the", "a a a a", "1234"):
+        shares = [count / len(ids) for ids in [tokenizer.encode(text)] for count in Counter(ids).values()]
+        entropies.append(-sum(share * math.log(share) for share in shares))
+    assert max(entropies) == pytest.approx(math.log(4))  # four different bytes
+    assert metric.compute()["judge_entropy"] == pytest.approx(sum(entropies) / 3)
+
+
+def test_a_judge_that_is_not_there_is_one_line(scorer: Path, tmp_path: Path) -> None:
+    GenerativePerplexity(str(scorer), max_length=LONGEST).check([])
+    (tmp_path / "empty").mkdir()
+    for path in ("no/such/model", str(tmp_path / "empty"), str(tmp_path / "missing")):
+        with pytest.raises(
+            ValueError, match=f"^no causal language model at path={path}, which is .*$"
+        ) as found:
+            GenerativePerplexity(path).check([])
+        assert "\n" not in str(found.value)
+    shutil.copytree(scorer, tmp_path / "judge")
+    (tmp_path / "judge" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no \*\.safetensors in the folder"):
+        GenerativePerplexity(str(tmp_path / "judge"), max_length=LONGEST).check([])
+    with pytest.raises(ValueError, match=r"max_length=65, but .* takes 64 tokens"):
+        GenerativePerplexity(str(scorer), max_length=65).check([])
 
 
 def test_states_of_two_processes_add_up(scorer: Path) -> None:
@@ -92,6 +105,9 @@ def test_nothing_to_score_gives_zeros(scorer: Path) -> None:
     metric.update(generations(["", "a"]))
     assert metric.compute() == {
         "generative_perplexity": 0.0,
+        "judge_entropy": 0.0,
+        "judge_texts": 0.0,
+        "judge_tokens": 0.0,
         "scored": 0.0,
         "unscored": 1.0,
         "truncated_tokens": 0.0,

@@ -1,8 +1,6 @@
 """Rows of texts as ids: documents, pairs, and the sentences of LM1B."""
 
 import math
-import sys
-import types
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
 
@@ -11,7 +9,7 @@ import pytest
 import xlm.tasks.text.plays
 from xlm.tasks.lm1b import detokenise, encode_lm1b
 from xlm.tasks.metrics import ExactMatch, Generation
-from xlm.tasks.text import TextMetrics, encode_pair, encode_text, mauve_score, play_rows
+from xlm.tasks.text import TextMetrics, encode_pair, encode_text, play_rows
 from xlm.tasks.text.plays import HELD_OUT, play_files, speeches
 from xlm.tasks.tokenizers import PretrainedTokenizer
 
@@ -212,26 +210,6 @@ def test_states_of_two_processes_add_up() -> None:
     assert first.compute() == pytest.approx(whole.compute())
     whole.reset()
     assert set(whole.compute().values()) == {0.0}
-
-
-def test_mauve_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mauve", None)
-    with pytest.raises(ModuleNotFoundError, match=r'uv pip install "xlm-tasks\[mauve\]"'):
-        mauve_score(["a"], ["b"])
-    with pytest.raises(ValueError, match="got 0 and 1"):
-        mauve_score([], ["b"])
-
-
-def test_mauve_hands_real_and_generated_texts_to_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, object] = {}
-
-    def compute_mauve(**arguments: object) -> types.SimpleNamespace:
-        asked.update(arguments)
-        return types.SimpleNamespace(mauve=0.25)
-
-    monkeypatch.setitem(sys.modules, "mauve", types.SimpleNamespace(compute_mauve=compute_mauve))
-    assert mauve_score(["generated"], ["real"], seed=3) == 0.25
-    assert (asked["p_text"], asked["q_text"], asked["seed"]) == (["real"], ["generated"], 3)
 
 
 def make_generation(ids: list[int], reference_ids: list[int]) -> Generation:

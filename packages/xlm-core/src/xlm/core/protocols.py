@@ -333,7 +333,9 @@ class Metric(Protocol):
 
 
 class GenerationMetric(Metric, Protocol):
-    """A metric of generated texts; belongs to a task."""
+    """A metric of generated texts; belongs to a task.
+
+    It may have ``check(references)``, see :class:`xlm.core.evaluation.uses.CheckedMetric`."""
 
     def update(self, generations: Sequence[Generation], /) -> None:
         """Add generations."""

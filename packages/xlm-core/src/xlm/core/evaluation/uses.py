@@ -33,6 +33,7 @@ from xlm.core.evaluation.metrics import (
 from xlm.core.evaluation.predictions import GeneratedTexts, decode
 from xlm.core.evaluation.slots import Slots
 from xlm.core.protocols import (
+    Example,
     LikelihoodLoss,
     LikelihoodPredictor,
     LossOutput,
@@ -201,8 +202,12 @@ class GenerationUse:
         self.metrics = [self._cost, *self._scores]
 
     def check(self, batch: LoadedBatch[Any], key: str, *, trains: bool) -> None:
-        """Generate, limited to a few evaluations of the network."""
+        """Check the metrics, then generate, limited to a few evaluations of the network."""
         slots = self.slots
+        assert batch.examples is not None
+        for name, metric in slots.generation_metrics.items():
+            if hasattr(metric, "check"):
+                _check_metric(cast("CheckedMetric", metric), f"task.metrics.{name}", batch.examples, slots)
         try:
             with _prompts_are_checked(slots, key), _few_evaluations(slots.model):
                 prediction = self._predict(slots.model, batch, trace=slots.trace)
@@ -234,6 +239,27 @@ class GenerationUse:
         # "full" is an extension of the Protocol; to a predictor without it, it is as good as True.
         predictor = cast("Callable[..., Prediction]", self.slots.predictor)
         return predictor(network, batch.batch, batch.seeds, trace=trace)
+
+
+class CheckedMetric(Protocol):
+    """A metric of generated texts that needs something which may be missing, such as a model or a package."""
+
+    def check(self, references: Sequence[str], /) -> None:
+        """Look for it before the evaluation, with the target texts of the first rows, "" where there is none.
+
+        An ImportError, OSError or ValueError is shown as one line with the key of the metric.
+        """
+        ...
+
+
+def _check_metric(metric: CheckedMetric, key: str, examples: Sequence[Example], slots: Slots) -> None:
+    """Let a metric look for what it needs, with the targets of the first rows, "" for a row without one."""
+    targets = [example.get("target_ids") for example in examples]
+    references = ["" if ids is None else slots.tokenizer.decode(ids.tolist()) for ids in targets]
+    try:
+        metric.check(references)
+    except (ImportError, OSError, ValueError) as error:
+        raise XLMError(f"{key}: {error}") from error
 
 
 class _Coupled(Protocol):
