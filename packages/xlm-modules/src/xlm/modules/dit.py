@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from xlm.modules.cache import KeyValueCache, LayerCache, extend_cache
 from xlm.modules.examples import check_vocabulary
+from xlm.modules.padding import RealTokens
 from xlm.modules.rotary import rotary_angles
 from xlm.modules.transformer import (
     Activation,
@@ -116,14 +117,15 @@ class DiTBlock(nn.Module):
 
     def forward(
         self,
-        hidden: Float[Tensor, "batch length d_model"],
+        hidden: Float[Tensor, "*tokens d_model"],
         condition: Float[Tensor, "batch d_condition"],
         cos: Float[Tensor, "#batch length half"],
         sin: Float[Tensor, "#batch length half"],
         mask: Bool[Tensor, "#batch 1 #length keys"] | None = None,
         *,
         cache: LayerCache | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
+        tokens: RealTokens | None = None,
+    ) -> Float[Tensor, "*tokens d_model"]:
         """Hidden states after the block.
 
         Args:
@@ -134,14 +136,15 @@ class DiTBlock(nn.Module):
             sin: Sines of the positions, same shape.
             mask: True where a query sees a key, shape (batch or 1, 1, length or 1, keys); None if all do.
             cache: Keys and values of earlier tokens, to which those of ``hidden`` are added.
+            tokens: Where the real tokens stand, if ``hidden`` has these alone, shape (tokens, d_model).
 
         Returns:
             Hidden states of the same shape.
         """
-        parts: Tensor = self.modulation(condition).unsqueeze(1)
+        parts = _of_tokens(self.modulation(condition), tokens)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts.chunk(6, dim=-1)
         normed = _modulate(self.attention_norm(hidden), shift_1, scale_1)
-        update = self.attention(normed, cos, sin, mask, cache=cache)
+        update = self.attention(normed, cos, sin, mask, cache=cache, tokens=tokens)
         hidden = hidden + gate_1 * self.dropout(update)
         update = self.feed_forward(_modulate(self.feed_forward_norm(hidden), shift_2, scale_2))
         return hidden + gate_2 * self.dropout(update)
@@ -251,7 +254,6 @@ class DiT(nn.Module):
             ValueError: If the cache is one of a causal network, or holds another number of rows.
         """
         check_vocabulary(input_ids, self.embedding.num_embeddings)
-        hidden: Tensor = self.embedding(input_ids)
         past = 0
         if cache is not None:
             past = cache.length
@@ -259,16 +261,25 @@ class DiT(nn.Module):
         if position_ids is None:
             position_ids = default_positions(past + input_ids.shape[1], attention_mask, input_ids.device)
             position_ids = position_ids[:, past:]
-        cos, sin = rotary_angles(position_ids, self.rotary_dim, dtype=hidden.dtype)
+        dtype = self.embedding.weight.dtype
+        cos, sin = rotary_angles(position_ids, self.rotary_dim, dtype=dtype)
         mask = None if attention_mask is None else broadcast_over_heads(attention_mask)
+        tokens = RealTokens.of(attention_mask) if cache is None else None
+        hidden: Tensor = self.embedding(input_ids if tokens is None else tokens.pack(input_ids))
         if condition is None:
-            condition = hidden.new_zeros(len(hidden), self.d_condition)
+            condition = hidden.new_zeros(len(input_ids), self.d_condition)
         condition = F.silu(condition)
         for index, block in enumerate(self.blocks):
             layer = None if cache is None else cache.layer(index)
-            hidden = block(hidden, condition, cos, sin, mask, cache=layer)
-        shift, scale = self.final_modulation(condition).unsqueeze(1).chunk(2, dim=-1)
-        return _modulate(self.final_norm(hidden), shift, scale)
+            hidden = block(hidden, condition, cos, sin, mask, cache=layer, tokens=tokens)
+        shift, scale = _of_tokens(self.final_modulation(condition), tokens).chunk(2, dim=-1)
+        modulated = _modulate(self.final_norm(hidden), shift, scale)
+        return modulated if tokens is None else tokens.pad(modulated)
+
+
+def _of_tokens(rows: Tensor, tokens: RealTokens | None) -> Tensor:
+    """What belongs to each row, for each of its tokens: of shape (batch, 1, size) or (tokens, size)."""
+    return rows.unsqueeze(1) if tokens is None else rows.index_select(0, tokens.rows)
 
 
 def _modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from xlm.modules.cache import KeyValueCache, LayerCache, extend_cache
 from xlm.modules.examples import check_vocabulary
+from xlm.modules.padding import RealTokens
 from xlm.modules.rotary import apply_rotary, rotary_angles
 
 Activation = Literal["gelu", "gelu_erf", "relu"]
@@ -58,9 +59,10 @@ class RotaryAttention(nn.Module):
 
     def project(
         self,
-        hidden: Float[Tensor, "batch length d_model"],
+        hidden: Float[Tensor, "*tokens d_model"],
         cos: Float[Tensor, "#batch length half"],
         sin: Float[Tensor, "#batch length half"],
+        tokens: RealTokens | None = None,
     ) -> tuple[
         Float[Tensor, "batch heads length head_dim"],
         Float[Tensor, "batch heads length head_dim"],
@@ -72,11 +74,14 @@ class RotaryAttention(nn.Module):
             hidden: Normed hidden states, shape (batch, length, d_model).
             cos: Cosines of the positions, shape (batch or 1, length, half).
             sin: Sines of the positions, same shape.
+            tokens: Where the real tokens stand, if ``hidden`` has these alone, shape (tokens, d_model).
 
         Returns:
             Queries, keys and values, each of shape (batch, heads, length, head_dim).
         """
         qkv: Tensor = self.qkv(hidden)
+        if tokens is not None:
+            qkv = tokens.pad(qkv)
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin), value
 
@@ -88,7 +93,8 @@ class RotaryAttention(nn.Module):
         mask: Bool[Tensor, "#batch 1 #queries keys"] | None = None,
         *,
         is_causal: bool = False,
-    ) -> Float[Tensor, "batch queries d_model"]:
+        tokens: RealTokens | None = None,
+    ) -> Float[Tensor, "*tokens d_model"]:
         """Attend and project back to the width of the hidden states.
 
         Args:
@@ -98,29 +104,32 @@ class RotaryAttention(nn.Module):
             mask: True where a query sees a key, broadcast over heads; None if all do. A query without a key
                 gets zeros.
             is_causal: Whether query i sees the keys 0..i only. Only without a mask.
+            tokens: Where the real tokens stand, if only their updates are wanted.
 
         Returns:
-            Update of the hidden states, shape (batch, queries, d_model).
+            Update of the hidden states, shape (batch, queries, d_model), or (tokens, d_model).
         """
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
-        update: Tensor = self.output(attended.transpose(1, 2).flatten(2))
+        attended = attended.transpose(1, 2).flatten(2)
+        update: Tensor = self.output(attended if tokens is None else tokens.pack(attended))
         return update
 
     def forward(
         self,
-        hidden: Float[Tensor, "batch length d_model"],
+        hidden: Float[Tensor, "*tokens d_model"],
         cos: Float[Tensor, "#batch length half"],
         sin: Float[Tensor, "#batch length half"],
         mask: Bool[Tensor, "#batch 1 #length keys"] | None = None,
         *,
         is_causal: bool = False,
         cache: LayerCache | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
+        tokens: RealTokens | None = None,
+    ) -> Float[Tensor, "*tokens d_model"]:
         """``attend`` after ``project``, with their arguments; a cache adds the keys of earlier tokens."""
-        query, key, value = self.project(hidden, cos, sin)
+        query, key, value = self.project(hidden, cos, sin, tokens)
         if cache is not None:
             key, value = cache.append(key, value)
-        return self.attend(query, key, value, mask, is_causal=is_causal)
+        return self.attend(query, key, value, mask, is_causal=is_causal, tokens=tokens)
 
 
 class FeedForward(nn.Module):
@@ -179,14 +188,15 @@ class RotaryBlock(nn.Module):
 
     def forward(
         self,
-        hidden: Float[Tensor, "batch length d_model"],
+        hidden: Float[Tensor, "*tokens d_model"],
         cos: Float[Tensor, "#batch length half"],
         sin: Float[Tensor, "#batch length half"],
         mask: Bool[Tensor, "#batch 1 #length keys"] | None = None,
         *,
         is_causal: bool = False,
         cache: LayerCache | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
+        tokens: RealTokens | None = None,
+    ) -> Float[Tensor, "*tokens d_model"]:
         """Hidden states after the block.
 
         Args:
@@ -198,12 +208,13 @@ class RotaryBlock(nn.Module):
             is_causal: Whether a token sees itself and its left only. Only without a mask.
             cache: Keys and values of earlier tokens, to which those of ``hidden`` are added; without it the
                 keys are those of ``hidden``.
+            tokens: Where the real tokens stand, if ``hidden`` has these alone, shape (tokens, d_model).
 
         Returns:
             Hidden states of the same shape.
         """
         normed = self.attention_norm(hidden)
-        update = self.attention(normed, cos, sin, mask, is_causal=is_causal, cache=cache)
+        update = self.attention(normed, cos, sin, mask, is_causal=is_causal, cache=cache, tokens=tokens)
         hidden = hidden + self.dropout(update)
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
 
@@ -318,7 +329,6 @@ class RotaryTransformer(nn.Module):
                 axes, or holds another number of rows.
         """
         check_vocabulary(input_ids, self.embedding.num_embeddings)
-        hidden: Tensor = self.embedding(input_ids)
         past = 0
         if cache is not None:
             past = cache.length
@@ -326,14 +336,16 @@ class RotaryTransformer(nn.Module):
         if position_ids is None:
             position_ids = default_positions(past + input_ids.shape[1], attention_mask, input_ids.device)
             position_ids = position_ids[:, past:]
-        cos, sin = rotary_angles(position_ids, self.rotary_dim, dtype=hidden.dtype)
+        cos, sin = rotary_angles(position_ids, self.rotary_dim, dtype=self.embedding.weight.dtype)
         mask = self._attention_mask(attention_mask, past, input_ids)
         is_causal = self.causal and mask is None and past == 0
+        tokens = RealTokens.of(attention_mask) if cache is None else None
+        hidden = self.embedding(input_ids if tokens is None else tokens.pack(input_ids))
         for index, block in enumerate(self.blocks):
             layer = None if cache is None else cache.layer(index)
-            hidden = block(hidden, cos, sin, mask, is_causal=is_causal, cache=layer)
+            hidden = block(hidden, cos, sin, mask, is_causal=is_causal, cache=layer, tokens=tokens)
         normed: Tensor = self.final_norm(hidden)
-        return normed
+        return normed if tokens is None else tokens.pad(normed)
 
     def _attention_mask(self, attention_mask: Tensor | None, past: int, input_ids: Tensor) -> Tensor | None:
         """Mask of shape (batch or 1, 1, length or 1, past + length), or None if the kernel needs none."""
