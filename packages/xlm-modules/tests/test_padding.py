@@ -1,0 +1,78 @@
+"""Trunks that skip padding give what they give when they do not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xlm.modules import DiT, RotaryTransformer
+from xlm.modules.padding import RealTokens
+
+D_MODEL = 16
+REAL = torch.tensor(
+    [[True] * 6, [False, True, True, True, False, False], [True, False, False, True, False, True]]
+)
+TRUNKS: dict[str, Callable[[], nn.Module]] = {
+    "bidirectional": lambda: RotaryTransformer(vocab_size=11, d_model=D_MODEL, num_layers=2, num_heads=2),
+    "causal": lambda: RotaryTransformer(
+        vocab_size=11, d_model=D_MODEL, num_layers=2, num_heads=2, causal=True
+    ),
+    "DiT": lambda: DiT(vocab_size=11, d_model=D_MODEL, num_layers=2, num_heads=2, d_condition=4),
+}
+
+
+def trunk(name: str) -> nn.Module:
+    model = TRUNKS[name]()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4, generator=generator)
+    return model.double()
+
+
+def inputs(name: str) -> tuple[Tensor, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 11, REAL.shape, generator=generator)
+    condition = torch.randn(len(REAL), 4, generator=generator, dtype=torch.float64)
+    return ids, {"condition": condition} if name == "DiT" else {}
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_states_and_gradients_equal_those_with_padding(name: str):
+    """A mask of three axes says the same, and keeps the padding in its rows."""
+    model, (ids, given) = trunk(name), inputs(name)
+    positions = REAL.cumsum(1) - 1
+    square = REAL.unsqueeze(1).expand(-1, REAL.shape[1], -1)
+    results = []
+    for mask in (REAL, square):
+        hidden = model(ids, mask, positions, **given)
+        gradients = torch.autograd.grad(hidden[REAL].square().sum(), list(model.parameters()))
+        results.append([hidden[REAL], *gradients])
+    for skipped, kept in zip(*results, strict=True):
+        torch.testing.assert_close(skipped, kept, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_layers_see_the_real_tokens_only(name: str):
+    model, (ids, given) = trunk(name), inputs(name)
+    shapes: list[tuple[int, ...]] = []
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer.in_features >= D_MODEL:
+            layer.register_forward_pre_hook(lambda _, given: shapes.append(tuple(given[0].shape[:-1])))
+    hidden = model(ids, REAL, **given)
+    assert set(shapes) == {(int(REAL.sum()),)}
+    assert bool((hidden[~REAL] == 0).all())
+
+
+def test_padding_that_is_little_or_unknown_stays():
+    full = torch.ones(8, 32, dtype=torch.bool)
+    little = full.clone()
+    little[0, :8] = False
+    assert [RealTokens.of(mask) for mask in (None, full, little, full.unsqueeze(1))] == [None] * 4
+    assert RealTokens.of(full.to("meta")) is None
+    little[1, 0] = False
+    tokens = RealTokens.of(little)
+    assert tokens is not None
+    rows = torch.randn(8, 32, 3)
+    assert torch.equal(tokens.pack(rows), rows[little])
+    assert torch.equal(tokens.pad(tokens.pack(rows)), rows * little.unsqueeze(-1))
