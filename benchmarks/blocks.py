@@ -57,15 +57,15 @@ def measure_steps(size_name: str, repeats: int) -> dict[str, float]:
     return medians({"mdlm": step_of_mdlm, "bd3lm": step}, repeats)
 
 
-def measure_cache(size_name: str, steps: int, repeats: int) -> dict[str, float]:
-    """Seconds of a text of 512 tokens with and without the cache."""
+def measure_cache(size_name: str, steps: int, repeats: int, rows: int) -> dict[str, float]:
+    """Seconds of some texts of 512 tokens, written together, with and without the cache."""
     size, _ = SIZES[size_name]
     model = BD3LMDiT(**size.arguments()).eval()
     collate = BD3LMPromptCollator(**IDS, bos_id=None, block_length=BLOCK, default_length=LENGTH)
-    prompts = collate([{"seed": 0}])
+    prompts = collate([{"seed": row} for row in range(rows)])
 
     def write(predictor: BD3LMPredictor) -> Callable[[], object]:
-        return lambda: predictor(model, prompts, torch.tensor([1]))
+        return lambda: predictor(model, prompts, torch.arange(1, rows + 1))
 
     sampler = compose("confidence", num_steps=steps)
     options: dict[str, Any] = {**IDS, "schedule": LogLinear(), "sampler": sampler, "block_length": BLOCK}
@@ -81,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="short")
     parser.add_argument("--steps", type=int, default=4, help="evaluations of a block")
+    parser.add_argument("--texts", type=int, default=1, help="written together")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -88,9 +89,10 @@ def main() -> None:
     step = measure_steps(options.size, options.repeats)
     ratio = step["bd3lm"] / step["mdlm"]
     print(f"step        mdlm {step['mdlm']:.3f} s   bd3lm {step['bd3lm']:.3f} s   {ratio:.2f}")
-    text = measure_cache(options.size, options.steps, options.repeats)
-    ratio = text["no cache"] / text["cache"]
-    print(f"512 tokens  cache {text['cache']:.2f} s   no cache {text['no cache']:.2f} s   {ratio:.1f}")
+    text = measure_cache(options.size, options.steps, options.repeats, options.texts)
+    kept, anew = text["cache"], text["no cache"]
+    work = f"{options.texts} x {LENGTH} tokens"
+    print(f"{work}  cache {kept:.2f} s   no cache {anew:.2f} s   {anew / kept:.1f}")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from xlm.modules import BlockCache, RotaryTransformer, rotary_angles
-from xlm_bd3lm import BD3LMDiT, BD3LMExample, BD3LMLikelihoodCollator, BD3LMRotary
-from xlm_bd3lm.streams_bd3lm import Streams, block_mask
+from xlm.modules import BlockCache, PiecewiseMask, RotaryTransformer, rotary_angles
+from xlm_bd3lm import BD3LMDiT, BD3LMExample, BD3LMLikelihoodCollator, BD3LMLoss, BD3LMRotary
+from xlm_bd3lm.streams_bd3lm import Streams, block_mask, spans_of
 
 VOCAB, PAD, MASK, EOS, BOS = 12, 0, 1, 2, 3
 
@@ -46,9 +46,9 @@ def batch_of(rows: list[BD3LMExample], block_length: int) -> dict[str, Any]:
     return dict(collate(rows))
 
 
-def streams_of(batch: dict[str, Any]) -> Streams:
+def streams_of(batch: dict[str, Any], **more: Any) -> Streams:
     noisy, clean = (batch["input_ids"], batch["cell_blocks"]), (batch["clean_ids"], batch["clean_blocks"])
-    return Streams.of(noisy, clean, batch["prompt_length"])
+    return Streams.of(noisy, clean, batch["prompt_length"], **more)
 
 
 def logits_of(model: Any, batch: dict[str, Any]) -> Tensor:
@@ -83,6 +83,73 @@ def test_prompt_and_padding_in_the_mask() -> None:
         [0, 0, 0, 1, 1, 1, 0],
         [0, 0, 0, 0, 0, 0, 1],
     ]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("block_length", [1, 2, 3, 8])
+def test_pieces_of_the_mask_are_the_mask(block_length: int, size: int) -> None:
+    """Also of packed blocks. Only padding may see less: pieces of it have the keys that others see."""
+    batch = batch_of(examples(), block_length)
+    noisy, clean = batch["cell_blocks"], batch["clean_blocks"]
+    spans = spans_of(noisy, clean, size=size)
+    real = torch.cat((noisy, clean), dim=1) >= 0
+    for segments in (None, (noisy.clamp(max=3), clean.clamp(max=3))):
+        table = streams_of(batch, segments=segments).attention_mask
+        pieces = streams_of(batch, segments=segments, spans=spans).attention_mask
+        assert isinstance(pieces, PiecewiseMask)
+        assert isinstance(table, Tensor)
+        assert torch.equal(pieces.dense()[real], table[real])
+        assert pieces.dense().any(2).all(), "no query is without a key"
+
+
+def test_short_rows_have_one_table() -> None:
+    blocks = torch.arange(1, 129).unsqueeze(0)
+    assert spans_of(blocks, blocks) == []
+
+
+def test_scores_that_are_computed() -> None:
+    """(1 + 2 / 4) 512^2 in place of four times 512^2: with 4 pieces of each stream."""
+    blocks = (1 + torch.arange(512) // 16).unsqueeze(0)
+    spans = spans_of(blocks, blocks[:, :496])
+    masks = streams_of(
+        {
+            **dict.fromkeys(("input_ids", "cell_blocks"), blocks),
+            **dict.fromkeys(("clean_ids", "clean_blocks"), blocks[:, :496]),
+            "prompt_length": torch.zeros(1, dtype=torch.int64),
+        },
+        spans=spans,
+    ).attention_mask
+    assert isinstance(masks, PiecewiseMask)
+    assert sum(piece.mask.numel() for piece in masks.pieces) <= 1.5 * 512**2
+
+
+@EACH_NETWORK
+def test_loss_in_pieces_is_the_loss(kind: type[BD3LMRotary] | type[BD3LMDiT]) -> None:
+    """Long rows; a network that does not take pieces gets the table."""
+    generator = torch.Generator().manual_seed(0)
+    rows: list[BD3LMExample] = [
+        {"seed": row, "target_ids": torch.randint(4, VOCAB, (length,), generator=generator)}
+        for row, length in enumerate([150, 131])
+    ]
+    batch, loss = batch_of(rows, 5), BD3LMLoss(mask_id=MASK, pad_id=PAD, eos_id=None)
+    model, masks = network(kind), list[object]()
+    trunk = model.transformer
+    assert isinstance(trunk, torch.nn.Module)
+
+    def note(_: torch.nn.Module, given: Any) -> None:
+        masks.append(given[1])
+
+    trunk.register_forward_pre_hook(note)
+    found = []
+    for takes in (True, False):
+        model.zero_grad()
+        model.takes_piecewise_mask = takes
+        output = loss(model, batch)  # type: ignore[arg-type]  # a dict
+        output.loss_sum.backward()
+        assert isinstance(masks[-1], PiecewiseMask) == takes
+        found.append([output.loss_sum.detach(), *(weight.grad for weight in model.parameters())])
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-11)
 
 
 def test_both_streams_have_the_same_positions() -> None:
@@ -135,14 +202,16 @@ def two_passes(model: BD3LMRotary, batch: dict[str, Any]) -> Tensor:
     trunk = model.transformer
     assert isinstance(trunk, RotaryTransformer)
     streams, cells = streams_of(batch), batch["input_ids"].shape[1]
+    mask = streams.attention_mask
+    assert isinstance(mask, Tensor)
     parts = []
     for columns in (slice(cells, None), slice(0, cells)):
         position_ids = streams.position_ids[:, columns]
         angles = rotary_angles(position_ids, trunk.rotary_dim, dtype=torch.float64)
         parts.append((trunk.embedding(streams.input_ids[:, columns]), angles))
     (clean, clean_angles), (noisy, noisy_angles) = parts
-    of_clean = streams.attention_mask[:, None, cells:, cells:]
-    of_noisy = streams.attention_mask[:, None, :cells].roll(-cells, dims=3)  # clean keys, then noisy ones
+    of_clean = mask[:, None, cells:, cells:]
+    of_noisy = mask[:, None, :cells].roll(-cells, dims=3)  # clean keys, then noisy ones
     blocks: Any = trunk.blocks
     for block in blocks:
         query, key, value = block.attention.project(block.attention_norm(clean), *clean_angles)

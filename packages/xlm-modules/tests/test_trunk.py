@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from xlm.modules import (
+    BlockCache,
     CausalTrunk,
     ConditionedTrunk,
     DiT,
     KeyValueCache,
+    MaskPiece,
+    PiecewiseMask,
     PromptCache,
     RotaryTransformer,
     Trunk,
@@ -346,3 +349,27 @@ def test_a_size_below_one_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got {size}"):
         network(**{**ALL_SIZES, name: size})  # pyright: ignore[reportArgumentType]  # the other arguments are no sizes
+
+
+@pytest.mark.parametrize("kind", [RotaryTransformer, partial(RotaryTransformer, causal=True), DiT])
+def test_mask_in_pieces_is_the_mask(kind: Callable[..., Any]):
+    """Also where the trunk needs the table: a causal one, and one with a cache."""
+    trunk = kind(vocab_size=7, d_model=8, num_layers=2, num_heads=2).double()
+    for parameter in trunk.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(len(parameter)))
+    mask = torch.eye(5, dtype=torch.bool).repeat(2, 1, 1)
+    mask[0, :2, 3:] = mask[1, 2, 0] = mask[1, 4, 1:3] = True
+    ranges = [(2, [(0, 2), (3, 5)]), (3, [(0, 5)])]
+    pieces, start = [], 0
+    for number, keys in ranges:
+        rows = mask[:, start : start + number]
+        pieces.append(MaskPiece(keys, torch.cat([rows[:, :, low:high] for low, high in keys], dim=2)))
+        start += number
+    piecewise = PiecewiseMask(pieces)
+    assert torch.equal(piecewise.dense(), mask)
+    ids = torch.arange(10).view(2, 5) % 7
+    expected = trunk(ids, mask)
+    assert not torch.allclose(expected, trunk(ids))
+    torch.testing.assert_close(trunk(ids, piecewise), expected, rtol=0, atol=1e-13)
+    if not getattr(trunk, "causal", False):
+        torch.testing.assert_close(trunk(ids, piecewise, cache=BlockCache()), expected, rtol=0, atol=1e-13)

@@ -119,6 +119,7 @@ class BD3LMLoss:
             (batch["clean_ids"], batch["clean_blocks"]),
             batch["prompt_length"],
             segments=segments,
+            spans=batch.get("spans", ()),
         )
         scores = score_tokens(
             model,

@@ -10,7 +10,7 @@ arXiv:2406.07524, section 3) is enforced by the loss and the samplers, for any n
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -20,11 +20,13 @@ from xlm.modules import (
     BlockCache,
     ConditionedTrunk,
     DiT,
+    PiecewiseMask,
     Readout,
     RotaryTransformer,
     TimestepEmbedding,
     Trunk,
     read_tokens,
+    takes_piecewise_mask,
 )
 from xlm.modules.hub import HubModel
 from xlm.modules.trunk import check_condition, check_hidden, choose_trunk, takes
@@ -86,13 +88,18 @@ class BD3LMRotary(
             activation=activation,
             rotary_dim=rotary_dim,
         )
+        self.takes_piecewise_mask = takes_piecewise_mask(self.transformer)
+        self._takes_cache = takes(self.transformer, "cache")
         self.token_head = nn.Linear(self.transformer.d_model, vocab_size, bias=False)
         nn.init.normal_(self.token_head.weight, std=0.02)
 
     def forward(
         self,
         input_ids: Int[Tensor, "rows length"],
-        attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None = None,
+        attention_mask: Bool[Tensor, "rows length"]
+        | Bool[Tensor, "rows length length"]
+        | PiecewiseMask
+        | None = None,
         position_ids: Int[Tensor, "rows length"] | None = None,
         *,
         positions: Int[Tensor, " places"] | None = None,
@@ -100,9 +107,11 @@ class BD3LMRotary(
         cache: BlockCache | None = None,
     ) -> Any:
         """Token logits; the arguments are those of :meth:`BD3LMDiT.forward`."""
-        check_cache(self.transformer, cache)
+        if cache is not None and not self._takes_cache:
+            raise _no_cache(self.transformer)
         states = {} if cache is None else {"cache": cache}
-        hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids, **states)
+        mask = cast("Tensor | None", attention_mask)  # or in pieces, for a trunk that accepts them
+        hidden: Tensor = self.transformer(input_ids, mask, position_ids, **states)
         check_hidden(hidden, input_ids, self.transformer)
         return read_tokens(hidden, self.token_head, positions, readout)
 
@@ -174,6 +183,8 @@ class BD3LMDiT(
             rotary_dim=rotary_dim,
         )
         check_condition(self.transformer, self.noise_embedding.d_condition)
+        self.takes_piecewise_mask = takes_piecewise_mask(self.transformer)
+        self._takes_cache = takes(self.transformer, "cache")
         self.token_head = nn.Linear(self.transformer.d_model, vocab_size)
         nn.init.zeros_(self.token_head.weight)
         nn.init.zeros_(self.token_head.bias)
@@ -181,7 +192,10 @@ class BD3LMDiT(
     def forward(
         self,
         input_ids: Int[Tensor, "rows length"],
-        attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None = None,
+        attention_mask: Bool[Tensor, "rows length"]
+        | Bool[Tensor, "rows length length"]
+        | PiecewiseMask
+        | None = None,
         position_ids: Int[Tensor, "rows length"] | None = None,
         *,
         positions: Int[Tensor, " places"] | None = None,
@@ -193,9 +207,9 @@ class BD3LMDiT(
         Args:
             input_ids: Token ids, shape (rows, length): both streams of the rows, or with a cache the tokens
                 of one block.
-            attention_mask: True where a token (axis 1) sees another (axis 2), shape (rows, length, length);
-                or True at real tokens, shape (rows, length), which all see each other; None if there is no
-                padding.
+            attention_mask: True where a token (axis 1) sees another (axis 2), shape (rows, length, length),
+                or the same in pieces, if ``takes_piecewise_mask``; or True at real tokens, shape (rows,
+                length), which all see each other; None if there is no padding.
             position_ids: Position of each token in the text, shape (rows, length); by default they are
                 counted, see :class:`xlm.modules.RotaryTransformer`.
             positions: Cells to compute logits for, as indices into the rows * length columns, shape
@@ -210,24 +224,18 @@ class BD3LMDiT(
         Raises:
             ValueError: If there is a cache and the trunk takes none.
         """
-        check_cache(self.transformer, cache)
+        if cache is not None and not self._takes_cache:
+            raise _no_cache(self.transformer)
         states = {} if cache is None else {"cache": cache}
         condition: Tensor = self.noise_embedding(torch.zeros(len(input_ids), device=input_ids.device))
-        hidden: Tensor = self.transformer(
-            input_ids, attention_mask, position_ids, condition=condition, **states
-        )
+        mask = cast("Tensor | None", attention_mask)  # or in pieces, for a trunk that accepts them
+        hidden: Tensor = self.transformer(input_ids, mask, position_ids, condition=condition, **states)
         check_hidden(hidden, input_ids, self.transformer)
         return read_tokens(hidden, self.token_head, positions, readout)
 
 
-def check_cache(trunk: object, cache: BlockCache | None) -> None:
-    """Refuse a cache that a trunk does not take.
-
-    Raises:
-        ValueError: If it takes none.
-    """
-    if cache is not None and not takes(trunk, "cache"):
-        raise ValueError(
-            f"model.trunk ({type(trunk).__name__}) takes no cache of finished blocks: set "
-            "predictor.cache=false, and they are evaluated anew with each block"
-        )
+def _no_cache(trunk: object) -> ValueError:
+    return ValueError(
+        f"model.trunk ({type(trunk).__name__}) takes no cache of finished blocks: set "
+        "predictor.cache=false, and they are evaluated anew with each block"
+    )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from xlm_bd3lm.layout_bd3lm import Layout, Rows
 from xlm_bd3lm.noise_bd3lm import BlockNoise
+from xlm_bd3lm.streams_bd3lm import spans_of
 from xlm_bd3lm.types_bd3lm import NUM_LEVELS, BD3LMBatch
 
 
@@ -48,6 +49,8 @@ def make_batch(
         "models_length": torch.full((len(rows.ids),), layout.models_length),
         "draw_of_row": draw,
     }
+    if spans := spans_of(rows.blocks, clean_blocks):
+        batch["spans"] = spans
     if rows.segment_ids is not None and clean_segments is not None:
         batch["cell_segments"], batch["clean_segments"] = rows.segment_ids, clean_segments
     return batch

@@ -16,8 +16,16 @@ from typing import NotRequired, TypedDict
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from xlm.modules import TokenScores, TokenTargets, call_with_readout, linear_cross_entropy
+from xlm.modules import (
+    PiecewiseMask,
+    TokenScores,
+    TokenTargets,
+    call_with_readout,
+    linear_cross_entropy,
+    takes_piecewise_mask,
+)
 from xlm.modules.records import LossOutput
+from xlm_bd3lm.streams_bd3lm import Span
 
 NUM_LEVELS = 4
 """Intervals of the masked share of a block into which losses are binned in metrics."""
@@ -36,6 +44,8 @@ class BD3LMBatch(TypedDict):
     """Prompt, BOS and the cells of all blocks but the row's last, which no other block sees."""
     clean_blocks: Int[Tensor, "rows past"]
     """Their blocks: 0 at prompt and BOS, -1 at padding."""
+    spans: NotRequired[list[Span]]
+    """Pieces in which attention is computed, of long rows. Plain numbers, as they are shapes."""
     prompt_length: Int[Tensor, " rows"]
     """Tokens left of the cells: prompt and BOS."""
     cell_segments: NotRequired[Int[Tensor, "rows cells"]]
@@ -118,12 +128,14 @@ BD3LMNetwork = Callable[..., Tensor]
 def score_tokens(
     model: BD3LMNetwork,
     input_ids: Int[Tensor, "rows length"],
-    attention_mask: Bool[Tensor, "rows length length"],
+    attention_mask: Bool[Tensor, "rows length length"] | PiecewiseMask,
     position_ids: Int[Tensor, "rows length"],
     *,
     positions: Int[Tensor, " masked"],
     targets: TokenTargets,
 ) -> TokenScores:
     """Call the network for -log p of some tokens; for the arguments see :meth:`BD3LMDiT.forward`."""
+    if isinstance(attention_mask, PiecewiseMask) and not takes_piecewise_mask(model):
+        attention_mask = attention_mask.dense()
     readout = partial(linear_cross_entropy, targets=targets)
     return call_with_readout(model, readout, input_ids, attention_mask, position_ids, positions=positions)

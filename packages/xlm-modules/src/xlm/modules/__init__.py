@@ -12,6 +12,7 @@ from xlm.modules.examples import (
     seeds_of,
     segment_ids_of,
 )
+from xlm.modules.masks import MaskPiece, PiecewiseMask, segment_mask, takes_piecewise_mask
 from xlm.modules.optimizers import FusedAdamW, MuonWithAdamW
 from xlm.modules.options import require
 from xlm.modules.random import row_seeds, stratified_times, uniform
@@ -53,7 +54,6 @@ from xlm.modules.transformer import (
     RotaryAttention,
     RotaryBlock,
     RotaryTransformer,
-    segment_mask,
 )
 from xlm.modules.trunk import CausalTrunk, ConditionedTrunk, Trunk, prompt_mask, prompt_sees_target
 from xlm.modules.writer import Draw, Force, Notes, Recorded, Writer, check_draws, draw_places, seeds_of_draw
@@ -77,9 +77,11 @@ __all__ = [
     "KeyValueCache",
     "Linear",
     "LogLinear",
+    "MaskPiece",
     "MuonWithAdamW",
     "NoiseSchedule",
     "Notes",
+    "PiecewiseMask",
     "Polynomial",
     "PromptCache",
     "Readout",
@@ -127,6 +129,7 @@ __all__ = [
     "stratified_times",
     "suppress_tokens",
     "take_top",
+    "takes_piecewise_mask",
     "takes_readout",
     "uniform",
     "unmask_counts",

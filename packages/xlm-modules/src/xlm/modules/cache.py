@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from xlm.modules.masks import PiecewiseMask
+
 
 class LayerCache:
     """Keys and values of one layer, in buffers that double when they are full."""
@@ -262,7 +264,7 @@ class BlockCache(KeyValueCache):
 def extend_cache(
     cache: KeyValueCache,
     input_ids: Int[Tensor, "batch length"],
-    attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | None,
+    attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | PiecewiseMask | None,
     *,
     causal: bool,
 ) -> Bool[Tensor, "batch keys"] | Bool[Tensor, "batch length keys"] | None:
@@ -287,6 +289,8 @@ def extend_cache(
             "a cache needs a causal network, where earlier tokens do not see the new ones; that of a "
             "bidirectional one is a PromptCache or a BlockCache"
         )
+    if isinstance(attention_mask, PiecewiseMask):
+        attention_mask = attention_mask.dense()
     if attention_mask is None or attention_mask.dim() == 2:
         return cache.extend(input_ids, attention_mask)
     if not isinstance(cache, BlockCache) or cache.length > 0:

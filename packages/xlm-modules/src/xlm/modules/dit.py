@@ -31,16 +31,15 @@ from torch import Tensor, nn
 
 from xlm.modules.cache import KeyValueCache, LayerCache, extend_cache
 from xlm.modules.examples import check_vocabulary
+from xlm.modules.masks import PiecewiseMask, broadcast_over_heads, default_positions
 from xlm.modules.padding import RealTokens
 from xlm.modules.rotary import rotary_angles
 from xlm.modules.transformer import (
     Activation,
     FeedForward,
     RotaryAttention,
-    broadcast_over_heads,
     check_sizes,
     checked_rotary_dim,
-    default_positions,
 )
 
 _LONGEST_PERIOD = 10000.0
@@ -121,7 +120,7 @@ class DiTBlock(nn.Module):
         condition: Float[Tensor, "batch d_condition"],
         cos: Float[Tensor, "#batch length half"],
         sin: Float[Tensor, "#batch length half"],
-        mask: Bool[Tensor, "#batch 1 #length keys"] | None = None,
+        mask: Bool[Tensor, "#batch 1 #length keys"] | PiecewiseMask | None = None,
         *,
         cache: LayerCache | None = None,
         tokens: RealTokens | None = None,
@@ -134,7 +133,8 @@ class DiTBlock(nn.Module):
             cos: Cosines of the positions from :func:`xlm.modules.rotary_angles`, shape (batch or 1, length,
                 half).
             sin: Sines of the positions, same shape.
-            mask: True where a query sees a key, shape (batch or 1, 1, length or 1, keys); None if all do.
+            mask: True where a query sees a key, shape (batch or 1, 1, length or 1, keys), or the same in
+                pieces; None if all do.
             cache: Keys and values of earlier tokens, to which those of ``hidden`` are added.
             tokens: Where the real tokens stand, if ``hidden`` has these alone, shape (tokens, d_model).
 
@@ -172,6 +172,8 @@ class DiT(nn.Module):
         ValueError: If a size is less than 1, num_heads does not divide d_model, or rotary_dim is odd or more
             than the head has.
     """
+
+    takes_piecewise_mask = True
 
     def __init__(
         self,
@@ -227,18 +229,22 @@ class DiT(nn.Module):
     def forward(
         self,
         input_ids: Int[Tensor, "batch length"],
-        attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | None = None,
+        attention_mask: Bool[Tensor, "batch length"]
+        | Bool[Tensor, "batch length length"]
+        | PiecewiseMask
+        | None = None,
         position_ids: Int[Tensor, "batch length"] | None = None,
         *,
         condition: Float[Tensor, "batch d_condition"] | None = None,
         cache: KeyValueCache | None = None,
+        embedded: Float[Tensor, "batch length d_model"] | None = None,
     ) -> Float[Tensor, "batch length d_model"]:
         """Hidden states after the last modulated norm.
 
         Args:
             input_ids: Token ids, shape (batch, length).
             attention_mask: As in :class:`xlm.modules.RotaryTransformer`: shape (batch, length) or (batch,
-                length, length), None if nothing is padding.
+                length, length), or in pieces; None if nothing is padding.
             position_ids: Position of each token, shape (batch, length); the default is that of
                 :class:`xlm.modules.RotaryTransformer`.
             condition: Condition of each row, say from :class:`TimestepEmbedding`, shape (batch, d_condition);
@@ -246,6 +252,8 @@ class DiT(nn.Module):
                 every row.
             cache: Keys and values of the tokens of earlier calls, as in
                 :class:`xlm.modules.RotaryTransformer`, for a condition that is the same in all calls.
+            embedded: What the blocks read in place of the embeddings of ``input_ids``, such as averages of
+                several, shape (batch, length, d_model).
 
         Returns:
             Hidden states, shape (batch, length, d_model); those at padding have no meaning, but are finite.
@@ -263,9 +271,12 @@ class DiT(nn.Module):
             position_ids = position_ids[:, past:]
         dtype = self.embedding.weight.dtype
         cos, sin = rotary_angles(position_ids, self.rotary_dim, dtype=dtype)
-        mask = None if attention_mask is None else broadcast_over_heads(attention_mask)
+        mask = broadcast_over_heads(attention_mask) if isinstance(attention_mask, Tensor) else attention_mask
         tokens = RealTokens.of(attention_mask) if cache is None else None
-        hidden: Tensor = self.embedding(input_ids if tokens is None else tokens.pack(input_ids))
+        if embedded is None:
+            hidden: Tensor = self.embedding(input_ids if tokens is None else tokens.pack(input_ids))
+        else:
+            hidden = embedded if tokens is None else tokens.pack(embedded)
         if condition is None:
             condition = hidden.new_zeros(len(input_ids), self.d_condition)
         condition = F.silu(condition)

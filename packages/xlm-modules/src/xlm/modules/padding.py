@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from xlm.modules.masks import PiecewiseMask
+
 _LEAST_PADDING = 1 / 32
 """Share of padding below which moving tokens takes longer than computing the padding."""
 
@@ -27,16 +29,18 @@ class RealTokens:
         self.rows = self.cells // mask.shape[1]
 
     @classmethod
-    def of(cls, mask: Tensor | None) -> Self | None:
+    def of(cls, mask: Tensor | PiecewiseMask | None) -> Self | None:
         """Those of an attention mask, or None where all tokens are better kept in their rows.
 
         That is the case if no mask of two axes says what is padding, if little is, or on an accelerator,
         where the number of tokens would have to be fetched and would change from call to call.
 
         Args:
-            mask: The mask of a trunk: shape (batch, length), (batch, length, length), or None.
+            mask: The mask of a trunk: shape (batch, length), (batch, length, length), in pieces, or None.
         """
-        if mask is None or mask.dim() != 2 or mask.device.type != "cpu" or torch.compiler.is_compiling():
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            return None
+        if mask.device.type != "cpu" or torch.compiler.is_compiling():
             return None
         tokens = cls(mask)
         return tokens if len(tokens.cells) < (1 - _LEAST_PADDING) * mask.numel() else None

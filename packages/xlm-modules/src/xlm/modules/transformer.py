@@ -17,26 +17,12 @@ from torch import Tensor, nn
 
 from xlm.modules.cache import KeyValueCache, LayerCache, extend_cache
 from xlm.modules.examples import check_vocabulary
+from xlm.modules.masks import PiecewiseMask, broadcast_over_heads, default_positions
 from xlm.modules.padding import RealTokens
 from xlm.modules.rotary import apply_rotary, rotary_angles
 
 Activation = Literal["gelu", "gelu_erf", "relu"]
 """Of the MLPs: GELU in its tanh form, GELU by the error function (twice as fast on a CPU), or ReLU."""
-
-
-def segment_mask(segment_ids: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch length length"]:
-    """Attention mask of packed rows: a token sees the tokens of its own segment.
-
-    Args:
-        segment_ids: Number of the segment of each token, shape (batch, length); negative for padding, which
-            sees nothing and is seen by nothing.
-
-    Returns:
-        Mask for :class:`RotaryTransformer`, True where query (axis 1) sees key (axis 2),
-        shape (batch, length, length).
-    """
-    same = segment_ids.unsqueeze(2) == segment_ids.unsqueeze(1)
-    return same & (segment_ids >= 0).unsqueeze(2)
 
 
 class RotaryAttention(nn.Module):
@@ -90,7 +76,7 @@ class RotaryAttention(nn.Module):
         query: Float[Tensor, "batch heads queries head_dim"],
         key: Float[Tensor, "batch heads keys head_dim"],
         value: Float[Tensor, "batch heads keys head_dim"],
-        mask: Bool[Tensor, "#batch 1 #queries keys"] | None = None,
+        mask: Bool[Tensor, "#batch 1 #queries keys"] | PiecewiseMask | None = None,
         *,
         is_causal: bool = False,
         tokens: RealTokens | None = None,
@@ -101,15 +87,18 @@ class RotaryAttention(nn.Module):
             query: Rotated queries, shape (batch, heads, queries, head_dim).
             key: Rotated keys, shape (batch, heads, keys, head_dim).
             value: Values, same shape as the keys.
-            mask: True where a query sees a key, broadcast over heads; None if all do. A query without a key
-                gets zeros.
+            mask: True where a query sees a key, broadcast over heads, or the same in pieces; None if all do.
+                A query without a key gets zeros.
             is_causal: Whether query i sees the keys 0..i only. Only without a mask.
             tokens: Where the real tokens stand, if only their updates are wanted.
 
         Returns:
             Update of the hidden states, shape (batch, queries, d_model), or (tokens, d_model).
         """
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
+        if isinstance(mask, PiecewiseMask):
+            attended = mask.attend(query, key, value)
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
         attended = attended.transpose(1, 2).flatten(2)
         update: Tensor = self.output(attended if tokens is None else tokens.pack(attended))
         return update
@@ -119,7 +108,7 @@ class RotaryAttention(nn.Module):
         hidden: Float[Tensor, "*tokens d_model"],
         cos: Float[Tensor, "#batch length half"],
         sin: Float[Tensor, "#batch length half"],
-        mask: Bool[Tensor, "#batch 1 #length keys"] | None = None,
+        mask: Bool[Tensor, "#batch 1 #length keys"] | PiecewiseMask | None = None,
         *,
         is_causal: bool = False,
         cache: LayerCache | None = None,
@@ -191,7 +180,7 @@ class RotaryBlock(nn.Module):
         hidden: Float[Tensor, "*tokens d_model"],
         cos: Float[Tensor, "#batch length half"],
         sin: Float[Tensor, "#batch length half"],
-        mask: Bool[Tensor, "#batch 1 #length keys"] | None = None,
+        mask: Bool[Tensor, "#batch 1 #length keys"] | PiecewiseMask | None = None,
         *,
         is_causal: bool = False,
         cache: LayerCache | None = None,
@@ -204,7 +193,8 @@ class RotaryBlock(nn.Module):
             cos: Cosines of the positions from :func:`xlm.modules.rotary_angles`, shape (batch or 1, length,
                 half); their number says how many coordinates of a head are rotated.
             sin: Sines of the positions, same shape.
-            mask: True where a query sees a key, shape (batch or 1, 1, length or 1, keys); None if all do.
+            mask: True where a query sees a key, shape (batch or 1, 1, length or 1, keys), or the same in
+                pieces; None if all do.
             is_causal: Whether a token sees itself and its left only. Only without a mask.
             cache: Keys and values of earlier tokens, to which those of ``hidden`` are added; without it the
                 keys are those of ``hidden``.
@@ -244,6 +234,8 @@ class RotaryTransformer(nn.Module):
         ValueError: If a size is less than 1, num_heads does not divide d_model, or rotary_dim is odd or more
             than the head has.
     """
+
+    takes_piecewise_mask = True
 
     def __init__(
         self,
@@ -301,7 +293,10 @@ class RotaryTransformer(nn.Module):
     def forward(
         self,
         input_ids: Int[Tensor, "batch length"],
-        attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | None = None,
+        attention_mask: Bool[Tensor, "batch length"]
+        | Bool[Tensor, "batch length length"]
+        | PiecewiseMask
+        | None = None,
         position_ids: Int[Tensor, "batch length"] | None = None,
         *,
         cache: KeyValueCache | None = None,
@@ -311,8 +306,9 @@ class RotaryTransformer(nn.Module):
         Args:
             input_ids: Token ids, shape (batch, length).
             attention_mask: True at real tokens, shape (batch, length); or True where a query (axis 1) sees a
-                key (axis 2), shape (batch, length, length), see :func:`segment_mask`; None if nothing is
-                padding, which permits the fastest attention kernels. A causal network adds its own mask.
+                key (axis 2), shape (batch, length, length), see :func:`segment_mask`, or the same in pieces;
+                None if nothing is padding, which permits the fastest attention kernels. A causal network adds
+                its own mask.
             position_ids: Position of each token, shape (batch, length). By default the number of real tokens
                 to its left (the same with left and right padding), and 0, 1, ... with a mask of three axes,
                 where only the differences inside a segment matter.
@@ -347,8 +343,14 @@ class RotaryTransformer(nn.Module):
         normed: Tensor = self.final_norm(hidden)
         return normed if tokens is None else tokens.pad(normed)
 
-    def _attention_mask(self, attention_mask: Tensor | None, past: int, input_ids: Tensor) -> Tensor | None:
+    def _attention_mask(
+        self, attention_mask: Tensor | PiecewiseMask | None, past: int, input_ids: Tensor
+    ) -> Tensor | PiecewiseMask | None:
         """Mask of shape (batch or 1, 1, length or 1, past + length), or None if the kernel needs none."""
+        if isinstance(attention_mask, PiecewiseMask):
+            if not self.causal:
+                return attention_mask
+            attention_mask = attention_mask.dense()
         mask = None if attention_mask is None else broadcast_over_heads(attention_mask)
         if not self.causal:
             return mask
@@ -376,17 +378,3 @@ def checked_rotary_dim(rotary_dim: int | None, head_dim: int) -> int:
     if checked % 2 != 0 or not 0 < checked <= head_dim:
         raise ValueError(f"rotary_dim must be even and in 2..{head_dim} (d_model / num_heads), got {checked}")
     return checked
-
-
-def default_positions(
-    length: int, attention_mask: Tensor | None, device: torch.device
-) -> Int[Tensor, "#batch length"]:
-    """Number of real tokens to the left of each token, or 0, 1, ... without a mask of two axes."""
-    if attention_mask is not None and attention_mask.dim() == 2:
-        return (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    return torch.arange(length, device=device).unsqueeze(0)
-
-
-def broadcast_over_heads(attention_mask: Tensor) -> Bool[Tensor, "batch 1 #length keys"]:
-    """Mask of shape (batch, 1, length or 1, keys) of one of shape (batch, keys) or (batch, length, keys)."""
-    return attention_mask.unsqueeze(1) if attention_mask.dim() == 3 else attention_mask[:, None, None]

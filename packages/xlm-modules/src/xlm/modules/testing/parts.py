@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from xlm.modules.cache import PromptCache
+from xlm.modules.masks import default_positions
 from xlm.modules.records import Example
-from xlm.modules.transformer import default_positions
 
 BatchIn = TypeVar("BatchIn", contravariant=True)
 BatchOut = TypeVar("BatchOut", covariant=True)
