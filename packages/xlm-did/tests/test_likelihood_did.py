@@ -188,7 +188,7 @@ def log_weights(model: nn.Module, text: Text, number: int) -> tuple[Array, Array
         examples: list[DIDExample] = [{"seed": 0}] * rows
         batch, places = collate(examples), torch.zeros(rows, 2, dtype=torch.float64)
         targets = Targets(ids=ids, lengths=torch.full((rows,), len(text)))
-        forced = Forced.start(FirstHitting(), batch, targets, torch.tensor(by_place), places)
+        forced = Forced.start(FirstHitting(), batch, targets, places, torch.tensor(by_place))
         predictor = DIDPredictor(pad_id=PAD, suppressed_ids=SPECIAL)
         with torch.no_grad():
             predictor.run(model, batch, torch.arange(rows), forced)

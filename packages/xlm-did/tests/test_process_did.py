@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xlm_did.clocks_did import EqualSteps, FirstHitting
 from xlm_did.missing_did import (
+    log_any_appears,
     log_density,
     log_expected,
     log_none_missing,
@@ -181,12 +182,13 @@ def test_jumps_of_the_first_hitting_clock_follow_the_survival() -> None:
 
 def test_numbers_of_a_step_add_up_and_their_mean_is_the_number_that_appears() -> None:
     ratio = torch.tensor([0.25, 0.9, 0.0], dtype=torch.float64)
-    chances = torch.stack([log_thinned(LOG_A, LOG_TIME, ratio, torch.full((3,), m)) for m in range(4)]).exp()
+    chances = log_thinned(LOG_A, LOG_TIME, ratio, 3).exp().T
     assert torch.allclose(chances.sum(0), torch.ones(3, dtype=torch.float64))
     expected = log_expected(LOG_A, LOG_TIME).exp() * (1 - ratio)
     assert torch.allclose((chances * torch.arange(4).unsqueeze(1)).sum(0), expected)
     z = total(LOG_A, LOG_TIME.exp())
     assert torch.allclose(chances[0], total(LOG_A, LOG_TIME.exp() * ratio) / z)
+    assert torch.allclose(log_any_appears(LOG_A, LOG_TIME, ratio).exp(), 1 - chances[0])
 
 
 @pytest.mark.parametrize("start", [0, 2])
@@ -205,7 +207,7 @@ def test_jumps_of_equal_steps_have_the_exact_number_of_tokens(start: int) -> Non
         survival = total(LOG_A[:1], begins) / total(LOG_A[:1], log_start.exp())
         for number in range(1, 4):
             ratio = torch.tensor([end / begin], dtype=torch.float64)
-            chance = log_thinned(LOG_A[:1], begins.log(), ratio, torch.tensor([number])).exp() * survival
+            chance = log_thinned(LOG_A[:1], begins.log(), ratio, number)[:, number].exp() * survival
             error = 4 * math.sqrt(float(chance) / rows) + 1e-9
             assert found[step, number] / rows == pytest.approx(float(chance), abs=error)
     ends = jump.number > 0

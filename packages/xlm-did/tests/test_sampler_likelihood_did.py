@@ -7,6 +7,7 @@ fail by chance. (Quadratures over the times of a replay are in ``test_likelihood
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from .exact_did import (
     PAD,
     SPECIAL,
     Rates,
+    RatesNetwork,
     Text,
     generated,
     generated_in_steps,
@@ -55,7 +57,7 @@ def score(
 
 def assert_mean_weights(found: SamplerLikelihood, expected: list[float]) -> None:
     """The mean of the weights of each text is right within 4 standard errors."""
-    weights = found.log_weights[0].exp().view(len(expected), DRAWS)
+    weights = found.log_weights.exp().mean(0).view(len(expected), DRAWS)
     error = weights.std(1) / math.sqrt(DRAWS)
     difference = (weights.mean(1) - torch.tensor(expected, dtype=torch.float64)).abs()
     assert bool((difference <= 4 * error + 1e-7).all()), difference / error
@@ -83,6 +85,44 @@ def test_the_mean_weight_is_the_probability(options: dict[str, Any], rates: Rate
     assert (found.nll_kind, found.models_length) == ("bound", True)
     assert found.num_tokens.view(-1, DRAWS)[:, 0].tolist() == [len(text) for text in EVERY]
     assert bool(found.smallest_gap.isinf().all())
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({}, RATES),
+        ({"sampling": "two_stage", "num_steps": 2}, RATES),
+        ({"temperature": 0.4, "num_steps": 3}, filtered(RATES, 100, 0.4)),
+    ],
+)
+def test_draws_that_the_sampler_guides_are_weighed_together_with_planned_ones(
+    options: dict[str, Any], rates: Rates
+) -> None:
+    """With three draws the second one is guided; so its weight without the others would be at most 1."""
+    num_steps = options.get("num_steps")
+    exact = generated(rates, EVERY) if num_steps is None else generated_in_steps(rates, num_steps)
+    found = score(EVERY, draws=3, **options)
+    assert_mean_weights(found, [exact.get(text, 0.0) for text in EVERY])
+    assert float(found.log_weights.max()) <= math.log(3)
+
+
+def test_times_that_uniform_ones_hardly_ever_have_are_found_by_guided_draws() -> None:
+    """One token at a time is missing, never none: it appears at v u, v uniform. Below c it is 3, else 4.
+
+    So (3, 3, 3) has the probability c of the first time; of three uniform times c^3 are all below.
+    """
+    c = 0.05
+    late = Rates(
+        numbers=lambda text: np.array([1e-12, 1.0] if len(text) < LONGEST else [1.0]),
+        insert=lambda text, u: {
+            (slot, token): ((u < c) == (token == 3)) / (len(text) + 1)
+            for slot in range(len(text) + 1)
+            for token in (3, 4)
+        },
+    )
+    found = score([(3, 3, 3)], model=RatesNetwork(late, LONGEST, 2), draws=2)
+    assert_mean_weights(found, [c])
+    assert float(found.nll.exp().reciprocal().mean()) == pytest.approx(c, rel=0.3)
 
 
 def test_given_tokens_are_conditions_and_their_places_are_drawn_if_there_are_several() -> None:

@@ -1,20 +1,23 @@
 """When tokens are inserted: the time of a row falls from 1, and each jump of it brings one token or several.
 
-A clock draws the jumps of a row, or follows those in which the tokens of a known text appear at planned times
-and gives their probability. Both come from log A_n of the row alone (:mod:`xlm_did.missing_did`).
+A clock draws the jumps of a row, from log A_n of the row alone (:mod:`xlm_did.missing_did`). If it is known
+how many tokens of a text are missing, it proposes jumps that lead there, in two ways: as the deletion process
+has them, or as close to its own draws as the text allows; and it gives the probability of each.
 
 Axes: ``rows``, ``numbers`` of missing tokens, ``width`` tokens of a text.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from xlm.modules import categorical
 from xlm_did.missing_did import (
+    log_any_appears,
     log_binomials,
     log_density,
     log_none_missing,
@@ -41,26 +44,38 @@ class Jump:
 
 
 @dataclass(frozen=True)
-class PlannedJump:
-    """A jump in which certain tokens of a text appear."""
+class Odds:
+    """How probable a jump is, in three ways, as logarithms: densities where times are real numbers."""
 
-    jump: Jump
-    due: Bool[Tensor, "rows width"]
-    """The tokens."""
-    log_weight: Float64[Tensor, " rows"]
-    """log of the probability that this many appear then, divided by the density of the planned times; where
-    no token is missing, log of the probability that none is."""
+    drawn: Float64[Tensor, " rows"]
+    """For :meth:`Clock.draw`; where no token is missing, that the row is complete."""
+    guided: Float64[Tensor, " rows"]
+    """For :meth:`Clock.guide`."""
+    planned: Float64[Tensor, " rows"]
+    """For :meth:`Clock.plan` with uniform times, and that its tokens come in a certain order."""
 
 
 class Clock(Protocol):
-    """Draws or follows jumps of rows with log A_n (rows, numbers) from their times (rows,)."""
+    """Jumps of rows with log A_n (rows, numbers) from their times (rows,).
+
+    What is drawn comes from numbers in (0, 1) of shape (rows, NUM_UNIFORMS). ``missing`` (rows,) tokens of a
+    text are to be inserted; where there is none, the row is complete.
+    """
 
     def draw(self, log_a: Tensor, log_time: Tensor, uniforms: Tensor, /) -> Jump:
-        """The next jump, from numbers in (0, 1) of shape (rows, NUM_UNIFORMS)."""
+        """The next jump."""
         ...
 
-    def follow(self, log_a: Tensor, log_time: Tensor, times: Tensor, /) -> PlannedJump:
-        """The next jump if missing tokens appear at independent uniform ``times`` (rows, width), 0: none."""
+    def guide(self, log_a: Tensor, log_time: Tensor, missing: Tensor, uniforms: Tensor, /) -> Jump:
+        """The next jump of rows whose missing tokens are known to be so many."""
+        ...
+
+    def plan(self, times: Tensor, /) -> Jump:
+        """The next jump if missing tokens appear at ``times`` (rows, width); 0: not missing."""
+        ...
+
+    def weigh(self, log_a: Tensor, log_time: Tensor, missing: Tensor, jump: Jump, /) -> Odds:
+        """The probabilities of a jump that was guided or planned."""
         ...
 
 
@@ -73,18 +88,23 @@ class FirstHitting:
         appears = next_time(log_a, log_time, uniforms[:, 1])
         return Jump((~is_complete).long(), appears, appears)
 
-    def follow(self, log_a: Tensor, log_time: Tensor, times: Tensor, /) -> PlannedJump:
-        """The token with the largest time."""
-        latest, place = times.max(1)
-        is_missing = latest > 0
-        log_next = latest.where(is_missing, 1.0).log()
-        due = torch.zeros_like(times, dtype=torch.bool).scatter(
-            1, place.unsqueeze(1), is_missing.unsqueeze(1)
-        )
-        log_weight = torch.where(
-            is_missing, log_density(log_a, log_time, log_next), log_none_missing(log_a, log_time)
-        )
-        return PlannedJump(Jump(is_missing.long(), log_next, log_next), due, log_weight)
+    def guide(self, log_a: Tensor, log_time: Tensor, missing: Tensor, uniforms: Tensor, /) -> Jump:
+        """The time of the next token as it is drawn, given that there is one."""
+        appears = next_time(log_a, log_time, uniforms[:, 1])
+        return Jump((missing > 0).long(), appears, appears)
+
+    def plan(self, times: Tensor, /) -> Jump:
+        """The largest time."""
+        latest = times.amax(1)
+        log_next = latest.where(latest > 0, 1.0).log()
+        return Jump((latest > 0).long(), log_next, log_next)
+
+    def weigh(self, log_a: Tensor, log_time: Tensor, missing: Tensor, jump: Jump, /) -> Odds:
+        """Densities of the time; a planned one has the density 1."""
+        appears, zero = log_density(log_a, log_time, jump.log_next), torch.zeros_like(log_time)
+        drawn = appears.where(missing > 0, log_none_missing(log_a, log_time))
+        guided = (appears - log_any_appears(log_a, log_time, zero)).where(missing > 0, zero)
+        return Odds(drawn, guided, zero)
 
 
 @dataclass(frozen=True)
@@ -102,8 +122,7 @@ class EqualSteps:
     def draw(self, log_a: Tensor, log_time: Tensor, uniforms: Tensor, /) -> Jump:
         """Stop with the probability that nothing is missing, else skip to the next part with a token."""
         is_complete = uniforms[:, 0] < log_none_missing(log_a, log_time).exp()
-        appears = next_time(log_a, log_time, uniforms[:, 1])
-        part = self._part(appears.exp()).maximum(self._part_from(log_time))
+        part, appears = self._part_of_next(log_a, log_time, uniforms[:, 1])
         # Of a complete row nothing may be possible: it draws from a distribution of its own.
         log_probs = log_probs_of_more(log_a, appears).masked_fill(is_complete.unsqueeze(1), 0.0)
         others = (categorical(log_probs, uniforms[:, 2]) - 1).clamp(min=0).unsqueeze(1)
@@ -113,19 +132,53 @@ class EqualSteps:
         appear = 1 + categorical(log_probs, uniforms[:, 3])
         return self._jump(part, appear.masked_fill(is_complete, 0))
 
-    def follow(self, log_a: Tensor, log_time: Tensor, times: Tensor, /) -> PlannedJump:
+    def guide(self, log_a: Tensor, log_time: Tensor, missing: Tensor, uniforms: Tensor, /) -> Jump:
+        """The next part as it is drawn, and one of its possible numbers in proportion to the probabilities.
+
+        At most what is missing can appear, and in the last part all of it.
+        """
+        part, _ = self._part_of_next(log_a, log_time, uniforms[:, 1])
+        log_probs = self._log_possible(log_a, part, missing)
+        # In a row that can have no jump any number is drawn: nothing is missing, or its weight is 0.
+        has_none = (log_probs == -torch.inf).all(1)
+        number = categorical(log_probs.masked_fill(has_none.unsqueeze(1), 0.0), uniforms[:, 2])
+        return self._jump(part, number.minimum(missing))
+
+    def plan(self, times: Tensor, /) -> Jump:
         """All tokens whose times lie in the part of the largest."""
-        latest = times.amax(1)
-        part = self._part(latest)
-        due = (times > 0) & (self._part(times) == part.unsqueeze(1))
-        number = due.sum(1)
-        jump = self._jump(part, number)
-        log_appear = log_thinned(log_a, jump.log_time, self._end(part) / jump.log_time.exp(), number)
+        part = self._part(times.amax(1))
+        return self._jump(part, ((times > 0) & (self._part(times) == part.unsqueeze(1))).sum(1))
+
+    def weigh(self, log_a: Tensor, log_time: Tensor, missing: Tensor, jump: Jump, /) -> Odds:
+        """Probabilities of the part and of the number."""
+        number, part, zero = jump.number, self._part_from(jump.log_time), torch.zeros_like(log_time)
+        log_possible = self._log_possible(log_a, part, missing)
+        appear = log_possible.gather(1, number.unsqueeze(1)).squeeze(1)
         survival = log_total(log_a, jump.log_time) - log_total(log_a, log_time)
-        log_width = -torch.full_like(log_time, self.num_steps).log()
-        log_weight = survival + log_appear - number * log_width
-        log_weight = torch.where(latest > 0, log_weight, log_none_missing(log_a, log_time))
-        return PlannedJump(jump, due, log_weight)
+        ratio = self._end(part) / self._start(part)
+        in_part = survival + log_any_appears(log_a, jump.log_time, ratio)
+        guided = in_part - log_any_appears(log_a, log_time, zero) + appear - log_possible.logsumexp(1)
+        planned = -number * math.log(self.num_steps) - torch.lgamma(number.double() + 1)
+        return Odds(
+            drawn=(survival + appear).where(missing > 0, log_none_missing(log_a, log_time)),
+            guided=guided.where(missing > 0, zero),
+            planned=planned,
+        )
+
+    def _log_possible(self, log_a: Tensor, part: Tensor, missing: Tensor) -> Tensor:
+        """(rows, most + 1) log P(so many tokens appear in a part), -inf if the text does not allow it."""
+        log_probs = log_thinned(
+            log_a, self._start(part).log(), self._end(part) / self._start(part), int(missing.max())
+        )
+        number, missing = torch.arange(log_probs.shape[1], device=log_a.device), missing.unsqueeze(1)
+        is_last = (part == self.num_steps - 1).unsqueeze(1)
+        possible = (number >= 1) & (number <= missing) & (~is_last | (number == missing))
+        return log_probs.masked_fill(~possible, -torch.inf)
+
+    def _part_of_next(self, log_a: Tensor, log_time: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """The part in which the next token appears, given that one does, and log of its time."""
+        appears = next_time(log_a, log_time, uniforms)
+        return self._part(appears.exp()).maximum(self._part_from(log_time)), appears
 
     def _jump(self, part: Tensor, number: Tensor) -> Jump:
         return Jump(number, self._start(part).log(), self._end(part).log())

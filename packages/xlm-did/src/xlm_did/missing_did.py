@@ -21,6 +21,8 @@ from torch import Tensor
 
 _HALVINGS = 60
 """Of the interval that holds the next time: beyond the precision of float64."""
+_TERMS_AT_ONCE = 2**22
+"""Pairs of numbers, missing and appearing, of the rows whose probabilities are computed together."""
 
 
 def log_numbers(
@@ -79,6 +81,19 @@ def log_density(
     return log_expected(log_a, log_next) - log_next + log_total(log_a, log_next) - log_total(log_a, log_time)
 
 
+def log_any_appears(
+    log_a: Float64[Tensor, "rows numbers"],
+    log_time: Float64[Tensor, " rows"],
+    ratio: Float64[Tensor, " rows"],
+) -> Float64[Tensor, " rows"]:
+    """log P(a token appears while time falls from u to u * ratio); with ratio 0, that any is missing at u.
+
+    (Z(u) - Z(u * ratio)) / Z(u), added up over the numbers, which is precise where it is small.
+    """
+    share = -torch.expm1(_counts(log_a) * ratio.log().unsqueeze(1))
+    return (_at(log_a, log_time)[:, 1:] + share.log()).logsumexp(1) - log_total(log_a, log_time)
+
+
 def next_time(
     log_a: Float64[Tensor, "rows numbers"],
     log_time: Float64[Tensor, " rows"],
@@ -121,23 +136,28 @@ def log_thinned(
     log_a: Float64[Tensor, "rows numbers"],
     log_time: Float64[Tensor, " rows"],
     ratio: Float64[Tensor, " rows"],
-    appear: Int[Tensor, " rows"],
-) -> Float64[Tensor, " rows"]:
-    """log P(so many tokens appear while time falls from u to u * ratio), any number being missing at u.
+    most: int,
+) -> Float64[Tensor, "rows appear"]:
+    """log P(m tokens appear while time falls from u to u * ratio), any number being missing at u.
 
-    sum_n P(n | y, u) C(n, m) (1 - ratio)^m ratio^(n - m), for m = ``appear``.
+    sum_n P(n | y, u) C(n, m) (1 - ratio)^m ratio^(n - m), for m = 0, 1, ..., ``most``.
 
     Args:
         log_a: log A_n, shape (rows, numbers).
         log_time: log u, shape (rows,).
         ratio: u' / u, in [0, 1), shape (rows,).
-        appear: m, shape (rows,).
+        most: The largest m.
     """
     number = torch.arange(log_a.shape[1], device=log_a.device)
-    kept = number - appear.unsqueeze(1)
-    log_binomial = log_binomials(number.unsqueeze(0), appear.unsqueeze(1), ratio.unsqueeze(1))
-    terms = (_at(log_a, log_time) + log_binomial).masked_fill(kept < 0, -torch.inf)
-    return terms.logsumexp(1) - log_total(log_a, log_time)
+    appear = torch.arange(most + 1, device=log_a.device).unsqueeze(1)
+    at_once = max(_TERMS_AT_ONCE // (len(appear) * len(number)), 1)
+    pieces = [
+        (some_a.unsqueeze(1) + log_binomials(number, appear, some_ratio.view(-1, 1, 1)))
+        .masked_fill(number < appear, -torch.inf)
+        .logsumexp(2)
+        for some_a, some_ratio in zip(_at(log_a, log_time).split(at_once), ratio.split(at_once), strict=True)
+    ]
+    return torch.cat(pieces) - log_total(log_a, log_time).unsqueeze(1)
 
 
 def log_binomials(number: Tensor, appear: Tensor, ratio: Tensor) -> Tensor:

@@ -227,16 +227,17 @@ class DIDPredictor:
     ) -> SamplerLikelihood:
         """Estimate an upper bound of -log of the probability with which this sampler writes each target.
 
-        Each draw inserts the tokens of the target at times of its own
-        (:class:`xlm_did.replay_did.Forced`); every option of the sampler counts. Over all targets, the
-        expectation of exp(-nll) sums to 1.
+        Each draw inserts the tokens of the target at times of its own (:class:`xlm_did.replay_did.Forced`);
+        every option of the sampler counts. Over all targets, the expectation of exp(-nll) sums to 1. The
+        first draw, the third and so on have uniform times, as the deletion process has; the others, times and
+        an order that are guided by the sampler's distribution, for networks that are far from the data.
 
         Args:
             model: The network, see :meth:`xlm_did.DID.forward`.
             batch: The given parts, from :class:`xlm_did.DIDPromptCollator`.
             targets: The texts, their given tokens included.
-            seeds: (rows,) int64, the source of the times.
-            num_draws: Plans of each text.
+            seeds: (rows,) int64, the source of times and orders.
+            num_draws: Times and orders of each text.
             event: The text and the cells are the same here.
 
         Raises:
@@ -250,9 +251,17 @@ class DIDPredictor:
         total = torch.zeros_like(seeds)
         for draw in range(num_draws):
             own_seeds = seeds_of_draw(draw, seeds)
-            times = uniform(own_seeds, targets.ids.shape[1], step=0, stream=_STREAM_TIMES)
             places = uniform(own_seeds, num_given, step=0, stream=_STREAM_PLACES)
-            forced = Forced.start(self._clock, batch, targets, times, places)
+            times = uniform(own_seeds, targets.ids.shape[1], step=0, stream=_STREAM_TIMES)
+            is_planned = draw % 2 == 0
+            forced = Forced.start(
+                self._clock,
+                batch,
+                targets,
+                places,
+                times if is_planned else None,
+                guided_share=num_draws // 2 / num_draws,
+            )
             _, _, nfe = self.run(model, batch, own_seeds, forced)
             log_weights.append(forced.finish())
             total, num_missing = total + nfe, forced.num_missing

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from xlm.modules import draw_places
+from xlm.modules import categorical, draw_places
 from xlm.modules.records import Targets
 from xlm_did.clocks_did import Clock, Jump
 from xlm_did.insertion_did import Pairs, Text
@@ -69,13 +69,21 @@ class Drawn:
 
 @dataclass
 class Forced:
-    """Inserts the tokens of a text at planned times, and weighs the plan.
+    """Inserts the tokens of a text at times and in an order of their own, and weighs these.
 
-    The times of the missing tokens are independent and uniform, those of the deletion process. The weight of
-    a plan is the probability of what the sampler does in it, divided by the density of the times: its
-    expectation is the probability of the text, summed over all orders and times, and for the first-hitting
-    sampler the expectation of -log of it is the bound of :class:`xlm_did.DIDLoss`. No path is counted twice:
-    what is inserted when determines which tokens of the text these are.
+    They are proposed in two ways. Planned times are independent and uniform, those of the deletion process,
+    which a network that has learnt its data follows. Guided ones are drawn by the sampler's clock, and of the
+    missing tokens j one after another with probability a_j / A, where a_j is the sampler's probability of
+    inserting j into its slot and A the sum of these: what an unlearnt network does, whose sampler may spend
+    its time where uniform times hardly ever are.
+
+    The weight is the probability of what the sampler does, divided by that of the proposals, the mean over
+    both with the shares that each has among the draws (the balance heuristic of Veach and Guibas 1995). The
+    mean weight of all draws has the expectation p(text), summed over all orders and times: what is inserted
+    when determines which tokens of the text these are, with equal tokens too. With planned times alone the
+    expectation of -log of the weight is the bound of :class:`xlm_did.DIDLoss` for the first-hitting sampler;
+    with guided ones the weight is at most 1 divided by their share, since without the others it is a product
+    of probabilities.
     """
 
     clock: Clock
@@ -83,17 +91,21 @@ class Forced:
     exists: Bool[Tensor, "rows width"]
     present: Bool[Tensor, "rows width"]
     """True at tokens in the row."""
-    times: Float64[Tensor, "rows width"]
-    """When each token appears; read where it is missing."""
-    log_weight: Float64[Tensor, " rows"]
-    """Nats, so far."""
-    due: Bool[Tensor, "rows width"] = field(init=False)
-    """The tokens of the present jump."""
+    times: Float64[Tensor, "rows width"] | None
+    """When each token appears, read where it is missing; None: guided."""
+    guided_share: float
+    """Of guided draws among all."""
+    drawn: Float64[Tensor, " rows"]
+    """Nats, so far, with which the sampler does the same."""
+    guided: Float64[Tensor, " rows"] = field(init=False)
+    """Nats of guided draws."""
+    planned: Float64[Tensor, " rows"] = field(init=False)
+    """Nats of planned draws."""
     num_missing: Int[Tensor, " rows"] = field(init=False)
     """Tokens to insert in all."""
 
     def __post_init__(self) -> None:
-        self.due = torch.zeros_like(self.exists)
+        self.guided, self.planned = torch.zeros_like(self.drawn), torch.zeros_like(self.drawn)
         self.num_missing = (self.exists & ~self.present).sum(1)
 
     @staticmethod
@@ -101,8 +113,9 @@ class Forced:
         clock: Clock,
         batch: DIDPromptBatch,
         targets: Targets,
-        times: Float64[Tensor, "rows width"],
         uniforms: Float64[Tensor, "rows given"],
+        times: Float64[Tensor, "rows width"] | None,
+        guided_share: float = 0.0,
     ) -> "Forced":
         """Nothing but the given tokens is in the rows.
 
@@ -112,15 +125,16 @@ class Forced:
             clock: Of the sampler.
             batch: The given parts.
             targets: The texts, at least one column wide.
-            times: In (0, 1), one per token.
             uniforms: Numbers in (0, 1), one per column of the batch.
+            times: In (0, 1), one per token, for a planned draw; None for a guided one.
+            guided_share: Share of guided draws among all; above 0 for a guided one.
 
         Raises:
             ValueError: If a target does not hold the given tokens of its row.
         """
         ids = targets.ids
         exists = torch.arange(ids.shape[1], device=ids.device) < targets.lengths.unsqueeze(1)
-        present, log_weight = torch.zeros_like(exists), torch.zeros(len(ids), dtype=torch.float64)
+        present, drawn = torch.zeros_like(exists), torch.zeros(len(ids), dtype=torch.float64)
         num_given = batch["attention_mask"].sum(1) - batch["target_start"]
         for row in num_given.nonzero().squeeze(1).tolist():
             first, size = int(batch["target_start"][row]), int(num_given[row])
@@ -135,51 +149,80 @@ class Forced:
                     f"target {row} does not hold the given tokens of its row, in their order and gaps"
                 )
             present[row, places] = True
-            log_weight[row] = math.log(number)
-        return Forced(clock, ids, exists, present, times, log_weight.to(ids.device))
+            drawn[row] = math.log(number)
+        return Forced(clock, ids, exists, present, times, guided_share, drawn.to(ids.device))
 
     def finish(self) -> Float64[Tensor, " rows"]:
         """The log-weights; -inf for a text that the row did not end with."""
         complete = (self.present | ~self.exists).all(1)
-        return self.log_weight.masked_fill(~complete, -math.inf)
+        shares = torch.tensor([1 - self.guided_share, self.guided_share], dtype=torch.float64).log()
+        proposed = torch.stack([self.planned, self.guided], 1) + shares.to(self.drawn.device)
+        return (self.drawn - proposed.logsumexp(1)).masked_fill(~complete | ~self._possible(), -math.inf)
 
     def jump(self, rows: Tensor, log_a: Tensor, log_time: Tensor, uniforms: Tensor, /) -> Jump:
-        """That of the plan; a row whose text has become impossible stops."""
-        missing = self.exists[rows] & ~self.present[rows]
-        planned = self.clock.follow(log_a, log_time, self.times[rows].where(missing, 0.0))
-        self.log_weight[rows] += planned.log_weight
-        possible = self.log_weight[rows] > -math.inf
-        self.due[rows] = planned.due & possible.unsqueeze(1)
-        jump = planned.jump
-        return Jump(jump.number.masked_fill(~possible, 0), jump.log_time, jump.log_next)
+        """One that leads to the text; a row whose text has become impossible stops."""
+        is_missing = self.exists[rows] & ~self.present[rows]
+        missing = is_missing.sum(1)
+        if self.times is None:
+            jump = self.clock.guide(log_a, log_time, missing, uniforms)
+        else:
+            jump = self.clock.plan(self.times[rows].where(is_missing, 0.0))
+        odds = self.clock.weigh(log_a, log_time, missing, jump)
+        self.drawn[rows] += odds.drawn
+        self.guided[rows] += odds.guided
+        self.planned[rows] += odds.planned
+        return Jump(jump.number.masked_fill(~self._possible()[rows], 0), jump.log_time, jump.log_next)
 
     def choose(
         self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, uniforms: Tensor, /
     ) -> tuple[Tensor, Tensor]:
-        """The tokens that are due and their slots, from right to left.
+        """Missing tokens and their slots, from right to left; without one, anything: the text is impossible.
 
         The sampler draws m pairs in any order that gives the same text: m! divided by the c! orders of the c
-        tokens of each slot. A token whose slot is closed has none, and its text is impossible.
+        tokens of each slot. Here the m! orders are those in which the tokens are chosen.
         """
-        due = self.due[rows]
-        slot = self._slots(text, rows, pairs.cells.column, pairs.cells.exists, due)
-        row, place = (due & (slot >= 0)).nonzero(as_tuple=True)
+        slot = self._slots(text, rows, pairs.cells.column, pairs.cells.exists)
+        row, place = (slot >= 0).nonzero(as_tuple=True)
         token = self.ids[rows]
-        log_probs = torch.zeros_like(self.times[rows]).masked_fill(due, -math.inf)
+        log_probs = torch.full(slot.shape, -math.inf, dtype=torch.float64, device=slot.device)
         log_probs[row, place] = pairs.score(row, slot[row, place], token[row, place])
-        in_slot = torch.zeros_like(pairs.cells.column).index_put(
-            (row, slot[row, place]), torch.ones_like(row), accumulate=True
-        )
-        log_orders = torch.lgamma(number.double() + 1) - torch.lgamma(in_slot.double() + 1).sum(1)
-        self.log_weight[rows] += log_probs.sum(1) + log_orders
+        planned = None if self.times is None else self._by_time(rows)
+        due = torch.zeros_like(slot, dtype=torch.bool)
+        for index in range(uniforms.shape[1]):
+            able = (number > index).nonzero().squeeze(1)
+            total = log_probs[able].logsumexp(1)
+            if planned is None:
+                possible = (total > -math.inf).unsqueeze(1)
+                chosen = categorical(log_probs[able].where(possible, 0.0), uniforms[able, index, 0])
+            else:
+                chosen = planned[able, index]
+            nats = log_probs[able, chosen]
+            self.drawn[rows[able]] += nats
+            self.guided[rows[able]] += nats - total
+            due[able, chosen] = nats > -math.inf
+            log_probs[able, chosen] = -math.inf
+        row, place = due.nonzero(as_tuple=True)
+        in_slot = torch.zeros_like(pairs.cells.column)
+        in_slot.index_put_((row, slot[row, place]), torch.ones_like(row), accumulate=True)
+        self.drawn[rows] -= torch.lgamma(in_slot.double() + 1).sum(1)
         self.present[rows] = self.present[rows] | due
         from_right = torch.where(due, torch.arange(due.shape[1], device=due.device), -1).argsort(
             1, descending=True
         )[:, : uniforms.shape[1]]
         return slot.gather(1, from_right).clamp(min=0), token.gather(1, from_right)
 
-    def _slots(self, text: Text, rows: Tensor, columns: Tensor, exists: Tensor, due: Tensor) -> Tensor:
-        """(rows, width) the slot in ``columns`` (rows, slots) of each token that is due; -1: none."""
+    def _by_time(self, rows: Tensor) -> Tensor:
+        """(rows, width) missing tokens in the order of their times."""
+        assert self.times is not None
+        is_missing = self.exists[rows] & ~self.present[rows]
+        return self.times[rows].where(is_missing, 0.0).argsort(1, descending=True)
+
+    def _possible(self) -> Tensor:
+        """(rows,) whether the sampler may do what was done."""
+        return self.drawn > -math.inf
+
+    def _slots(self, text: Text, rows: Tensor, columns: Tensor, exists: Tensor) -> Tensor:
+        """(rows, width) the slot in ``columns`` (rows, slots) of each missing token; -1: none."""
         position, size = text.position_ids[rows], text.size[rows]
         used = torch.arange(position.shape[1], device=position.device) < size.unsqueeze(1)
         slot_at = torch.full((len(rows), int(position.max()) + 1), -1, device=position.device)
@@ -189,4 +232,5 @@ class Forced:
         # Its slot is that of the last token on its left that is in the row.
         on_left = self.present[rows].cumsum(1) - self.present[rows].long()
         wanted = (text.target_start[rows].unsqueeze(1) - 1 + on_left).clamp(max=slot_at.shape[1] - 1)
-        return slot_at.gather(1, wanted).masked_fill(~due, -1)
+        is_missing = self.exists[rows] & ~self.present[rows]
+        return slot_at.gather(1, wanted).masked_fill(~is_missing, -1)
