@@ -248,6 +248,7 @@ def template_all(session: nox.Session) -> None:
         "mlm",
         "ilm",
         "did",
+        "editflow",
         "mdlm",
         "flexmdm",
         "bd3lm",
@@ -316,7 +317,7 @@ def module_of(package: str) -> str:
 def lowest(session: nox.Session) -> None:
     """Tests with the lowest versions that the packages allow (-- NAMES: of these only, such as ilm)."""
     chosen = session.posargs or [
-        "modules", "arlm", "bd3lm", "core", "did", "flexmdm", "ilm", "mdlm", "mlm", "tasks", "udlm",
+        "modules", "arlm", "bd3lm", "core", "did", "editflow", "flexmdm", "ilm", "mdlm", "mlm", "tasks", "udlm",
     ]  # fmt: skip
     for name in chosen:
         folders = [f"packages/xlm-{part}" for part in dict.fromkeys(["modules", name])]

@@ -23,6 +23,7 @@ FEW_STEPS = {
     "mlm": ["predictor.sampler.num_steps=4"],
     "mdlm": ["predictor.sampler.num_steps=4"],
     "flexmdm": ["predictor.num_steps=4"],
+    "editflow": ["predictor.num_steps=4"],
     "udlm": ["predictor.sampler.num_steps=4"],
 }
 

@@ -246,7 +246,7 @@ def test_a_schedule_reaches_every_slot_that_needs_one(family: str) -> None:
         assert node == {"_target_": "xlm.modules.Cosine", "eps": 0.0}, key
 
 
-@pytest.mark.parametrize("family", ["arlm", "ilm", "did"])
+@pytest.mark.parametrize("family", ["arlm", "ilm", "did", "editflow"])
 def test_a_family_without_noise_refuses_one(family: str) -> None:
     with pytest.raises(XLMError, match=r"noise: xlm\.modules\.Cosine is unused"):
         composed(f"star_easy_{family}", "job_type=train", "job_name=x", "noise=cosine")

@@ -14,6 +14,7 @@ from xlm.core.config.errors import XLMError
 from xlm.tasks.text import play_rows
 from xlm_arlm import ARLM
 from xlm_did import DID
+from xlm_editflow import EditFlow
 from xlm_flexmdm import FlexMDM
 from xlm_ilm import ILM
 from xlm_mdlm import MDLMDiT, MDLMRotary
@@ -192,6 +193,7 @@ NETWORKS: dict[str, Any] = {
     "xlm_mlm.MLM": MLM,
     "xlm_ilm.ILM": ILM,
     "xlm_did.DID": DID,
+    "xlm_editflow.EditFlow": EditFlow,
     "xlm_mdlm.MDLMRotary": MDLMRotary,
     "xlm_mdlm.MDLMDiT": MDLMDiT,
     "xlm_flexmdm.FlexMDM": FlexMDM,
@@ -214,7 +216,7 @@ def with_trunk(node: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("encoder")
-@pytest.mark.parametrize("family", ["mlm", "ilm", "did", "mdlm", "flexmdm"])
+@pytest.mark.parametrize("family", ["mlm", "ilm", "did", "editflow", "mdlm", "flexmdm"])
 def test_the_trunk_of_the_page_trains_under_a_family(family: str, tmp_path: Path) -> None:
     metrics = run_fast(tmp_path, tmp_path / "cache", "train", f"star_tiny_{family}", *with_trunk(NODE))
     assert metrics
@@ -236,7 +238,7 @@ def test_a_trunk_that_does_not_fit_ends_in_one_line_before_training(tmp_path: Pa
         run_fast(tmp_path, tmp_path / "cache", "train", "star_tiny_mlm", *with_trunk(node))
 
 
-@pytest.mark.parametrize("family", ["arlm", "mlm", "ilm", "did", "mdlm", "flexmdm", "udlm"])
+@pytest.mark.parametrize("family", ["arlm", "mlm", "ilm", "did", "editflow", "mdlm", "flexmdm", "udlm"])
 def test_a_config_makes_the_network_of_its_sizes(family: str) -> None:
     """With the same seed the weights are those of the constructor by sizes, where a run's losses begin."""
     names = ["rotary_micro_mdlm", "dit_tiny_mdlm"] if family == "mdlm" else [None]

@@ -20,7 +20,7 @@ from .running import composed
 SMALL_NETWORK = ("model.trunk.d_model=32", "model.trunk.num_layers=2", "model.trunk.num_heads=2")
 FAMILIES = {
     "star_tiny_arlm": (), "star_tiny_mlm": (), "star_tiny_ilm": (), "star_tiny_flexmdm": (),
-    "star_tiny_did": (), "star_tiny_udlm": (),
+    "star_tiny_did": (), "star_tiny_editflow": (), "star_tiny_udlm": (),
     "star_tiny_mdlm": ("model=rotary_tiny_mdlm",), "star_easy_mdlm": ("model=dit_tiny_mdlm",),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from xlm.core.command.discovery import config_packages, providers
 
 def test_every_config_package_is_found() -> None:
     found = {package.name for package in config_packages()}
-    assert {"core", "star", "arlm", "bd3lm", "did", "flexmdm", "ilm", "mdlm", "mlm", "udlm"} <= found
+    assert {"core", "star", "arlm", "bd3lm", "did", "editflow", "flexmdm", "ilm", "mdlm", "mlm", "udlm"} <= found
     assert all(package.folder is not None for package in config_packages())
 
 

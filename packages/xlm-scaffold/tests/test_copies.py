@@ -22,6 +22,7 @@ PREFIXES = {
     "mlm": "MLM",
     "ilm": "ILM",
     "did": "DID",
+    "editflow": "EditFlow",
     "mdlm": "MDLM",
     "flexmdm": "FlexMDM",
     "bd3lm": "BD3LM",

@@ -20,7 +20,7 @@ from copier.errors import CopierError
 from xlm.scaffold.copies import other_classes, renamed
 
 HERE = Path(__file__).parent
-FAMILIES = ("skeleton", "arlm", "mlm", "ilm", "did", "mdlm", "flexmdm", "bd3lm", "udlm")
+FAMILIES = ("skeleton", "arlm", "mlm", "ilm", "did", "editflow", "mdlm", "flexmdm", "bd3lm", "udlm")
 LICENCES = ("MIT", "BSD-3-Clause", "LicenseRef-Proprietary")
 SKELETON_ONLY = ("README.md", "src", "tests", ".copier-answers.yml")
 """What a copy of a family has not: it is its own from the start, so copier cannot bring it up to date."""

@@ -1,0 +1,129 @@
+"""The row terms against their formulas, what is refused, and the metrics."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from xlm_editflow import (
+    Corrupted,
+    EditFlowCollator,
+    EditFlowExample,
+    EditFlowLoss,
+    EditFlowLossMetrics,
+)
+
+from .exact_editflow import (
+    BLANK,
+    BOS,
+    FIRST,
+    PAD,
+    SPECIAL,
+    batch_of,
+    between,
+    pending_sets,
+    random_network,
+    rates_of,
+)
+
+A, B = FIRST, FIRST + 1
+MODEL = random_network(2, seed=11)
+RATES = rates_of(MODEL, 2, 9)
+ALIGNMENT = ((A, BLANK, B, A), (A, B, A, BLANK))
+LOSS = EditFlowLoss(suppressed_ids=SPECIAL)
+
+
+def test_the_terms_of_a_row_are_those_of_the_formula() -> None:
+    u = np.array([0.2, 0.7])
+    for pending in pending_sets(ALIGNMENT):
+        text, actions = between(ALIGNMENT, pending)
+        found = RATES(text, u)
+        total, r = sum(found.values()), len(actions)
+        of_place = [
+            sum(rate for (kind, at, _), rate in found.items() if (kind, at) == action[:2])
+            for action in actions
+        ]
+        log_operations = sum((np.log(rate) for rate in of_place), np.zeros(2))
+        log_tokens = sum((np.log(found[action]) for action in actions), np.zeros(2)) - log_operations
+        operation = 4 / r * (total - r - log_operations) if r > 0 else total / u
+        token = -4 / max(r, 1) * log_tokens
+        batch = batch_of(ALIGNMENT, pending, u)
+        with torch.no_grad():
+            output, likelihood = LOSS(MODEL, batch), LOSS.likelihood(MODEL, batch)
+        assert float(output.terms["token"]) == pytest.approx(token.sum(), abs=1e-10)
+        assert float(output.terms["operation"]) == pytest.approx(operation.sum(), abs=1e-10)
+        assert float(output.loss_sum) == pytest.approx((token + operation).sum(), abs=1e-10)
+        assert likelihood.nll.tolist() == pytest.approx(token + operation, abs=1e-10)
+        # In nats per text, independent of its length.
+        assert int(output.loss_count) == 2
+        assert (likelihood.nll_kind, likelihood.num_tokens.tolist()) == ("bound", [3, 3])
+
+
+def test_the_loss_of_a_finished_row_is_finite_at_the_smallest_time() -> None:
+    batch = batch_of(ALIGNMENT, (), np.array([1e-300]))
+    loss = LOSS(MODEL, batch).loss_sum
+    assert math.isfinite(float(loss.detach()))
+    gradients = torch.autograd.grad(loss, [MODEL.operation_head.weight])
+    assert bool(gradients[0].isfinite().all())
+
+
+def test_a_row_that_is_given_whole_has_no_terms_and_no_gradient() -> None:
+    collate = EditFlowCollator(pad_id=PAD, bos_id=BOS)
+    batch = collate([{"seed": 0, "target_ids": torch.tensor([A, B]), "fixed": torch.tensor([True] * 2)}])
+    output = LOSS(MODEL, batch)
+    assert float(output.loss_sum.detach()) == 0.0
+    gradients = torch.autograd.grad(output.loss_sum, list(MODEL.parameters()), materialize_grads=True)
+    assert all(bool((gradient == 0).all()) for gradient in gradients)
+
+
+def test_impossible_targets_are_refused() -> None:
+    collate = EditFlowCollator(pad_id=PAD, bos_id=BOS)
+    examples: list[EditFlowExample] = [
+        {"seed": seed, "target_ids": torch.tensor([A, B])} for seed in range(8)
+    ]
+    with pytest.raises(ValueError, match=f"token id {B}, which has probability 0"):
+        EditFlowLoss(suppressed_ids=(*SPECIAL, B))(MODEL, collate(examples))
+
+
+def test_a_source_drawn_from_the_target_has_no_likelihood() -> None:
+    source = Corrupted(vocab_size=FIRST + 2, suppressed_ids=SPECIAL)
+    collate = EditFlowCollator(pad_id=PAD, bos_id=BOS, source=source)
+    batch = collate([{"seed": 0, "target_ids": torch.tensor([A, B])}])
+    assert bool(LOSS(MODEL, batch).loss_sum.isfinite())
+    with pytest.raises(ValueError, match="such as Corrupted, has no likelihood of the text"):
+        LOSS.likelihood(MODEL, batch)
+
+
+def test_metrics_are_means_over_rows() -> None:
+    u = np.array([0.5])
+    chosen = [(), (1,), (1, 2), (1, 2, 3)]
+    outputs = [LOSS(MODEL, batch_of(ALIGNMENT, pending, u)) for pending in chosen]
+    metrics = EditFlowLossMetrics()
+    for output in outputs:
+        metrics.update(output)
+    totals = [float(sum(RATES(between(ALIGNMENT, pending)[0], u).values())[0]) for pending in chosen]
+    assert metrics.compute() == pytest.approx(
+        {
+            "token_loss": sum(float(output.terms["token"].detach()) for output in outputs) / 4,
+            "operation_loss": sum(float(output.terms["operation"].detach()) for output in outputs) / 4,
+            "expected_at_finished": totals[0],
+            "expected_at_unfinished": sum(totals[1:]) / 3,
+            "mean_remaining": (0 + 1 + 2 + 3) / 4,
+        }
+    )
+    metrics.reset()
+    assert set(metrics.compute().values()) == {0.0}
+
+
+def test_the_likelihood_is_the_mean_over_the_draws_of_an_example() -> None:
+    collate = EditFlowCollator(pad_id=PAD, bos_id=BOS, num_draws=5)
+    texts = torch.tensor([A, B, A])
+    batch = collate([{"seed": seed, "target_ids": texts[:size]} for seed, size in ((1, 3), (2, 1))])
+    with torch.no_grad():
+        together = LOSS.likelihood(MODEL, batch)
+        single = LOSS.likelihood(MODEL, {**batch, "num_draws": torch.tensor(1)})
+    assert together.num_draws == 5
+    assert together.num_tokens.tolist() == [3, 1]
+    assert torch.allclose(together.nll, single.nll.view(2, 5).mean(1))
+    assert not math.isclose(float(single.nll[0]), float(single.nll[1]))
