@@ -77,10 +77,8 @@ def test_the_edits_that_remain_lead_to_the_target(source: Source, alignment: str
     places = list(zip(to_list(batch["substitute_row"]), to_list(batch["substitute_column"]), strict=True))
     assert slots == sorted(set(slots))
     assert places == sorted(set(places))
-    labels = zip(
-        *(to_list(batch[f"target_{name}"]) for name in ("row", "column", "cell", "operation")), strict=True
-    )
-    for row, column, cell, operation in labels:
+    labels = (batch["target_row"], batch["target_column"], batch["target_cell"], batch["target_operation"])
+    for row, column, cell, operation in zip(*map(to_list, labels), strict=True):
         assert (slots + places)[cell] == (row, column)
         assert (cell < len(slots)) == (operation == 0)
     remaining = torch.bincount(batch["target_row"], minlength=60) + torch.bincount(
@@ -151,7 +149,7 @@ def test_infilling_keeps_given_tokens_and_draws_a_source_for_each_stretch() -> N
     example: EditFlowExample = {
         "seed": 0, "prompt_ids": torch.tensor([20]), "target_ids": target, "fixed": fixed
     }  # fmt: skip
-    examples = [{**example, "seed": seed} for seed in range(60)]
+    examples: list[EditFlowExample] = [{**example, "seed": seed} for seed in range(60)]
     batch = collator(source=noise)(examples)
     is_open = {20: False, BOS: False, 7: True, 10: False, 11: True}
     sizes = Counter[tuple[int, int]]()

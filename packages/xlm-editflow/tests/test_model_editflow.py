@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from xlm.modules import PromptCache
 from xlm_editflow import EditFlow, EditFlowOutput
 
 TIME = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
@@ -67,6 +68,26 @@ def test_the_time_starts_without_effect() -> None:
     )
     assert torch.equal(early.token_logits, late.token_logits)
     assert bool(late.operation_logits.isfinite().all())
+
+
+def test_a_prompt_that_is_read_once_gives_the_logits_of_whole_rows() -> None:
+    """Prompts of three and one tokens, targets of three."""
+    options = {"vocab_size": 12, "d_model": 16, "num_layers": 2, "num_heads": 2, "prompt_sees_target": False}
+    model = EditFlow(**options).double().eval()  # pyright: ignore[reportArgumentType]  # sizes and a flag
+    ids, start = torch.randint(7, 12, (2, 6)), torch.tensor([3, 1]).unsqueeze(1)
+    column = torch.arange(6).expand(2, -1)
+    prompt, real = column < start, column < start + 3
+    whole = everywhere(model, ids, attention_mask=real, time=TIME[:2], prompt=prompt)
+    cache, nothing = PromptCache(), torch.arange(0)
+    model(ids[:, :3], prompt[:, :3], time=TIME[:2], insert_at=nothing, substitute_at=nothing, cache=cache)
+    places = start + torch.arange(3)
+    found = everywhere(
+        model, ids.gather(1, places), position_ids=places, attention_mask=None, time=TIME[:2], cache=cache
+    )
+    expected = whole.operation_logits.gather(1, places.unsqueeze(2).expand(-1, -1, 3))
+    torch.testing.assert_close(found.operation_logits, expected)
+    cells = (torch.arange(2).unsqueeze(1) * 6 + places).flatten()
+    torch.testing.assert_close(found.token_logits, whole.token_logits[torch.cat((cells, cells + 12))])
 
 
 @pytest.mark.parametrize("options", [{}, {"d_condition": 6, "rotary_dim": 4}])

@@ -19,11 +19,11 @@ from .exact_editflow import (
     SPECIAL,
     Text,
     generated,
-    generated_in_steps,
     random_network,
     rates_of,
     texts,
 )
+from .exact_steps_editflow import generated_in_steps
 from .test_predictor_editflow import sharpened
 
 LIMIT = 3
@@ -32,6 +32,8 @@ A, B = FIRST, FIRST + 1
 INSERTIONS = random_network(2, seed=11, only_insertions=True)
 EDITS = random_network(2, seed=12)
 FREE = rates_of(INSERTIONS, 2, LIMIT)
+with torch.no_grad():
+    EDITS.operation_head.bias[0] -= 2.5  # so that no slot takes a token for certain
 
 
 def targets_of(every: list[Text]) -> Targets:
@@ -68,7 +70,7 @@ def test_without_detours_the_mean_weight_is_the_probability(options: dict[str, A
     exact = generated_in_steps(rates, {(): 1.0}, 2, LIMIT, is_poisson=is_poisson)
     for text in EVERY:
         expected = exact.get(text, 0.0)
-        assert over_all_plans(INSERTIONS, text, 2, **options) == pytest.approx(expected, abs=1e-12), text
+        assert over_all_plans(INSERTIONS, text, 2, **options) == pytest.approx(expected, rel=1e-7), text
 
 
 def test_with_detours_it_is_below() -> None:
@@ -77,12 +79,12 @@ def test_with_detours_it_is_below() -> None:
         rates = rates_of(EDITS, 2, LIMIT, prompt=source)
         one, three = (generated_in_steps(rates, {source: 1.0}, number, LIMIT) for number in (1, 3))
         for text in [(), (A,), (B, A), (A, B, A)]:
-            assert over_all_plans(EDITS, text, 1, source) <= one[text] + 1e-12
+            assert over_all_plans(EDITS, text, 1, source) <= one[text] * (1 + 1e-7)
             assert over_all_plans(EDITS, text, 3, source) < three[text]
     # Left aligned, of one token: substituted by the other, or deleted; nothing else leads there in one step.
     rates = rates_of(EDITS, 2, LIMIT, prompt=(A,))
     exact = generated_in_steps(rates, {(A,): 1.0}, 1, LIMIT)
-    assert over_all_plans(EDITS, (), 1, (A,)) == pytest.approx(exact[()], abs=1e-12)
+    assert over_all_plans(EDITS, (), 1, (A,)) == pytest.approx(exact[()], rel=1e-7)
 
 
 def score(
@@ -114,11 +116,11 @@ def test_given_tokens_are_conditions_and_their_places_are_drawn_if_there_are_sev
         "fixed": torch.tensor([False, True, False]),
     }
     every = [text for text in EVERY if B in text]
-    found = score(every, example, num_steps=2)
     # All texts that hold the given token, and nothing else, can be written.
+    found = score(every, example, num_steps=1)
     error = math.hypot(*(error for _, error in found))
-    assert error < 0.05
-    assert sum(mean for mean, _ in found) == pytest.approx(1.0, abs=4 * error)
+    assert error < 0.1
+    assert sum(mean for mean, _ in found) == pytest.approx(1.0, abs=3 * error)
     with pytest.raises(ValueError, match="target 0 does not hold the given tokens of its row"):
         score([(A, A)], example)
 

@@ -230,7 +230,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Targets:
-    """The targets that are read, and what is given of them."""
+    """The targets that are read, and which of their tokens are fixed."""
 
     ids: list[Tensor]
     prompts: list[Tensor]

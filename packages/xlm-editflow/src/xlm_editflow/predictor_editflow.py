@@ -48,9 +48,10 @@ class EditFlowPredictor:
             one edit at a time, as many evaluations as edits and one.
         insertions: "one": at most one token into a slot in a step, as published. "poisson": as many as the
             rate lets appear. Read with num_steps only.
-        correction: In [0, 1): each step but the last goes beyond its end, to a time smaller by this fraction,
-            and back by reverse moves, which delete tokens as noise does: what was inserted wrongly gets
-            another chance. With num_steps, and from an empty source, only.
+        correction: Length of the reverse moves in steps, at least 0. Each step but the last goes beyond its
+            end by this many steps, but not below time 0, and back by reverse moves, which delete tokens as
+            noise does: what was inserted wrongly gets another chance. With num_steps, and from an empty
+            source, only.
         last_time: Time below which first hitting makes no edit, in (0, 1).
         num_points: Times at which first hitting reads the rates of a text, at least 2; the trunk is evaluated
             once.
@@ -83,7 +84,7 @@ class EditFlowPredictor:
         require(max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
         require(num_steps is None or num_steps >= 1, "num_steps", num_steps, "None or at least 1")
         require(insertions in ("one", "poisson"), "insertions", insertions, "'one' or 'poisson'")
-        require(0 <= correction < 1, "correction", correction, "in [0, 1)")
+        require(correction >= 0, "correction", correction, "at least 0")
         require(correction == 0 or num_steps is not None, "correction", correction, "0 without num_steps")
         require(0 < last_time < 1, "last_time", last_time, "in (0, 1)")
         require(num_points >= 2, "num_points", num_points, "at least 2")
@@ -256,7 +257,7 @@ class EditFlowPredictor:
         """N steps."""
         for step in range(1, num_steps + 1) if len(rows) > 0 else ():
             start, end = (num_steps - step + 1) / num_steps, (num_steps - step) / num_steps
-            beyond = end * (1 - self._correction)
+            beyond = max(end - self._correction / num_steps, 0.0)
             time = torch.full_like(rows, start, dtype=torch.float64)
             evaluation = self._evaluate(reader, text, rows, lambda _, time=time: time)
             nfe[rows] += 1

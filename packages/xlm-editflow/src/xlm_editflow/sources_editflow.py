@@ -3,7 +3,7 @@
 A source is drawn for each stretch of the target that is not given: for the whole target, or for each gap
 between fixed tokens. Training and generation draw it in the same way.
 
-A source of one's own is a class with the three members of :class:`Source`; nothing is inherited.
+Your own source is a class with the three members of :class:`Source`; nothing is inherited.
 """
 
 from collections.abc import Sequence

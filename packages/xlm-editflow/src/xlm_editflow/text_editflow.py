@@ -92,7 +92,8 @@ class Text:
         width = int(size.max()) if width is None else width
         tables = (self.input_ids, self.open_slots, self.editable)
         exists = torch.arange(width, device=size.device) < size.unsqueeze(1)
-        return Window(*(table[rows, :width] for table in tables), exists)
+        input_ids, open_slots, editable = (table[rows, :width] for table in tables)
+        return Window(input_ids, open_slots, editable, exists)
 
     def apply(self, rows: Tensor, edits: Edits, step: int) -> Tensor:
         """Make the edits of a step in the ``rows``, and return them as a table of edits.
