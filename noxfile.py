@@ -317,7 +317,8 @@ def module_of(package: str) -> str:
 def lowest(session: nox.Session) -> None:
     """Tests with the lowest versions that the packages allow (-- NAMES: of these only, such as ilm)."""
     chosen = session.posargs or [
-        "modules", "arlm", "bd3lm", "core", "did", "editflow", "flexmdm", "ilm", "mdlm", "mlm", "tasks", "udlm",
+        "modules", "core", "tasks",
+        "arlm", "bd3lm", "did", "editflow", "flexmdm", "ilm", "mdlm", "mlm", "udlm",
     ]  # fmt: skip
     for name in chosen:
         folders = [f"packages/xlm-{part}" for part in dict.fromkeys(["modules", name])]

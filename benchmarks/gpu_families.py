@@ -11,6 +11,13 @@ from torch import Tensor, nn
 from xlm.modules import LogLinear, Polynomial, row_seeds
 from xlm_arlm import ARLM, ARLMCollator, ARLMLoss, ARLMPredictor, ARLMPromptCollator
 from xlm_did import DID, DIDCollator, DIDLoss, DIDPredictor, DIDPromptCollator
+from xlm_editflow import (
+    EditFlow,
+    EditFlowCollator,
+    EditFlowLoss,
+    EditFlowPredictor,
+    EditFlowPromptCollator,
+)
 from xlm_flexmdm import (
     FlexMDM,
     FlexMDMCollator,
@@ -32,7 +39,7 @@ from xlm_mlm import MLM, MLMCollator, MLMLoss, MLMPredictor, MLMPromptCollator
 from xlm_udlm import UDLMCollator, UDLMDiT, UDLMLoss, UDLMPredictor, UDLMPromptCollator
 
 NAMES = ("arlm", "mlm", "ilm", "did", "mdlm", "flexmdm")
-TEXT_NAMES = (*NAMES, "udlm")
+TEXT_NAMES = (*NAMES, "editflow", "udlm")
 """Families with the settings of long texts, but not all of them of star graphs."""
 PAD, CLS, MASK, EOS, BOS, FIRST = 0, 1, 2, 3, 4, 7
 """Special ids, those of NumberTokenizer; ids below FIRST never occur in a text."""
@@ -159,6 +166,15 @@ def _of_any_length(family: str, size: Size, max_length: int, *, greedy: bool) ->
             DIDPromptCollator(**ids, max_length=max_length),
             DIDPredictor(pad_id=PAD, suppressed_ids=SPECIAL, temperature=temperature),
         )
+    if family == "editflow":
+        ids = {"pad_id": PAD, "bos_id": BOS}
+        return Parts(
+            EditFlow(**size.arguments()),
+            EditFlowLoss(suppressed_ids=SPECIAL),
+            EditFlowCollator(**ids, max_length=max_length),
+            EditFlowPromptCollator(**ids, max_length=max_length),
+            EditFlowPredictor(pad_id=PAD, suppressed_ids=SPECIAL, temperature=temperature),
+        )
     if family != "flexmdm":
         raise ValueError(f"family must be one of {', '.join(NAMES)}, got {family!r}")
     insertion, unmasking = (0.5, 3.0) if greedy else (1.0, 1.0)
@@ -220,9 +236,13 @@ def mean_loss(parts: Parts, network: nn.Module, batch: Mapping[str, Any]) -> Ten
 
 def scored_cells(family: str, batch: Mapping[str, Any]) -> int:
     """Cells at which the output layer is needed."""
-    name = {"arlm": "target_row", "ilm": "scored_row", "did": "scored_row", "udlm": "cell_row"}.get(
-        family, "masked_row"
-    )
+    name = {
+        "arlm": "target_row",
+        "ilm": "scored_row",
+        "did": "scored_row",
+        "editflow": "insert_row",
+        "udlm": "cell_row",
+    }.get(family, "masked_row")
     return len(batch[name])
 
 

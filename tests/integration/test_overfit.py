@@ -16,7 +16,6 @@ STEPS = {
     "bd3lm": 100,
     "ilm": 320,
     "did": 200,
-    "editflow": 320,
     "flexmdm": 640,
     "udlm": 200,
 }

@@ -10,7 +10,8 @@ from xlm.core.command.discovery import config_packages, providers
 
 def test_every_config_package_is_found() -> None:
     found = {package.name for package in config_packages()}
-    assert {"core", "star", "arlm", "bd3lm", "did", "editflow", "flexmdm", "ilm", "mdlm", "mlm", "udlm"} <= found
+    families = {"arlm", "bd3lm", "did", "editflow", "flexmdm", "ilm", "mdlm", "mlm", "udlm"}
+    assert {"core", "star", *families} <= found
     assert all(package.folder is not None for package in config_packages())
 
 
