@@ -17,7 +17,7 @@ from xlm_editflow import EditFlow, EditFlowBatch, EditFlowOutput
 
 PAD, BOS, FIRST = 0, 1, 2
 SPECIAL = (PAD, BOS)
-BLANK = -1
+BLANK = -(2**62)
 
 Text = tuple[int, ...]
 Action = tuple[str, int, int]

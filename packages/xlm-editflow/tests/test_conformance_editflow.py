@@ -38,7 +38,7 @@ class _EditFlowConformance(ConformanceSuite[EditFlowBatch, EditFlowPromptBatch])
         return EditFlowLoss(suppressed_ids=SUPPRESSED)
 
     def build_predictor(self) -> EditFlowPredictor:
-        return EditFlowPredictor(pad_id=0, suppressed_ids=SUPPRESSED, num_steps=6)
+        return EditFlowPredictor(pad_id=0, suppressed_ids=SUPPRESSED, num_steps=4)
 
     def build_loss_collator(self, kind: Kind) -> EditFlowCollator:
         return EditFlowCollator(pad_id=0, bos_id=5, max_length=7, source=self.source)
@@ -58,7 +58,7 @@ class TestConformance(_EditFlowConformance):
 class TestConformanceOfFirstHitting(_EditFlowConformance):
     def build_predictor(self) -> EditFlowPredictor:
         return EditFlowPredictor(
-            pad_id=0, suppressed_ids=SUPPRESSED, num_steps=None, num_points=4, last_time=0.3
+            pad_id=0, suppressed_ids=SUPPRESSED, num_steps=None, num_points=3, last_time=0.5
         )
 
 

@@ -62,7 +62,7 @@ def row_losses(
 
 def expected_nll(model: nn.Module, alignment: Alignment, prompt: Text = ()) -> float:
     """E of the row loss over r, its time and its subset, as the collator draws them."""
-    u, weight = nodes(30, power=4)
+    u, weight = nodes(24, power=4)
     total, edits = 0.0, num_edits(alignment)
     for pending in pending_sets(alignment):
         r = len(pending)
@@ -133,7 +133,7 @@ def test_rates_vanish_like_the_time() -> None:
         assert float(found.log_insert) - log_time == pytest.approx(1.0, abs=1e-7)
 
 
-@pytest.mark.parametrize(("prompt", "sees_target"), [((), True), ((3, 2), True), ((3, 2), False)])
+@pytest.mark.parametrize(("prompt", "sees_target"), [((), True), ((3, 2), False)])
 def test_expected_nll_bounds_every_text_from_nothing(prompt: Text, sees_target: bool) -> None:
     model = random_network(2, seed=5, prompt_sees_target=sees_target)
     exact = generated(rates_of(model, 2, LONGEST, prompt), EVERY, {(): 1.0})

@@ -42,7 +42,7 @@ from .exact_editflow import (
 )
 from .exact_steps_editflow import generated_in_steps
 
-ROWS = 5_000
+ROWS = 4_000
 LIMIT = 3
 EVERY = texts(2, LIMIT)
 MODEL = random_network(2, seed=11)
@@ -126,12 +126,12 @@ def test_a_source_is_edited(options: dict[str, Any]) -> None:
         if options["num_steps"] is None
         else generated_in_steps(rates, start, options["num_steps"], LIMIT)
     )
-    assert_follows(MODEL, expected, sources_of(GIVEN, 3000, source=Prompt()), **options)
+    assert_follows(MODEL, expected, sources_of(GIVEN, 2_000, source=Prompt()), **options)
 
 
 def test_first_hitting_follows_the_matrix_exponential() -> None:
     expected = generated(RATES, EVERY, {(): 1.0})
-    batch = sources_of(NOTHING, 3000)
+    batch = sources_of(NOTHING, 2_000)
     assert_follows(MODEL, expected, batch, num_steps=None, num_points=16)
 
 

@@ -69,11 +69,11 @@ def test_alignments_spell_source_and_target(name: Name) -> None:
 
 def test_ties_of_the_optimal_alignment_are_drawn_from_the_seed() -> None:
     """Of aa and a, either token stays; of ab and ba, there are three alignments with two edits."""
-    found = [aligned("optimal", (A, A), (A,), seed) for seed in range(200)]
+    found = [aligned("optimal", (A, A), (A,), seed) for seed in range(100)]
     assert set(found) == {((A, A), (A, BLANK)), ((A, A), (BLANK, A))}
-    assert sum(z1 == (A, BLANK) for _, z1 in found) == pytest.approx(100, abs=30)
-    assert found == [aligned("optimal", (A, A), (A,), seed) for seed in range(200)]
-    both = {aligned("optimal", (A, B), (B, A), seed) for seed in range(100)}
+    assert sum(z1 == (A, BLANK) for _, z1 in found) == pytest.approx(50, abs=20)
+    assert found == [aligned("optimal", (A, A), (A,), seed) for seed in range(100)]
+    both = {aligned("optimal", (A, B), (B, A), seed) for seed in range(60)}
     assert both == {((A, B), (B, A)), ((A, B, BLANK), (BLANK, B, A)), ((BLANK, A, B), (B, A, BLANK))}
 
 

@@ -88,7 +88,7 @@ def test_with_detours_it_is_below() -> None:
 
 
 def score(
-    every: list[Text], example: EditFlowExample, draws: int = 200, **options: Any
+    every: list[Text], example: EditFlowExample, draws: int = 150, **options: Any
 ) -> list[tuple[float, float]]:
     """Mean weight and its standard error of each text."""
     collate = EditFlowPromptCollator(pad_id=PAD, bos_id=BOS, max_length=LIMIT)

@@ -20,8 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from xlm.modules import require, uniform
 
-BLANK = -1
-"""No token: in both rows of a column beyond the end of an alignment."""
+BLANK = -(2**62)
+"""No token, and no wrong id either: in both rows of a column beyond the end of an alignment."""
 Alignment = Literal["optimal", "left", "disjoint"]
 """optimal: a smallest number of edits, each of deletion, insertion and substitution counting as one; among
 equals drawn from the seed, each step of the way back from the end with equal probability. left: token i with

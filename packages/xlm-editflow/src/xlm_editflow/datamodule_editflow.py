@@ -264,8 +264,7 @@ class _Targets:
     @property
     def num_missing(self) -> Tensor:
         """(rows,) tokens that are not given."""
-        given = [0 if fixed is None else int(fixed.sum()) for fixed in self.fixed]
-        return torch.tensor([len(ids) - number for ids, number in zip(self.ids, given, strict=True)])
+        return torch.tensor(list(map(len, self.ids))) - self._fixed_table().sum(1)
 
     @property
     def bos_open(self) -> Tensor:
@@ -279,8 +278,7 @@ class _Targets:
 
     def seeds_of_stretches(self, seeds: Tensor) -> Tensor:
         """(stretches,) that of the row (rows,) for the first one, others for the rest."""
-        row = torch.tensor([stretch.row for stretch in self.stretches], dtype=torch.int64)
-        first = torch.tensor([stretch.first for stretch in self.stretches], dtype=torch.int64)
+        row, first = self._places()
         return torch.where(first == 0, seeds[row], row_seeds(0, 1, seeds[row]) + first)
 
     def draw_sources(self, source: Source, seeds: Tensor) -> list[Tensor]:
@@ -298,34 +296,42 @@ class _Targets:
 
     def stitch(self, z0: Tensor, z1: Tensor) -> _Columns:
         """The alignments (stretches, width) of all stretches of each row, with the fixed tokens between."""
+        exists = (z0 != BLANK) | (z1 != BLANK)
         if not any(fixed is not None for fixed in self.fixed):
-            exists = (z0 != BLANK) | (z1 != BLANK)
             return _Columns(z0, z1, torch.zeros_like(exists), exists)
-        parts: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]] = [[] for _ in self.ids]
-        ends = [0] * len(self.ids)
-        for number, stretch in enumerate(self.stretches):
-            parts[stretch.row].append(self._given(stretch.row, ends[stretch.row], stretch.first))
-            size = int(((z0[number] != BLANK) | (z1[number] != BLANK)).sum())
-            free = torch.zeros(size, dtype=torch.bool)
-            parts[stretch.row].append((z0[number, :size], z1[number, :size], free, ~free))
-            ends[stretch.row] = stretch.end
-        for row, end in enumerate(ends):
-            parts[row].append(self._given(row, end, len(self.ids[row])))
-        tables = [[torch.cat(column) for column in zip(*row, strict=True)] for row in parts]
-        ids, flags = (BLANK, BLANK), (False, False)
-        padded = (
-            pad_sequence(list(table), batch_first=True, padding_value=value)
-            for table, value in zip(zip(*tables, strict=True), (*ids, *flags), strict=True)
-        )
-        return _Columns(*padded)
+        ids, fixed = pad_texts(self.ids), self._fixed_table()
+        stretch_row, stretch_first = self._places()
+        # Columns that each token takes, the stretches counted at their first one.
+        width = F.pad(fixed.long(), (0, 1))
+        width.index_put_((stretch_row, stretch_first), exists.sum(1), accumulate=True)
+        before = width.cumsum(1) - width
+        shape = len(ids), int(width.sum(1).max())
+        nothing = torch.zeros(shape, dtype=torch.bool)
+        columns = _Columns(torch.full(shape, BLANK), torch.full(shape, BLANK), nothing, nothing.clone())
+        row, index = fixed.nonzero(as_tuple=True)
+        at = row, before[row, index]
+        columns.z0[at] = columns.z1[at] = ids[row, index]
+        columns.given[at] = True
+        is_missing = F.pad((ids != BLANK) & ~fixed, (0, 1))
+        columns.open_after[at] = is_missing[row, index + 1]
+        stretch, place = exists.nonzero(as_tuple=True)
+        row = stretch_row[stretch]
+        at = row, before[row, stretch_first[stretch]] + place
+        columns.z0[at], columns.z1[at] = z0[stretch, place], z1[stretch, place]
+        columns.open_after[at] = True
+        return columns
 
-    def _given(self, row: int, first: int, end: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Fixed tokens; the slot of the last is open if a stretch follows."""
-        ids = self.ids[row][first:end]
-        given = torch.ones(len(ids), dtype=torch.bool)
-        open_after = torch.zeros_like(given)
-        open_after[-1:] = end < len(self.ids[row])
-        return ids, ids, given, open_after
+    def _fixed_table(self) -> Tensor:
+        """(rows, target) True at fixed tokens."""
+        rows = zip(self.fixed, self.ids, strict=True)
+        flags = [torch.zeros(len(ids), dtype=torch.bool) if fixed is None else fixed for fixed, ids in rows]
+        return pad_sequence(flags, batch_first=True)
+
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Row and first token of each stretch, (stretches,)."""
+        places = [(stretch.row, stretch.first) for stretch in self.stretches]
+        row, first = torch.tensor(places, dtype=torch.int64).view(-1, 2).unbind(1)
+        return row, first
 
 
 def _stretches(row: int, fixed: Tensor | None, length: int) -> list[_Stretch]:
