@@ -89,7 +89,7 @@ def edited_page(folder: Path) -> str:
              {"kind": "delete", "position": 0, "token": "word30"},
          ]},
         {"step": 4, "tokens": ["end", *words[32:]], "edited": [0],
-         "edits": [{"kind": "write", "position": 0, "token": "end", "log_prob": -0.25}]},
+         "edits": [{"kind": "write", "position": 0, "token": "end", "log_prob": -0.25, "entropy": 0.5}]},
     ]  # fmt: skip
     folder.mkdir()
     (folder / "config.yaml").write_text(
@@ -117,13 +117,16 @@ def test_nothing_moves_while_it_plays(browser: str, tmp_path: Path, width: int) 
       kinds.push([...new Set([...views[0].text.children].map((chip) => chip.className.slice(6)))].join());
     }
     done({ heights: heights.size, kinds, wide: document.documentElement.scrollWidth <= innerWidth,
-           listed: document.querySelector(".edits").textContent });
+           listed: document.querySelector(".edits").textContent,
+           bars: [...document.querySelectorAll(".meter span")].map((part) => part.style.width) });
     """
     found = in_browser(browser, tmp_path, edited_page(tmp_path / "run"), script, width=width)
     assert found["heights"] == 1
     assert found["wide"], "the page scrolls sideways"
     assert found["kinds"] == ["", "insert", "remask,", "delete,", "write,"]
     assert "p 0.779" in found["listed"]
+    assert "entropy 0.500" in found["listed"]
+    assert found["bars"] == ["77.8801%", "100%"], "fractions of 1, and of the largest entropy"
 
 
 def test_keys_play_step_and_change_speed(browser: str, tmp_path: Path) -> None:

@@ -270,6 +270,22 @@ def test_replay_of_a_generation_is_what_was_recorded_bit_for_bit(filters: Filter
     assert torch.equal(replayed.place_log_prob, written.trace.place_log_prob)
 
 
+def test_the_entropy_of_an_edit_is_that_of_the_next_token() -> None:
+    model, batch = (
+        Bigram(),
+        ARLMPromptCollator(pad_id=PAD, bos_id=BOS, max_length=6)([example([7, 9], num_fixed=2)] * 20),
+    )
+    trace = sampler((1.0, None, None), limit=5)(model, batch, torch.arange(20), trace="full").trace
+    p = model.table[:, [EOS, *ORDINARY]].softmax(1)
+    entropy = -(p * p.log()).sum(1)
+    before: dict[int, int] = {}
+    for step, row, token, found in zip(
+        *(getattr(trace, name).tolist() for name in ("step", "row", "token", "entropy")), strict=True
+    ):
+        assert found == (pytest.approx(entropy[before[row]].item(), abs=1e-12) if step > 0 else 0.0)
+        before[row] = token
+
+
 @pytest.mark.parametrize("filters", FILTERS[:3])
 def test_the_gradient_of_trajectories_is_that_of_the_expected_reward(filters: Filters) -> None:
     """sum_x p(x) R(x) grad log p(x) against autograd through an enumeration of p in plain torch."""

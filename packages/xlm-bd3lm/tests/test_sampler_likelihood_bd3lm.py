@@ -71,6 +71,7 @@ def test_log_probs_of_a_trajectory_are_those_recorded_and_have_a_gradient() -> N
     batch, seeds = collator(3, 7)(examples), torch.arange(len(examples))
     predict = predictor("confidence", 3)
     recorded = predict(model, batch, seeds, trace="full").trace
+    assert torch.equal(recorded.entropy > 0, recorded.log_prob < 0)
     again = predict.trajectory_log_probs(model, batch, recorded, seeds)
     torch.testing.assert_close(again.log_prob.detach(), recorded.log_prob, rtol=0, atol=1e-10)
     again.log_prob.sum().backward()

@@ -11,7 +11,7 @@ import xlm.core
 from xlm.core.command import doctor
 from xlm.core.config.console import make_console
 from xlm.core.evaluation import report
-from xlm.core.evaluation.predictions import Frame
+from xlm.core.evaluation.predictions import Frame, TracedText
 from xlm.core.protocols import Generation
 from xlm.core.training.callbacks import TrainingProgress
 
@@ -36,7 +36,7 @@ def test_texts_metrics_files_and_checkpoints(tmp_path: Path, capsys: pytest.Capt
     )
     frames = [Frame(0, ["[/red]", ":smile:"], set())]
     report.print_start("eval", file, {HOSTILE: HOSTILE})
-    report.print_traces({"[/red]": [(generation, frames)]})
+    report.print_traces({"[/red]": [TracedText(0, generation, frames)]})
     report.print_metrics({"[/b]/[red]m": 1.0})
     report.print_files({"[red]": file})
     report.print_kept([("[/red]", HOSTILE)])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from xlm.core.command import arguments, cli, doctor
 from xlm.core.command.compose import check
@@ -37,12 +38,18 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         configs: dict[str, str] | None = None,
         jobs: dict[str, str] | None = None,
         results: dict[str, str] | None = None,
+        pages: dict[str, str] | None = None,
     ) -> Path:
         module = name.replace("-", "_")
         metadata = site / f"{module}-0.1.dist-info"
         metadata.mkdir()
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
-        groups = {"configs": {module: f"{module}.configs"}, "jobs": jobs or {}, "results": results or {}}
+        groups = {
+            "configs": {module: f"{module}.configs"},
+            "jobs": jobs or {},
+            "results": results or {},
+            "pages": pages or {},
+        }
         lines = [
             line
             for group, points in groups.items()
@@ -245,3 +252,30 @@ def test_a_package_writes_a_file_about_each_result(
     run_toy("job_type=generate")
     [folder] = (run / "generate").iterdir()
     assert (folder / "theirs.txt").read_text() == "1.0 10"
+
+
+PAGE_WRITER = """
+def write(folder):
+    path = folder / "their_page.html"
+    path.write_text((folder / "traces.jsonl").read_text())
+    return path
+"""
+
+
+def test_a_package_writes_the_page_of_a_trace(
+    install: Install, run_toy: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = {"their_page": "p_package:write"}
+    install("p-package", PAGE_WRITER, pages=pages)
+    run_toy("job_type=train", "trainer.max_steps=10", "trace=true")
+    events = EventAccumulator(str(tmp_path / "runs" / "toy" / "tensorboard"))
+    events.Reload()
+    [shown] = events.Tensors("pages/their_page/text_summary")
+    assert shown.tensor_proto.string_val[0].decode() == str(tmp_path / "runs" / "toy" / "their_page.html")
+    for job, trace in (("eval", True), ("generate", True), ("generate", False)):
+        run_toy(f"job_type={job}", f"trace={trace}")
+        folder = max((tmp_path / "runs" / "toy" / job).iterdir())
+        assert (folder / "their_page.html").exists() == trace
+    assert "their_page" in capsys.readouterr().out
+    with pytest.raises(XLMError, match="trace: the page shows show_generations texts, which is 0"):
+        run_toy("job_type=generate", "trace=true", "show_generations=0")

@@ -33,6 +33,23 @@ def shown_beside_hyperparameters(folder: Path) -> set[str]:
     return named
 
 
+def shown_texts(folder: Path, predictions: list[dict[str, object]]) -> None:
+    """TensorBoard has the first texts and all lengths of each loader that generates."""
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "histograms": 0})
+    events.Reload()
+    [text] = [
+        event.tensor_proto.string_val[0].decode()
+        for event in events.Tensors("test/prediction/texts/text_summary")
+    ]
+    header, _, *rows = text.splitlines()
+    assert header == "| prompt | text | reference |"
+    assert rows == [f"| {row['prompt']} | {row['text']} | {row['reference']} |" for row in predictions[:8]]
+    [histogram] = [event.histogram_value for event in events.Histograms("test/prediction/lengths")]
+    lengths = [len(str(row["text"]).split()) for row in predictions]
+    assert (histogram.num, histogram.sum) == (len(lengths), sum(lengths))
+    assert events.Histograms("val/prediction/lengths")
+
+
 def test_train_leaves_its_results_as_files(run_toy: Run, tmp_path: Path) -> None:
     results = run_toy("job_type=train")
     run = tmp_path / "runs" / "toy"
@@ -54,6 +71,7 @@ def test_train_leaves_its_results_as_files(run_toy: Run, tmp_path: Path) -> None
     assert versions["earlier"] == []
     assert "optimizer.lr: 0.1" in (run / "tensorboard" / "hparams.yaml").read_text()
     assert shown_beside_hyperparameters(run / "tensorboard") == set(results)
+    shown_texts(run / "tensorboard", records(run / "predictions.jsonl"))
     trace = records(run / "traces.jsonl")
     assert [row["text"] for row in trace] == [row["text"] for row in rows[:3]]
     assert trace[1]["steps"] == [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from xlm.modules.records import SamplerLikelihood, Targets
+from xlm.modules.records import SamplerLikelihood, Targets, UserEdit
 
 PAD = 0
 VOCAB_SIZE = 6
@@ -172,6 +172,21 @@ class ToyPredictor:
             smallest_gap=torch.full((len(seeds),), math.inf, dtype=torch.float64),
             nfe=torch.full_like(targets.lengths, num_draws),
         )
+
+
+class EditableToy(ToyPredictor):
+    """Takes an edit of the user, but no token 1."""
+
+    def fork(self, model: nn.Module, batch: ToyBatch, seeds: Tensor, edit: UserEdit) -> ToyPrediction:
+        if edit.token == 1:
+            raise ValueError("token 1 is reserved")
+        found = self(model, batch, seeds, trace=True)
+        assert found.trace is not None
+        at = (found.trace.row == edit.row) & (found.trace.position == edit.position)
+        ids = found.ids.clone()
+        ids[edit.row, edit.position] = edit.token
+        trace = replace(found.trace, token=torch.where(at, edit.token, found.trace.token))
+        return replace(found, ids=ids, trace=trace)
 
 
 class ToyExactMatch:

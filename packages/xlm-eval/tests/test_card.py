@@ -91,6 +91,39 @@ def test_texts_that_a_sampler_cannot_write_are_counted_apart(run: Path, run_toy:
     assert "| perplexity | infinite |" in (folder / "card.md").read_text()
 
 
+class ToyLanguage:
+    """The metric of a task whose texts of n tokens have the log-probability -n."""
+
+    def __init__(self) -> None:
+        self.sums = {"rows": torch.zeros(())}
+
+    def reset(self) -> None: ...
+    def update(self, generations: object) -> None: ...
+    def compute(self) -> dict[str, float]:
+        return {}
+
+    def text_log_probs(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([-float(len(text.split())) for text in texts], dtype=torch.float64)
+
+
+def test_a_known_distribution_gives_its_divergence(run: Path, run_toy: Run) -> None:
+    """The nll of this sampler is 0, so KL is the mean of log p; without the length there is none."""
+    for event in ("cells", "text"):
+        run_toy(
+            "job_type=eval",
+            f"+task.metrics.language._target_={__name__}.ToyLanguage",
+            "datamodule.test.prediction.uses=[sampler_likelihood]",
+            f"sampler_likelihood.event={event}",
+        )
+    first, second = sorted((run / "eval").iterdir())
+    [likelihood] = card_of(first)["loaders"]["prediction"]["likelihood"]
+    assert likelihood["kl"]["value"] == pytest.approx(-sum(TOKENS) / 20)
+    assert likelihood["kl"]["low"] < likelihood["kl"]["value"] < likelihood["kl"]["high"]
+    assert "| KL(language \\|\\| sampler) | -1.95 [" in (first / "card.md").read_text()
+    [likelihood] = card_of(second)["loaders"]["prediction"]["likelihood"]
+    assert likelihood["kl"] is None
+
+
 def test_replicates_of_a_metric_are_those_of_its_sums() -> None:
     class Ratio:
         def __init__(self) -> None:

@@ -14,6 +14,7 @@ from xlm.core.config import console as console_module
 from xlm.core.config.errors import XLMError
 from xlm.eval.jobs import View
 from xlm.eval.viewing import renderers
+from xlm.eval.viewing.job import write_page
 from xlm.eval.viewing.page import page, page_data
 from xlm.eval.viewing.traces import read_traces
 
@@ -23,7 +24,7 @@ STEPS = [
         "tokens": ["</script>", "[MASK]"],
         "edited": [0, 1],
         "edits": [
-            {"kind": "insert", "position": 0, "token": "</script>", "log_prob": -0.5},
+            {"kind": "insert", "position": 0, "token": "</script>", "log_prob": -0.5, "entropy": 1.25},
             {"kind": "insert", "position": 1, "token": "[MASK]"},
         ],
     },
@@ -117,6 +118,14 @@ def test_the_job_writes_a_file(
     assert data_of(path.read_text(encoding="utf-8"))[0]["panels"][0]["run"] == "a"
 
 
+def test_a_page_is_written_beside_the_predictions(tmp_path: Path) -> None:
+    folder = Path(write_run(tmp_path / "a", "words", ["x"]))
+    path = write_page(folder)
+    assert path == folder / "view.html"
+    [group] = data_of(path.read_text(encoding="utf-8"))
+    assert group["panels"][0]["steps"][0]["edits"][0]["entropy"] == 1.25
+
+
 def test_the_terminal_shows_every_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "a", "words", ["x"])
     words = [f"runs=[{run}]", "terminal=true", "seconds=0"]
@@ -126,6 +135,7 @@ def test_the_terminal_shows_every_step(tmp_path: Path, capsys: pytest.CaptureFix
     assert "[[MASK]]" in shown
     assert "[b]" in shown
     assert "-</script>" in shown
+    assert "p 0.607, entropy 1.25 nats" in " ".join(shown.split())
 
 
 def test_mistakes_are_reported(tmp_path: Path) -> None:

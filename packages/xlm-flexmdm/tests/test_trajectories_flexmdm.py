@@ -81,6 +81,7 @@ def test_a_full_trace_is_scored_as_it_was_recorded(options: dict[str, Any]) -> N
     greedy = options.get("top_k") == 1
     assert bool((trace.log_prob[trace.operation == 1] == 0).all()) == greedy
     assert bool((trace.place_log_prob < 0).any())
+    assert torch.equal(trace.entropy > 0, trace.log_prob < 0)
     again = predict.trajectory_log_probs(network, batch, trace, seeds)
     assert torch.equal(again.log_prob, trace.log_prob)
     assert torch.equal(again.place_log_prob, trace.place_log_prob)

@@ -74,6 +74,23 @@ def test_a_full_trace_is_scored_as_it_was_recorded(options: dict[str, Any]) -> N
     assert bool((given.log_prob[given.step > 0] < 0).all())
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"top_k": 3}, {"sampling": "two_stage", "temperature": 0.5}, {"rank": "margin"}]
+)
+def test_the_entropy_of_an_edit_is_that_of_all_edits_that_could_be(options: dict[str, Any]) -> None:
+    model, rows = random_network(2, seed=11), 400
+    trace = predictor_of(options)(model, prompts(rows, 2), torch.arange(rows), trace="full").trace
+    after_three = set(trace.row[(trace.step == 1) & (trace.token == 3)].tolist())
+    found: dict[tuple[int, int], tuple[float, float]] = {}
+    columns = (trace.step, trace.row, trace.position, trace.token, trace.log_prob, trace.entropy)
+    for step, row, position, token, *nats in zip(*(column.tolist() for column in columns), strict=True):
+        if step == 2 and row in after_three:
+            found[position, token] = (nats[0], nats[1])
+    assert sum(math.exp(log_prob) for log_prob, _ in found.values()) == pytest.approx(1.0, abs=1e-6)
+    entropy = -sum(math.exp(log_prob) * log_prob for log_prob, _ in found.values())
+    assert [nats for _, nats in found.values()] == [pytest.approx(entropy, abs=1e-6)] * len(found)
+
+
 def test_a_threshold_makes_stops_certain() -> None:
     model, batch, seeds = random_network(2, seed=11), prompts(20, 4), torch.arange(20)
     predict = ILMPredictor(pad_id=PAD, suppressed_ids=SPECIAL, stop_threshold=0.3)

@@ -341,6 +341,10 @@ def test_recording_changes_no_token_and_forcing_them_gives_the_recorded_log_prob
     drawn, tokens = (writer.write(ROW, COLUMN, LOGITS, UNIFORMS) for writer in writers)
     assert torch.equal(drawn, tokens)
     assert torch.equal(recorded.notes.log_prob[0], sampling.log_probs(LOGITS)[torch.arange(4), tokens])
+    entropies = [
+        -sum(p * math.log(p) for p in row if p > 0) for row in sampling.log_probs(LOGITS).exp().tolist()
+    ]
+    assert recorded.entropy[0].tolist() == pytest.approx(entropies, abs=1e-12)
 
     ids = torch.zeros(3, 4, dtype=torch.int64)
     ids[ROW, COLUMN] = tokens

@@ -313,6 +313,22 @@ def test_metrics_of_all_texts_by_hand() -> None:
     assert found["length_distance"] == pytest.approx(distance)
 
 
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_log_probs_of_texts_give_the_divergence_of_a_model(name: str) -> None:
+    """The mean of nll + log p over texts of the language, each with its mass, is KL(language || model)."""
+    expected, other = enumerated(LANGUAGES[name]), enumerated(NGRAM)
+    texts = [text for text in expected if text in other]
+    found = LanguageMetrics(LANGUAGES[name]).text_log_probs([" ".join(map(str, text)) for text in texts])
+    mass = np.array([expected[text] for text in texts])
+    nll = -np.log([other[text] for text in texts])
+    divergence = sum(
+        p * (math.log(p) - math.log(other[text])) for text, p in expected.items() if text in other
+    )
+    assert (mass * (nll + found.numpy())).sum() == pytest.approx(divergence, abs=1e-10)
+    [wrong] = LanguageMetrics(LANGUAGES[name]).text_log_probs(["1 [MASK]"]).tolist()
+    assert wrong == -math.inf
+
+
 def test_metrics_do_not_depend_on_batches_and_special_tokens_are_impossible() -> None:
     texts = [[0, 1], [1], [0, 1], [0] * 9, []]
     whole, parts = LanguageMetrics(NGRAM), LanguageMetrics(NGRAM)

@@ -1,6 +1,7 @@
 """Samplers against the exact distribution of their chain, and that against the data."""
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,40 @@ def test_texts_follow_the_enumerated_chain(sampler: UDLMSampler) -> None:
     assert found.nfe.tolist() == [len(steps)] * ROWS
     assert network.alphas == pytest.approx([max(step.known_alpha, 1e-4) for step in steps], abs=1e-12)
     assert len(steps) == sampler.num_steps + (sampler.num_steps - 1) * sampler.gibbs_moves
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        UDLMSampler("psi_constant", num_steps=2, eta=0.4),
+        UDLMSampler(num_steps=2, final="greedy", gibbs_moves=1),
+    ],
+    ids=("drawn", "greedy"),
+)
+def test_full_traces_have_the_probabilities_of_all_trajectories(sampler: UDLMSampler) -> None:
+    """Of one cell: from each start, those of all trajectories add up to 1, as do those of a step."""
+    rows, network = 1500, AsNetwork(table_prediction(1, K, seed=2), K)
+    trace = predictor(sampler)(network, prompt_batch(rows, 1), torch.arange(rows), trace="full").trace
+    start, total = [0] * rows, trace.place_log_prob.tolist()
+    edits: list[tuple[tuple[int, int], ...]] = [()] * rows
+    first: dict[tuple[int, int], tuple[float, float]] = {}
+    columns = (trace.step, trace.row, trace.token, trace.log_prob, trace.entropy)
+    for step, row, token, log_prob, entropy in zip(*(c.tolist() for c in columns), strict=True):
+        if step == 0:
+            start[row] = token
+            continue
+        if step == 1:
+            first[start[row], token] = log_prob, entropy
+        edits[row] += ((step, token),)
+        total[row] += log_prob
+    mass = {(start[row], edits[row]): math.exp(total[row]) for row in range(rows)}
+    for token in range(FIRST, FIRST + K):
+        # Trajectories of small probability may not be among the rows.
+        assert 0.99 < sum(p for (found, _), p in mass.items() if found == token) < 1 + 1e-9
+        moves = [values for (found, _), values in first.items() if found == token]
+        p = [math.exp(log_prob) for log_prob, _ in moves]
+        entropy = -sum(each * math.log(each) for each in (*p, 1 - sum(p)))
+        assert [found for _, found in moves] == [pytest.approx(entropy, abs=1e-9)] * (K - 1)
 
 
 def test_filters_act_on_the_prediction_before_the_posterior() -> None:

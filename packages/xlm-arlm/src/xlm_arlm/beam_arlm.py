@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xlm.modules import KeyValueCache, require
-from xlm.modules.records import Prediction, TracedPrediction
+from xlm.modules.records import Prediction, TracedPrediction, UserEdit
 from xlm_arlm.predictor_arlm import (
     largest,
     limited_budget,
@@ -121,6 +121,19 @@ class ARLMBeamPredictor:
             input_ids, attention_mask = beams.ids[:, :, step - 1][live].unsqueeze(1), None
         prediction = make_prediction(batch, new_ids, num_new, nfe, pad_id=self._pad_id, trace=trace)
         return replace(prediction, states=states)
+
+    def fork(
+        self, model: ARLMNetwork, batch: ARLMPromptBatch, seeds: Tensor, edit: UserEdit, /
+    ) -> TracedPrediction:
+        """Refuse an edit of the user.
+
+        Raises:
+            ValueError: Always; states the reason.
+        """
+        raise ValueError(
+            f"step {edit.step}: beam search keeps {self._num_beams} texts at once, and a trace shows the "
+            "best alone, so none of its steps can be continued"
+        )
 
     def _extend(self, beams: "_Beams", log_p: Tensor, step: int) -> tuple["_Beams", Tensor]:
         """The best hypotheses that extend the ``beams`` by a token, or ended earlier.

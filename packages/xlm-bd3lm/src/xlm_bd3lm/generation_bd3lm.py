@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from xlm.modules import Writer, row_seeds
+from xlm.modules.records import UserEdit
 from xlm.modules.samplers import Canvas, Filled, Generation, Text
 from xlm_bd3lm.past_bd3lm import Past
 
@@ -26,14 +27,20 @@ class BlockGeneration(Generation):
     """Clean tokens and their blocks, (rows, past) each, as a past."""
     keeps_states: ClassVar[bool] = True
 
-    def fill(self, text: Text, writer: Writer, seeds: Int[Tensor, " rows"]) -> Filled:
-        """Write the masks of a text.
+    def fill(
+        self, text: Text, writer: Writer, seeds: Int[Tensor, " rows"], edit: UserEdit | None = None
+    ) -> Filled:
+        """Write the masks of a text, with an edit of the user in the block of its step.
 
         A row leaves when its text is complete; the rest of its block is not written, and that block is not
         evaluated as a clean one.
+
+        Raises:
+            ValueError: If the edit is in another block, or the row has no such step.
         """
         text = replace(text, cells=self.cells)  # the same tables, which are written in place
         nfe, edits, num_turns = torch.zeros_like(seeds), list[Tensor](), 0
+        is_edited = edit is None
         spans = text.spans(self.block_length, self.block_length)
         rows = (~text.is_complete()).nonzero().squeeze(1)
         past = self._past(text, rows, 0, 0, nfe)
@@ -51,8 +58,10 @@ class BlockGeneration(Generation):
                     masked=window.show(text.masked) & window.exists,
                     may_end=window.show(text.may_end) & window.exists,
                     seeds=own_seeds[window.rows],
+                    user_edit=text.place(edit, window, num_turns),
                 )
                 last = self.sampler.fill(canvas)
+                is_edited |= canvas.user_edit is not None and canvas.user_edit.is_done
                 text.put(window, canvas.input_ids, canvas.masked)
                 nfe[window.rows] += canvas.nfe
                 edits += [torch.cat([edit[:1] + num_turns, edit[1:]]) for edit in canvas.edits]
@@ -62,6 +71,8 @@ class BlockGeneration(Generation):
             if len(rows) == 0:
                 break
             past = self._next(text, rows, past, number, nfe)
+        if edit is not None and not is_edited:
+            raise ValueError(f"the row has no step {edit.step}")
         return Filled(nfe, edits)
 
     def _next(self, text: Text, rows: Tensor, past: Past, number: int, nfe: Tensor) -> Past:

@@ -18,6 +18,7 @@ from xlm.modules.records import (
     Trace,
     TracedPrediction,
     TrajectoryLogProbs,
+    UserEdit,
 )
 from xlm.modules.samplers import (
     Denoiser,
@@ -25,6 +26,7 @@ from xlm.modules.samplers import (
     Sampler,
     Text,
     compose,
+    fork,
     record,
     sampler_likelihood,
     trajectory_log_probs,
@@ -169,6 +171,18 @@ class BD3LMPredictor:
         generation = self._generation(model, batch)
         texts = _within_limit(batch)
         return sampler_likelihood(generation, texts, targets, seeds, num_draws=num_draws, event=event)
+
+    @torch.no_grad()
+    def fork(
+        self, model: BD3LMNetwork, batch: BD3LMPromptBatch, seeds: Tensor, edit: UserEdit, /
+    ) -> TracedPrediction:
+        """Generate with an edit of the user and the same noise: up to its step, the text is that without it.
+
+        Raises:
+            ValueError: If the row has no such step, its cell is in another block, or the token is MASK.
+        """
+        generation = self._generation(model, batch)
+        return fork(generation, _within_limit(batch), seeds, edit)
 
     def trajectory_log_probs(
         self, model: BD3LMNetwork, batch: BD3LMPromptBatch, trace: Trace, seeds: Tensor, /

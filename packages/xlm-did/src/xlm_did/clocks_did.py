@@ -78,6 +78,10 @@ class Clock(Protocol):
         """The probabilities of a jump that was guided or planned."""
         ...
 
+    def log_prob(self, log_a: Tensor, log_time: Tensor, jump: Jump, /) -> Tensor:
+        """(rows,) nats of a jump that :meth:`draw` may draw; of its density where the time is exact."""
+        ...
+
 
 class FirstHitting:
     """One token at a time, each at the exact time of its appearance."""
@@ -105,6 +109,11 @@ class FirstHitting:
         drawn = appears.where(missing > 0, log_none_missing(log_a, log_time))
         guided = (appears - log_any_appears(log_a, log_time, zero)).where(missing > 0, zero)
         return Odds(drawn, guided, zero)
+
+    def log_prob(self, log_a: Tensor, log_time: Tensor, jump: Jump, /) -> Tensor:
+        """(rows,) nats of the density of the time, or of the probability that nothing is missing."""
+        density = log_density(log_a, log_time, jump.log_next)
+        return density.where(jump.number > 0, log_none_missing(log_a, log_time))
 
 
 @dataclass(frozen=True)
@@ -164,6 +173,14 @@ class EqualSteps:
             guided=guided.where(missing > 0, zero),
             planned=planned,
         )
+
+    def log_prob(self, log_a: Tensor, log_time: Tensor, jump: Jump, /) -> Tensor:
+        """(rows,) nats of a part and its number of tokens, or of the probability that nothing is missing."""
+        ratio = self._end(self._part_from(jump.log_time)) / jump.log_time.exp()
+        log_appear = log_thinned(log_a, jump.log_time, ratio, int(jump.number.max()))
+        appear = log_appear.gather(1, jump.number.unsqueeze(1)).squeeze(1)
+        survival = log_total(log_a, jump.log_time) - log_total(log_a, log_time)
+        return (survival + appear).where(jump.number > 0, log_none_missing(log_a, log_time))
 
     def _log_possible(self, log_a: Tensor, part: Tensor, missing: Tensor) -> Tensor:
         """(rows, most + 1) log P(so many tokens appear in a part), -inf if the text does not allow it."""

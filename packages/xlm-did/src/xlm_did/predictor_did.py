@@ -41,17 +41,20 @@ from xlm.modules import (
 from xlm.modules.records import (
     INSERT,
     Event,
+    FullTrace,
+    FullyTracedPrediction,
     Prediction,
     SamplerLikelihood,
     Targets,
     Trace,
     TracedPrediction,
+    UserEdit,
     edits_of_step,
 )
 from xlm_did.clocks_did import NUM_UNIFORMS, Clock, EqualSteps, FirstHitting, Jump
 from xlm_did.insertion_did import Cells, Filters, Pairs, Scored, Text
 from xlm_did.missing_did import log_numbers
-from xlm_did.replay_did import Drawn, Forced, Insertions
+from xlm_did.replay_did import Drawn, Forced, Insertions, Recorded
 from xlm_did.types_did import DIDNetwork, DIDPromptBatch, call_model, prompt_of
 
 _STREAM_JUMP = 0
@@ -128,6 +131,10 @@ class DIDPredictor:
 
     @overload
     def __call__(
+        self, model: DIDNetwork, batch: DIDPromptBatch, seeds: Int[Tensor, " rows"], *, trace: Literal["full"]
+    ) -> FullyTracedPrediction: ...
+    @overload
+    def __call__(
         self, model: DIDNetwork, batch: DIDPromptBatch, seeds: Int[Tensor, " rows"], *, trace: Literal[True]
     ) -> TracedPrediction: ...
     @overload
@@ -136,7 +143,12 @@ class DIDPredictor:
     ) -> Prediction: ...
     @torch.no_grad()
     def __call__(
-        self, model: DIDNetwork, batch: DIDPromptBatch, seeds: Int[Tensor, " rows"], *, trace: bool = False
+        self,
+        model: DIDNetwork,
+        batch: DIDPromptBatch,
+        seeds: Int[Tensor, " rows"],
+        *,
+        trace: bool | Literal["full"] = False,
     ) -> Prediction:
         """Generate a target for each row.
 
@@ -144,20 +156,53 @@ class DIDPredictor:
             model: The network, see :meth:`xlm_did.DID.forward`.
             batch: The given parts, from :class:`xlm_did.DIDPromptCollator`.
             seeds: (rows,) int64, the source of all draws.
-            trace: Whether to record the insertions.
+            trace: Whether to record the insertions; "full" also records log-probabilities: of each insertion,
+                of slot and token together, and of the jumps.
 
         Returns:
             The targets. A row without budget or open slot keeps what it has.
         """
-        text, edits, nfe = self.run(model, batch, seeds, Drawn(self._clock))
+        nothing = torch.zeros(len(seeds), dtype=torch.float64, device=seeds.device)
+        recorded = Recorded(self._clock, nothing)
+        text, edits, nfe = self.run(model, batch, seeds, recorded if trace == "full" else Drawn(self._clock))
         ids, lengths = text.targets(self._pad_id)
         calls = nfe if prompt_sees_target(model) else nfe + 1
         if not trace:
             return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None, calls=calls)
-        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=Trace.of(edits), calls=calls)
+        made = Trace.of(edits)
+        if trace is True:
+            return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=made, calls=calls)
+        given = nothing.new_zeros(edits[0].shape[1])
+        full = FullTrace(
+            **vars(made),
+            log_prob=torch.cat([given, *recorded.log_probs]),
+            entropy=torch.cat([given, *recorded.entropies]),
+            place_log_prob=recorded.place_log_prob,
+        )
+        return FullyTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=full, calls=calls)
+
+    @torch.no_grad()
+    def fork(
+        self, model: DIDNetwork, batch: DIDPromptBatch, seeds: Tensor, edit: UserEdit, /
+    ) -> TracedPrediction:
+        """Generate with an edit of the user and the same noise: up to its step, the text is that without it.
+
+        Raises:
+            ValueError: If there is no such step, or the text has no such position then.
+        """
+        text, edits, nfe = self.run(model, batch, seeds, Drawn(self._clock), edit)
+        ids, lengths = text.targets(self._pad_id)
+        calls = nfe if prompt_sees_target(model) else nfe + 1
+        made = edit.made_in(Trace.of(edits))
+        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=made, calls=calls)
 
     def run(
-        self, model: DIDNetwork, batch: DIDPromptBatch, seeds: Tensor, insertions: Insertions
+        self,
+        model: DIDNetwork,
+        batch: DIDPromptBatch,
+        seeds: Tensor,
+        insertions: Insertions,
+        edit: UserEdit | None = None,
     ) -> tuple[Text, list[Tensor], Tensor]:
         """Run the sampler on insertions that are drawn or forced; without gradient if called within no_grad.
 
@@ -166,6 +211,7 @@ class DIDPredictor:
             batch: The given parts, from :class:`xlm_did.DIDPromptCollator`.
             seeds: (rows,) int64, the source of all draws.
             insertions: See :mod:`xlm_did.replay_did`.
+            edit: An edit of the user; None for none.
 
         Returns:
             The rows, the edits that made them, and evaluations of the network (rows,).
@@ -208,6 +254,8 @@ class DIDPredictor:
             )
             pairs = Pairs(cells, cells.spread(scored.scores), scored, self._filters)
             edits += _insert(text, rows, pairs, turn.jump.number, seeds[rows], step, insertions)
+            if edit is not None and step == edit.step:
+                edits.append(text.write(edit))
             log_time[rows] = turn.jump.log_next
             goes_on = (turn.jump.number > 0) & (turn.jump.log_next > -math.inf)
             rows = text.growing(rows[goes_on])

@@ -1,4 +1,4 @@
-"""Where jumps and insertions come from: they are drawn, or those that write a given text are forced."""
+"""Where jumps and insertions come from: they are drawn, also with notes, or a given text is forced."""
 
 import math
 from dataclasses import dataclass, field
@@ -64,6 +64,37 @@ class Drawn:
         for index in range(uniforms.shape[1]):
             able = (number > index).nonzero().squeeze(1)
             slots[able, index], tokens[able, index] = pairs.draw(able, uniforms[able, index])
+        return slots, tokens
+
+
+@dataclass
+class Recorded:
+    """Draws jumps and insertions, and notes their log-probabilities."""
+
+    clock: Clock
+    place_log_prob: Float64[Tensor, " rows"]
+    """Nats of the jumps, so far; of the density of the times of :class:`xlm_did.clocks_did.FirstHitting`."""
+    log_probs: list[Tensor] = field(default_factory=list[Tensor])
+    """Nats of the pairs of slot and token, in the order of the edits."""
+    entropies: list[Tensor] = field(default_factory=list[Tensor])
+    """Nats of the distributions of the pairs."""
+
+    def jump(self, rows: Tensor, log_a: Tensor, log_time: Tensor, uniforms: Tensor, /) -> Jump:
+        """A draw."""
+        jump = self.clock.draw(log_a, log_time, uniforms)
+        self.place_log_prob[rows] += self.clock.log_prob(log_a, log_time, jump)
+        return jump
+
+    def choose(
+        self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, uniforms: Tensor, /
+    ) -> tuple[Tensor, Tensor]:
+        """Independent draws of pairs."""
+        slots, tokens = Drawn(self.clock).choose(text, rows, pairs, number, uniforms)
+        entropies = pairs.entropies()
+        for index in range(uniforms.shape[1]):
+            able = (number > index).nonzero().squeeze(1)
+            self.log_probs.append(pairs.score(able, slots[able, index], tokens[able, index]))
+            self.entropies.append(entropies[able])
         return slots, tokens
 
 

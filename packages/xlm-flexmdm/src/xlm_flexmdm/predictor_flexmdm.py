@@ -48,6 +48,7 @@ from xlm.modules.records import (
     Trace,
     TracedPrediction,
     TrajectoryLogProbs,
+    UserEdit,
 )
 from xlm.modules.samplers import View, compose
 from xlm.modules.samplers.quotas import gap_of_ranks
@@ -55,7 +56,7 @@ from xlm_flexmdm.agenda_flexmdm import Agenda, Arrivals, has_arrivals
 from xlm_flexmdm.interpolant_flexmdm import Interpolant, Sampler, Steps
 from xlm_flexmdm.replay_flexmdm import Drawn, Labelled, Source
 from xlm_flexmdm.text_flexmdm import Text
-from xlm_flexmdm.trajectories_flexmdm import Followed, Recorded
+from xlm_flexmdm.trajectories_flexmdm import Followed, Recorded, by_step
 from xlm_flexmdm.types_flexmdm import FlexMDMNetwork, FlexMDMPromptBatch, call_model
 
 Order = Literal["random", "position", "top_prob", "margin", "entropy"]
@@ -195,9 +196,23 @@ class FlexMDMPredictor:
         full = source.full(edits) if isinstance(source, Recorded) else None
         if full is not None:
             return FullyTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=full, calls=nfe)
-        table = torch.cat(edits, dim=1)
-        by_step = Trace.of([table[:, table[0].argsort(stable=True)]])
-        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=by_step, calls=nfe)
+        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=by_step(edits), calls=nfe)
+
+    @torch.no_grad()
+    def fork(
+        self, model: FlexMDMNetwork, batch: FlexMDMPromptBatch, seeds: Tensor, edit: UserEdit, /
+    ) -> TracedPrediction:
+        """Generate with an edit of the user and the same noise: up to its step, the text is that without it.
+
+        Raises:
+            ValueError: If there is no such step, the text has no such position then, or the token is MASK.
+        """
+        text, agenda = self._start(batch, seeds)
+        edits = [text.given_edits()]
+        nfe = self._run(model, text, agenda, Drawn(self._sampling), edits, edit)
+        ids, lengths = text.targets()
+        made = edit.made_in(by_step(edits))
+        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=made, calls=nfe)
 
     def trajectory_log_probs(
         self, model: FlexMDMNetwork, batch: FlexMDMPromptBatch, trace: Trace, seeds: Tensor, /
@@ -291,13 +306,22 @@ class FlexMDMPredictor:
         )
 
     def _run(
-        self, model: FlexMDMNetwork, text: Text, agenda: "Agenda", source: Source, edits: list[Tensor], /
+        self,
+        model: FlexMDMNetwork,
+        text: Text,
+        agenda: Agenda,
+        source: Source,
+        edits: list[Tensor],
+        edit: UserEdit | None = None,
+        /,
     ) -> Tensor:
         """Take all steps, append the edits, and return the number of evaluations of each row."""
         nfe = torch.zeros_like(agenda.seeds)
         while len(rows := agenda.advance(text)) > 0:
             nfe[rows] += 1
             edits += self._change(model, text, agenda, rows, source)
+            if edit is not None and bool((agenda.index[rows[rows == edit.row]] + 1 == edit.step).any()):
+                edits.append(text.edit(edit))
         return nfe
 
     def _change(

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from xlm.modules.records import INSERT, WRITE, edits_of_step
+from xlm.modules import require
+from xlm.modules.records import INSERT, WRITE, UserEdit, edits_of_step
 from xlm_flexmdm.types_flexmdm import FlexMDMPromptBatch
 
 
@@ -126,6 +127,20 @@ class Text:
         """Replace the token at some columns, and return the edits."""
         self.input_ids[row, column] = token
         return edits_of_step(step, WRITE, row, column - self.target_start[row], token)
+
+    def edit(self, edit: UserEdit) -> Tensor:
+        """Write a token of the user over another one or a mask, and return the edit (5, 1).
+
+        Raises:
+            ValueError: If the target has no such position, or the token is MASK.
+        """
+        require(edit.token != self.mask_id, "token", edit.token, "another one than MASK")
+        start, size = int(self.target_start[edit.row]), int(self.size[edit.row])
+        if not 0 <= edit.position < size - start:
+            raise ValueError(f"the text has no position {edit.position} in step {edit.step}")
+        place = torch.tensor([[edit.row], [start + edit.position], [edit.token]], device=self.size.device)
+        row, column, token = place
+        return self.write(row, column, token, torch.full_like(row, edit.step))
 
     def insert(self, counts: Int[Tensor, "rows length"], step: Int[Tensor, " rows"]) -> Tensor:
         """Insert that many MASKs right of each column in the step of each row, and return the edits."""

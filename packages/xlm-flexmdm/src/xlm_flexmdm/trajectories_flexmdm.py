@@ -16,6 +16,12 @@ from xlm_flexmdm.agenda_flexmdm import Arrivals
 from xlm_flexmdm.text_flexmdm import Text
 
 
+def by_step(edits: list[Tensor]) -> Trace:
+    """The trace of edits that rows made at different times, in the order of the steps."""
+    table = torch.cat(edits, dim=1)
+    return Trace.of([table[:, table[0].argsort(stable=True)]])
+
+
 @dataclass
 class Recorded:
     """Draws everything, and notes the log-probabilities."""
@@ -25,18 +31,24 @@ class Recorded:
     """Nats of the slots of the masks, so far."""
     log_probs: list[Tensor] = field(default_factory=list[Tensor])
     """Nats of each edit, in order; 0 for a mask that is inserted."""
+    entropies: list[Tensor] = field(default_factory=list[Tensor])
+    """Nats of the distribution of each edit, in order; 0 for a mask that is inserted."""
 
     def write(self, text: Text, row: Tensor, column: Tensor, logits: Tensor, uniforms: Tensor, /) -> Tensor:
         """Drawn tokens."""
         tokens = self.sampling.draw(logits, uniforms)
-        self.log_probs.append(self.sampling.score(logits, tokens))
+        log_prob, entropy = self.sampling.score_with_entropy(logits, tokens)
+        self.log_probs.append(log_prob)
+        self.entropies.append(entropy)
         return tokens
 
     def insert(self, text: Text, rows: Tensor, slots: Tensor, arrivals: Arrivals, step: Tensor, /) -> Tensor:
         """Drawn numbers."""
         counts = arrivals.draw()
         self.place_log_prob[rows] += arrivals.log_prob(counts)
-        self.log_probs.append(self.place_log_prob.new_zeros(int(counts.sum())))
+        not_drawn = self.place_log_prob.new_zeros(int(counts.sum()))
+        self.log_probs.append(not_drawn)
+        self.entropies.append(not_drawn)
         return counts
 
     def note_gap(self, rows: Tensor, gap: Tensor, /) -> None:
@@ -47,8 +59,12 @@ class Recorded:
         table = torch.cat(edits, dim=1)
         order = table[0].argsort(stable=True)
         given = self.place_log_prob.new_zeros(edits[0].shape[1])
-        log_prob = torch.cat([given, *self.log_probs])[order]
-        return FullTrace(*table[:, order], log_prob=log_prob, place_log_prob=self.place_log_prob)
+        return FullTrace(
+            *table[:, order],
+            log_prob=torch.cat([given, *self.log_probs])[order],
+            entropy=torch.cat([given, *self.entropies])[order],
+            place_log_prob=self.place_log_prob,
+        )
 
 
 @dataclass

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from xlm.modules import Columns, TokenSampling, logits_in_pieces, suppress_tokens
-from xlm.modules.records import INSERT, edits_of_step
+from xlm.modules import Columns, TokenSampling, entropy, logits_in_pieces, suppress_tokens
+from xlm.modules.records import INSERT, WRITE, UserEdit, edits_of_step
 from xlm_ilm.types_ilm import ILMPromptBatch
 
 _PAIRS_AT_ONCE = 2**20
@@ -123,6 +123,21 @@ class Text:
         self.budget[rows] -= 1
         return position - self.target_start[rows]
 
+    def write(self, edit: UserEdit) -> Tensor:
+        """Write a token of the user over another one, and return the edit (5, 1).
+
+        Raises:
+            ValueError: If the target has no such position.
+        """
+        position = self.target_start[edit.row] + edit.position
+        column = torch.arange(self.position_ids.shape[1], device=position.device)
+        at = (self.position_ids[edit.row] == position) & (column < self.size[edit.row])
+        if edit.position < 0 or not bool(at.any()):
+            raise ValueError(f"the text has no position {edit.position} in step {edit.step}")
+        self.input_ids[edit.row, at] = edit.token
+        row, place, token = torch.tensor([[edit.row], [edit.position], [edit.token]], device=position.device)
+        return edits_of_step(edit.step, WRITE, row, place, token)
+
     def targets(self, pad_id: int) -> tuple[Tensor, Tensor]:
         """Target tokens in the order of the text, padded (rows, width), and their number (rows,)."""
         row, column, place = self._target_cells()
@@ -222,11 +237,9 @@ class Pairs:
         """(pairs,) nats with which :meth:`draw` draws pairs; ``row`` numbers the ``able`` rows."""
         filters = self.filters
         if filters.draws_pairs:
-            num_able, (_, slots, vocab) = len(able), self.scores.shape
+            vocab = self.scores.shape[2]
             found = torch.empty_like(row, dtype=torch.float64)
-            for rows in torch.arange(num_able, device=row.device).split(
-                max(_PAIRS_AT_ONCE // (slots * vocab), 1)
-            ):
+            for rows in torch.arange(len(able), device=row.device).split(self._rows_at_once()):
                 log_probs = filters.token.log_probs(self._free_scores(able[rows], free[rows]))
                 mine = (row >= rows[0]) & (row <= rows[-1])
                 found[mine] = log_probs[row[mine] - rows[0], slot[mine] * vocab + token[mine]]
@@ -240,6 +253,26 @@ class Pairs:
             of_token[mine] = filters.token.log_probs(logits)[number[mine] - first, token[mine]]
             first += len(logits)
         return of_slot + of_token
+
+    def entropies(self, able: Tensor, free: Tensor) -> Tensor:
+        """(able,) nats: entropy of the distribution from which :meth:`draw` draws a pair for each row."""
+        filters = self.filters
+        if filters.draws_pairs:
+            pieces = zip(*(rows.split(self._rows_at_once()) for rows in (able, free)), strict=True)
+            return torch.cat(
+                [entropy(filters.token.log_probs(self._free_scores(*piece))) for piece in pieces]
+            )
+        of_slot = filters.slot.log_probs(self._free_scores(able, free))
+        row, slot = (of_slot > -math.inf).nonzero(as_tuple=True)
+        hidden = self.scored.hidden[self.cells.first[able[row]] + slot]
+        of_token = torch.cat(
+            [entropy(filters.token.log_probs(logits)) for logits in filters.logits(hidden, self.scored.head)]
+        )
+        return entropy(of_slot).index_add(0, row, of_slot[row, slot].exp() * of_token)
+
+    def _rows_at_once(self) -> int:
+        """Rows whose pairs are scored together."""
+        return max(_PAIRS_AT_ONCE // (self.scores.shape[1] * self.scores.shape[2]), 1)
 
     def _free_scores(self, able: Tensor, free: Tensor) -> Tensor:
         """(able, slots) or (able, slots * vocab), -inf at slots that are not ``free`` (able, slots)."""

@@ -44,6 +44,7 @@ from xlm.modules.records import (
     Trace,
     TracedPrediction,
     TrajectoryLogProbs,
+    UserEdit,
     edits_of_step,
 )
 from xlm_ilm.insertion_ilm import Cells, Drawn, Filters, Insertions, Pairs, Text
@@ -208,9 +209,25 @@ class ILMPredictor:
         full = FullTrace(
             **vars(made),
             log_prob=torch.cat([given, *recorded.log_probs]),
+            entropy=torch.cat([given, *recorded.entropies]),
             place_log_prob=recorded.place_log_prob,
         )
         return FullyTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=full, calls=calls)
+
+    @torch.no_grad()
+    def fork(
+        self, model: ILMNetwork, batch: ILMPromptBatch, seeds: Tensor, edit: UserEdit, /
+    ) -> TracedPrediction:
+        """Generate with an edit of the user and the same noise: up to its step, the text is that without it.
+
+        Raises:
+            ValueError: If there is no such step, or the text has no such position then.
+        """
+        text, edits, nfe = self._generate(model, batch, seeds, Drawn(), edit)
+        ids, lengths = text.targets(self._pad_id)
+        calls = nfe if prompt_sees_target(model) else nfe + 1
+        made = edit.made_in(Trace.of(edits))
+        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=made, calls=calls)
 
     def trajectory_log_probs(
         self, model: ILMNetwork, batch: ILMPromptBatch, trace: Trace, seeds: Int[Tensor, " rows"], /
@@ -231,7 +248,12 @@ class ILMPredictor:
         return TrajectoryLogProbs(log_prob=followed.finish(), place_log_prob=followed.place_log_prob)
 
     def _generate(
-        self, model: ILMNetwork, batch: ILMPromptBatch, seeds: Tensor, insertions: Insertions
+        self,
+        model: ILMNetwork,
+        batch: ILMPromptBatch,
+        seeds: Tensor,
+        insertions: Insertions,
+        edit: UserEdit | None = None,
     ) -> tuple[Text, list[Tensor], Tensor]:
         """The rows, with the edits that made them and evaluations of the network (rows,)."""
         prompt = torch.zeros_like(batch["attention_mask"])
@@ -262,6 +284,8 @@ class ILMPredictor:
             stops = self._choose_stop(stop_logits, rows, seeds[rows], step, insertions)
             pairs = Pairs(cells, cells.spread(scored.scores), scored, self._filters)
             edits += self._insert(text, rows, pairs, ~stops, seeds[rows], step, insertions)
+            if edit is not None and step == edit.step:
+                edits.append(text.write(edit))
             rows = text.growing(rows[~stops])
         return text, edits, nfe
 

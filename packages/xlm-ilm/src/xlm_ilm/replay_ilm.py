@@ -131,6 +131,8 @@ class Recorded:
     """Nats of stopping or going on, so far."""
     log_probs: list[Tensor] = field(default_factory=list[Tensor])
     """Nats of the pairs of slot and token, (able,) for each insertion."""
+    entropies: list[Tensor] = field(default_factory=list[Tensor])
+    """Nats of the distributions of the pairs, (able,) for each insertion."""
 
     def stop(self, rows: Tensor, chance: Tensor, gap: Tensor, uniforms: Tensor, /) -> Tensor:
         """A draw."""
@@ -145,6 +147,7 @@ class Recorded:
         slot, token = pairs.draw(able, free, uniforms)
         every = torch.arange(len(able), device=able.device)
         self.log_probs.append(pairs.score(able, free, every, slot, token))
+        self.entropies.append(pairs.entropies(able, free))
         return slot, token
 
     def note_gap(self, rows: Tensor, gap: Callable[[], Tensor], /) -> None:

@@ -17,6 +17,7 @@ from xlm.modules.records import (
     Trace,
     TracedPrediction,
     TrajectoryLogProbs,
+    UserEdit,
 )
 from xlm.modules.samplers import (
     Automaton,
@@ -28,6 +29,7 @@ from xlm.modules.samplers import (
     Sampler,
     check_constraint,
     compose,
+    fork,
     read_prompts,
     record,
     sampler_likelihood,
@@ -181,6 +183,19 @@ class MDLMPredictor:
         return sampler_likelihood(
             generation, cells, targets, seeds, num_draws=num_draws, event=event, coupling=coupling
         )
+
+    @torch.no_grad()
+    def fork(
+        self, model: MDLMNetwork, batch: MDLMPromptBatch, seeds: Tensor, edit: UserEdit, /
+    ) -> TracedPrediction:
+        """Generate with an edit of the user and the same noise: up to its step, the text is that without it.
+
+        Raises:
+            ValueError: If there is a constraint, the row has no such step, the sampler does not see the cell
+                then, or the token is MASK.
+        """
+        generation, cells = self._generation(model, batch)
+        return fork(generation, cells, seeds, edit)
 
     def trajectory_log_probs(
         self, model: MDLMNetwork, batch: MDLMPromptBatch, trace: Trace, seeds: Tensor, /

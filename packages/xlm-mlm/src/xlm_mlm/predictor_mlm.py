@@ -17,6 +17,7 @@ from xlm.modules.records import (
     Trace,
     TracedPrediction,
     TrajectoryLogProbs,
+    UserEdit,
 )
 from xlm.modules.samplers import (
     Automaton,
@@ -28,6 +29,7 @@ from xlm.modules.samplers import (
     Sampler,
     check_constraint,
     compose,
+    fork,
     read_prompts,
     record,
     sampler_likelihood,
@@ -167,6 +169,18 @@ class MLMPredictor:
         return sampler_likelihood(
             generation, cells, targets, seeds, num_draws=num_draws, event=event, coupling=coupling
         )
+
+    @torch.no_grad()
+    def fork(
+        self, model: MLMNetwork, batch: MLMPromptBatch, seeds: Tensor, edit: UserEdit, /
+    ) -> TracedPrediction:
+        """Generate with an edit of the user and the same noise: up to its step, the text is that without it.
+
+        Raises:
+            ValueError: If there is a constraint, the row has no such step, or the token is MASK.
+        """
+        generation, cells = self._generation(model, batch)
+        return fork(generation, cells, seeds, edit)
 
     def trajectory_log_probs(
         self, model: MLMNetwork, batch: MLMPromptBatch, trace: Trace, seeds: Tensor, /

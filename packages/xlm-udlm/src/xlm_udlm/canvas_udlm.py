@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from xlm.modules import TokenSampling, logits_in_pieces, uniform
-from xlm.modules.records import INSERT, Trace, edits_of_step
+from xlm.modules import TokenSampling, entropy, logits_in_pieces, uniform
+from xlm.modules.records import INSERT, FullTrace, Trace, edits_of_step
 from xlm_udlm.posterior_udlm import own_token_bonus
 from xlm_udlm.samplers_udlm import Step
 from xlm_udlm.types_udlm import Output, UDLMNetwork, UDLMPromptBatch, noise_of_alpha, read_cells
@@ -150,6 +150,28 @@ class Canvas:
         tokens[is_prediction] = self.sampling.draw(logits[is_prediction], place)
         return tokens
 
+    def describe(
+        self,
+        step: Step,
+        logits: Float[Tensor, "piece vocab"],
+        piece: Int[Tensor, " piece"],
+        tokens: Int[Tensor, " piece"],
+    ) -> tuple[Float64[Tensor, " piece"], Float64[Tensor, " piece"]]:
+        """Nats with which :meth:`draw` draws tokens of some cells, and the entropy of their distributions.
+
+        Both are 0 in a greedy step.
+        """
+        own, number = self.tokens[piece], self.num_possible[piece]
+        if step.greedy:
+            nothing = torch.zeros_like(own, dtype=torch.float64)
+            return nothing, nothing
+        p = self.sampling.log_probs(logits).exp()
+        mixture = step.mixture(p.gather(1, own.unsqueeze(1)).squeeze(1), number)
+        next_p = mixture.predict.unsqueeze(1) * p
+        next_p += (mixture.noise / number).unsqueeze(1) * (logits > -math.inf)
+        log_probs = next_p.scatter_add_(1, own.unsqueeze(1), mixture.keep.unsqueeze(1)).log()
+        return log_probs.gather(1, tokens.unsqueeze(1)).squeeze(1), entropy(log_probs)
+
     def targets(self, pad_id: int) -> tuple[Tensor, Tensor]:
         """The texts (rows, width) up to their ends, padded on the right, and their lengths (rows,)."""
         cells, _ = self._cells()
@@ -177,6 +199,11 @@ class Canvas:
         place = column - self.batch["target_start"][row]
         return Trace(*torch.stack([step, row, operation, place, token])[:, place < lengths[row]])
 
+    @property
+    def num_cells(self) -> Int[Tensor, " rows"]:
+        """Cells of each row, given ones included."""
+        return self._cells()[0].sum(1)
+
     def _cells(self) -> tuple[Tensor, Tensor]:
         """(rows, length) True at the cells of each row, and the number of each column among them."""
         column = torch.arange(self.ids.shape[1], device=self.ids.device)
@@ -191,3 +218,42 @@ class Canvas:
     def _own_bonus(self, alpha: float, piece: Tensor) -> Tensor:
         number = self.num_possible[piece].unsqueeze(1)
         return own_token_bonus(torch.full_like(number, 1 - alpha, dtype=torch.float64), number)
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Log-probabilities of the draws of a generation."""
+
+    canvas: Canvas
+    now: Float64[Tensor, "2 cells"]
+    """Nats of the newest draw of each free cell, and entropy of what it was drawn from."""
+    place_log_prob: Float64[Tensor, " rows"]
+    """Nats of the cells that drew their own token, so far."""
+    edits: list[Float64[Tensor, "2 edits"]]
+    """Nats and entropies of the others, a table for each turn."""
+
+    @staticmethod
+    def of(canvas: Canvas) -> "Notes":
+        """Nothing is drawn yet."""
+        now = torch.zeros(2, len(canvas.row), dtype=torch.float64, device=canvas.ids.device)
+        return Notes(canvas, now, now.new_zeros(len(canvas.ids)), [])
+
+    def draw(self, step: Step, turn: int, logits: Tensor, piece: Tensor) -> Tensor:
+        """:meth:`Canvas.draw`, with notes."""
+        tokens = self.canvas.draw(step, turn, logits, piece)
+        self.now[:, piece] = torch.stack(self.canvas.describe(step, logits, piece, tokens))
+        return tokens
+
+    def add(self, changed: Bool[Tensor, " cells"], drawn: Int[Tensor, " chosen"]) -> None:
+        """Add the cells that a turn has drawn, by whether they changed."""
+        kept = drawn[~changed[drawn]]
+        self.place_log_prob.index_add_(0, self.canvas.row[kept], self.now[0, kept])
+        self.edits.append(self.now[:, changed])
+
+    def full(self, trace: Trace) -> FullTrace:
+        """The trace of all edits, with what was noted; those of step 0 are not drawn from the network."""
+        start = self.now.new_zeros(2, int((trace.step == 0).sum()))
+        log_prob, entropies = torch.cat([start, *self.edits], dim=1)
+        return FullTrace(
+            **vars(trace), log_prob=log_prob, entropy=entropies, place_log_prob=self.place_log_prob
+        )

@@ -7,17 +7,19 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from xlm.modules import NoiseSchedule, TokenSampling
+from xlm.modules import NoiseSchedule, TokenSampling, require
 from xlm.modules.records import (
     WRITE,
     Event,
+    FullyTracedPrediction,
     Prediction,
     SamplerLikelihood,
     Targets,
     TracedPrediction,
+    UserEdit,
     edits_of_step,
 )
-from xlm_udlm.canvas_udlm import Canvas
+from xlm_udlm.canvas_udlm import Canvas, Notes
 from xlm_udlm.loss_udlm import check_output
 from xlm_udlm.replay_udlm import sampler_likelihood
 from xlm_udlm.samplers_udlm import Rule, UDLMSampler
@@ -77,6 +79,10 @@ class UDLMPredictor:
 
     @overload
     def __call__(
+        self, model: UDLMNetwork, batch: UDLMPromptBatch, seeds: Tensor, *, trace: Literal["full"]
+    ) -> FullyTracedPrediction: ...
+    @overload
+    def __call__(
         self, model: UDLMNetwork, batch: UDLMPromptBatch, seeds: Tensor, *, trace: Literal[True]
     ) -> TracedPrediction: ...
     @overload
@@ -85,7 +91,12 @@ class UDLMPredictor:
     ) -> Prediction: ...
     @torch.no_grad()
     def __call__(
-        self, model: UDLMNetwork, batch: UDLMPromptBatch, seeds: Tensor, *, trace: bool = False
+        self,
+        model: UDLMNetwork,
+        batch: UDLMPromptBatch,
+        seeds: Tensor,
+        *,
+        trace: bool | Literal["full"] = False,
     ) -> Prediction:
         """Generate a target for each row.
 
@@ -93,7 +104,8 @@ class UDLMPredictor:
             model: The network, see :meth:`xlm_udlm.UDLMDiT.forward`.
             batch: The given parts, from :class:`xlm_udlm.UDLMPromptCollator`.
             seeds: (rows,) int64, the source of all draws.
-            trace: Whether to record the edits.
+            trace: Whether to record the edits; "full" also records those behind the end, and probabilities:
+                of each edit, and in ``place_log_prob`` of the cells that a step leaves as they are.
 
         Returns:
             The targets, up to the first EOS or PAD where the text may end. Edits of step 0 insert the cells
@@ -101,22 +113,70 @@ class UDLMPredictor:
         """
         canvas = Canvas.of(self._vocabulary, self._sampling, self._output, batch, seeds)
         start_ids = canvas.ids.clone()
+        notes = Notes.of(canvas)
         edits: list[Tensor] = []
-        steps = self._sampler.steps(self._schedule)
-        for turn, step in enumerate(steps if len(canvas.row) > 0 else (), start=1):
-            before = canvas.tokens
-            canvas.evaluate(model, step, canvas.cells_of(step, turn), partial(canvas.draw, step, turn))
-            if trace:
-                after = canvas.tokens
-                at = after != before
-                edits.append(edits_of_step(turn, WRITE, canvas.row[at], canvas.column[at], after[at]))
+        self._fill(model, canvas, edits if trace else None, notes if trace == "full" else None)
         ids, lengths = canvas.targets(self._pad_id)
-        nfe = batch["free"].any(1) * len(steps)
+        nfe = self._nfe(batch)
         if not trace:
             return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None)
+        if trace == "full":
+            every = canvas.trace(start_ids, edits, canvas.num_cells)
+            return FullyTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=notes.full(every))
         return TracedPrediction(
             ids=ids, lengths=lengths, nfe=nfe, trace=canvas.trace(start_ids, edits, lengths)
         )
+
+    @torch.no_grad()
+    def fork(
+        self, model: UDLMNetwork, batch: UDLMPromptBatch, seeds: Tensor, edit: UserEdit, /
+    ) -> TracedPrediction:
+        """Generate with an edit of the user and the same noise: up to its step, the text is that without it.
+
+        No later step changes the cell of the edit.
+
+        Raises:
+            ValueError: If there is no such step or cell.
+        """
+        canvas = Canvas.of(self._vocabulary, self._sampling, self._output, batch, seeds)
+        start_ids = canvas.ids.clone()
+        num_steps, num_cells = len(self._sampler.steps(self._schedule)), int(canvas.num_cells[edit.row])
+        require(1 <= edit.step <= num_steps, "step", edit.step, f"from 1 to {num_steps}")
+        require(0 <= edit.position < num_cells, "position", edit.position, f"from 0 to {num_cells - 1}")
+        edits: list[Tensor] = []
+        self._fill(model, canvas, edits, None, edit)
+        ids, lengths = canvas.targets(self._pad_id)
+        trace = canvas.trace(start_ids, edits, lengths)
+        return TracedPrediction(ids=ids, lengths=lengths, nfe=self._nfe(batch), trace=trace)
+
+    def _fill(
+        self,
+        model: UDLMNetwork,
+        canvas: Canvas,
+        edits: list[Tensor] | None,
+        notes: Notes | None,
+        edit: UserEdit | None = None,
+    ) -> None:
+        """Take all steps, and append their edits."""
+        steps = self._sampler.steps(self._schedule) if len(canvas.row) > 0 else []
+        for turn, step in enumerate(steps, start=1):
+            before, cells = canvas.ids.clone(), canvas.cells_of(step, turn)
+            draw = canvas.draw if notes is None else notes.draw
+            canvas.evaluate(model, step, cells, partial(draw, step, turn))
+            if edit is not None and turn >= edit.step:
+                column = canvas.batch["target_start"][edit.row] + edit.position
+                canvas.ids[edit.row, column] = edit.token
+            if edits is None:
+                continue
+            changed = canvas.ids != before
+            row, column = changed.nonzero(as_tuple=True)
+            edits.append(edits_of_step(turn, WRITE, row, column, canvas.ids[row, column]))
+            if notes is not None:
+                notes.add(changed[canvas.row, canvas.column], cells)
+
+    def _nfe(self, batch: UDLMPromptBatch) -> Tensor:
+        """(rows,) evaluations: those of all steps, where there is a free cell."""
+        return batch["free"].any(1) * len(self._sampler.steps(self._schedule))
 
     @torch.no_grad()
     def likelihood(

@@ -4,10 +4,10 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from torch import Tensor
 
@@ -16,13 +16,13 @@ from xlm.core.config.build import make_all
 from xlm.core.config.differences import flatten
 from xlm.core.config.entry_points import GENERATION
 from xlm.core.config.run_files import VERSIONS
-from xlm.core.config.schema import LoaderSettings
+from xlm.core.config.schema import LoaderSettings, RunSettings
 from xlm.core.config.secrets import hide_text, known
 from xlm.core.saving.checkpoints import write_text_atomically
 from xlm.core.saving.run_record import now
 from xlm.core.saving.versions import read_versions
 from xlm.eval import card_text
-from xlm.eval.data_rows import Lengths, LoaderRows
+from xlm.eval.data_rows import Lengths, LoaderRows, in_bytes
 from xlm.eval.finished_runs import CARD, REPLICATES
 from xlm.eval.intervals import Interval, percentile
 from xlm.eval.rows import RatioOfSums, Scores, generations, likelihoods
@@ -116,24 +116,33 @@ def _likelihood(
     results: Results, loader: str, of: str, rows: LoaderRows, processes: int, replicates: Replicates
 ) -> dict[str, Any] | None:
     """The likelihood of a loader; None if there is none."""
-    sums, impossible, clock = RatioOfSums(4), 0, Clock(processes)
-    for record, num_bytes in rows.with_bytes(likelihoods(results.folder, loader, of)):
-        clock.add(record, record["tokens"])
-        if math.isfinite(record["nll"]):
-            sums.add((record["nll"], record["tokens"], num_bytes, 1.0))
-        else:
-            impossible += 1
-            sums.add((0.0, 0.0, 0.0, 0.0))  # the next rows keep their positions, hence their weights
+    sums, impossible, clock = RatioOfSums(5), 0, Clock(processes)
+    language = _language(results.run.settings)
+    for records, texts in rows.with_texts(likelihoods(results.folder, loader, of)):
+        log_p: list[float] = (
+            [0.0] * len(texts) if language is None else language.text_log_probs(texts).tolist()
+        )
+        for record, text, nats_of_text in zip(records, texts, log_p, strict=True):
+            clock.add(record, record["tokens"])
+            nll = record["nll"]
+            if math.isfinite(nll):
+                sums.add((nll, record["tokens"], len(in_bytes(text)), 1.0, nll + nats_of_text))
+            else:
+                impossible += 1
+                sums.add((0.0,) * 5)  # the next rows keep their positions, hence their weights
     if not clock.rows:
         return None
     sums.finish()
-    nats, tokens, num_bytes, count = sums.totals
+    nats, tokens, num_bytes, count, _ = sums.totals
     prefix = f"{loader}/{'sampler_' if of == 'sampler' else ''}"
     metrics = results.metrics
     per_token = sums.ratio(0, 1) if count and tokens else None
     for name, lower in (("nll", 3), ("nll_per_token", 1), ("nll_per_byte", 2)):
         if sums.totals[lower]:
             replicates[f"{prefix.removeprefix('test/')}{name}"] = sums.replicated(0, lower)[1]
+    has_kl = language is not None and bool(metrics[f"{prefix}models_length"]) and not impossible and count
+    if has_kl:
+        replicates[f"{prefix.removeprefix('test/')}kl"] = sums.replicated(4, 3)[1]
     return {
         "of": of,
         "kind": "bound" if metrics[f"{prefix}is_bound"] else "exact",
@@ -148,12 +157,27 @@ def _likelihood(
         "standard_error": metrics[f"{prefix}nll_standard_error"],
         "nll_per_token": _entry(per_token),
         "nll_per_byte": _entry(sums.ratio(0, 2)) if num_bytes else None,
+        "kl": _entry(sums.ratio(4, 3)) if has_kl else None,
         "bits_per_byte": nats / num_bytes / math.log(2) if num_bytes else None,
         "perplexity": None
         if per_token is None or impossible
         else _entry(Interval(*(math.exp(min(x, 700.0)) for x in _numbers(per_token)))),
         "speed": clock.speed(),
     }
+
+
+class _Language(Protocol):
+    """A metric of a task whose texts have a known distribution."""
+
+    def text_log_probs(self, texts: Sequence[str], /) -> Tensor:
+        """(texts,) log p of whole texts, in nats."""
+        ...
+
+
+def _language(settings: RunSettings) -> _Language | None:
+    """The metric of the task that has the exact probabilities of its texts; None without such a metric."""
+    metrics = make_all(settings.task.metrics, "task.metrics").values()
+    return next((cast("_Language", metric) for metric in metrics if hasattr(metric, "text_log_probs")), None)
 
 
 def _generation(

@@ -16,7 +16,7 @@ def markdown(card: Mapping[str, Any]) -> str:
     lines = [f"# {card['name']} on {card['task']}", ""]
     for title, rows in [*_measured(card), *_circumstances(card)]:
         lines += [f"## {title}", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows]
+        lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
         lines.append("")
     return "\n".join(lines)
 
@@ -69,6 +69,9 @@ def _likelihood(found: Mapping[str, Any]) -> Iterator[Row]:
     for name, key in (("nats per token", "nll_per_token"), ("nats per byte", "nll_per_byte")):
         if found[key] is not None:
             yield name, interval(found[key])
+    if found.get("kl") is not None:
+        bound = "at most " if found["kind"] == "bound" else ""
+        yield f"KL(language || {found['of']})", f"{bound}{interval(found['kl'])} nats per row"
     if found["bits_per_byte"] is not None:
         yield "bits per byte", f"{found['bits_per_byte']:.4g} ({found['bytes']:,} bytes of text)"
     yield "perplexity", "infinite" if found["perplexity"] is None else interval(found["perplexity"])
@@ -126,6 +129,11 @@ def interval(value: Mapping[str, float]) -> str:
     if "low" not in value:
         return f"{value['value']:.4g}"
     return f"{value['value']:.4g} [{value['low']:.4g}, {value['high']:.4g}]"
+
+
+def _cell(text: str) -> str:
+    """A text in a table."""
+    return text.replace("|", r"\|")
 
 
 def _plain(value: object) -> str:

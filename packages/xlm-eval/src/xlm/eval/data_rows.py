@@ -94,16 +94,16 @@ class LoaderRows:
             "hash": None if without_ids else self._hash(),
         }
 
-    def with_bytes(self, records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], int]]:
-        """Each record of a row, with the bytes of the text that its likelihood counts, in UTF-8."""
+    def with_texts(
+        self, records: Iterable[Mapping[str, Any]]
+    ) -> Iterator[tuple[list[Mapping[str, Any]], list[str]]]:
+        """Records of some rows, and the texts that their likelihoods count."""
         self._texts = hashlib.sha256()
         for chunk in _chunks(records):
-            examples = self._examples([record["row"] for record in chunk])
-            for record, example in zip(chunk, examples, strict=True):
-                yield record, self._bytes(example)
+            yield chunk, [self._text(example) for example in self._examples([each["row"] for each in chunk])]
 
     def text_hash(self) -> str:
-        """Hash of the texts of the last ``with_bytes``, independent of the tokenizer."""
+        """Hash of the texts of the last ``with_texts``, independent of the tokenizer."""
         return self._texts.hexdigest()
 
     def target_lengths(self) -> Lengths:
@@ -126,17 +126,22 @@ class LoaderRows:
                         found.update(ids.to(torch.int64).numpy().tobytes())
         return found.hexdigest()
 
-    def _bytes(self, example: Example) -> int:
+    def _text(self, example: Example) -> str:
         ids = example.get("target_ids")
         if ids is None:
-            return 0
+            return ""
         if "fixed" in example:
             ids = ids[~example["fixed"]]
         separator = self._settings.packing.separator_id if self._settings.packing is not None else None
         text = self._tokenizer.decode([token for token in ids.tolist() if token != separator])
-        encoded = text.encode("utf-8", "surrogatepass")
+        encoded = in_bytes(text)
         self._texts.update(f"{len(encoded)}:".encode() + encoded)
-        return len(encoded)
+        return text
+
+
+def in_bytes(text: str) -> bytes:
+    """A text in UTF-8, of which bits per byte are counted."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _chunks(values: Iterable[T]) -> Iterator[list[T]]:

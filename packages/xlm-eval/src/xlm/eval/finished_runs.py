@@ -14,7 +14,7 @@ from xlm.core.saving.versions import is_unfinished
 
 HARMLESS = (
     "seed", "job_name", "job_type", "output_dir", "ckpt_path", "show_generations",
-    "show_probabilities", "logger", "hub", "vocab",
+    "show_probabilities", "trace", "logger", "hub", "vocab",
     "callbacks.progress", "callbacks.validation_report", "callbacks.learning_rate",
     "callbacks.last_checkpoint", "callbacks.samples", "callbacks.throughput", "callbacks.gradient_norm",
     "callbacks.memory", "callbacks.thinning",

@@ -40,7 +40,7 @@ from xlm.eval.sweep import USES, Point, Sweep, nodes, point_name, points, with_v
 FOLDER = "frontier"
 SAME_AS_NFE = ("calls_per_sequence", "states_per_sequence", "tokens_per_evaluation")
 """Metrics that are left to the files."""
-IRRELEVANT = ("sweep", "logger", "callbacks", "hub", "show_generations", "job_type", "hydra")
+IRRELEVANT = ("sweep", "logger", "callbacks", "hub", "show_generations", "trace", "job_type", "hydra")
 """Keys that change no result: points of two grids that differ in them only share a folder."""
 
 
@@ -107,6 +107,7 @@ def _at(run: Run, point: Point) -> Run:
         "datamodule": settings.datamodule.only(*USES),
         "trainer": settings.trainer.model_copy(update={"devices": 1}),
         "show_generations": 0,
+        "trace": False,
     }
     record = {key: value for key, value in run.record.items() if key != "sweep"}
     return replace(

@@ -163,8 +163,35 @@ class FullTrace(Trace):
     log_prob: Float64[Tensor, " edits"]
     """Nats with which each token was drawn, or token and position where these are drawn together; 0 for
     edits that are not drawn from the network (the given start, cells that are masked again)."""
+    entropy: Float64[Tensor, " edits"]
+    """Nats: entropy of the distribution that ``log_prob`` belongs to; 0 for edits that are not drawn."""
     place_log_prob: Float64[Tensor, " rows"]
     """Nats of the row's other draws that depend on the network, such as whether to stop."""
+
+
+@dataclass(frozen=True)
+class UserEdit:
+    """A token that the user writes into a text while it is generated, and that stays."""
+
+    row: int
+    """Row of the batch."""
+    step: int
+    """The step of the sampler behind which it is written, from 1."""
+    position: int
+    """Position in the target as it is then."""
+    token: int
+    """Token id."""
+
+    def made_in(self, trace: Trace) -> Trace:
+        """The trace, which has this edit.
+
+        Raises:
+            ValueError: If the generation ended before its step.
+        """
+        found = (trace.step == self.step) & (trace.row == self.row) & (trace.position == self.position)
+        if not bool((found & (trace.operation == WRITE) & (trace.token == self.token)).any()):
+            raise ValueError(f"the row has no step {self.step}")
+        return trace
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ per token of the vocabulary, and does not truncate the tail as float32 noise doe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -223,6 +223,11 @@ def _first_above(cumulative: Tensor, weights: Tensor, place: Tensor) -> tuple[Te
     return first.squeeze(-1), place - before
 
 
+def entropy(log_probs: Float64[Tensor, "rows choices"]) -> Float64[Tensor, " rows"]:
+    """Entropy in nats of distributions given by their log-probabilities, -inf where nothing is drawn."""
+    return torch.special.entr(log_probs.exp()).sum(-1)
+
+
 @dataclass(frozen=True)
 class TokenSampling:
     """How a token is drawn from its logits: temperature, top-k and top-p, applied in this order.
@@ -313,9 +318,25 @@ class TokenSampling:
         Raises:
             ValueError: If a row has no token to draw.
         """
+        pieces = self._pieces(logits, tokens)
+        return torch.cat([log_probs.gather(1, token).squeeze(1) for log_probs, token in pieces])
+
+    def score_with_entropy(
+        self, logits: Float[Tensor, "rows vocab"], tokens: Int[Tensor, " rows"]
+    ) -> tuple[Float64[Tensor, " rows"], Float64[Tensor, " rows"]]:
+        """:meth:`score`, and the :func:`entropy` of the distribution of each row, shape (rows,)."""
+        found = [
+            (log_probs.gather(1, token).squeeze(1), entropy(log_probs))
+            for log_probs, token in self._pieces(logits, tokens)
+        ]
+        scores, entropies = zip(*found, strict=True)
+        return torch.cat(scores), torch.cat(entropies)
+
+    def _pieces(self, logits: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Log-probabilities (some, vocab) and tokens (some, 1) of a few rows at a time."""
         rows = max(_LOGITS_AT_ONCE // max(logits.shape[-1], 1), 1)
-        pieces = zip(logits.split(rows), tokens.unsqueeze(1).split(rows), strict=True)
-        return torch.cat([self.log_probs(some).gather(1, token).squeeze(1) for some, token in pieces])
+        for some, token in zip(logits.split(rows), tokens.unsqueeze(1).split(rows), strict=True):
+            yield self.log_probs(some), token
 
     def _filter(self, logits: Tensor) -> Tensor:
         """Logits of what is drawn, -inf at tokens that are left out."""

@@ -94,16 +94,20 @@ class Notes:
 
 @dataclass
 class Recorded:
-    """Draws every token and notes its log-probability."""
+    """Draws every token and notes its log-probability, and the entropy of its distribution."""
 
     sampling: TokenSampling
     notes: Notes = field(default_factory=Notes)
     """Every token, in order."""
+    entropy: list[Float64[Tensor, " cells"]] = field(default_factory=list[Tensor])
+    """Nats; an entry for each write, as in the notes."""
 
     def write(self, row: Tensor, column: Tensor, logits: Tensor, uniforms: Tensor, /) -> Tensor:
         """Drawn tokens."""
         tokens = self.sampling.draw(logits, uniforms)
-        self.notes.add(row, column, self.sampling.score(logits, tokens))
+        log_prob, entropy = self.sampling.score_with_entropy(logits, tokens)
+        self.notes.add(row, column, log_prob)
+        self.entropy.append(entropy)
         return tokens
 
     def note_gap(self, row: Tensor, gap: Callable[[], Tensor], /) -> None:

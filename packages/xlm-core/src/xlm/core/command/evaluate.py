@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from xlm.core.command.results import Results, write_results
+from xlm.core.command.results import Results, write_pages, write_results
 from xlm.core.config.console import say
 from xlm.core.config.entry_points import GENERATION
 from xlm.core.config.run_files import LIKELIHOODS, METRICS, PREDICTIONS, TRACES
@@ -95,6 +95,7 @@ def evaluate_into(
     if trainer.is_global_zero:
         report.write_metrics(folder / METRICS, harness.results)
         traces_file = report.write_traces(folder / TRACES, writer.traces)
+        pages = write_pages(folder) if settings.trace and traces_file else {}
         report.print_traces(writer.traces)
         report.print_metrics(harness.results)
         about = source.about(checkpoint, which=settings.weights, allow_pickle=settings.allow_pickle)
@@ -105,6 +106,7 @@ def evaluate_into(
                 "predictions": folder / PREDICTIONS,
                 "likelihoods": folder / LIKELIHOODS,
                 **traces_file,
+                **pages,
                 **write_results(results),
             }
         )

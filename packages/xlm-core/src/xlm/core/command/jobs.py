@@ -8,7 +8,7 @@ from typing_extensions import override
 from xlm.core.command.job import Job, Tool
 from xlm.core.config.entry_points import GENERATION
 from xlm.core.config.errors import XLMError
-from xlm.core.config.schema import RunSettings
+from xlm.core.config.schema import ForkEditSettings, RunSettings
 
 if TYPE_CHECKING:
     from xlm.core.training.run import Run
@@ -61,18 +61,29 @@ class Evaluate(Job):
 
 
 class Generate(Job):
-    """Generate with a checkpoint: predictions.jsonl."""
+    """Generate with a checkpoint: predictions.jsonl; or continue a recorded text: fork=runs/a@3."""
 
     reads_checkpoint: ClassVar[bool] = True
+    fork: str | None = None
+    """`FOLDER@STEP` or `FOLDER:NUMBER@STEP`: continue a text of `FOLDER/traces.jsonl`, the first one if
+    it has no number, from a step, with the same noise; null: generate all rows."""
+    fork_edit: ForkEditSettings | None = None
+    """A token to write behind this step, which stays: {position: 3, token: x}; null: none."""
 
     @override
     def check(self, settings: RunSettings) -> None:
         super().check(settings)
         if not settings.datamodule.only(GENERATION).test:
             raise XLMError("datamodule.test: job_type=generate needs a loader with `uses: [generation]`")
+        if self.fork is None and self.fork_edit is not None:
+            raise XLMError("fork_edit: which text? Set fork=FOLDER@STEP, such as fork=runs/first@3")
 
     @override
     def run(self, run: "Run") -> dict[str, float]:
+        if self.fork is not None:
+            from xlm.core.command.fork_text import fork_text
+
+            return fork_text(run, self.fork, self.fork_edit)
         from xlm.core.command.evaluate import generate
 
         return generate(run)

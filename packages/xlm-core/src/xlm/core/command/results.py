@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from xlm.core.config.entry_points import RESULTS, load, offered
+from xlm.core.config.entry_points import PAGES, RESULTS, load, offered
 from xlm.core.data import DataModule
 from xlm.core.hub.source import About
 from xlm.core.training.run import Run
@@ -41,6 +41,9 @@ class Results:
 Writer = Callable[[Results], Mapping[str, Path]]
 """Writes files and returns them under their names in the list of files."""
 
+PageWriter = Callable[[Path], Path]
+"""Writes a page of the recorded generations of a folder and returns its path."""
+
 
 def write_results(results: Results) -> dict[str, Path]:
     """Call the writers of all installed packages.
@@ -49,6 +52,20 @@ def write_results(results: Results) -> dict[str, Path]:
         The written files under their names in the list of files.
     """
     return dict(pair for writer in _writers() for pair in writer(results).items())
+
+
+def write_pages(folder: Path) -> dict[str, Path]:
+    """Write the pages of the recorded generations of a folder, which has its config and ``traces.jsonl``.
+
+    An entry point of the group ``xlm.pages`` is a function of the folder that returns the path of its page:
+
+        [project.entry-points."xlm.pages"]
+        view = "xlm.eval.viewing.job:write_page"
+
+    Returns:
+        The pages under the names of their entry points.
+    """
+    return {name: cast("PageWriter", load(PAGES, name))(folder) for name in sorted(offered(PAGES))}
 
 
 def _writers() -> Iterator[Writer]:

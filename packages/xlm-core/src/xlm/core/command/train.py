@@ -8,7 +8,7 @@ from typing import Any, cast
 import lightning
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 
-from xlm.core.command.results import Results, write_results
+from xlm.core.command.results import Results, write_pages, write_results
 from xlm.core.config.console import say
 from xlm.core.config.differences import flatten
 from xlm.core.config.run_files import CONFIG, CSV, LIKELIHOODS, METRICS, PREDICTIONS, TENSORBOARD, TRACES
@@ -22,6 +22,7 @@ from xlm.core.training.assembly import assemble
 from xlm.core.training.fork import Fork
 from xlm.core.training.harness import Harness
 from xlm.core.training.interruption import InterruptedTrainingError, requeue
+from xlm.core.training.logged_texts import log_pages
 from xlm.core.training.lr_schedules import WarmupSchedule
 from xlm.core.training.monitors import check_monitors, draw_together, log_outcome
 from xlm.core.training.processor import describe_threads
@@ -101,6 +102,8 @@ def _train(run: Run, folder: RunFolder) -> dict[str, float]:
     if trainer.is_global_zero:
         report.write_metrics(folder.path / METRICS, results)
         traces_file = report.write_traces(folder.path / TRACES, traces)
+        pages = write_pages(folder.path) if settings.trace and traces_file else {}
+        log_pages(trainer.loggers, pages)
         report.print_traces(traces)
         report.print_metrics(
             {name: value for name, value in results.items() if name.startswith("test/")} or results
@@ -117,6 +120,7 @@ def _train(run: Run, folder: RunFolder) -> dict[str, float]:
                 "predictions": folder.path / PREDICTIONS,
                 "likelihoods": folder.path / LIKELIHOODS,
                 **traces_file,
+                **pages,
                 **written,
                 "curves": folder.path / TENSORBOARD,
                 "curves (csv)": folder.path / CSV,

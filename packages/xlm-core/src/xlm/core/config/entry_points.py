@@ -13,6 +13,8 @@ JOBS = "xlm.jobs"
 """Values of ``job_type``: classes of the kinds in ``xlm.core.command.job``."""
 RESULTS = "xlm.results"
 """Writers of further files about a result, see ``xlm.core.command.results``."""
+PAGES = "xlm.pages"
+"""Writers of a page of recorded generations, see ``xlm.core.command.results``."""
 LOSS, GENERATION, SAMPLER_LIKELIHOOD = "loss", "generation", "sampler_likelihood"
 """The uses of two jobs, training and job_type=generate, and the one that scores their sampler."""
 

@@ -7,9 +7,9 @@ constructor arguments of the class they name.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from xlm.core.config.entry_points import LOSS, USES, offered
+from xlm.core.config.entry_points import GENERATION, LOSS, PAGES, USES, offered
 from xlm.core.config.names import Name
 from xlm.core.config.near import did_you_mean
 from xlm.core.config.validation import validated
@@ -262,6 +262,19 @@ class HubSettings(Settings):
         return self
 
 
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class ForkEditSettings(Settings):
+    """A token that is written into a text while it is generated (`fork_edit`)."""
+
+    position: Annotated[int, Field(ge=0)]
+    """Position in the text behind the step of the fork, from 0."""
+    token: Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
+    """The new token, as text."""
+
+
 class SamplerLikelihoodSettings(Settings):
     """Options of the use `sampler_likelihood`."""
 
@@ -311,6 +324,8 @@ class RunSettings(Settings):
     """Generated texts that are printed step by step at the end."""
     show_probabilities: bool = False
     """Whether `traces.jsonl` has the probability of each edit, from predictors that record it."""
+    trace: bool = False
+    """Whether a page replays them, edit by edit (`view.html`, by xlm-eval)."""
     monitor: Text
     """Validation metric that selects the best checkpoint."""
     monitor_mode: Literal["min", "max"]
@@ -352,6 +367,22 @@ class RunSettings(Settings):
     """Lightning callbacks by name; null switches one off."""
     logger: dict[Name, Slot | None]
     """Lightning loggers by name; null switches one off."""
+
+    @model_validator(mode="after")
+    def _a_page_has_texts(self) -> "RunSettings":
+        if not self.trace:
+            return self
+        if not offered(PAGES):
+            raise ValueError(
+                "trace: no installed package writes the page. Install xlm-eval, or set trace=false"
+            )
+        if not self.show_generations:
+            raise ValueError(
+                "trace: the page shows show_generations texts, which is 0. Set show_generations=3"
+            )
+        if not self.datamodule.only(GENERATION).test:
+            raise ValueError("trace: the page needs a loader of datamodule.test with `uses: [generation]`")
+        return self
 
     @model_validator(mode="after")
     def _files_need_a_name(self) -> "RunSettings":

@@ -1,5 +1,6 @@
 """Evaluated rows as records: their likelihoods and their texts, decoded and replayed edit by edit."""
 
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,6 +56,8 @@ class Edit:
     """Id of the new token; of the one that is deleted."""
     log_prob: float | None
     """Nats with which it was drawn, if the trace has them."""
+    entropy: float | None
+    """Nats: entropy of the distribution that it was drawn from, if the trace has them."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,15 @@ def replay(
         The state after each step that edited the row.
     """
     chosen = trace.row == row
-    found: Tensor | None = getattr(trace, "log_prob", None)
-    if found is not None and length is not None:
+    log_prob: Tensor | None = getattr(trace, "log_prob", None)
+    entropy: Tensor | None = getattr(trace, "entropy", None)
+    if log_prob is not None and length is not None:
         chosen &= trace.position < length
     columns = (trace.step, trace.operation, trace.position, trace.token)
     entries = list(zip(*(column[chosen].tolist() for column in columns), strict=True))
-    log_probs: list[float | None] = [None] * len(entries) if found is None else found[chosen].tolist()
+    log_probs, entropies = (
+        [None] * len(entries) if column is None else column[chosen].tolist() for column in (log_prob, entropy)
+    )
     ids: list[int] = []
     edited: set[int] = set()
     edits: list[Edit] = []
@@ -106,7 +112,8 @@ def replay(
             ids[position] = token
             edited.add(position)
         is_drawn = step > 0 and kind in ("insert", "write")
-        edits.append(Edit(kind, position, token, log_probs[i] if is_drawn else None))
+        nats = (log_probs[i], entropies[i]) if is_drawn else (None, None)
+        edits.append(Edit(kind, position, token, *nats))
         if i + 1 == len(entries) or entries[i + 1][0] != step:
             yield State(step, list(ids), edited, edits)
             edited, edits = set(), []
@@ -121,7 +128,7 @@ class Frame:
     edited: set[int]
     """Positions in ``tokens`` that were edited in this step."""
     edits: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
-    """The edits of this step in order: kind, position, token, and log_prob if it is known."""
+    """The edits of this step in order: kind, position, token, its id, and log_prob and entropy if known."""
 
     @staticmethod
     def of(state: State, tokenizer: Tokenizer) -> "Frame":
@@ -132,10 +139,22 @@ class Frame:
                 "kind": edit.kind,
                 "position": edit.position,
                 "token": tokenizer.decode([edit.token]),
+                "id": edit.token,
             }
-            edits.append(shown if edit.log_prob is None else {**shown, "log_prob": edit.log_prob})
+            nats = {"log_prob": edit.log_prob, "entropy": edit.entropy}
+            edits.append({**shown, **{name: value for name, value in nats.items() if value is not None}})
         tokens = [tokenizer.decode([token]) for token in state.ids]
         return Frame(state.step, tokens, state.edited, edits)
+
+
+@dataclass(frozen=True)
+class TracedText:
+    """A generation step by step."""
+
+    row: int
+    """Index of its row in the loader."""
+    generation: Generation
+    frames: Sequence[Frame]
 
 
 class PredictionWriter:
@@ -151,7 +170,7 @@ class PredictionWriter:
     def __init__(self, folder: Path, *, num_traces: int, rank: int = 0, world_size: int = 1) -> None:
         self.num_traces = num_traces
         self.rank = rank
-        self.traces: dict[str, list[tuple[Generation, list[Frame]]]] = {}
+        self.traces: dict[str, list[TracedText]] = {}
         self.predictions, self.likelihoods = (
             RowFile(folder / name, rank=rank, world_size=world_size) for name in (PREDICTIONS, LIKELIHOODS)
         )
@@ -200,7 +219,8 @@ class PredictionWriter:
                 length = int(prediction.lengths[index])
                 states = replay(prediction.trace, index, mask_id=tokenizer.mask_id, length=length)
                 frames = [Frame.of(state, tokenizer) for state in states]
-                self.traces.setdefault(loader, []).append((generation, frames))
+                traced = TracedText(rows[index], generation, frames)
+                self.traces.setdefault(loader, []).append(traced)
 
     def write_likelihood(
         self, loader: str, rows: Sequence[int], of: str, likelihood: Likelihood, seconds: float
@@ -232,6 +252,8 @@ class GeneratedTexts:
     def __init__(self) -> None:
         self.samples: dict[str, list[Generation]] = {}
         """The first generations of each loader in the last evaluation."""
+        self.lengths: dict[str, Counter[int]] = {}
+        """How many of all generations of each loader have each length, in this process."""
         self.writer: PredictionWriter | None = None
 
     def wants_trace(self, loader: str) -> bool:
@@ -249,8 +271,13 @@ class GeneratedTexts:
     ) -> None:
         """Add the rows of one prediction with their costs, (rows,) each."""
         self.samples.setdefault(loader, list(generations[:NUM_SAMPLES]))
+        self.lengths.setdefault(loader, Counter()).update(len(each["ids"]) for each in generations)
         if self.writer is not None:
             self.writer.write(loader, rows, prediction, generations, tokenizer, costs)
+
+    def forget(self) -> None:
+        """Begin a new evaluation."""
+        self.samples, self.lengths = {}, {}
 
     def add_likelihood(
         self, loader: str, rows: Sequence[int], of: str, likelihood: Likelihood, seconds: float

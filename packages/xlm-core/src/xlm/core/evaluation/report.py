@@ -10,8 +10,7 @@ from rich.text import Text
 from xlm.core.config.console import console, say
 from xlm.core.data import PreparedTask
 from xlm.core.data.encode import RowCounts
-from xlm.core.evaluation.predictions import Frame
-from xlm.core.protocols import Generation
+from xlm.core.evaluation.predictions import Frame, TracedText
 from xlm.core.saving.checkpoints import write_text_atomically
 
 MOST_NOTES = 10
@@ -70,10 +69,11 @@ def _lost(counts: RowCounts) -> Iterator[str]:
         yield f"and {len(counts.notes) - MOST_NOTES:,} more notes"
 
 
-def print_traces(traces: Mapping[str, Sequence[tuple[Generation, Sequence[Frame]]]]) -> None:
+def print_traces(traces: Mapping[str, Sequence[TracedText]]) -> None:
     """Print generations step by step, with the changes of each step marked."""
-    for loader, generations in traces.items():
-        for number, (generation, frames) in enumerate(generations, start=1):
+    for loader, texts in traces.items():
+        for number, traced in enumerate(texts, start=1):
+            generation, frames = traced.generation, traced.frames
             console.print(Text(f"\n{loader}, generation {number}", style="bold"))
             if generation["prompt"]:
                 say(f"  prompt     {generation['prompt']}")
@@ -86,9 +86,7 @@ def print_traces(traces: Mapping[str, Sequence[tuple[Generation, Sequence[Frame]
                 say(f"  {verdict:<11}{generation['reference']}")
 
 
-def write_traces(
-    path: Path, traces: Mapping[str, Sequence[tuple[Generation, Sequence[Frame]]]]
-) -> dict[str, Path]:
+def write_traces(path: Path, traces: Mapping[str, Sequence[TracedText]]) -> dict[str, Path]:
     """Write what ``print_traces`` prints: a JSON line for each generation, with the tokens after each step.
 
     Returns:
@@ -97,7 +95,8 @@ def write_traces(
     records = [
         {
             "loader": loader,
-            **{name: generation[name] for name in ("prompt", "text", "reference")},
+            "row": traced.row,
+            **{name: traced.generation[name] for name in ("prompt", "text", "reference")},
             "steps": [
                 {
                     "step": frame.step,
@@ -105,11 +104,11 @@ def write_traces(
                     "edited": sorted(frame.edited),
                     "edits": frame.edits,
                 }
-                for frame in frames
+                for frame in traced.frames
             ],
         }
-        for loader, generations in traces.items()
-        for generation, frames in generations
+        for loader, texts in traces.items()
+        for traced in texts
     ]
     if not records:
         return {}

@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "weights",
     "show_generations",
     "show_probabilities",
+    "trace",
     "sampler_likelihood",
     "test_after_training",
     "callbacks",

@@ -26,6 +26,7 @@ from xlm.core.saving.checkpoints import FORMAT_KEY
 from xlm.core.saving.sharded_state import is_sharded, put_whole_state, whole
 from xlm.core.training.fork import Fork
 from xlm.core.training.interruption import InterruptedTrainingError, Interruption
+from xlm.core.training.logged_texts import log_texts
 from xlm.core.training.loop_state import to_step_boundary
 from xlm.core.training.sharding import gather, release, shard
 from xlm.core.training.step import MeanCount, StepWatch, Window
@@ -242,6 +243,7 @@ class Harness(lightning.LightningModule):
 
     @override
     def on_test_start(self) -> None:
+        self.evaluation.texts.forget()
         writer = self.evaluation.texts.writer
         if writer is not None:
             # Each process has named the folder after its own clock.
@@ -263,7 +265,7 @@ class Harness(lightning.LightningModule):
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == "fit":
             self._look_at_last_step()
-        self.evaluation.texts.samples = {}
+        self.evaluation.texts.forget()
 
     @override
     def on_validation_epoch_start(self) -> None:
@@ -289,6 +291,8 @@ class Harness(lightning.LightningModule):
         results = self.evaluation.report(stage, torch.device("cpu") if alone else self.device)
         self.results.update(results)
         self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in results.items()})
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            log_texts(self.trainer.loggers, self.evaluation.texts, self.trainer.global_step)
 
 
 def _class_name(thing: object) -> str:

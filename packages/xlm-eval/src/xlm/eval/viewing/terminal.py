@@ -1,5 +1,6 @@
 """The replay of generations in the terminal."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -57,7 +58,18 @@ def _state(found: Recorded, state: int) -> Text:
     text = Text(f"step {step['step']}\n", style="dim")
     for part in _tokens(step):
         text.append_text(part)
+    for edit in step["edits"]:
+        if "log_prob" in edit:
+            text.append(
+                f"\n{edit['kind']} {edit['token']!r} at {edit['position']}: {chances(edit)}", style="not dim"
+            )
     return text
+
+
+def chances(edit: Mapping[str, Any]) -> str:
+    """The probability of an edit, with the entropy of what it was drawn from if that is recorded."""
+    found = f"p {math.exp(edit['log_prob']):.3g}"
+    return f"{found}, entropy {edit['entropy']:.3g} nats" if "entropy" in edit else found
 
 
 def _tokens(step: Mapping[str, Any]) -> Iterator[Text]:

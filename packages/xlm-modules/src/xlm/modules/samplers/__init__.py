@@ -10,7 +10,7 @@ from xlm.modules.samplers.ranks import Confident, Drawn, LeftToRight, Random, Ra
 from xlm.modules.samplers.replay import Coupling, sampler_likelihood
 from xlm.modules.samplers.rules import CONSTANTS, RULES, RuleName, compose
 from xlm.modules.samplers.sampler import Filled, Sampler, fill
-from xlm.modules.samplers.trajectories import Generation, record, trajectory_log_probs
+from xlm.modules.samplers.trajectories import Generation, fork, record, trajectory_log_probs
 
 __all__ = [
     "CONSTANTS",
@@ -51,6 +51,7 @@ __all__ = [
     "compose",
     "fill",
     "forbid_tokens",
+    "fork",
     "match_expression",
     "read_prompts",
     "record",

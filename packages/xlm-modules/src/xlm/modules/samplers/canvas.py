@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from xlm.modules.cache import Columns, PromptCache
+from xlm.modules.options import require
 from xlm.modules.random import uniform
-from xlm.modules.records import INSERT, WRITE, Trace, edits_of_step
+from xlm.modules.records import INSERT, WRITE, Trace, UserEdit, edits_of_step
 from xlm.modules.samplers.ranks import STREAM_TOKENS
 from xlm.modules.schedules import NoiseSchedule
 from xlm.modules.writer import Writer
@@ -73,6 +74,18 @@ class Window:
         return table[self.rows].gather(1, self.source)
 
 
+@dataclass
+class PlacedEdit:
+    """An edit of the user in the rows and columns of a canvas."""
+
+    edit: UserEdit
+    turn: int
+    row: int
+    column: int | None
+    """None: the canvas does not show its cell."""
+    is_done: bool = False
+
+
 @dataclass(frozen=True)
 class Text:
     """All rows while they are written, (rows, length) each."""
@@ -122,6 +135,15 @@ class Text:
         source = column + torch.where(column < target_start, 0, span.start)
         exists = column < size
         return Window(rows=rows, source=source.where(exists, 0), exists=exists)
+
+    def place(self, edit: UserEdit | None, window: Window, num_turns: int) -> PlacedEdit | None:
+        """Where an edit is in a window, before which there were so many turns; None if it is in another."""
+        if edit is None or edit.step <= num_turns or not bool((window.rows == edit.row).any()):
+            return None
+        row = int((window.rows == edit.row).nonzero()[0])
+        shown = window.exists[row] & (window.source[row] == self.target_start[edit.row] + edit.position)
+        column = int(shown.nonzero()[0]) if bool(shown.any()) else None
+        return PlacedEdit(edit, edit.step - num_turns, row, column)
 
     def put(self, window: Window, input_ids: Tensor, masked: Tensor) -> None:
         """Take over the ids and masks (rows, length) of a window."""
@@ -250,6 +272,8 @@ class Canvas:
     """Evaluations of the network that each row took part in."""
     edits: list[Tensor] = field(default_factory=list[Tensor])
     """Tables (5, edits) of turn, row, operation, column and token in the batch, in order."""
+    user_edit: PlacedEdit | None = None
+    """An edit of the user; its cell is not written again."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", self.masked.clone())
@@ -307,10 +331,33 @@ class Canvas:
         turn: int,
     ) -> None:
         """Write tokens, MASK to mask cells again."""
+        if (kept := self.user_edit) is not None and kept.is_done:
+            others = (row != kept.row) | (column != kept.column)
+            row, column, tokens = row[others], column[others], tokens[others]
         self.input_ids[row, column] = tokens
         self.masked[row, column] = tokens == self.denoiser.mask_id
         place = self.window.rows[row], self.window.source[row, column]
         self.edits.append(edits_of_step(turn, WRITE, *place, tokens))
+
+    def edit(self, turn: int) -> None:
+        """Write the token of the user behind its turn.
+
+        Raises:
+            ValueError: If the canvas does not show its cell, or the token is MASK.
+        """
+        placed = self.user_edit
+        if placed is None or placed.is_done or turn < placed.turn:
+            return
+        step, position, token = placed.edit.step, placed.edit.position, placed.edit.token
+        require(token != self.denoiser.mask_id, "token", token, "another one than MASK")
+        if placed.column is None:
+            raise ValueError(
+                f"position {position} is not among the cells that the sampler sees in step {step}"
+            )
+        at = torch.tensor([[placed.row], [placed.column], [token]], device=self.input_ids.device)
+        row, column, tokens = at
+        self.write(row, column, tokens, turn)
+        placed.is_done = True
 
     def remask(self, row: Int[Tensor, " cells"], column: Int[Tensor, " cells"], turn: int) -> None:
         """Mask written cells again."""

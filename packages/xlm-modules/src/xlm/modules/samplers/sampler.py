@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from xlm.modules.random import row_seeds, uniform
+from xlm.modules.records import UserEdit
 from xlm.modules.samplers.canvas import Canvas, Denoiser, Text
 from xlm.modules.samplers.plans import (
     Plan,
@@ -143,6 +144,7 @@ class Sampler:
         last = 0
         for turn in self._turns(canvas):
             turn.apply(canvas.evaluate(turn.row, turn.column, turn.alpha))
+            canvas.edit(turn.number)
             last = turn.number
         return last
 
@@ -323,6 +325,7 @@ def fill(
     *,
     window_length: int | None = None,
     stride: int | None = None,
+    edit: UserEdit | None = None,
 ) -> Filled:
     """Write the masked cells of a text.
 
@@ -334,10 +337,14 @@ def fill(
         seeds: The source of all draws.
         window_length: The most cells to show to the network at once, window after window; None for no limit.
         stride: Cells that each further window adds.
+        edit: An edit of the user behind one of the turns; None for none.
+
+    Raises:
+        ValueError: If the sampler does not see the cell of the edit in its turn, or the row has no such turn.
     """
     nfe = torch.zeros_like(seeds)
     edits: list[Tensor] = []
-    num_turns = 0
+    num_turns, is_edited = 0, edit is None
     for number, span in enumerate(text.spans(window_length, stride or 1)):
         window = text.window(span)
         if len(window.rows) == 0:
@@ -352,12 +359,16 @@ def fill(
             masked=window.show(text.masked) & window.exists,
             may_end=window.show(text.may_end) & window.exists,
             seeds=own_seeds[window.rows],
+            user_edit=text.place(edit, window, num_turns),
         )
         last = sampler.fill(canvas)
+        is_edited |= canvas.user_edit is not None and canvas.user_edit.is_done
         text.put(window, canvas.input_ids, canvas.masked)
         nfe[window.rows] += canvas.nfe
         edits += [_later(edit, num_turns) for edit in canvas.edits]
         num_turns += last
+    if edit is not None and not is_edited:
+        raise ValueError(f"the row has no step {edit.step}")
     return Filled(nfe, edits)
 
 

@@ -13,7 +13,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from xlm.modules.records import FullTrace, FullyTracedPrediction, Trace, TrajectoryLogProbs
+from xlm.modules.records import (
+    FullTrace,
+    FullyTracedPrediction,
+    Trace,
+    TracedPrediction,
+    TrajectoryLogProbs,
+    UserEdit,
+)
 from xlm.modules.samplers.automata import Automaton
 from xlm.modules.samplers.canvas import Denoiser, PromptBatch, Text
 from xlm.modules.samplers.constraints import Constrained
@@ -52,8 +59,10 @@ class Generation:
         writer = Constrained(self.sampling, self.constraint, text)
         return text, self.fill(text, writer, seeds), writer.log_weight
 
-    def fill(self, text: Text, writer: Writer, seeds: Int[Tensor, " rows"]) -> Filled:
-        """Write the masks of a text."""
+    def fill(
+        self, text: Text, writer: Writer, seeds: Int[Tensor, " rows"], edit: UserEdit | None = None
+    ) -> Filled:
+        """Write the masks of a text, with an edit of the user if there is one."""
         return fill(
             text,
             self.sampler,
@@ -62,6 +71,7 @@ class Generation:
             seeds,
             window_length=self.window_length,
             stride=self.stride,
+            edit=edit,
         )
 
 
@@ -98,10 +108,35 @@ def record(generation: Generation, batch: PromptBatch, seeds: Int[Tensor, " rows
     filled = generation.fill(text, recorded, seeds)
     ids, lengths = text.targets(generation.pad_id)
     trace = text.trace(filled.edits, text.cells.sum(1))
-    log_prob = _at_draws(trace, generation, recorded.notes)
-    full = FullTrace(**vars(trace), log_prob=log_prob, place_log_prob=log_prob.new_zeros(len(seeds)))
+    full = FullTrace(
+        **vars(trace),
+        log_prob=_at_draws(trace, generation, recorded.notes.log_prob),
+        entropy=_at_draws(trace, generation, recorded.entropy),
+        place_log_prob=torch.zeros(len(seeds), dtype=torch.float64, device=seeds.device),
+    )
     calls = filled.nfe if generation.denoiser.prompts is None else filled.nfe + 1
     return FullyTracedPrediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=full, calls=calls)
+
+
+def fork(
+    generation: Generation, batch: PromptBatch, seeds: Int[Tensor, " rows"], edit: UserEdit
+) -> TracedPrediction:
+    """Generate with an edit of the user, and the same noise: up to its step nothing changes.
+
+    Raises:
+        ValueError: If there is a constraint, the row has no such step, the cell is not shown then,
+            or the token is MASK.
+    """
+    if generation.constraint is not None:
+        raise ValueError(
+            "an edit may have no text that the constraint allows: set predictor.constraint to null"
+        )
+    text = Text.of(batch, generation.denoiser.vocabulary)
+    filled = generation.fill(text, Draw(generation.sampling), seeds, edit)
+    ids, lengths = text.targets(generation.pad_id)
+    calls = filled.nfe if generation.denoiser.prompts is None else filled.nfe + 1
+    trace = text.trace(filled.edits, lengths)
+    return TracedPrediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=trace, calls=calls)
 
 
 def trajectory_log_probs(
@@ -123,7 +158,7 @@ def trajectory_log_probs(
     column = trace.position + batch["target_start"][trace.row]
     follow = _Follow(generation.sampling, trace.row[drawn], column[drawn], trace.token[drawn])
     generation.fill(Text.of(batch, generation.denoiser.vocabulary), follow, seeds)
-    log_prob = _at_draws(trace, generation, follow.notes)
+    log_prob = _at_draws(trace, generation, follow.notes.log_prob)
     return TrajectoryLogProbs(log_prob=log_prob, place_log_prob=log_prob.new_zeros(len(seeds)))
 
 
@@ -132,12 +167,10 @@ def _is_drawn(trace: Trace, generation: Generation) -> Tensor:
     return (trace.step > 0) & (trace.token != generation.denoiser.mask_id)
 
 
-def _at_draws(trace: Trace, generation: Generation, notes: Notes) -> Tensor:
-    """(edits,) the log-probabilities of all draws at their edits, 0 elsewhere."""
-    log_prob = torch.zeros(len(trace.row), dtype=torch.float64, device=trace.row.device)
-    if not notes.log_prob:
-        return log_prob
-    return log_prob.masked_scatter(_is_drawn(trace, generation), torch.cat(notes.log_prob))
+def _at_draws(trace: Trace, generation: Generation, noted: Sequence[Tensor]) -> Tensor:
+    """(edits,) what was noted of all draws, in their order, at their edits; 0 elsewhere."""
+    found = torch.zeros(len(trace.row), dtype=torch.float64, device=trace.row.device)
+    return found.masked_scatter(_is_drawn(trace, generation), torch.cat(list(noted))) if noted else found
 
 
 @dataclass

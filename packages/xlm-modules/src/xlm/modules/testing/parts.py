@@ -2,7 +2,7 @@
 # ruff: noqa: D102  # the members of a Protocol are described in the docstring of its class
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 import torch
@@ -176,3 +176,19 @@ def replay(trace: Trace, row: int) -> list[int]:
         assert 0 <= position <= len(ids) - replaced, f"edit at {position} of a target of length {len(ids)}"
         ids[position : position + replaced] = [] if operation == 2 else [token]
     return ids
+
+
+def texts_of(prediction: Prediction) -> list[list[int]]:
+    """Ids of each row, without padding."""
+    lengths = to_list(prediction.lengths)
+    return [to_list(ids[:length]) for ids, length in zip(prediction.ids, lengths, strict=True)]
+
+
+def as_module(function: Callable[..., object]) -> Any:
+    """What only looks like a network: a loss and a predictor need no more than to call it."""
+    return function
+
+
+def seeds_of_rows(rows: int) -> Tensor:
+    """Seeds (rows,) of predictions."""
+    return torch.arange(rows) + 100

@@ -15,7 +15,6 @@ from xlm.modules.testing.assertions import (
     assert_close,
     assert_equal,
     assert_same_total,
-    assert_scores_texts,
     no_global_draws,
     refused_ids,
 )
@@ -32,6 +31,7 @@ from xlm.modules.testing.examples import (
     pad,
     without_values,
 )
+from xlm.modules.testing.forks import assert_forks
 from xlm.modules.testing.parts import (
     Collator,
     CountingModel,
@@ -39,7 +39,10 @@ from xlm.modules.testing.parts import (
     Loss,
     Prediction,
     Predictor,
+    as_module,
     replay,
+    seeds_of_rows,
+    texts_of,
     to_list,
 )
 
@@ -142,7 +145,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
         for kind, batch in self._loss_batches():
             before = copy.deepcopy(batch)
             with no_global_draws(f"{kind}: the loss"):
-                first, second = loss(CountingModel(model), batch), loss(_as_module(model.forward), batch)
+                first, second = loss(CountingModel(model), batch), loss(as_module(model.forward), batch)
             assert_equal(batch, before, f"{kind}: the batch after the loss, and before,")
             assert_close(first.loss_sum, second.loss_sum, f"{kind}: the losses of two calls")
 
@@ -257,7 +260,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
                 second = self._predict(batch, model=self._model().forward, trace=True)
             assert_equal(batch, before, f"{kind}: the batch after the prediction, and before,")
             assert first.trace is None, f"{kind}: a trace that was not requested"
-            assert _texts(first) == _texts(second), f"{kind}: other texts from the same seeds"
+            assert texts_of(first) == texts_of(second), f"{kind}: other texts from the same seeds"
 
     def test_prediction_ignores_neighbours(self) -> None:
         """In float64 texts and nfe of a row are independent of the order and number of the other rows.
@@ -266,15 +269,19 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
         """
         for kind, batch in self._prompt_batches():
             collate, examples = self.build_prompt_collator(kind), self._examples(kind)
-            seeds = _seeds(len(examples))
+            seeds = seeds_of_rows(len(examples))
             together = self._predict(batch)
             flipped = self._predict(collate(examples[::-1]), seeds=seeds.flip(0))
-            assert _texts(flipped)[::-1] == _texts(together), f"{kind}: the order of the rows changes them"
+            assert texts_of(flipped)[::-1] == texts_of(together), (
+                f"{kind}: the order of the rows changes them"
+            )
             assert torch.equal(flipped.nfe.flip(0), together.nfe), f"{kind}: the order changes the nfe"
             for row in (0, len(examples) - 1):  # padded beside the others, not alone
                 model = CountingModel(self._model())
                 alone = self._predict(collate([examples[row]]), model=model, seeds=seeds[row : row + 1])
-                assert _texts(alone)[0] == _texts(together)[row], f"{kind}: row {row} is another when alone"
+                assert texts_of(alone)[0] == texts_of(together)[row], (
+                    f"{kind}: row {row} is another when alone"
+                )
                 assert alone.nfe[0] == together.nfe[row], f"{kind}: nfe of row {row} is another when alone"
                 calls = getattr(alone, "calls", None)
                 for spent in (alone.nfe, alone.nfe if calls is None else calls):
@@ -283,7 +290,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
     def test_prediction_ignores_padding(self) -> None:
         for kind, batch in self._prompt_batches():
             padded = self._predict(pad(batch, self.prompt_padding, side=self.prompt_padding_side))
-            assert _texts(padded) == _texts(self._predict(batch)), f"{kind}: padding changes the texts"
+            assert texts_of(padded) == texts_of(self._predict(batch)), f"{kind}: padding changes the texts"
 
     @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
     def test_predictions_are_well_formed(self, precision: str) -> None:
@@ -320,7 +327,13 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
         for kind, batch in self._prompt_batches() if hasattr(predictor, "likelihood") else ():
             score, texts = partial(predictor.likelihood, self._model()), self._predict(batch)
             collate, examples = self.build_prompt_collator(kind), self._examples(kind)
-            assert_scores_texts(score, collate, examples, texts, _seeds(len(examples)), kind)
+            assert_scores_texts(score, collate, examples, texts, seeds_of_rows(len(examples)), kind)
+
+    def test_an_edit_of_the_user_stays(self) -> None:
+        predictor: Any = self.build_predictor()
+        for kind, batch in list(self._prompt_batches())[-1:] if hasattr(predictor, "fork") else ():
+            fork = partial(predictor.fork, self._model(), batch)
+            assert_forks(fork, self._predict(batch, trace=True), self.ordinary_ids, kind)
 
     # What the tests share
 
@@ -336,7 +349,7 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
         trace = prediction.trace
         assert trace is not None, f"{name}: no trace, though requested"
         assert (trace.step.diff() >= 0).all(), f"{name}: the trace is not in the order of execution"
-        for row, (ids, example) in enumerate(zip(_texts(prediction), examples, strict=True)):
+        for row, (ids, example) in enumerate(zip(texts_of(prediction), examples, strict=True)):
             special = set(ids) - set(self.ordinary_ids)
             assert not special, f"{name}: row {row} holds ids that are not of texts, {special}: {ids}"
             padding = prediction.ids[row, len(ids) :]
@@ -364,8 +377,8 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
         trace: bool = False,
     ) -> Prediction:
         rows = len(cast("Tensor", batch[next(iter(self.prompt_padding))]))
-        seeds = _seeds(rows) if seeds is None else seeds
-        return self.build_predictor()(_as_module(model or self._model()), batch, seeds, trace=trace)
+        seeds = seeds_of_rows(rows) if seeds is None else seeds
+        return self.build_predictor()(as_module(model or self._model()), batch, seeds, trace=trace)
 
     def _examples(self, kind: Kind) -> list[Example]:
         return make_examples(kind, self.ordinary_ids, self.max_length)
@@ -383,18 +396,3 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
     def _prompt_batches(self) -> Iterator[tuple[Kind, PromptBatch]]:
         for kind in self._prompt_kinds():
             yield kind, self.build_prompt_collator(kind)(self._examples(kind))
-
-
-def _as_module(function: Callable[..., object]) -> Any:
-    """What only looks like a network: a loss and a predictor need no more than to call it."""
-    return function
-
-
-def _seeds(rows: int) -> Tensor:
-    return torch.arange(rows) + 100
-
-
-def _texts(prediction: Prediction) -> list[list[int]]:
-    """Ids of each row, without padding."""
-    lengths = to_list(prediction.lengths)
-    return [to_list(ids[:length]) for ids, length in zip(prediction.ids, lengths, strict=True)]

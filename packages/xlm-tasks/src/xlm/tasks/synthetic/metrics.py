@@ -78,6 +78,14 @@ class LanguageMetrics:
             "drawn_covered": _covered(drawn),
         }
 
+    def text_log_probs(self, texts: Sequence[str], /) -> Tensor:
+        """Exact log p of whole texts, (texts,) float64 in nats, -inf for impossible ones.
+
+        The card of a result adds it to the ``nll`` of a model or sampler on texts of the language: the mean
+        is KL(language || model), or an upper bound of it where the likelihood is a bound.
+        """
+        return log_probs(self._language, [_tokens(text) for text in texts])
+
     def _describe(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """(texts, 3) as in ``lists``."""
         lengths = torch.tensor([len(text) for text in texts], dtype=torch.float64)
