@@ -128,7 +128,7 @@ class ARLMBeamPredictor:
         """Refuse an edit of the user.
 
         Raises:
-            ValueError: Always; states the reason.
+            ValueError: If it is called, with the reason.
         """
         raise ValueError(
             f"step {edit.step}: beam search keeps {self._num_beams} texts at once, and a trace shows the "

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from xlm.core.command.evaluate import load
+from xlm.core.command.jobs import ForkEdit
 from xlm.core.command.results import write_pages
 from xlm.core.config.entry_points import GENERATION
 from xlm.core.config.errors import XLMError
 from xlm.core.config.run_files import PREDICTIONS, TRACES
-from xlm.core.config.schema import ForkEditSettings
 from xlm.core.evaluation import report
 from xlm.core.evaluation.text_fork import TextFork, read_recorded, token_id
 from xlm.core.evaluation.uses import Use
@@ -18,7 +18,7 @@ from xlm.core.training.slot_checks import check_slots
 from xlm.core.training.trainer import evaluate_test_split, make_trainer, record_means
 
 
-def fork_text(run: Run, place: str, edit: ForkEditSettings | None) -> dict[str, float]:
+def fork_text(run: Run, place: str, edit: ForkEdit | None) -> dict[str, float]:
     """Generate the text again, with an edit behind the step if there is one.
 
     Args:

@@ -1,14 +1,15 @@
 """The jobs of xlm-core, declared without heavy imports."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from omegaconf import DictConfig
+from pydantic import BeforeValidator, Field
 from typing_extensions import override
 
 from xlm.core.command.job import Job, Tool
 from xlm.core.config.entry_points import GENERATION
 from xlm.core.config.errors import XLMError
-from xlm.core.config.schema import ForkEditSettings, RunSettings
+from xlm.core.config.schema import RunSettings, Settings
 
 if TYPE_CHECKING:
     from xlm.core.training.run import Run
@@ -60,6 +61,19 @@ class Evaluate(Job):
         return evaluate(run)
 
 
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class ForkEdit(Settings):
+    """A token that is written into a text while it is generated (`fork_edit`)."""
+
+    position: Annotated[int, Field(ge=0)]
+    """Position in the text behind the step of the fork, from 0."""
+    token: Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
+    """The new token, as text."""
+
+
 class Generate(Job):
     """Generate with a checkpoint: predictions.jsonl; or continue a recorded text: fork=runs/a@3."""
 
@@ -67,7 +81,7 @@ class Generate(Job):
     fork: str | None = None
     """`FOLDER@STEP` or `FOLDER:NUMBER@STEP`: continue a text of `FOLDER/traces.jsonl`, the first one if
     it has no number, from a step, with the same noise; null: generate all rows."""
-    fork_edit: ForkEditSettings | None = None
+    fork_edit: ForkEdit | None = None
     """A token to write behind this step, which stays: {position: 3, token: x}; null: none."""
 
     @override

@@ -7,7 +7,7 @@ constructor arguments of the class they name.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from xlm.core.config.entry_points import GENERATION, LOSS, PAGES, USES, offered
 from xlm.core.config.names import Name
@@ -260,19 +260,6 @@ class HubSettings(Settings):
         if self.create_pr and self.revision not in (None, "main"):
             raise ValueError("a pull request goes to main: set hub.create_pr or hub.revision, not both")
         return self
-
-
-def _as_text(value: object) -> object:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-class ForkEditSettings(Settings):
-    """A token that is written into a text while it is generated (`fork_edit`)."""
-
-    position: Annotated[int, Field(ge=0)]
-    """Position in the text behind the step of the fork, from 0."""
-    token: Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
-    """The new token, as text."""
 
 
 class SamplerLikelihoodSettings(Settings):

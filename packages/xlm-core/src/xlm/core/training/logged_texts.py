@@ -22,16 +22,14 @@ def log_texts(loggers: Iterable[Logger], texts: GeneratedTexts, step: int) -> No
     columns = ["prompt", "text", "reference"]
     for logger, (loader, samples) in itertools.product(loggers, texts.samples.items()):
         rows = [[generation["prompt"], generation["text"], generation["reference"]] for generation in samples]
-        lengths = list(texts.lengths[loader].elements())
         if isinstance(logger, TensorBoardLogger):
+            lengths = torch.tensor(list(texts.lengths[loader].elements()))
             logger.experiment.add_text(f"{loader}/texts", _table(columns, rows), step)
-            logger.experiment.add_histogram(f"{loader}/lengths", torch.tensor(lengths), step)
+            logger.experiment.add_histogram(f"{loader}/lengths", lengths, step)
         elif isinstance(logger, WandbLogger):
-            import wandb  # an extra, which this logger needs
-
             logger.log_text(f"{loader}/texts", columns=columns, data=rows, step=step)
-            shown = {f"{loader}/lengths": wandb.Histogram(lengths), "trainer/global_step": step}
-            logger.experiment.log(shown)
+            counts = [[length, count] for length, count in sorted(texts.lengths[loader].items())]
+            logger.log_table(f"{loader}/lengths", columns=["length", "texts"], data=counts, step=step)
 
 
 def log_pages(loggers: Iterable[Logger], pages: Mapping[str, Path]) -> None:
