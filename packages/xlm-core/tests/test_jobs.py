@@ -86,7 +86,7 @@ def test_train_leaves_its_results_as_files(run_toy: Run, tmp_path: Path) -> None
 
 
 def insertion(position: int) -> dict[str, object]:
-    return {"kind": "insert", "position": position, "token": "3"}
+    return {"kind": "insert", "position": position, "token": "3", "id": 3}
 
 
 def test_a_second_start_keeps_the_record_of_the_first(run_toy: Run, tmp_path: Path) -> None:
