@@ -1,6 +1,7 @@
 """``job_type=generate fork=TRACE@STEP``: continue a recorded text from one of its steps."""
 
 from dataclasses import replace
+from typing import cast
 
 from xlm.core.command.evaluate import load
 from xlm.core.command.jobs import ForkEdit
@@ -40,7 +41,7 @@ def fork_text(run: Run, place: str, edit: ForkEdit | None) -> dict[str, float]:
     harness, datamodule, checkpoint = load(run)
     check_slots(harness, datamodule, stages=("test",))
     texts = harness.evaluation.texts
-    use: Use = TextFork(harness.slots, recorded, written, texts)
+    use = cast("Use", TextFork(harness.slots, recorded, written, texts))  # made here, not by its name
     harness.evaluation.uses["test"] = {name: [use]}
     folder = RunFolder(run.folder).start_job(run.settings.job_type, run.record)
     report.print_start(

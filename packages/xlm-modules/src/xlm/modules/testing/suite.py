@@ -15,6 +15,7 @@ from xlm.modules.testing.assertions import (
     assert_close,
     assert_equal,
     assert_same_total,
+    assert_scores_texts,
     no_global_draws,
     refused_ids,
 )
