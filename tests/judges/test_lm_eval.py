@@ -23,7 +23,6 @@ CORPUS = (
     "task.tokenizer.vocab_size=512",
     "datamodule.train.lm.max_rows=64",
     "datamodule.val.lm.max_rows=8",
-    "datamodule.val.prediction.max_rows=2",
     "test_after_training=false",
     "trainer.max_steps=4",
     "trainer.val_check_interval=4",
@@ -146,6 +145,7 @@ PACKED = (
     "task.max_target_length=32",
     "task.packing={block_length: 32, separator_id: '${vocab.eos_id}'}",
     "datamodule.train.lm.bucketing=null",
+    "~datamodule.val.prediction",  # nothing precedes the first token
 )
 """Documents with a separator behind each in blocks, as models of long text are trained."""
 PREFIXES = {"with BOS": (), "packed": PACKED}

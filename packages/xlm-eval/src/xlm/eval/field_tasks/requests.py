@@ -67,8 +67,8 @@ def encode_pair(
         context: The context, may be empty.
         continuation: The text to score.
         tokenizer: Of the run.
-        together: Whether both are tokenised as one text, and the continuation begins behind as many tokens
-            as the context alone has; else each is tokenised alone, as a prompt and its target are.
+        together: Whether the ids of the continuation are those of both texts together, behind as many as the
+            context has alone; else each text is tokenised alone, as a prompt and its target are.
 
     Raises:
         XLMError: If the continuation has no token.
@@ -76,8 +76,7 @@ def encode_pair(
     bare = context.rstrip()
     given = encode(bare, tokenizer) if bare else []
     if together:
-        whole = encode(context + continuation, tokenizer)
-        given, ids = whole[: len(given)], whole[len(given) :]
+        ids = encode(context + continuation, tokenizer)[len(given) :]
     else:
         ids = encode(context[len(bare) :] + continuation, tokenizer)
     if not ids:
