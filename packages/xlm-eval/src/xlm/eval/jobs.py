@@ -137,7 +137,7 @@ class LMEval(Job):
     limit: Annotated[int, Field(ge=1)] | None = None
     """Documents of each task; null: all."""
     gen_kwargs: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """Replace the task's `generation_kwargs`: until, max_gen_toks, do_sample, temperature, top_k, top_p."""
+    """Replace the task's own: until, max_gen_toks, do_sample, temperature, top_k, top_p."""
     bootstrap_iters: Annotated[int, Field(ge=0)] = 1000
     """Replicates for the standard errors of metrics that are no means."""
     log_samples: bool = True

@@ -97,7 +97,7 @@ class Decoding:
 
     @staticmethod
     def of(kwargs: Mapping[str, Any], predictor: Mapping[str, Any]) -> "Decoding":
-        """Read a task's ``generation_kwargs``: greedy unless they sample, as in the harness.
+        """Read a task's arguments of a generation: greedy unless they sample, as in the harness.
 
         Args:
             kwargs: The arguments.
