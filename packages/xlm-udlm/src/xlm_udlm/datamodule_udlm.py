@@ -21,6 +21,7 @@ from xlm.modules import (
     uniform,
 )
 from xlm.modules.records import Example
+from xlm_udlm.curriculum_udlm import GaussianCurriculum
 from xlm_udlm.layout_udlm import Layout, Rows
 from xlm_udlm.types_udlm import UDLMBatch, UDLMPromptBatch, noise_of_alpha, one_minus_alpha
 from xlm_udlm.vocabulary_udlm import CellVocabulary
@@ -52,9 +53,11 @@ class UDLMCollator:
         min_time: Where the times begin, in [0, 1). Noise near t = 0 is rare and expensive: a cut at 1e-3
             leaves out about half a per cent of the integral, far more than with masks.
         time_power: q, at least 1. The published 1 has infinite variance with min_time=0; 3 has the least.
+        curriculum: Softens the first rows of the training stream, whose loss is biased then; None for none.
 
     Raises:
-        ValueError: If an option is outside its range, or no token is possible in a text.
+        ValueError: If an option is outside its range, or no token is possible in a text, or only one with a
+            curriculum.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class UDLMCollator:
         target_length: int | None = None,
         min_time: float = 0.0,
         time_power: float = 3.0,
+        curriculum: GaussianCurriculum | None = None,
     ) -> None:
         require(0 <= min_time < 1, "min_time", min_time, "in [0, 1)")
         require(time_power >= 1, "time_power", time_power, "at least 1")
@@ -82,6 +86,10 @@ class UDLMCollator:
             target_length=target_length,
         )
         self._min_time, self._time_power = min_time, time_power
+        if curriculum is not None:
+            num_text = self._rows.vocabulary.num_text
+            require(num_text >= 2, "curriculum", curriculum, "None where texts have one possible token")
+        self._curriculum = curriculum
 
     def __call__(self, examples: Sequence[Example]) -> UDLMBatch:
         """Make a batch of len(examples) rows, padded to the longest.
@@ -91,12 +99,12 @@ class UDLMCollator:
                 its cell cannot hold, or ``fixed`` or ``segment_ids`` do not fit their target.
         """
         rows = self._rows.lay_out(examples)
-        seeds, power = seeds_of(examples), self._time_power
-        s = stratified_times(seeds, places_of(examples), stream=_STREAM_TIME)
+        seeds, power, places = seeds_of(examples), self._time_power, places_of(examples)
+        s = stratified_times(seeds, places, stream=_STREAM_TIME)
         time = self._min_time + (1 - self._min_time) * s**power
         alpha = self._schedule.alpha(time)
         weight = -self._schedule.d_alpha(time) / alpha * power * s ** (power - 1) * (1 - self._min_time)
-        return self._rows.noised(
+        batch = self._rows.noised(
             rows,
             seeds,
             step=0,
@@ -105,6 +113,53 @@ class UDLMCollator:
             weight=weight.masked_fill(alpha <= 0, 0.0),
             noise=noise_of_alpha(alpha),
         )
+        if self._curriculum is None:
+            return batch
+        is_soft = torch.ones(len(s), dtype=torch.bool)
+        if places is not None:
+            is_soft = places < self._curriculum.num_rows
+        return self._softened(self._curriculum, batch, rows, seeds, s, is_soft) if is_soft.any() else batch
+
+    def _softened(
+        self,
+        curriculum: GaussianCurriculum,
+        batch: UDLMBatch,
+        rows: Rows,
+        seeds: Tensor,
+        s: Tensor,
+        is_soft: Tensor,
+    ) -> UDLMBatch:
+        """The batch with the noise of the curriculum in the rows (rows,) ``is_soft``.
+
+        Raises:
+            ValueError: If the cells of a row have different numbers of possible tokens.
+        """
+        vocabulary, row, column = self._rows.vocabulary, batch["cell_row"], batch["cell_column"]
+        number = vocabulary.num_possible(rows.may_end)
+        least = number.masked_fill(~rows.free, vocabulary.vocab_size).amin(1)
+        most = number.masked_fill(~rows.free, 2).amax(1)
+        if bool((least < most)[is_soft].any()):
+            raise ValueError(
+                "with a curriculum all free cells of a row must have the same possible tokens; EOS is "
+                "possible right of the last given token only: set the collator's curriculum=null"
+            )
+        levels = curriculum.levels(s, most)
+        soft = curriculum.draw(vocabulary, seeds, rows.ids, rows.may_end, levels.mu)
+        noised = levels.one_minus_alpha
+        found: UDLMBatch = {
+            **batch,
+            "input_ids": soft.largest.where(rows.free & is_soft.unsqueeze(1), batch["input_ids"]),
+            "one_minus_alpha": noised.where(is_soft, batch["one_minus_alpha"]),
+            "weight": levels.weight.where(is_soft, batch["weight"]),
+            "noise": noise_of_alpha(1 - noised).where(is_soft, batch["noise"]),
+        }
+        if soft.weights is not None:
+            of_cell, own = is_soft[row].unsqueeze(1), found["input_ids"][row, column].unsqueeze(1)
+            hard = torch.zeros_like(soft.weights[row, column])
+            hard[:, 0] = 1.0
+            found["blend_ids"] = soft.ids[row, column].where(of_cell, own)
+            found["blend_weights"] = soft.weights[row, column].where(of_cell, hard).float()
+        return found
 
 
 class UDLMLikelihoodCollator:
@@ -259,15 +314,15 @@ class _RowMaker:
         target_length: int | None,
     ) -> None:
         self._layout = Layout(pad_id=pad_id, bos_id=bos_id, eos_id=eos_id, target_length=target_length)
-        self._vocabulary = CellVocabulary(
+        self.vocabulary = CellVocabulary(
             vocab_size=vocab_size, pad_id=pad_id, eos_id=eos_id, suppressed_ids=suppressed_ids
         )
 
     def lay_out(self, examples: Sequence[Example]) -> Rows:
         """Rows without noise, whose free cells hold tokens that are possible there."""
         rows = self._layout.lay_out(examples)
-        check_vocabulary(rows.ids, self._vocabulary.vocab_size)
-        impossible = rows.free & ~self._vocabulary.are_possible(rows.ids, rows.may_end)
+        check_vocabulary(rows.ids, self.vocabulary.vocab_size)
+        impossible = rows.free & ~self.vocabulary.are_possible(rows.ids, rows.may_end)
         if impossible.any():
             row, column = impossible.nonzero()[0].tolist()
             raise ValueError(
@@ -283,7 +338,7 @@ class _RowMaker:
         width = rows.ids.shape[1]
         chosen = uniform(seeds, width, step=step, stream=_STREAM_CELLS) < noised.unsqueeze(1)
         uniforms = uniform(seeds, width, step=step, stream=_STREAM_NOISE)
-        random = self._vocabulary.uniform_tokens(uniforms, rows.may_end)
+        random = self.vocabulary.uniform_tokens(uniforms, rows.may_end)
         row, column = rows.free.nonzero(as_tuple=True)
         batch: UDLMBatch = {
             "input_ids": random.where(rows.free & chosen, rows.ids),

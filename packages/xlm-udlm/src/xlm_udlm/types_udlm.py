@@ -61,6 +61,10 @@ class UDLMBatch(TypedDict):
     """Raw target tokens that are not given."""
     models_length: Bool[Tensor, " rows"]
     """Whether the cells have a fixed width, so that the length of the target is predicted too."""
+    blend_ids: NotRequired[Int[Tensor, "cells tokens"]]
+    """With a curriculum: tokens whose embeddings the network reads at each free cell in place of x_t's."""
+    blend_weights: NotRequired[Float[Tensor, "cells tokens"]]
+    """What they are multiplied by, which adds up to 1."""
     num_draws: NotRequired[Int[Tensor, ""]]
     """The number of consecutive rows made from one example. Missing in training batches, which follow the
     training schedule and therefore have no likelihood."""

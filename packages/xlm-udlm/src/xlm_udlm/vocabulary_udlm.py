@@ -48,6 +48,8 @@ class CellVocabulary:
         self.vocab_size, self.num_text = vocab_size, len(text_ids)
         # Ordinary tokens, then those that end a text; not on the device of a context, such as meta.
         self._ids = torch.tensor([*text_ids, *self.end_ids], device="cpu")
+        self._index = torch.zeros(vocab_size, dtype=torch.int64, device="cpu")
+        self._index[self._ids] = torch.arange(len(self._ids), device="cpu")
         self._is_text = torch.isin(torch.arange(vocab_size, device="cpu"), self._ids[: self.num_text])
 
     def num_possible(self, may_end: Bool[Tensor, "*cells"]) -> Int[Tensor, "*cells"]:
@@ -58,9 +60,17 @@ class CellVocabulary:
         self, uniforms: Float64[Tensor, "*cells"], may_end: Bool[Tensor, "*cells"]
     ) -> Int[Tensor, "*cells"]:
         """Possible tokens drawn uniformly, one for each number in (0, 1)."""
-        number = self.num_possible(may_end)
-        index = (uniforms * number).long().minimum(number - 1)
-        return self._ids.to(index.device)[index]
+        return self.tokens_at((uniforms * self.num_possible(may_end)).long(), may_end)
+
+    def tokens_at(
+        self, index: Int[Tensor, "*cells"], may_end: Bool[Tensor, "*#cells"]
+    ) -> Int[Tensor, "*cells"]:
+        """The possible tokens with these numbers, from 0; a number of K or above is the last one's."""
+        return self._ids.to(index.device)[index.minimum(self.num_possible(may_end) - 1)]
+
+    def index_of(self, ids: Int[Tensor, "*cells"]) -> Int[Tensor, "*cells"]:
+        """Numbers of possible tokens, from 0; ids that are possible nowhere have that of the first one."""
+        return self._index.to(ids.device)[ids]
 
     def are_possible(
         self, ids: Int[Tensor, "*cells"], may_end: Bool[Tensor, "*cells"]

@@ -40,6 +40,7 @@ from xlm.modules.transformer import (
     RotaryAttention,
     check_sizes,
     checked_rotary_dim,
+    embed,
 )
 
 _LONGEST_PERIOD = 10000.0
@@ -273,10 +274,7 @@ class DiT(nn.Module):
         cos, sin = rotary_angles(position_ids, self.rotary_dim, dtype=dtype)
         mask = broadcast_over_heads(attention_mask) if isinstance(attention_mask, Tensor) else attention_mask
         tokens = RealTokens.of(attention_mask) if cache is None else None
-        if embedded is None:
-            hidden: Tensor = self.embedding(input_ids if tokens is None else tokens.pack(input_ids))
-        else:
-            hidden = embedded if tokens is None else tokens.pack(embedded)
+        hidden = embed(self.embedding, input_ids, embedded, tokens)
         if condition is None:
             condition = hidden.new_zeros(len(input_ids), self.d_condition)
         condition = F.silu(condition)

@@ -300,6 +300,7 @@ class RotaryTransformer(nn.Module):
         position_ids: Int[Tensor, "batch length"] | None = None,
         *,
         cache: KeyValueCache | None = None,
+        embedded: Float[Tensor, "batch length d_model"] | None = None,
     ) -> Float[Tensor, "batch length d_model"]:
         """Hidden states after the last norm.
 
@@ -316,6 +317,8 @@ class RotaryTransformer(nn.Module):
                 added to; ``input_ids`` and ``attention_mask`` are about the new tokens alone. Only for masks
                 of two axes (but see :class:`xlm.modules.BlockCache`); a bidirectional network takes a
                 :class:`xlm.modules.PromptCache` or a :class:`xlm.modules.BlockCache`, no other.
+            embedded: What the blocks read in place of the embeddings of ``input_ids``, shape (batch, length,
+                d_model).
 
         Returns:
             Hidden states, shape (batch, length, d_model); those at padding have no meaning, but are finite.
@@ -336,7 +339,7 @@ class RotaryTransformer(nn.Module):
         mask = self._attention_mask(attention_mask, past, input_ids)
         is_causal = self.causal and mask is None and past == 0
         tokens = RealTokens.of(attention_mask) if cache is None else None
-        hidden = self.embedding(input_ids if tokens is None else tokens.pack(input_ids))
+        hidden = embed(self.embedding, input_ids, embedded, tokens)
         for index, block in enumerate(self.blocks):
             layer = None if cache is None else cache.layer(index)
             hidden = block(hidden, cos, sin, mask, is_causal=is_causal, cache=layer, tokens=tokens)
@@ -378,3 +381,13 @@ def checked_rotary_dim(rotary_dim: int | None, head_dim: int) -> int:
     if checked % 2 != 0 or not 0 < checked <= head_dim:
         raise ValueError(f"rotary_dim must be even and in 2..{head_dim} (d_model / num_heads), got {checked}")
     return checked
+
+
+def embed(
+    embedding: nn.Embedding, input_ids: Tensor, embedded: Tensor | None, tokens: RealTokens | None
+) -> Float[Tensor, "*tokens d_model"]:
+    """What the first block reads: embeddings of the ids, or ``embedded``; of the real tokens alone."""
+    if embedded is not None:
+        return embedded if tokens is None else tokens.pack(embedded)
+    found: Tensor = embedding(input_ids if tokens is None else tokens.pack(input_ids))
+    return found
