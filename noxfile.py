@@ -184,6 +184,14 @@ def browser(session: nox.Session) -> None:
 
 
 @nox.session
+def judges(session: nox.Session) -> None:
+    """MAUVE and the lm-evaluation-harness themselves; by name, since they bring many packages."""
+    groups = ("--group", "test", "--group", "corpus", "--group", "judges")
+    sync(session, "--all-packages", *groups, "--extra", "mauve", "--extra", "lm-eval")
+    pytest(session, "tests/judges", "-q")
+
+
+@nox.session
 def integration(session: nox.Session) -> None:
     """All packages together: every experiment, every job."""
     groups = ("--group", "test", "--group", "data", "--group", "lint")
@@ -242,18 +250,7 @@ def template_all(session: nox.Session) -> None:
     wheels = wheel_files(outside / "dist")
     uv(session, "pip", "install", "--quiet", "--python", python, *wheels, *tools)
     environment = {**ENVIRONMENT, "XLM_CACHE": str(outside / "cache")}
-    families = session.posargs or [
-        "skeleton",
-        "arlm",
-        "mlm",
-        "ilm",
-        "did",
-        "editflow",
-        "mdlm",
-        "flexmdm",
-        "bd3lm",
-        "udlm",
-    ]
+    families = session.posargs or ["skeleton", *(name.removeprefix("xlm-") for name in FAMILIES)]
 
     def run(command: str, *arguments: str) -> None:
         program = str(Path(python).with_name(command))

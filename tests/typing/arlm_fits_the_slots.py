@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from xlm.core.protocols import Collator, LikelihoodLoss, Loss, LossMetric, Predictor
+from xlm.eval.field_tasks.scorer import PrefixLikelihoodLoss
 from xlm.modules.records import Trace
 from xlm_arlm import (
     ARLM,
@@ -34,6 +35,7 @@ def fits(
     _prompt_collator: Collator[ARLMPromptBatch] = prompt_collator
     _loss: Loss[ARLMBatch] = loss
     _likelihood: LikelihoodLoss[ARLMBatch] = loss
+    _prefix: PrefixLikelihoodLoss = loss
     _predictor: Predictor[ARLMPromptBatch] = predictor
     _beam: Predictor[ARLMPromptBatch] = beam
     _loss_metrics: LossMetric[ARLMLossOutput] = loss_metrics

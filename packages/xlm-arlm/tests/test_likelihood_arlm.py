@@ -59,6 +59,30 @@ def test_fixed_tokens_are_conditions(model: ARLM, collate: ARLMCollator) -> None
     assert given_all == pytest.approx(-log_prob(model, [BOS, 7, 8, 9], [EOS]), rel=1e-12)
 
 
+def test_a_prefix_may_go_on(model: ARLM, collate: ARLMCollator) -> None:
+    examples = [example([7, 8, 9], num_fixed=2), example([10, 9], prompt=[9]), example([], prompt=[8])]
+    without_end = ARLMCollator(pad_id=PAD, bos_id=BOS, eos_id=None)
+    for collator in (collate, without_end):
+        found = ARLMLoss().prefix_likelihood(model, collator(examples))
+        expected = [-log_prob(model, [BOS, 7, 8], [9]), -log_prob(model, [9, BOS], [10, 9]), 0.0]
+        assert found.nll.tolist() == pytest.approx(expected, rel=1e-12)
+        assert found.num_tokens.tolist() == [1, 2, 0]
+        assert (found.nll_kind, found.num_draws, found.models_length) == ("exact", 1, False)
+
+
+def test_a_prefix_is_greedy_if_every_token_is_the_most_probable_one(
+    model: ARLM, collate: ARLMCollator
+) -> None:
+    best: list[int] = []
+    for _ in range(3):
+        best.append(int(next_log_probs(model, [BOS, *best]).argmax()))
+    wrong = [*best[:2], (best[2] + 1) % 3 + 7]
+    batch = collate([example(best), example(wrong), example(best[:1]), example([])])
+    assert wrong != best
+    found = ARLMLoss().prefix_likelihood(model, batch).is_greedy
+    assert found.tolist() == [True, False, True, True]
+
+
 @pytest.mark.parametrize("prompt", [(), (4, 1, 4)])
 def test_probabilities_of_all_targets_add_up_to_one(prompt: tuple[int, ...]) -> None:
     """Every target of at most 3 tokens, over every id but EOS, and the mass of what is longer."""

@@ -66,6 +66,7 @@ def test_features_are_the_last_hidden_states_of_the_last_tokens(scorer: Path, pa
     metric = Mauve(str(scorer), batch_size=3, max_length=LONGEST, seed=7)
     metric.update(rows()[:2])
     metric.update(rows()[2:])
+    assert not metric.sums.keys() & metric.lists.keys()
     assert metric.compute() == {"mauve": 0.25, "mauve_texts": 4.0, "mauve_references": 4.0}
     assert package.asked["seed"] == 7
     for name, texts in (("q_features", JUDGED_TEXTS), ("p_features", [*REAL, "mats"])):

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from xlm.modules import TokenScores, segment_mask
 from xlm.modules.records import Likelihood
-from xlm_arlm.types_arlm import ARLMBatch, ARLMLossOutput, ARLMNetwork, score_tokens
+from xlm_arlm.types_arlm import (
+    ARLMBatch,
+    ARLMLossOutput,
+    ARLMNetwork,
+    ARLMPrefixLikelihood,
+    score_tokens,
+)
 
 
 class ARLMLoss:
@@ -64,8 +70,30 @@ class ARLMLoss:
             models_length=bool(batch["models_length"].all()),
         )
 
+    def prefix_likelihood(self, model: ARLMNetwork, batch: ARLMBatch) -> ARLMPrefixLikelihood:
+        """-log p(the text begins with the target | prompt) of each row; EOS is not scored."""
+        row, column = batch["target_row"], batch["target_column"]
+        scores = _scores(model, batch, row, column, wants_best=True)
+        assert scores.best is not None
+        is_last = torch.ones_like(row, dtype=torch.bool)
+        is_last[:-1] = row[1:] != row[:-1]
+        counts = ~(is_last & batch["models_length"][row])  # all but EOS
+        nats = torch.where(counts, -scores.log_probs.to(torch.float64), 0.0)
+        misses = counts & (scores.best != batch["input_ids"][row, column])
+        zeros = nats.new_zeros(len(batch["input_ids"]))
+        return ARLMPrefixLikelihood(
+            nll=zeros.index_add(0, row, nats),
+            num_tokens=batch["num_tokens"],
+            nll_kind="exact",
+            num_draws=1,
+            models_length=False,
+            is_greedy=zeros.index_add(0, row, misses.double()) == 0,
+        )
 
-def _scores(model: ARLMNetwork, batch: ARLMBatch, row: Tensor, column: Tensor) -> TokenScores:
+
+def _scores(
+    model: ARLMNetwork, batch: ARLMBatch, row: Tensor, column: Tensor, *, wants_best: bool = False
+) -> TokenScores:
     """-log p of the tokens in some places, each given those on its left."""
     # The last column has no token on its right and is left out.
     width = batch["input_ids"].shape[1] - 1
@@ -75,6 +103,7 @@ def _scores(model: ARLMNetwork, batch: ARLMBatch, row: Tensor, column: Tensor) -
         _mask_of_inputs(batch),
         positions=row * width + column - 1,
         tokens=batch["input_ids"][row, column],
+        wants_best=wants_best,
     )
 
 

@@ -24,7 +24,7 @@ from xlm.modules import (
     call_with_readout,
     linear_cross_entropy,
 )
-from xlm.modules.records import LossOutput
+from xlm.modules.records import Likelihood, LossOutput
 
 
 class ARLMBatch(TypedDict):
@@ -76,6 +76,14 @@ class ARLMLossOutput(LossOutput):
     """Number of predicted tokens in the term ``target``."""
 
 
+@dataclass(frozen=True)
+class ARLMPrefixLikelihood(Likelihood):
+    """-log p of all texts that begin with the target, for which ``models_length`` is False."""
+
+    is_greedy: Bool[Tensor, " examples"]
+    """Whether each token of the target is the most probable one after those on its left."""
+
+
 ARLMNetwork = Callable[..., Tensor]
 """What losses and predictors call: the network or what stands for it, such as ``torch.compile(network)``."""
 
@@ -99,8 +107,13 @@ def score_tokens(
     *,
     positions: Int[Tensor, " cells"],
     tokens: Int[Tensor, " cells"],
+    wants_best: bool = False,
 ) -> TokenScores:
-    """Call the network as :func:`call_model` does, but only for the sum of -log p of the next tokens."""
-    targets = TokenTargets(token=tokens, weight=torch.ones(len(tokens), device=tokens.device))
+    """Call the network as :func:`call_model` does, but only for the sum of -log p of the next tokens.
+
+    With ``wants_best`` also for the most probable token of each cell.
+    """
+    weight = torch.ones(len(tokens), device=tokens.device)
+    targets = TokenTargets(token=tokens, weight=weight, wants_best=wants_best)
     readout = partial(linear_cross_entropy, targets=targets)
     return call_with_readout(model, readout, input_ids, attention_mask, positions=positions)

@@ -1,14 +1,17 @@
 """The jobs of xlm-eval, declared without heavy imports."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BeforeValidator, Field
 from typing_extensions import override
 
 from xlm.core.command.job import Job, Tool
+from xlm.core.config.errors import XLMError
 from xlm.core.config.schema import RunSettings
-from xlm.eval.sweep import check_sweep
+from xlm.eval.sweep import check_one_process, check_sweep
 
 if TYPE_CHECKING:
     from xlm.core.training.run import Run
@@ -115,3 +118,46 @@ class Frontier(Job):
         from xlm.eval.frontier import evaluate_grid
 
         return evaluate_grid(run, self.sweep)
+
+
+class LMEval(Job):
+    """Score a checkpoint on tasks of the lm-evaluation-harness: 'tasks=[lambada_openai]'."""
+
+    reads_checkpoint: ClassVar[bool] = True
+    tasks: Annotated[list[str], BeforeValidator(_names)] = Field(default_factory=list[str])
+    """Names of tasks or groups of the harness, or of the files in ``include_path``."""
+    include_path: str | None = None
+    """Folder with tasks of your own, as the harness's YAML files; their Python code runs."""
+    context: Literal["prefix", "prompt"] = "prefix"
+    """How the model was trained to see a context: as the beginning of its text, or as the prompt of a row."""
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    """Tokens of a text, with its context unless that is a prompt; null: `task.max_target_length`."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Solved examples before each question; null: as the task says."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Documents of each task; null: all."""
+    gen_kwargs: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Replace the task's own: until, max_gen_toks, do_sample, temperature, top_k, top_p."""
+    bootstrap_iters: Annotated[int, Field(ge=0)] = 1000
+    """Replicates for the standard errors of metrics that are no means."""
+    log_samples: bool = True
+    """Whether to write each document with its requests and answers."""
+
+    @override
+    def check(self, settings: RunSettings) -> None:
+        super().check(settings)
+        if not self.tasks:
+            raise XLMError(
+                "tasks: missing. Name tasks of the lm-evaluation-harness: 'tasks=[lambada_openai]'"
+            )
+        if self.include_path is not None and not Path(self.include_path).is_dir():
+            raise XLMError(f"include_path: there is no folder {self.include_path}")
+        if find_spec("lm_eval") is None:
+            raise XLMError('job_type=lm_eval needs an extra: uv pip install "xlm-eval[lm-eval]"')
+        check_one_process(settings)
+
+    @override
+    def run(self, run: "Run") -> dict[str, float]:
+        from xlm.eval.field_tasks.job import evaluate_tasks
+
+        return evaluate_tasks(run, self)

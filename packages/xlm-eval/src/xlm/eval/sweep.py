@@ -47,10 +47,19 @@ def check_sweep(sweep: Sweep, settings: RunSettings) -> None:
             "datamodule.test: job_type=frontier needs a loader with `uses: [generation]` or "
             "`[sampler_likelihood]`"
         )
+    check_one_process(settings)
+
+
+def check_one_process(settings: RunSettings) -> None:
+    """Reject several devices.
+
+    Raises:
+        XLMError: If there are several; names the key.
+    """
     if settings.trainer.num_nodes > 1 or settings.trainer.devices not in (1, "1", "auto", [0]):
         raise XLMError(
             f"trainer.devices: got {settings.trainer.devices!r} on {settings.trainer.num_nodes} machines. "
-            "job_type=frontier runs in one process: trainer.devices=1"
+            f"job_type={settings.job_type} runs in one process: trainer.devices=1"
         )
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from xlm.core.config.build import make
 from xlm.core.config.entry_points import GENERATION, LOSS
 from xlm.core.evaluation.slots import Slots
 from xlm.core.protocols import Collator, Example, Likelihood, LikelihoodLoss, LikelihoodPredictor
@@ -21,10 +20,10 @@ from xlm.eval.auditing.estimates import DEVIATIONS, ERROR_PROBABILITY, ROUNDING,
 from xlm.eval.auditing.language import Language, Texts, Vocabulary
 from xlm.eval.auditing.noise import CoarseNoise, seeded
 from xlm.eval.auditing.report import Check, Report
+from xlm.eval.collators import LIKELIHOOD, collator_of
 from xlm.modules import row_seeds
 from xlm.modules.records import Targets
 
-LIKELIHOOD = "likelihood"
 ADDITION = "sums and counts of the loss over two batches add up to those over both"
 TERMS = "the terms of the loss add up to it"
 NUM_TOKENS = "the likelihood counts the tokens of the text"
@@ -79,9 +78,9 @@ class Subject:
         )
         return Subject(
             slots=slots,
-            training=cast("Collator[Any]", _collator(run, LOSS, "train")),
-            likelihood=_collator(run, LIKELIHOOD, "test"),
-            prompts=_collator(run, GENERATION, "test"),
+            training=cast("Collator[Any]", collator_of(run, LOSS, "train")),
+            likelihood=collator_of(run, LIKELIHOOD, "test"),
+            prompts=collator_of(run, GENERATION, "test"),
             vocabulary=vocabulary,
             max_length=max_length,
             seed=settings.seed,
@@ -140,16 +139,6 @@ def audit_slots(run: Run, *, max_length: int, lengths: Sequence[int], effort: Ef
             *_learning_checks(subject, lengths, effort),
         ]
     return Report.of(checks, ERROR_PROBABILITY)
-
-
-def _collator(run: Run, use: str, first: str) -> Collator[Any] | None:
-    """The collator of the first loader with a use, those of one stage before the others."""
-    loaders = run.settings.datamodule.loaders
-    for stage, named in sorted(loaders.items(), key=lambda item: item[0] != first):
-        for name, loader in named.items():
-            if use in loader.uses:
-                return make(loader.collator, f"datamodule.{stage}.{name}.collator")
-    return None
 
 
 def _rough(model: nn.Module) -> nn.Module:

@@ -85,23 +85,24 @@ class Mauve:
 
     def reset(self) -> None:
         """Forget all texts."""
-        names = ("generated", "real")
-        self.sums = {name: torch.zeros((), dtype=torch.int64) for name in names}
-        self.lists = {name: torch.zeros(0) for name in names}
+        self.sums = {name: torch.zeros((), dtype=torch.int64) for name in ("generated", "real")}
+        # By other names, since the harness keeps sums and lists as attributes of one object.
+        self.lists = {f"{name}_features": torch.zeros(0) for name in self.sums}
 
     def update(self, generations: Sequence[Generation]) -> None:
         """Add the texts and references of more generations; the first call loads the model."""
-        for name, key in (("generated", "text"), ("real", "reference")):
-            features = self.features([generation[key] for generation in generations])
+        for name, column in (("generated", "text"), ("real", "reference")):
+            features = self.features([generation[column] for generation in generations])
             self.sums[name] += len(features)
-            self.lists[name] = torch.cat((self.lists[name], features.flatten()))
+            key = f"{name}_features"
+            self.lists[key] = torch.cat((self.lists[key], features.flatten()))
 
     def compute(self) -> dict[str, float]:
         """The metrics by name; ``mauve`` is 0.0 without texts on both sides."""
         numbers = {name: int(value) for name, value in self.sums.items()}
         value = 0.0
         if all(numbers.values()):
-            tables = {name: self.lists[name].view(number, -1) for name, number in numbers.items()}
+            tables = {name: self.lists[f"{name}_features"].view(n, -1) for name, n in numbers.items()}
             value = _score(tables["generated"], tables["real"], self._seed)
         return {
             "mauve": value,
