@@ -10,6 +10,7 @@ from xlm.core.command.compose import CORE_CONFIGS, check, register_search_path, 
 from xlm.core.command.discovery import providers
 
 EXPERIMENTS = list(providers("experiment"))
+FAMILIES = [name.removeprefix("star_tiny_") for name in EXPERIMENTS if name.startswith("star_tiny_")]
 
 
 def composed(experiment: str | None, *overrides: str) -> DictConfig:

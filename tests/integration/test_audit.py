@@ -17,11 +17,14 @@ from xlm.eval.auditing import claims, slots
 from xlm.eval.auditing.slots import Effort, audit_slots
 from xlm.eval.jobs import Audit
 
-from .running import EXPERIMENTS, composed, run_fast
+from .running import FAMILIES, composed, run_fast
 
-FAMILIES = [name.removeprefix("star_tiny_") for name in EXPERIMENTS if name.startswith("star_tiny_")]
 SMALL = ("model.trunk.d_model=16", "model.trunk.num_layers=1", "model.trunk.num_heads=2")
-OWN = {"flexmdm": ["predictor.num_steps=8"], "ilm": ["predictor.stop=draw"]}
+OWN = {
+    "flexmdm": ["predictor.num_steps=8"],
+    "ilm": ["predictor.stop=draw"],
+    "udlm": ["predictor.sampler.num_steps=8"],
+}
 QUICK = Effort(num_draws=60, num_samples=1000, learn_steps=0, tolerance=0.2)
 
 

@@ -38,6 +38,7 @@ def test_a_job_runs_and_tells_what_it_did(tmp_path: Path) -> None:
         "debug=fast",
         "loss._target_=my_file.MyLoss",
         "task.source.num_rows={train: 64, val: 16, test: 16}",
+        "model.trunk.num_layers=1",
         f"datamodule.cache_dir={tmp_path / 'cache'}",
     ]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)

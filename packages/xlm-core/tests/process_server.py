@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning  # noqa: F401  # pyright: ignore[reportUnusedImport]  # the import is what takes time
+import torch.utils.tensorboard  # noqa: F401  # pyright: ignore[reportUnusedImport]  # half of a short training
 import toy_family  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import toy_jobs
 
 from xlm.core.command import evaluate, train  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from xlm.core.config.errors import XLMError
 from xlm.core.config.machine import explained
+from xlm.core.saving.run_record import package_versions
 from xlm.core.training import callbacks  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
 def serve() -> None:
     """Fork a process for each order until stdin ends."""
+    package_versions()  # cached for all of them
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()

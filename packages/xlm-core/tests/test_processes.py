@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,9 +65,12 @@ def validations(run: Path) -> dict[int, str]:
     return metrics
 
 
-def state(run: Path) -> dict[str, Tensor]:
+def checkpoint(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def learnt(content: dict[str, Any]) -> dict[str, Tensor]:
     """Everything learnt: averaged and trained weights, and the optimizer's moments."""
-    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     moments = content["optimizer_states"][0]["state"][0]
     return {
         "average": content["state_dict"]["model.bias"],
@@ -75,6 +79,18 @@ def state(run: Path) -> dict[str, Tensor]:
         "second moment": moments["exp_avg_sq"],
         "rate": torch.tensor(content["lr_schedulers"][0]["_last_lr"]),
     }
+
+
+def state(run: Path) -> dict[str, Tensor]:
+    return learnt(checkpoint(run))
+
+
+def assert_same_checkpoint(content: dict[str, Any], expected: dict[str, Any]) -> None:
+    """They resume alike: only the names of the best checkpoints may differ."""
+    ours, theirs = learnt(content), learnt(expected)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for key in ("global_step", "loops", "lr_schedulers", "DataModule"):
+        assert content[key] == expected[key], key
 
 
 @pytest.fixture(scope="module")
@@ -134,31 +150,51 @@ def test_damaged_checkpoints_are_skipped_and_kept(server: Server, uninterrupted:
     assert_same(run, uninterrupted)
 
 
+TERMINATED = "+callbacks.accident={_target_: toy_accidents.SignalAt, name: SIGTERM, batch: 13}"
+
+
+@pytest.fixture(scope="module")
+def terminated(server: Server) -> dict[str, Any]:
+    """The checkpoint of a run that was stopped by SIGTERM after step 6."""
+    code, log = server.train("job_name=terminated", *HARD, TERMINATED)
+    assert code == 143, log
+    assert "stopped by SIGTERM after step 6" in log
+    assert "resumes from there" in log
+    return checkpoint(server.root / "runs" / "terminated")
+
+
+def test_a_terminated_run_ends_as_if_uninterrupted(
+    server: Server, terminated: dict[str, Any], uninterrupted: Path
+) -> None:
+    assert terminated["global_step"] == 6
+    code, log = server.train("job_name=terminated", *HARD)
+    assert code == 0, log
+    assert "at step 6:" in log
+    assert_same(server.root / "runs" / "terminated", uninterrupted)
+
+
 @pytest.mark.parametrize(
-    ("accident", "expected_code", "message", "step"),
+    ("name", "accident", "expected_code", "message", "step"),
     [
-        ("SignalAt, name: SIGTERM, batch: 13", 143, "stopped by SIGTERM after step 6", 6),
-        ("SignalAt, name: SIGINT, batch: 13", 130, "stopped by SIGINT after step 6", 6),
         (
+            "validated",
             "SignalAt, name: SIGTERM, batch: 19, moment: validation",
             143,
-            "stopped by SIGTERM after step 10",
+            "SIGTERM after step 10",
             10,
         ),
-        ("FailAt, batch: 13", 1, "step 6 is in", 6),
+        ("failed", "FailAt, batch: 13", 1, "step 6 is in", 6),
     ],
-    ids=["terminate", "interrupt", "terminate-in-validation", "error"],
 )
-def test_what_stops_a_run_leaves_a_checkpoint(
+def test_a_run_that_stopped_elsewhere_ends_as_if_uninterrupted(
+    name: str,
     accident: str,
     expected_code: int,
     message: str,
     step: int,
     server: Server,
     uninterrupted: Path,
-    request: pytest.FixtureRequest,
 ) -> None:
-    name = request.node.callspec.id
     node = f"+callbacks.accident={{_target_: toy_accidents.{accident}}}"
     code, log = server.train(f"job_name={name}", *HARD, node)
     assert code == expected_code, log
@@ -170,15 +206,25 @@ def test_what_stops_a_run_leaves_a_checkpoint(
     assert_same(server.root / "runs" / name, uninterrupted)
 
 
+def test_an_interrupt_leaves_the_checkpoint_of_a_terminated_run(
+    server: Server, terminated: dict[str, Any]
+) -> None:
+    node = "+callbacks.accident={_target_: toy_accidents.SignalAt, name: SIGINT, batch: 13}"
+    code, log = server.train("job_name=interrupted", *HARD, node)
+    assert code == 130, log
+    assert "stopped by SIGINT after step 6" in log
+    assert "resumes from there" in log
+    assert_same_checkpoint(checkpoint(server.root / "runs" / "interrupted"), terminated)
+
+
 def test_a_second_interrupt_ends_the_process_at_once(server: Server) -> None:
     node = "+callbacks.accident={_target_: toy_accidents.SignalAt, name: SIGINT, batch: 13, times: 2}"
     code, _ = server.train("job_name=impatient", *HARD, node)
     assert code == 130
-    content = torch.load(server.root / "runs/impatient/checkpoints/last.ckpt", weights_only=True)
-    assert content["global_step"] == 4
+    assert checkpoint(server.root / "runs" / "impatient")["global_step"] == 4
 
 
-def test_slurm_requeues_at_its_time_limit(server: Server, uninterrupted: Path) -> None:
+def test_slurm_requeues_at_its_time_limit(server: Server, terminated: dict[str, Any]) -> None:
     tools = server.root / "bin"
     tools.mkdir()
     scontrol = tools / "scontrol"
@@ -197,10 +243,7 @@ def test_slurm_requeues_at_its_time_limit(server: Server, uninterrupted: Path) -
     [(code, log)] = server.run("job_type=train", "job_name=slurm", *HARD, node, environments=[slurm])
     assert code == 138, log
     assert (server.root / "requeued").read_text() == "requeue 77\n"
-    [(code, log)] = server.run("job_type=train", "job_name=slurm", *HARD, environments=[slurm])
-    assert code == 0, log
-    assert "at step 6:" in log
-    assert_same(server.root / "runs" / "slurm", uninterrupted)
+    assert_same_checkpoint(checkpoint(server.root / "runs" / "slurm"), terminated)
 
 
 def two_processes() -> list[dict[str, str]]:
@@ -227,8 +270,9 @@ PLAIN = (
     "trainer.val_check_interval=4",
     "trainer.log_every_n_steps=1",
     "task.source.num_rows=21",
+    "test_after_training=false",
 )
-AVERAGED = (*PLAIN, "callbacks=ema", "callbacks.ema.decay=0.8")
+AVERAGED = (*PLAIN, "callbacks=ema", "callbacks.ema.decay=0.8", "test_after_training=true")
 PAIR = ("trainer.devices=2", "datamodule.batch_size=4")
 SHARDS = pytest.mark.skipif(not CAN_SHARD_ON_CPUS, reason="this torch cannot shard on CPUs")
 STRATEGIES = {"ddp": "trainer.strategy=ddp", "fsdp2": "+trainer/strategy=fsdp2"}
@@ -253,38 +297,31 @@ def assert_close(run: Path, single: Path) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=SHARDS)])
-def test_two_processes_learn_what_one_does(strategy: str, server: Server, single: Path) -> None:
+def test_two_processes_stop_at_the_same_step_and_learn_what_one_does(
+    strategy: str, server: Server, single: Path
+) -> None:
     """Losses, trained and averaged weights; 21 rows are uneven shards, and every one is evaluated once."""
     name = f"double_{strategy}"
-    results = server.run(
-        *AVERAGED, f"job_name={name}", *PAIR, STRATEGIES[strategy], environments=two_processes()
-    )
+    train = (*AVERAGED, f"job_name={name}", *PAIR, STRATEGIES[strategy])
+    node = "+callbacks.accident={_target_: toy_accidents.SignalAt, name: SIGTERM, batch: 3}"
+    results = server.run(*train, node, environments=two_processes())
+    assert [code for code, _ in results] == [143, 143], results
+    assert "after step 4" in results[0][1]
+    results = server.run(*train, environments=two_processes())
     assert [code for code, _ in results] == [0, 0], results
+    assert "at step 4:" in results[0][1]
     double = server.root / "runs" / name
     assert_close(double, single)
     metrics = [repeatable(json.loads((run / "metrics.json").read_text())) for run in (single, double)]
     assert metrics[1] == pytest.approx(metrics[0])
     rows = [json.loads(line) for line in (double / "predictions.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(21))
-    command = ("job_type=eval", f"job_name={name}", "task.source.num_rows=21", *REVEALING, *PAIR)
-    results = server.run(*command, STRATEGIES[strategy], environments=two_processes())
+    evaluate = ("job_type=eval", f"job_name={name}", "task.source.num_rows=21", *REVEALING, *PAIR)
+    results = server.run(*evaluate, STRATEGIES[strategy], environments=two_processes())
     assert [code for code, _ in results] == [0, 0], results
     [file] = double.glob("eval/*/metrics.json")
     assert repeatable(json.loads(file.read_text())) == pytest.approx(metrics[0])
     assert "xlm train" not in results[1][1]  # only the first process talks
-
-
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=SHARDS)])
-def test_two_processes_stop_at_the_same_step(strategy: str, server: Server, single: Path) -> None:
-    node = "+callbacks.accident={_target_: toy_accidents.SignalAt, name: SIGTERM, batch: 3}"
-    command = (*AVERAGED, f"job_name=stopped_{strategy}", *PAIR, STRATEGIES[strategy])
-    results = server.run(*command, node, environments=two_processes())
-    assert [code for code, _ in results] == [143, 143], results
-    assert "after step 4" in results[0][1]
-    results = server.run(*command, environments=two_processes())
-    assert [code for code, _ in results] == [0, 0], results
-    assert "at step 4:" in results[0][1]
-    assert_close(server.root / "runs" / f"stopped_{strategy}", single)
 
 
 @SHARDS

@@ -8,7 +8,9 @@ if it was interrupted. Records of earlier starts of the same run are under ``ear
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import cast
@@ -22,9 +24,12 @@ GIT_SECONDS = 20.0
 """Timeout of git in seconds; a repository on a slow file system is recorded without its state."""
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of Python, of every XLM package and of the libraries under them."""
-    found = {dist.name: dist.version for dist in distributions()}
+@cache
+def package_versions() -> Mapping[str, str]:
+    """Versions of Python, of every XLM package and of the libraries under them, read once in a process."""
+    # Each access to the metadata parses a file.
+    about = [distribution.metadata for distribution in distributions()]
+    found = {entry["Name"]: entry["Version"] for entry in about}
     names = [name for name in found if name.startswith("xlm-") or name in REPORTED]
     return {"python": platform.python_version(), **{name: found[name] for name in sorted(names)}}
 
