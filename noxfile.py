@@ -242,7 +242,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(name="template-all")
 def template_all(session: nox.Session) -> None:
-    """Slow: from built wheels, outside the repository, make, check and train all six kinds of packages."""
+    """Slow: from built wheels, outside the repository, make, check and train packages of all kinds."""
     outside = outside_folder()
     uv(session, "build", "--quiet", "--all-packages", "--out-dir", str(outside / "dist"))
     python = make_environment(session, outside / "environment")
@@ -313,11 +313,8 @@ def module_of(package: str) -> str:
 @nox.session
 def lowest(session: nox.Session) -> None:
     """Tests with the lowest versions that the packages allow (-- NAMES: of these only, such as ilm)."""
-    chosen = session.posargs or [
-        "modules", "core", "tasks",
-        "arlm", "bd3lm", "did", "editflow", "flexmdm", "ilm", "mdlm", "mlm", "udlm",
-    ]  # fmt: skip
-    for name in chosen:
+    others = ("xlm-eval", "xlm-models", "xlm-scaffold")  # they need the harness, or no torch
+    for name in session.posargs or [name.removeprefix("xlm-") for name in PACKAGES if name not in others]:
         folders = [f"packages/xlm-{part}" for part in dict.fromkeys(["modules", name])]
         python = make_environment(session, Path(session.create_tmp()).resolve() / f"lowest-{name}")
         metadata = [argument for folder in folders for argument in ("-r", f"{folder}/pyproject.toml")]

@@ -1,10 +1,12 @@
 """Preparation of real files: what is counted, what the cache covers, one process or several, no network."""
 
+import importlib
 import json
 import multiprocessing
 import random
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,7 +21,7 @@ import pytest
 from xlm.core.config.errors import XLMError
 from xlm.core.config.schema import LengthLimitSettings
 from xlm.core.data import PreparedTask, encode, prepare
-from xlm.core.data.cache_key import tokenizer_fingerprint
+from xlm.core.data.cache_key import cache_key, tokenizer_fingerprint
 from xlm.core.data.encode import RowCounts, RowEncoder
 from xlm.core.evaluation import report
 
@@ -249,6 +251,42 @@ def test_the_key_covers_the_contents_of_the_tokenizer(tmp_path: Path) -> None:
     assert tokenizer_fingerprint(text_task.WordTokenizer()) == tokenizer_fingerprint(
         text_task.WordTokenizer()
     )
+
+
+IMPORTS = ("from .words import WORDS", "from my_task.words import WORDS", "from . import words")
+
+
+@pytest.mark.parametrize("line", IMPORTS)
+def test_the_key_covers_the_files_that_a_function_is_made_of(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``dataset.py`` imports ``words.py``, which imports ``letters.py``; nothing imports ``network.py``."""
+    package = tmp_path / "my_task"
+    package.mkdir()
+    files = {
+        "__init__": "",
+        "dataset": f"{line}\ndef small(row, tokenizer):\n    return {{'target_ids': [1]}}\n",
+        "words": "import string\nfrom .letters import LETTERS as WORDS\n",
+        "letters": "LETTERS = 'ab'\n",
+        "network": "SIZE = 1\n",
+    }
+    for name, text in files.items():
+        (package / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    function = importlib.import_module("my_task.dataset").small
+
+    def key() -> str:
+        return cache_key(text_task.task(), functions=[function], tokenizer=text_task.WordTokenizer())
+
+    keys = [key()]
+    for name in ("letters", "words", "dataset", "network"):
+        with (package / f"{name}.py").open("a") as file:
+            file.write("MORE = 1\n")
+        keys.append(key())
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_task"]:
+        del sys.modules[name]
+    assert len(set(keys[:4])) == 4
+    assert keys[4] == keys[3]
 
 
 def test_a_source_that_has_no_row_left_says_why(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xlm.eval.pairs import TAIL
+
 REPLICATES = 1000
 CHUNK = 256
 """Rows whose weights are drawn at once."""
-TAIL = 0.025
-"""Probability outside of an interval, on each side."""
 MOST = 12
 """Largest weight; a larger one has the probability 6e-11."""
 

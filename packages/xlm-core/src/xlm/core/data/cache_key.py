@@ -1,5 +1,6 @@
 """The cache key of prepared data: a hash of everything that determines them."""
 
+import ast
 import functools
 import hashlib
 import inspect
@@ -76,7 +77,7 @@ def local_files(node: object, key: str = "") -> Iterator[tuple[str, int, int]]:
 
 
 def _code(function: Callable[..., object]) -> str:
-    """Hash of the source file of a function or of an object's class, so that an edit changes the key.
+    """Hash of the code of a function or of an object's class, so that an edit changes the key.
 
     The code of ``datasets`` is excluded: its versions read the same data from a Hub repository.
     """
@@ -89,4 +90,31 @@ def _code(function: Callable[..., object]) -> str:
         file = inspect.getsourcefile(code)
     except TypeError:
         file = None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else code.__qualname__
+    if file is None:
+        return code.__qualname__
+    return hashlib.sha256(b"".join(path.read_bytes() for path in _source_files(Path(file)))).hexdigest()
+
+
+def _source_files(file: Path) -> list[Path]:
+    """A source file, and the files of its folder that it imports, directly or through each other.
+
+    Not the whole folder, which may hold networks and losses: their edits must not prepare the rows again.
+    """
+    found = [file]
+    for source in found:
+        for name in sorted(_imported_names(source)):
+            beside = source.with_name(f"{name}.py")
+            if beside not in found and beside.is_file():
+                found.append(beside)
+    return found
+
+
+def _imported_names(file: Path) -> set[str]:
+    """Every part of every name in the import statements of a file."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names += [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+    return {part for name in names for part in name.split(".")}
