@@ -7,7 +7,6 @@ import pytest
 
 from xlm.core.command.discovery import config_packages, providers
 
-
 SIBLINGS = {re.split(r"[<>=,]", name)[0].removeprefix("xlm-") for name in requires("xlm-models") or []}
 FAMILIES = SIBLINGS - {"core", "eval", "tasks", "scaffold"}
 
