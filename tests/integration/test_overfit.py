@@ -14,13 +14,11 @@ STEPS = {
     "mlm": 100,
     "mdlm": 100,
     "bd3lm": 100,
-    "ilm": 320,
-    "did": 200,
+    "ilm": 240,
+    "did": 150,
     "flexmdm": 640,
     "udlm": 200,
 }
-BATCHES = {"flexmdm": 64}
-"""Rows of a step; half of the usual ones for more steps, by which all of its rows are learnt better."""
 FLOORS = {"ilm": math.log(math.factorial(4)) / 5}
 """Where the order is free: N of 0..4 tokens are dropped, and each of the N is as right as the others."""
 
@@ -42,7 +40,7 @@ def overrides(family: str, folder: Path, steps: int) -> tuple[str, ...]:
         f"datamodule.cache_dir={folder / 'cache'}",
         "trainer.accelerator=cpu",
         "trainer.devices=1",
-        f"datamodule.batch_size={BATCHES.get(family, 128)}",
+        "datamodule.batch_size=64",
         f"trainer.max_steps={steps}",
         f"trainer.val_check_interval={steps}",  # once, when all is learnt
         "callbacks.progress=null",
