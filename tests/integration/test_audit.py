@@ -21,6 +21,7 @@ from .running import FAMILIES, composed, run_fast
 
 SMALL = ("model.trunk.d_model=16", "model.trunk.num_layers=1", "model.trunk.num_heads=2")
 OWN = {
+    "did": ["model.reads_time=true"],
     "flexmdm": ["predictor.num_steps=8"],
     "ilm": ["predictor.stop=draw"],
     "udlm": ["predictor.sampler.num_steps=8"],
