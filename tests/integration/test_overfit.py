@@ -16,13 +16,14 @@ STEPS = {
     "bd3lm": 100,
     "ilm": 240,
     "did": 150,
+    "editflow": 200,
     "flexmdm": 640,
     "udlm": 200,
 }
 FLOORS = {"ilm": math.log(math.factorial(4)) / 5}
 """Where the order is free: N of 0..4 tokens are dropped, and each of the N is as right as the others."""
 
-DRAWS = {"flexmdm": 16}
+DRAWS = {"editflow": 16, "flexmdm": 16}
 """Generations of each row, of which the most frequent counts: how much is inserted is drawn at random, so one
 in ten misses, whatever was learnt; with one generation of each row that would be one or two of the eight."""
 MOST_NATS = {"flexmdm": 0.12}
