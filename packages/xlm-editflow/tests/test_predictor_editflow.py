@@ -110,6 +110,15 @@ def test_steps_follow_their_exact_distribution(options: dict[str, Any], exact: d
     assert_follows(MODEL, expected, sources_of(NOTHING, ROWS), **options)
 
 
+def test_reverse_moves_go_back_to_the_end_of_the_step() -> None:
+    """Where nothing else deletes, so that later steps do not hide how much they took away."""
+    model = random_network(2, seed=11, only_insertions=True)
+    rates = rates_of(model, 2, LIMIT)
+    expected, plain = (generated_in_steps(rates, {(): 1.0}, 2, LIMIT, correction=eta) for eta in (0.5, 0.0))
+    assert total_variation(expected, plain) > 0.02
+    assert_follows(model, expected, sources_of(NOTHING, ROWS), num_steps=2, correction=0.5)
+
+
 def test_tokens_are_drawn_at_a_temperature_and_edits_are_not() -> None:
     rates = sharpened(RATES, 0.4)
     expected = generated_in_steps(rates, {(): 1.0}, 2, LIMIT)
@@ -179,6 +188,7 @@ class Constant(nn.Module):
         super().__init__()
         self.logits = torch.tensor([insert, delete, substitute])
         self.vocab_size = vocab_size
+        self.times: list[float] = []
 
     def forward(
         self,
@@ -196,7 +206,7 @@ class Constant(nn.Module):
             return operations
 
         if callable(time):
-            time(operations_at)
+            self.times.append(float(time(operations_at)[0]))
         cells = len(insert_at) + len(substitute_at)
         return EditFlowOutput(torch.zeros(cells, self.vocab_size), operations)
 
@@ -278,6 +288,17 @@ def test_evaluations_are_steps_or_edits_and_one() -> None:
     assert (model.calls, model.rows) == (6, 12)
     assert to_list(run(Constant(-900.0, 0.0, 0.0), batch, num_steps=None).nfe) == [1, 0, 1, 1]
     assert to_list(run(model, batch, num_steps=7).nfe) == [7, 0, 7, 7]
+
+
+def test_first_hitting_reads_each_edit_at_its_time() -> None:
+    """Which falls from edit to edit, to the last time where none follows."""
+    model = Constant(3.0, -900.0, -900.0)
+    found = run(model, sources_of(NOTHING, 1, max_length=99), num_steps=None, last_time=0.2)
+    assert len(model.times) == int(found.nfe[0]) > 2
+    assert model.times[0] < 1
+    assert model.times == sorted(model.times, reverse=True)
+    assert len(set(model.times)) == len(model.times)
+    assert model.times[-1] == pytest.approx(0.2)
 
 
 def test_corrections_need_an_empty_source() -> None:
