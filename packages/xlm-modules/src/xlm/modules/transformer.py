@@ -387,7 +387,5 @@ def embed(
     embedding: nn.Embedding, input_ids: Tensor, embedded: Tensor | None, tokens: RealTokens | None
 ) -> Float[Tensor, "*tokens d_model"]:
     """What the first block reads: embeddings of the ids, or ``embedded``; of the real tokens alone."""
-    if embedded is not None:
-        return embedded if tokens is None else tokens.pack(embedded)
-    found: Tensor = embedding(input_ids if tokens is None else tokens.pack(input_ids))
-    return found
+    found: Tensor = embedding(input_ids) if embedded is None else embedded
+    return found if tokens is None else tokens.pack(found)
