@@ -12,7 +12,7 @@ from torch import Tensor
 from xlm.eval import audit
 from xlm.eval.auditing import claims
 from xlm.eval.auditing.estimates import Estimate, surprise, surprise_limit
-from xlm.eval.auditing.language import Language, Posterior, Vocabulary
+from xlm.eval.auditing.language import Language, Posterior, Texts, Vocabulary
 from xlm.eval.auditing.report import Report
 
 from . import masked_diffusion as own
@@ -150,3 +150,17 @@ def test_the_test_of_a_count_is_wrong_as_seldom_as_stated(chance: float) -> None
 def test_equal_draws_have_no_error() -> None:
     found = Estimate.of(torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 2.0]]))
     assert found.error.tolist() == [0.0, pytest.approx(1 / math.sqrt(3))]
+
+
+def test_a_text_may_be_drawn_more_often_than_stated_of_some_paths():
+    texts = Texts.every(Vocabulary(), [1])
+    stated = Estimate.of(torch.full((len(texts), 2), 0.5 / len(texts)))
+    often = torch.full((len(texts),), 1000 // len(texts))
+    assert claims.sums_below_one(stated).holds
+    assert claims.draws_at_least(often, int(often.sum()), stated, texts).holds
+    rare = often.clone()
+    rare[0] = 0
+    found = claims.draws_at_least(rare, int(rare.sum()), stated, texts)
+    assert found.holds is False
+    assert found.measured.startswith(f"text {texts.show(0)} in 0 of")
+    assert claims.sums_below_one(Estimate(4 * stated.mean, stated.error)).holds is False

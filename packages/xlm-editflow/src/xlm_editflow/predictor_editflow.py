@@ -208,6 +208,7 @@ class EditFlowPredictor:
             models_length=True,
             smallest_gap=torch.full((len(seeds),), math.inf, dtype=torch.float64, device=seeds.device),
             nfe=total,
+            has_all_paths=False,
         )
 
     def run(

@@ -97,12 +97,15 @@ class SamplerLikelihood(Likelihood):
     """
 
     log_weights: Float64[Tensor, "draws examples"]
-    """Nats of each replay; the expectation of their exponential is p(text)."""
+    """Nats of each replay; the expectation of their exponential is p(text), see ``has_all_paths``."""
     smallest_gap: Float64[Tensor, " examples"]
     """Least distance between a score that decided a choice and one that would have changed it; infinite if no
     choice depends on scores. In float32, below 1e-5, another batch shape may run another sampler."""
     nfe: Int[Tensor, " examples"]
     """Evaluations of the network that the example took part in, in all draws."""
+    has_all_paths: bool = True
+    """Whether a replay may take every path on which the sampler writes the text. If not, the expectation of
+    the exponential of ``log_weights`` is the probability of some paths, and less than p(text)."""
 
     @staticmethod
     def of(
@@ -113,6 +116,7 @@ class SamplerLikelihood(Likelihood):
         models_length: bool,
         smallest_gap: Float64[Tensor, " examples"],
         nfe: Int[Tensor, " examples"],
+        has_all_paths: bool = True,
     ) -> "SamplerLikelihood":
         """The likelihood of weights of draws; ``is_exact`` if the replay consumed no random number."""
         return SamplerLikelihood(
@@ -124,6 +128,7 @@ class SamplerLikelihood(Likelihood):
             log_weights=log_weights,
             smallest_gap=smallest_gap,
             nfe=nfe,
+            has_all_paths=has_all_paths,
         )
 
 

@@ -22,7 +22,9 @@ ROWS = "the loss of a text does not depend on the other rows"
 PADDING = "the loss of a text does not depend on padding"
 INPUT = "the inputs are not modified"
 SUM = "the sampler's probabilities sum to 1"
+SUM_OF_SOME = "the sampler's probabilities, of some paths only, sum to at most 1"
 SAMPLER = "the sampler draws from the distribution that its likelihood states"
+AT_LEAST = "the sampler draws each text at least as often as stated of some paths"
 TOKENS = "generated texts hold tokens of texts only"
 NOISE = "tokens are drawn with float64 noise"
 BYTES = "bytes are those of the decoded text"
@@ -82,6 +84,22 @@ def sums_to_one(probabilities: Estimate) -> Check:
     """Whether the stated probabilities of all texts sum to 1."""
     found = probabilities.weighted(torch.ones_like(probabilities.mean))
     return Check(SUM, str(found), abs(found.value - 1) <= found.margin)
+
+
+def sums_below_one(probabilities: Estimate) -> Check:
+    """Whether the stated probabilities, each of some of the paths to a text, sum to 1 at most."""
+    found = probabilities.weighted(torch.ones_like(probabilities.mean))
+    return Check(SUM_OF_SOME, str(found), found.value - 1 <= found.margin)
+
+
+def draws_at_least(counts: Tensor, number: int, probabilities: Estimate, texts: Texts) -> Check:
+    """Whether the texts of a sampler occur as often as stated, or more often."""
+    least = probabilities.mean - DEVIATIONS * probabilities.error
+    exponent = surprise(counts, number, least, torch.ones_like(least))
+    row = int(exponent.argmax())
+    holds = bool(exponent[row] <= surprise_limit(len(texts)))
+    text = f"text {texts.show(row)} in {int(counts[row])} of {number}, stated {probabilities.mean[row]:.4g}"
+    return Check(AT_LEAST, f"no text in {number} is too rare" if holds else text, holds)
 
 
 def draws_from(counts: Tensor, number: int, probabilities: Estimate, texts: Texts, *, claim: str) -> Check:

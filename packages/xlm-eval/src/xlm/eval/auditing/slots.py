@@ -262,12 +262,19 @@ def _sampler_checks(subject: Subject, network: nn.Module, effort: Effort) -> Ite
     if isinstance(stated, str):
         yield Check(claims.SAMPLER, stated, None)
         return
-    yield claims.sums_to_one(stated)
-    yield claims.draws_from(counts, len(index), stated, texts, claim=claims.SAMPLER)
+    probabilities, has_all_paths = stated
+    if has_all_paths:
+        yield claims.sums_to_one(probabilities)
+        yield claims.draws_from(counts, len(index), probabilities, texts, claim=claims.SAMPLER)
+    else:
+        yield claims.sums_below_one(probabilities)
+        yield claims.draws_at_least(counts, len(index), probabilities, texts)
 
 
-def _stated(subject: Subject, network: nn.Module, texts: Texts, num_draws: int) -> Estimate | str:
-    """The probability of each text under the sampler, or why it has none."""
+def _stated(
+    subject: Subject, network: nn.Module, texts: Texts, num_draws: int
+) -> tuple[Estimate, bool] | str:
+    """The probability of each text under the sampler and whether of all paths to it, or why it has none."""
     predictor = subject.slots.predictor
     if not hasattr(predictor, "likelihood"):
         return "the predictor has no likelihood"
@@ -287,13 +294,14 @@ def _stated(subject: Subject, network: nn.Module, texts: Texts, num_draws: int) 
         return str(error)
     weights[rows, : found.num_draws] = found.log_weights.exp().T
     stated = Estimate.of(weights[:, : found.num_draws])
+    has_all_paths: bool = found.has_all_paths
     if found.nll_kind == "exact":
-        return stated
+        return stated, has_all_paths
     # Of weights that were 0 in every draw, a positive one may be too rare to have been drawn.
     unseen = math.log(1 / ERROR_PROBABILITY) / DEVIATIONS / num_draws
     is_unseen = torch.zeros(len(texts), dtype=torch.bool)
     is_unseen[rows] = (found.log_weights == -math.inf).all(0)
-    return Estimate(stated.mean, stated.error.masked_fill(is_unseen, unseen))
+    return Estimate(stated.mean, stated.error.masked_fill(is_unseen, unseen)), has_all_paths
 
 
 def _score(
