@@ -245,5 +245,7 @@ def test_a_mistake_is_reported(message: str, here: Path) -> None:
 
 
 def test_the_command_line_knows_it() -> None:
-    assert "compare" in cli.help_text()
+    text = cli.help_text()
+    assert "compare" in text
+    assert max(map(len, text.splitlines())) <= 100
     arguments.check_arguments(["job_type=compare"])

@@ -45,7 +45,7 @@ class Compare(Tool):
 
 
 class View(Tool):
-    """Replay recorded generations edit by edit, as a page or in the terminal: 'runs=[runs/a,runs/b]'."""
+    """Replay generations edit by edit, on a page or here: 'runs=[runs/a]'."""
 
     runs: Annotated[list[str], BeforeValidator(_names)] = Field(default_factory=list[str])
     """Folders of runs or of later evaluations, shown side by side where they have the same prompt."""
@@ -65,7 +65,7 @@ class View(Tool):
 
 
 class Audit(Job):
-    """Check loss, likelihood and sampler of an experiment by enumeration of all texts of a tiny language."""
+    """Check loss, likelihood and sampler by enumeration of a tiny language."""
 
     num_tokens: Annotated[int, Field(ge=2, le=8)] = 3
     """Tokens of the tiny vocabulary, beside the special ones."""
@@ -102,7 +102,7 @@ class Audit(Job):
 
 
 class Frontier(Job):
-    """Evaluate a checkpoint at each setting of its sampler: 'sweep={predictor.temperature: [0.7, 1.0]}'."""
+    """A checkpoint at many settings: 'sweep={predictor.temperature: [0.7, 1]}'."""
 
     reads_checkpoint: ClassVar[bool] = True
     sweep: dict[str, list[Any]] = Field(default_factory=dict[str, list[Any]])
@@ -121,7 +121,7 @@ class Frontier(Job):
 
 
 class LMEval(Job):
-    """Score a checkpoint on tasks of the lm-evaluation-harness: 'tasks=[lambada_openai]'."""
+    """Tasks of the lm-evaluation-harness: 'tasks=[lambada_openai]'."""
 
     reads_checkpoint: ClassVar[bool] = True
     tasks: Annotated[list[str], BeforeValidator(_names)] = Field(default_factory=list[str])

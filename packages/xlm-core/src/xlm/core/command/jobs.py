@@ -75,7 +75,7 @@ class ForkEdit(Settings):
 
 
 class Generate(Job):
-    """Generate with a checkpoint: predictions.jsonl; or continue a recorded text: fork=runs/a@3."""
+    """Write texts to predictions.jsonl; fork=runs/a@3 goes on with a text."""
 
     reads_checkpoint: ClassVar[bool] = True
     fork: str | None = None
