@@ -19,7 +19,7 @@ from xlm_flexmdm import FlexMDM
 from xlm_ilm import ILM
 from xlm_mdlm import MDLMDiT, MDLMRotary
 from xlm_mlm import MLM
-from xlm_udlm import UDLMDiT
+from xlm_udlm import UDLMDiT, UDLMRotary
 
 from .published import Published
 from .running import composed, run_fast
@@ -198,6 +198,7 @@ NETWORKS: dict[str, Any] = {
     "xlm_mdlm.MDLMDiT": MDLMDiT,
     "xlm_flexmdm.FlexMDM": FlexMDM,
     "xlm_udlm.UDLMDiT": UDLMDiT,
+    "xlm_udlm.UDLMRotary": UDLMRotary,
 }
 NODE = '{_target_: my_trunk.Encoder, vocab_size: "${vocab.size}", d_model: 16}'
 

@@ -23,7 +23,7 @@ from xlm.tasks.sudoku_extreme import generated_rows
 from xlm.tasks.synthetic import ARLMOracle, MaskedOracle, encode_tokens, hmm, log_probs
 from xlm.tasks.tokenizers import NumberTokenizer
 
-from .running import EXPERIMENTS, composed, run_fast
+from .running import EXPERIMENTS, FAMILIES, composed, run_fast
 
 SMALL_NETWORK = ("model.trunk.d_model=32", "model.trunk.num_layers=1", "model.trunk.num_heads=2")
 FEW_ROWS = "task.source.num_rows={train: 64, val: 16, test: 16}"
@@ -36,9 +36,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("sudoku_tiny_")])
-def test_a_family_learns_sudoku_and_keeps_the_clues(experiment: str, tmp_path: Path, cache: Path) -> None:
-    metrics = run_fast(tmp_path, cache, "train", experiment, FEW_ROWS, *SMALL_NETWORK, *FAST)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_learns_sudoku_and_keeps_the_clues(family: str, tmp_path: Path, cache: Path) -> None:
+    overrides = (FEW_ROWS, *SMALL_NETWORK, *FAST)
+    metrics = run_fast(tmp_path, cache, "train", f"sudoku_tiny_{family}", *overrides)
     assert metrics["val/prediction/broken_clues"] == 0.0
     assert 0 <= metrics["val/prediction/board_accuracy"] <= metrics["val/prediction/cell_accuracy"] <= 1
     assert metrics["val/lm/nll"] > 0
