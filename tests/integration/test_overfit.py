@@ -30,7 +30,9 @@ MOST_NATS = {"flexmdm": 0.12}
 """Nats per token; an untrained network has more than 2."""
 
 
-FAMILIES = [pytest.param(name, marks=pytest.mark.slow if name == "flexmdm" else ()) for name in STEPS]
+LONG = ("did", "editflow", "flexmdm", "udlm")
+"""Each takes seven seconds and more; by default their packages' own tests show that they learn."""
+FAMILIES = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in STEPS]
 
 
 def overrides(family: str, folder: Path, steps: int) -> tuple[str, ...]:
