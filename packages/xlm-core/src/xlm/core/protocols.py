@@ -150,11 +150,6 @@ class SamplerLikelihood(Likelihood, Protocol):
         """(examples,) network evaluations of each example, in all draws."""
         ...
 
-    @property
-    def has_all_paths(self) -> bool:
-        """Whether a replay may take every path to the target; else the mean weight is less than p."""
-        ...
-
 
 class Trace(Protocol):
     """The edits of a generation in order: 1-D int64 tensors of equal length, one entry per edit.

@@ -294,7 +294,7 @@ def _stated(
         return str(error)
     weights[rows, : found.num_draws] = found.log_weights.exp().T
     stated = Estimate.of(weights[:, : found.num_draws])
-    has_all_paths: bool = found.has_all_paths
+    has_all_paths: bool = getattr(found, "has_all_paths", True)  # optional
     if found.nll_kind == "exact":
         return stated, has_all_paths
     # Of weights that were 0 in every draw, a positive one may be too rare to have been drawn.
