@@ -30,7 +30,7 @@ MOST_NATS = {"flexmdm": 0.12}
 """Nats per token; an untrained network has more than 2."""
 
 
-LONG = ("did", "editflow", "flexmdm", "udlm")
+LONG = ("did", "editflow", "flexmdm", "ilm", "udlm")
 """Each takes seven seconds and more; by default their packages' own tests show that they learn."""
 FAMILIES = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in STEPS]
 
@@ -79,6 +79,7 @@ def test_a_family_gives_back_what_it_learnt_by_heart(family: str, tmp_path: Path
         assert results["val/lm/loss"] == pytest.approx(FLOORS[family], abs=0.12)
 
 
+@pytest.mark.slow
 def test_flexmdm_learns_most_of_it_in_a_quarter_of_the_steps(tmp_path: Path) -> None:
     """What `nox -s slow` trains to the end; a network that knows nothing has more than 2 nats."""
     results = train("flexmdm", overrides("flexmdm", tmp_path, STEPS["flexmdm"] // 4))
