@@ -8,7 +8,7 @@ Your own source is a class with the three members of :class:`Source`; nothing is
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from jaxtyping import Int
@@ -27,15 +27,10 @@ _NO_IDS = torch.empty(0, dtype=torch.int64)
 class Source(Protocol):
     """Draws the source of each stretch."""
 
-    @property
-    def reads_prompt(self) -> bool:
-        """Whether the source depends on the prompt."""
-        ...
-
-    @property
-    def reads_target(self) -> bool:
-        """Whether the source depends on the target: then there is no likelihood of the text."""
-        ...
+    reads_prompt: ClassVar[bool]
+    """Whether the source depends on the prompt."""
+    reads_target: ClassVar[bool]
+    """Whether the source depends on the target: then there is no likelihood of the text."""
 
     def __call__(
         self, targets: Sequence[Tensor], prompts: Sequence[Tensor], seeds: Int[Tensor, " stretches"], /
@@ -54,15 +49,8 @@ class Source(Protocol):
 class Empty:
     """Nothing: every text is made by insertions alone."""
 
-    @property
-    def reads_prompt(self) -> bool:
-        """False."""
-        return False
-
-    @property
-    def reads_target(self) -> bool:
-        """False."""
-        return False
+    reads_prompt: ClassVar[bool] = False
+    reads_target: ClassVar[bool] = False
 
     def __call__(
         self, targets: Sequence[Tensor], prompts: Sequence[Tensor], seeds: Tensor, /
@@ -84,6 +72,8 @@ class RandomTokens:
         ValueError: If max_tokens is below 0, or no id is left.
     """
 
+    reads_prompt: ClassVar[bool] = False
+    reads_target: ClassVar[bool] = False
     max_tokens: int
     vocab_size: int
     suppressed_ids: Sequence[int] = ()
@@ -91,16 +81,6 @@ class RandomTokens:
     def __post_init__(self) -> None:
         require(self.max_tokens >= 0, "max_tokens", self.max_tokens, "at least 0")
         _possible_ids(self.vocab_size, self.suppressed_ids)
-
-    @property
-    def reads_prompt(self) -> bool:
-        """False."""
-        return False
-
-    @property
-    def reads_target(self) -> bool:
-        """False."""
-        return False
 
     def __call__(
         self, targets: Sequence[Tensor], prompts: Sequence[Tensor], seeds: Tensor, /
@@ -116,15 +96,8 @@ class RandomTokens:
 class Prompt:
     """The prompt itself, as a text to repair or to complete; it also stays what the network conditions on."""
 
-    @property
-    def reads_prompt(self) -> bool:
-        """True."""
-        return True
-
-    @property
-    def reads_target(self) -> bool:
-        """False."""
-        return False
+    reads_prompt: ClassVar[bool] = True
+    reads_target: ClassVar[bool] = False
 
     def __call__(
         self, targets: Sequence[Tensor], prompts: Sequence[Tensor], seeds: Tensor, /
@@ -151,6 +124,8 @@ class Corrupted:
         ValueError: If a probability is outside [0, 1], or no other token is left to substitute by.
     """
 
+    reads_prompt: ClassVar[bool] = False
+    reads_target: ClassVar[bool] = True
     vocab_size: int
     suppressed_ids: Sequence[int] = ()
     deleted: float = 0.0
@@ -164,16 +139,6 @@ class Corrupted:
         require(both <= 1, "deleted + substituted", both, "at most 1")
         number = len(_possible_ids(self.vocab_size, self.suppressed_ids))
         require(number > 1, "the number of ids to draw from", number, "at least 2")
-
-    @property
-    def reads_prompt(self) -> bool:
-        """False."""
-        return False
-
-    @property
-    def reads_target(self) -> bool:
-        """True."""
-        return True
 
     def __call__(
         self, targets: Sequence[Tensor], prompts: Sequence[Tensor], seeds: Tensor, /
