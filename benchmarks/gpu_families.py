@@ -198,7 +198,7 @@ def _of_any_length(family: str, size: Size, max_length: int, *, greedy: bool) ->
             pad_id=PAD,
             suppressed_ids=SPECIAL,
             num_steps=128,
-            order="top_prob" if greedy else "random",
+            rank="top_prob" if greedy else "random",
             temperature=temperature,
         ),
     )

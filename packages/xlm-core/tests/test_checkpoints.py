@@ -126,11 +126,11 @@ def test_the_newest_by_steps_not_by_the_clock(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "last.ckpt", 1, **{FORMAT_KEY: 4})
+    path = write(tmp_path / "last.ckpt", 1, **{FORMAT_KEY: 5})
     for use in (read, read_weights):
-        with pytest.raises(XLMError, match=r"format version 4.*Update xlm-core"):
+        with pytest.raises(XLMError, match=r"format version 5.*Update xlm-core"):
             use(path)
-    with pytest.raises(XLMError, match="format version 4"):
+    with pytest.raises(XLMError, match="format version 5"):
         newest_valid(tmp_path)
 
 

@@ -163,7 +163,7 @@ def test_version_1_in_the_words_of_this_one(name: str) -> None:
     old, new = CASES[name]
     old = {"format_version": 1, **old}
     before = yaml.safe_dump(old)
-    assert current(old, "old") == {"format_version": 3, "from": None, "noise": None, **new}
+    assert current(old, "old") == {"format_version": FORMAT_VERSION, "from": None, "noise": None, **new}
     assert yaml.safe_dump(old) == before
 
 
@@ -204,7 +204,8 @@ def test_samplers_of_version_2_are_rules(name: str) -> None:
         old = {"_target_": "xlm_mlm.MLMPredictor", "top_k": 3, **arguments}
         sampler = {**SAMPLER, "stop": "filled", **parts}
         new = {"_target_": "xlm_mlm.MLMPredictor", "top_k": 3, "sampler": sampler, "constraint": None}
-    assert current({"format_version": 2, "predictor": old}, "old") == {"format_version": 3, "predictor": new}
+    expected = {"format_version": FORMAT_VERSION, "predictor": new}
+    assert current({"format_version": 2, "predictor": old}, "old") == expected
     assert current({"format_version": 2, "predictor": new}, "new")["predictor"] == new
     assert make({**SAMPLER, **parts}, "predictor.sampler") is not None
 
@@ -213,7 +214,7 @@ def test_prompts_of_version_2_see_their_targets() -> None:
     model = {"_target_": "xlm_ilm.ILM", "vocab_size": 9}
     found = current({"format_version": 2, "model": model, "task": {"models": [model]}}, "old")
     assert found["model"] == {**model, "prompt_sees_target": True} == found["task"]["models"][0]
-    assert current({"format_version": 3, "model": model}, "new")["model"] == model
+    assert current({"format_version": FORMAT_VERSION, "model": model}, "new")["model"] == model
 
 
 def test_references_to_a_sampler_follow_it() -> None:
@@ -225,8 +226,21 @@ def test_references_to_a_sampler_follow_it() -> None:
     assert current(old, "old")["task"]["steps"] == "${predictor.sampler.num_steps}"
 
 
+@pytest.mark.parametrize(("order", "rank"), [("position", "left_to_right"), ("margin", "margin")])
+def test_the_order_of_masks_is_a_rank(order: str, rank: str) -> None:
+    predictor = {"_target_": "xlm_flexmdm.FlexMDMPredictor", "quota": "hazard", "tau": None, "gamma": None}
+    old = {
+        "format_version": 3,
+        "predictor": {**predictor, "order": order},
+        "task": {"order": "${predictor.order}"},
+    }
+    expected = {"format_version": FORMAT_VERSION, "predictor": {**predictor, "rank": rank}}
+    assert current(old, "old") == {**expected, "task": {"order": "${predictor.rank}"}}
+    assert current({**old, "format_version": 2}, "old") == current(old, "old")
+
+
 def test_a_config_of_this_version_is_left_as_it_is() -> None:
-    for version in ({"format_version": 3}, {}):
+    for version in ({"format_version": FORMAT_VERSION}, {}):
         config = {**version, "optimizer": {"_target_": "torch.optim.AdamW", **ADAMW_NODE}}
         assert current(config, "new") == config
 
@@ -240,7 +254,7 @@ def test_the_table_names_what_there_is(target: str) -> None:
 
 @pytest.mark.parametrize("version", [0, True, None, "1", 1.0])
 def test_a_version_that_is_none_is_refused(version: object) -> None:
-    with pytest.raises(XLMError, match=r"old: its format_version is .*, not a number from 1 to 3"):
+    with pytest.raises(XLMError, match=r"old: its format_version is .*, not a number from 1 to 4"):
         current({"format_version": version}, "old")
 
 
@@ -256,7 +270,7 @@ def make_older(folder: Path) -> None:
     """Turn a run into one that version 1 has left."""
     rewrite(
         folder,
-        ("format_version: 3", "format_version: 1"),
+        (f"format_version: {FORMAT_VERSION}", "format_version: 1"),
         ("xlm.core.training.callbacks.", "xlm.core.callbacks."),
         ("xlm.core.training.lr_schedules.", "xlm.core.lr_schedules."),
         ("xlm.modules.FusedAdamW", "torch.optim.AdamW"),
@@ -290,9 +304,9 @@ def test_a_run_of_version_1_goes_on_like_one_of_version_2(
         run_toy("job_type=train", "trainer.max_steps=20", f"job_name={name}")
         assert "step 10" in " ".join(capsys.readouterr().out.split())
     contents = [torch.load(tmp_path / "runs" / name / LAST, weights_only=True) for name in ("toy", "new")]
-    assert [content[FORMAT_KEY] for content in contents] == [3, 3]
+    assert [content[FORMAT_KEY] for content in contents] == [FORMAT_VERSION] * 2
     assert torch.equal(*(content["state_dict"]["model.bias"] for content in contents))
-    assert yaml.safe_load((old / "config.yaml").read_text("utf-8"))["format_version"] == 3
+    assert yaml.safe_load((old / "config.yaml").read_text("utf-8"))["format_version"] == FORMAT_VERSION
 
 
 JOBS: dict[str, Callable[[Path], tuple[str, ...]]] = {
@@ -311,10 +325,10 @@ def test_jobs_take_a_run_of_version_1(job: str, old: Path, run_toy: Run) -> None
 def test_a_run_of_a_later_version_is_refused(run_toy: Run, tmp_path: Path) -> None:
     run_toy("job_type=train", "trainer.max_steps=10")
     folder = tmp_path / "runs" / "toy"
-    rewrite(folder, ("format_version: 3", "format_version: 4"))
-    with pytest.raises(XLMError, match=r"toy/config\.yaml has format version 4.*Update xlm-core"):
+    rewrite(folder, ("format_version: 4", "format_version: 5"))
+    with pytest.raises(XLMError, match=r"toy/config\.yaml has format version 5.*Update xlm-core"):
         run_toy("job_type=train", "trainer.max_steps=20")
-    with pytest.raises(XLMError, match="format version 4"):
+    with pytest.raises(XLMError, match="format version 5"):
         RunFolder(folder).read_config()
-    with pytest.raises(XLMError, match="The config of x has format version 4"):
+    with pytest.raises(XLMError, match="The config of x has format version 5"):
         read_config(folder / "config.yaml", "The config of x")

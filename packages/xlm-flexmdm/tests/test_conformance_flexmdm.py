@@ -93,7 +93,7 @@ class TestDistributionHead(_FlexMDMConformance):
             suppressed_ids=SUPPRESSED,
             num_steps=4,
             sampler="tau_leaping",
-            order="margin",
+            rank="margin",
             top_k=3,
             top_p=0.9,
         )
@@ -110,7 +110,7 @@ class TestLimitedRoom(_FlexMDMConformance):
             suppressed_ids=SUPPRESSED,
             num_steps=4,
             max_new_tokens=2,
-            order="position",
+            rank="left_to_right",
             temperature=0.0,
         )
 
@@ -125,7 +125,7 @@ class TestPosteriorTargets(_FlexMDMConformance):
             pad_id=0,
             suppressed_ids=SUPPRESSED,
             num_steps=8,
-            order="top_prob",
+            rank="top_prob",
             quota="threshold",
             tau=0.21,
         )

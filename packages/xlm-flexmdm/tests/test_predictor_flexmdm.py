@@ -20,13 +20,13 @@ from xlm_flexmdm import (
     FlexMDMTrace,
     Interpolant,
 )
-from xlm_flexmdm.predictor_flexmdm import Order
+from xlm_flexmdm.predictor_flexmdm import Rank
 
 from .exact_flexmdm import integers, read_texts
 
 PAD, MASK, BOS, FIRST, VOCAB = 0, 2, 4, 7, 12
 LINEAR = Interpolant(LogLinear(eps=0), LogLinear(eps=0))
-ORDERS: tuple[Order, ...] = ("random", "position", "top_prob", "margin", "entropy")
+RANKS: tuple[Rank, ...] = ("random", "left_to_right", "top_prob", "margin", "entropy")
 
 
 class _Fake(nn.Module):
@@ -175,13 +175,13 @@ def test_rows_without_open_slots_are_not_evaluated() -> None:
 # Masks
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("sampler", ["hazard_integrated", "tau_leaping"])
-def test_only_masks_are_written_and_none_is_left(order: Order, sampler: str) -> None:
+def test_only_masks_are_written_and_none_is_left(rank: Rank, sampler: str) -> None:
     """The published count can exceed the masks, and clean tokens are overwritten; here it cannot."""
     examples = [_infilling([20, 21, 22, 23, 24], [1, 3], seed) for seed in range(30)]
     prediction = _predict(
-        examples, _Fake(gap=8.0, logits=_favour_specials), order=order, sampler=sampler, num_steps=4
+        examples, _Fake(gap=8.0, logits=_favour_specials), rank=rank, sampler=sampler, num_steps=4
     )
     for row, text in enumerate(_texts(prediction)):
         ids: list[int] = []
@@ -202,11 +202,11 @@ def test_only_masks_are_written_and_none_is_left(order: Order, sampler: str) -> 
         assert MASK not in text
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_few_tokens_are_left_to_the_last_step(order: Order) -> None:
+@pytest.mark.parametrize("rank", RANKS)
+def test_few_tokens_are_left_to_the_last_step(rank: Rank) -> None:
     """Without the hazard in the count, as published, 63 of 100 tokens are unmasked by the last step."""
     examples: list[FlexMDMExample] = [{"seed": seed} for seed in range(60)]
-    prediction = _predict(examples, _Fake(gap=3.0), order=order, num_steps=60, max_length=40)
+    prediction = _predict(examples, _Fake(gap=3.0), rank=rank, num_steps=60, max_length=40)
     assert prediction.trace is not None
     writes = prediction.trace.operation == 1
     last = prediction.trace.step[writes] == 60
@@ -236,14 +236,14 @@ def test_most_confident_masks_come_first() -> None:
         return table
 
     examples: list[FlexMDMExample] = [{"seed": seed} for seed in range(40)]
-    for order in ("top_prob", "margin", "entropy"):
-        prediction = _predict(examples, _Fake(4.0, logits), order=order, num_steps=8)
+    for rank in ("top_prob", "margin", "entropy"):
+        prediction = _predict(examples, _Fake(4.0, logits), rank=rank, num_steps=8)
         random = _predict(examples, _Fake(4.0, logits), num_steps=8)
         assert _sharp_share(prediction) > _sharp_share(random) + 0.15
 
 
 @pytest.mark.parametrize(
-    ("order", "surer", "other"),
+    ("rank", "surer", "other"),
     [
         ("top_prob", [0.50, 0.49, 0.01], [0.495, 0.2525, 0.2525]),
         ("margin", [0.50, 0.30, 0.20], [0.59, 0.395, 0.015]),
@@ -251,13 +251,13 @@ def test_most_confident_masks_come_first() -> None:
     ],
 )
 def test_confidence_is_that_of_the_distribution_of_the_token(
-    order: Order, surer: list[float], other: list[float]
+    rank: Rank, surer: list[float], other: list[float]
 ) -> None:
     """Another softmax would make each pair change places, the temperature of the tokens the first pair."""
     for first, distributions in enumerate(((surer, other), (other, surer))):
         table = torch.full((3, VOCAB), -math.inf)
         table[1:, FIRST : FIRST + 3] = torch.tensor(distributions).log()
-        predict = _predictor(order=order, temperature=0.5)
+        predict = _predictor(rank=rank, temperature=0.5)
         model = _Fake(0.0, table.__getitem__)
         trace = predict(model, _masks(30, 2), torch.arange(30), trace=True).trace
         written = trace.operation == 1
@@ -277,7 +277,9 @@ def _sharp_share(prediction: FlexMDMPrediction) -> float:
 
 
 def test_masks_from_left_to_right() -> None:
-    prediction = _predict([{"seed": seed} for seed in range(20)], _Fake(5.0), order="position", num_steps=6)
+    prediction = _predict(
+        [{"seed": seed} for seed in range(20)], _Fake(5.0), rank="left_to_right", num_steps=6
+    )
     for row in range(20):
         ids: list[int] = []
         for _, operation, position, token in _edits(prediction, row):
@@ -383,7 +385,7 @@ def test_options_that_are_refused(options: dict[str, object], message: str) -> N
         _predictor(**options)
 
 
-@pytest.mark.parametrize(("option", "value"), [("sampler", "euler"), ("order", "left")])
+@pytest.mark.parametrize(("option", "value"), [("sampler", "euler"), ("rank", "left")])
 def test_names_that_are_refused(option: str, value: str) -> None:
     # TypeError where the annotations are checked at run time.
     with pytest.raises((ValueError, TypeError), match=rf"{option}(?s:.*)'{value}'"):

@@ -15,7 +15,7 @@ import torch
 from xlm.modules import Cosine, LogLinear, Sine
 from xlm_flexmdm import FlexMDMPredictor, FlexMDMPromptBatch, Interpolant
 from xlm_flexmdm.interpolant_flexmdm import Sampler
-from xlm_flexmdm.predictor_flexmdm import Order
+from xlm_flexmdm.predictor_flexmdm import Rank
 
 from .exact_flexmdm import (
     BOS,
@@ -64,7 +64,7 @@ def _draw(
     num_steps: int,
     interpolant: Interpolant = LINEAR,
     sampler: Sampler = "hazard_integrated",
-    order: Order = "random",
+    rank: Rank = "random",
     longest: int = 3,
     temperature: float = 1.0,
     **options: Any,
@@ -76,7 +76,7 @@ def _draw(
         num_steps=num_steps,
         suppressed_ids=SUPPRESSED,
         sampler=sampler,
-        order=order,
+        rank=rank,
         temperature=temperature,
         **options,
     )
@@ -130,24 +130,22 @@ def test_distribution_of_the_sampler(sampler: Sampler, schedules: str) -> None:
     _assert_same_distribution(found, distribution)
 
 
-SCORES: dict[Order, Callable[[int, Array], float]] = {
-    "position": lambda cell, distribution: -cell,
+SCORES: dict[Rank, Callable[[int, Array], float]] = {
+    "left_to_right": lambda cell, distribution: -cell,
     "top_prob": lambda cell, distribution: float(distribution.max()),
     "margin": lambda cell, distribution: float(abs(distribution[0] - distribution[1])),
     "entropy": lambda cell, distribution: float((distribution * np.log(distribution)).sum()),
 }
 
 
-@pytest.mark.parametrize("order", SCORES)
-def test_distribution_of_ordered_unmasking(order: Order) -> None:
+@pytest.mark.parametrize("rank", SCORES)
+def test_distribution_of_ordered_unmasking(rank: Rank) -> None:
     """As many masks as drawn one by one, the best first: the number has the hazard in it."""
     tables = random_tables(seed=3, least_gap=2.0)
     steps = steps_of(4, lambda t: t, lambda t: t)
-    distribution = sampler_distribution(SMALL, tables, steps, longest=3, score=SCORES[order])
+    distribution = sampler_distribution(SMALL, tables, steps, longest=3, score=SCORES[rank])
     assert total_variation(distribution, sampler_distribution(SMALL, tables, steps, longest=3)) > 0.01
-    _assert_same_distribution(
-        _draw(TableNetwork(SMALL, tables), 5000, num_steps=4, order=order), distribution
-    )
+    _assert_same_distribution(_draw(TableNetwork(SMALL, tables), 5000, num_steps=4, rank=rank), distribution)
 
 
 def more_above(tau: float) -> Callable[[list[float], list[Array]], int]:
@@ -165,26 +163,26 @@ def more_within(gamma: float) -> Callable[[list[float], list[Array]], int]:
     return number
 
 
-QUOTAS: list[tuple[Order, dict[str, Any], Callable[[list[float], list[Array]], int]]] = [
+QUOTAS: list[tuple[Rank, dict[str, Any], Callable[[list[float], list[Array]], int]]] = [
     ("top_prob", {"quota": "threshold", "tau": 0.7}, more_above(0.7)),
     ("entropy", {"quota": "threshold", "tau": -0.6}, more_above(-0.6)),
     ("margin", {"quota": "budget", "gamma": 0.5}, more_within(0.5)),
 ]
 
 
-@pytest.mark.parametrize(("order", "options", "more"), QUOTAS)
+@pytest.mark.parametrize(("rank", "options", "more"), QUOTAS)
 def test_distribution_of_quotas(
-    order: Order, options: dict[str, Any], more: Callable[[list[float], list[Array]], int]
+    rank: Rank, options: dict[str, Any], more: Callable[[list[float], list[Array]], int]
 ) -> None:
     """At least as many masks as are due, and no evaluation more than with these alone."""
     tables = random_tables(seed=3, least_gap=2.0)
     steps = steps_of(4, lambda t: t, lambda t: t)
-    distribution = sampler_distribution(SMALL, tables, steps, longest=3, score=SCORES[order], more=more)
+    distribution = sampler_distribution(SMALL, tables, steps, longest=3, score=SCORES[rank], more=more)
     assert sum(distribution.values()) == pytest.approx(1, abs=1e-9)
-    due = sampler_distribution(SMALL, tables, steps, longest=3, score=SCORES[order])
+    due = sampler_distribution(SMALL, tables, steps, longest=3, score=SCORES[rank])
     assert total_variation(distribution, due) > 0.01
     _assert_same_distribution(
-        _draw(TableNetwork(SMALL, tables), 5000, num_steps=4, order=order, **options), distribution
+        _draw(TableNetwork(SMALL, tables), 5000, num_steps=4, rank=rank, **options), distribution
     )
     evaluations: list[float] = []
     for given in ({}, options):
@@ -194,7 +192,7 @@ def test_distribution_of_quotas(
             pad_id=PAD,
             num_steps=16,
             suppressed_ids=SUPPRESSED,
-            order=order,
+            rank=rank,
             **given,
         )
         prediction = predict(TableNetwork(SMALL, tables), prompts(500, 3), torch.arange(500))
@@ -207,19 +205,19 @@ def test_distribution_of_quotas(
     [
         (
             {"quota": "threshold"},
-            "order must be top_prob, margin or entropy with quota=threshold",
+            "rank must be top_prob, margin or entropy with quota=threshold",
         ),
         (
-            {"order": "position", "quota": "budget"},
+            {"rank": "left_to_right", "quota": "budget"},
             "or entropy with quota=budget",
         ),
-        ({"order": "top_prob", "tau": 0.5}, "left out with quota=hazard"),
+        ({"rank": "top_prob", "tau": 0.5}, "left out with quota=hazard"),
         (
-            {"order": "top_prob", "quota": "threshold", "gamma": 0.5},
+            {"rank": "top_prob", "quota": "threshold", "gamma": 0.5},
             "gamma=0.5 has no use with",
         ),
-        ({"order": "entropy", "quota": "threshold"}, "tau must be below 0, in nats, with rank=entropy"),
-        ({"order": "top_prob", "quota": "stable"}, "quota(.|\n)*'stable'"),
+        ({"rank": "entropy", "quota": "threshold"}, "tau must be below 0, in nats, with rank=entropy"),
+        ({"rank": "top_prob", "quota": "stable"}, "quota(.|\n)*'stable'"),
     ],
 )
 def test_quotas_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:

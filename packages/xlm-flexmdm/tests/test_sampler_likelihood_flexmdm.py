@@ -13,7 +13,7 @@ import torch
 from xlm.modules.records import SamplerLikelihood, Targets
 from xlm_flexmdm import FlexMDMPredictor, FlexMDMPromptCollator, Interpolant, insertions, poisson
 from xlm_flexmdm.interpolant_flexmdm import Sampler
-from xlm_flexmdm.predictor_flexmdm import Order
+from xlm_flexmdm.predictor_flexmdm import Rank
 from xlm_flexmdm.replay_flexmdm import log_prob_of_insertions
 
 from .exact_flexmdm import BOS, FIRST, MASK, PAD, TableNetwork, Text, texts
@@ -88,22 +88,22 @@ def test_the_mean_weight_is_the_probability(sampler: Sampler, schedules: str, lo
     assert bool(found.nll[too_long].isinf().all())
 
 
-@pytest.mark.parametrize("order", SCORES)
-def test_it_does_so_in_every_order_of_unmasking(order: Order) -> None:
+@pytest.mark.parametrize("rank", SCORES)
+def test_it_does_so_in_every_order_of_unmasking(rank: Rank) -> None:
     tables, steps = random_tables(seed=3), steps_of(4, lambda t: t, lambda t: t)
-    expected = sampler_distribution(SMALL, tables, steps, longest=3, score=SCORES[order])
+    expected = sampler_distribution(SMALL, tables, steps, longest=3, score=SCORES[rank])
     every = texts(2, 3)
-    found = score(TableNetwork(SMALL, tables), every, num_steps=4, order=order)
+    found = score(TableNetwork(SMALL, tables), every, num_steps=4, rank=rank)
     assert_mean_weights(found, every, expected)
-    assert bool(found.smallest_gap.isinf().all()) == (order == "position")
+    assert bool(found.smallest_gap.isinf().all()) == (rank == "left_to_right")
 
 
-@pytest.mark.parametrize(("order", "options", "more"), QUOTAS)
-def test_it_does_so_with_every_quota(order: Order, options: dict[str, Any], more: Any) -> None:
+@pytest.mark.parametrize(("rank", "options", "more"), QUOTAS)
+def test_it_does_so_with_every_quota(rank: Rank, options: dict[str, Any], more: Any) -> None:
     tables, steps = random_tables(seed=3), steps_of(4, lambda t: t, lambda t: t)
-    expected = sampler_distribution(SMALL, tables, steps, longest=3, score=SCORES[order], more=more)
+    expected = sampler_distribution(SMALL, tables, steps, longest=3, score=SCORES[rank], more=more)
     every = texts(2, 3)
-    found = score(TableNetwork(SMALL, tables), every, num_steps=4, order=order, **options)
+    found = score(TableNetwork(SMALL, tables), every, num_steps=4, rank=rank, **options)
     assert_mean_weights(found, every, expected)
     assert bool(found.smallest_gap.isfinite().any())
 

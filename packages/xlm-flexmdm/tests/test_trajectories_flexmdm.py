@@ -22,8 +22,8 @@ LINEAR = Interpolant(LogLinear(eps=0), LogLinear(eps=0))
 SAMPLERS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.7, "top_k": 1},
-    {"order": "margin"},
-    {"order": "top_prob", "quota": "threshold", "tau": 0.6},
+    {"rank": "margin"},
+    {"rank": "top_prob", "quota": "threshold", "tau": 0.6},
 ]
 
 

@@ -59,7 +59,7 @@ from xlm_flexmdm.text_flexmdm import Text
 from xlm_flexmdm.trajectories_flexmdm import Followed, Recorded, by_step
 from xlm_flexmdm.types_flexmdm import FlexMDMNetwork, FlexMDMPromptBatch, call_model
 
-Order = Literal["random", "position", "top_prob", "margin", "entropy"]
+Rank = Literal["random", "left_to_right", "top_prob", "margin", "entropy"]
 Quota = Literal["hazard", "threshold", "budget"]
 
 _STREAM_UNMASKING = 0
@@ -87,8 +87,8 @@ class FlexMDMPredictor:
             g (alpha(s) - alpha(t)) / (1 - alpha(t)). "tau_leaping", as published: both hazards are held at
             their value at t, which gives 1 - exp(-(s - t) beta'(t) / (1 - beta(t))) and
             g (s - t) alpha'(t) / (1 - alpha(t)).
-        order: Which masks a step unmasks. "random": each by itself. The others take as many masks as "random"
-            would, those first that are furthest left ("position") or with the highest confidence:
+        rank: Which masks a step unmasks. "random": each by itself. The others take as many masks as "random"
+            would, those first that are furthest left ("left_to_right") or with the highest confidence:
             "top_prob", "margin" or "entropy" of its probabilities, see :func:`xlm.modules.confidence`.
         quota: How many masks a step unmasks. "hazard": as many as are due. In a step in which any are,
             "threshold" unmasks all whose confidence exceeds tau as well, and "budget" the longest prefix of
@@ -114,7 +114,7 @@ class FlexMDMPredictor:
         suppressed_ids: Sequence[int] = (),
         max_new_tokens: int | None = None,
         sampler: Sampler = "hazard_integrated",
-        order: Order = "random",
+        rank: Rank = "random",
         quota: Quota = "hazard",
         tau: float | None = None,
         gamma: float | None = None,
@@ -122,28 +122,28 @@ class FlexMDMPredictor:
         top_k: int | None = None,
         top_p: float | None = None,
     ) -> None:
-        orders, quotas = get_args(Order), get_args(Quota)
+        ranks, quotas = get_args(Rank), get_args(Quota)
         samplers = ("hazard_integrated", "tau_leaping")
         require(mask_id != pad_id, "mask_id", mask_id, "another id than pad_id")
         require(num_steps >= 2, "num_steps", num_steps, "at least 2, since the last step inserts nothing")
         require(max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
         require(sampler in samplers, "sampler", sampler, f"one of {samplers}")
-        require(order in orders, "order", order, f"one of {orders}")
+        require(rank in ranks, "rank", rank, f"one of {ranks}")
         require(quota in quotas, "quota", quota, f"one of {quotas}: insertion has the hazard of alpha")
         self._mask_id = mask_id
         self._pad_id = pad_id
         self._suppressed_ids = sorted({mask_id, *suppressed_ids})
         self._max_new_tokens = max_new_tokens
-        self._order: Order = order
+        self._rank: Rank = rank
         self._more = None
         if quota == "hazard":
             unused = (tau, gamma) == (None, None)
             require(unused, "tau, gamma", (tau, gamma), "left out with quota=hazard")
-        elif order in ("random", "position"):
+        elif rank in ("random", "left_to_right"):
             why = f"with quota={quota}: the others see only masks that are due"
-            raise ValueError(f"order must be top_prob, margin or entropy {why}, got {order!r}")
+            raise ValueError(f"rank must be top_prob, margin or entropy {why}, got {rank!r}")
         else:
-            self._more = compose(rank=order, quota=quota, tau=tau, gamma=gamma)
+            self._more = compose(rank=rank, quota=quota, tau=tau, gamma=gamma)
         self._sampling = TokenSampling(temperature, top_k, top_p)
         self._steps = Steps.of(interpolant, num_steps, sampler)
         # Of a step of insertion in the forward process; the last step of the sampler inserts nothing.
@@ -369,9 +369,9 @@ class FlexMDMPredictor:
 
     def _candidates(self, masked: Tensor, number: Tensor, keys: Tensor) -> Tensor:
         """(rows, length) masks whose logits are needed: all of a row only where the network ranks them."""
-        if self._order == "random":
+        if self._rank == "random":
             return take_top(keys, number, masked)
-        if self._order == "position":
+        if self._rank == "left_to_right":
             leftward = -torch.arange(masked.shape[1], device=masked.device, dtype=torch.float64)
             return take_top(leftward.expand(masked.shape), number, masked)
         return masked & (number > 0).unsqueeze(1)
@@ -380,10 +380,10 @@ class FlexMDMPredictor:
         self, candidates: Tensor, number: Tensor, logits: Tensor, seeds: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(rows, length) masks to unmask now, at least ``number``; (rows,) the gap to those not chosen."""
-        if self._order in ("random", "position"):
+        if self._rank in ("random", "left_to_right"):
             return candidates, torch.full(number.shape, math.inf, dtype=torch.float64, device=number.device)
         view = View(seeds, 0, candidates, candidates, logits=logits)
-        scores = view.confidence(self._order)
+        scores = view.confidence(self._rank)
         chosen = take_top(scores, number, candidates)
         gap = gap_of_ranks(scores, view, chosen)
         if self._more is not None:

@@ -4,7 +4,9 @@ Version 2 differs from version 1 in names and places only: classes of the core m
 the arguments that all collators share became nodes of their own, and a network became a trunk and its heads.
 Version 3 differs from version 2 in the samplers of two families, which became combinations of shared parts,
 in networks that say whether a prompt sees its target, and in predictors with more options.
-What earlier versions wrote is read in the words of version 3, so nothing else has to know of it.
+Version 4 differs from version 3 in one name: what was the order of a sampler of FlexMDM is its rank, as in
+other families. What earlier versions wrote is read in the words of version 4, so nothing else has to know
+of it.
 
 The tables are closed. They name classes of families because old files do; later families have no place there.
 """
@@ -16,7 +18,7 @@ from typing import Any, cast
 
 from xlm.core.config.errors import XLMError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Version of configs, checkpoints and exported folders that are written."""
 KEY = "format_version"
 TARGET = "_target_"
@@ -69,6 +71,9 @@ ADDED_IN_3: dict[str, dict[str, Any]] = {
     "xlm_flexmdm.FlexMDMPredictor": {"quota": "hazard", "tau": None, "gamma": None},
 }
 """Arguments that the class has in every config of version 3."""
+
+NEW_RANKS = {"position": "left_to_right"}
+"""Values of ``order`` in a sampler of FlexMDM in version 3 that have another name as a ``rank``."""
 
 NOISE = {
     "xlm_mdlm.MDLMPredictor": ("schedule",),
@@ -168,7 +173,7 @@ def current(config: dict[str, Any], name: str) -> dict[str, Any]:
         for key, value in ADDED_IN_3.get(node[TARGET], {}).items():
             node.setdefault(key, value)
     _read_by_one_function(new)
-    moved |= _compose_sampler(_mapping(new, "predictor"))
+    moved |= {**_compose_sampler(_mapping(new, "predictor")), **_rank_masks(_mapping(new, "predictor"))}
     # References are rewritten last: to where a node stands now.
     return cast("dict[str, Any]", _refer(new, moved))
 
@@ -264,6 +269,15 @@ def _compose_sampler(predictor: dict[str, Any]) -> dict[str, str]:
     if target == "xlm_mdlm.MDLMPredictor" and isinstance(predictor.get("sampler"), dict):
         predictor["sampler"] = mdlm_sampler(predictor["sampler"])
     return {}
+
+
+def _rank_masks(predictor: dict[str, Any]) -> dict[str, str]:
+    """Name the order of the masks of FlexMDM as other families do; tells where what stands now."""
+    if predictor.get(TARGET) != "xlm_flexmdm.FlexMDMPredictor" or "order" not in predictor:
+        return {}
+    order = predictor.pop("order")
+    predictor["rank"] = NEW_RANKS.get(order, order)
+    return {"predictor.order": "predictor.rank"}
 
 
 def mlm_sampler(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -277,7 +277,7 @@ class SamplerLikelihoodSettings(Settings):
 class RunSettings(Settings):
     """The whole config of a job."""
 
-    format_version: Literal[3]
+    format_version: Literal[4]
     """Version of the config's layout (`xlm.core.config.format`)."""
     job_type: Text
     """The job: a name that an installed package declares (`xlm --help` lists them)."""
