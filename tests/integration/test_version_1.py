@@ -253,7 +253,7 @@ def write(folder: Path, config: Mapping[str, Any]) -> Path:
 @pytest.mark.parametrize("experiment", CONFIGS)
 def test_a_config_of_version_1_is_that_of_the_same_command_now(experiment: str, tmp_path: Path) -> None:
     old = read_config(write(tmp_path, CONFIGS[experiment]))
-    assert old["format_version"] == 3
+    assert old["format_version"] == 4
     config = composed(experiment, "job_type=train", "job_name=x")
     now = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
     assert dict(flatten(recorded_parts(old))) == dict(flatten(recorded_parts(now)))
@@ -300,12 +300,12 @@ def test_a_folder_of_version_1_is_loaded(family: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_a_later_version_is_refused(tmp_path: Path) -> None:
-    assert format.FORMAT_VERSION == hub.FORMAT_VERSION == 3
+    assert format.FORMAT_VERSION == hub.FORMAT_VERSION == 4
     write_folder(tmp_path, "ilm")
     content = json.loads((tmp_path / "config.json").read_text("utf-8"))
-    content["xlm"]["format_version"] = 4
+    content["xlm"]["format_version"] = 5
     (tmp_path / "config.json").write_text(json.dumps(content), "utf-8")
-    with pytest.raises(XLMError, match=r"config\.json has format version 4, this xlm-core reads up to 3"):
+    with pytest.raises(XLMError, match=r"config\.json has format version 5, this xlm-core reads up to 4"):
         read_own(tmp_path)
-    with pytest.raises(ValueError, match="version 4, this xlm-modules reads up to 3"):
+    with pytest.raises(ValueError, match="version 5, this xlm-modules reads up to 4"):
         import_module("xlm_ilm").ILM.from_pretrained(tmp_path)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 CONFIG = "config.json"
 OWN = "xlm"
 """Key of ``config.json`` under which XLM keeps what is no argument of the network."""
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Latest version of ``config.json`` that is read."""
 LARGEST = 2**18
 """Bytes of ``config.json``."""
