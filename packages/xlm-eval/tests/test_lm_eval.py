@@ -228,6 +228,44 @@ def test_draws_differ_between_equal_requests_and_not_between_runs(chain: Run, ha
     assert len(set(first)) > 2
 
 
+def test_an_interrupted_job_continues_without_repeating_requests(
+    chain: Run, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import chain_family
+
+    words = (OPEN, "++tasks=[chooses,reads,continues]")
+    scored: list[int] = []
+    original = chain_family.OpenChainLoss.prefix_likelihood
+
+    def count(self: Any, model: Any, batch: Any) -> Any:
+        if len(scored) == 3:
+            scored.append(0)
+            raise KeyboardInterrupt
+        scored.append(len(batch.lengths))
+        return original(self, model, batch)
+
+    monkeypatch.setattr(chain_family.OpenChainLoss, "prefix_likelihood", count)
+    with pytest.raises(KeyboardInterrupt):
+        chain(*words)
+    [folder] = (tmp_path / "runs/toy/lm_eval").iterdir()
+    assert json.loads((folder / "versions.json").read_text())["ended"] is None
+    # The line that a killed process has begun.
+    with (folder / ".answers.jsonl").open("a") as file:
+        file.write('{"1234": {"sco')
+    found = chain(*words)
+    continued = dict(harness.answers)
+    # 4 of "chooses" and 4 windows of "reads", one of them in the batch that was interrupted.
+    assert [path.name for path in (tmp_path / "runs/toy/lm_eval").iterdir()] == [folder.name]
+    assert scored == [2, 2, 2, 0, 2]
+    assert not (folder / ".answers.jsonl").exists()
+    first = results(tmp_path)
+    assert chain(*words) == found
+    assert harness.answers == continued
+    assert scored[5:] == [2, 2, 2, 2]
+    for name in ("likelihood", "contexts_cut"):
+        assert results(tmp_path)[name] == first[name]
+
+
 MISTAKES = {
     "tasks: missing": (),
     r"there is no choses in the lm-evaluation-harness.* Did you mean chooses": ("++tasks=[choses]",),

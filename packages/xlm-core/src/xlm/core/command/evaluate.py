@@ -1,9 +1,8 @@
 """The jobs ``eval`` and ``generate``."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from xlm.core.command.results import Results, write_pages, write_results
 from xlm.core.config.console import say
@@ -35,26 +34,28 @@ def evaluate(run: Run) -> dict[str, float]:
     settings = run.settings
     harness, datamodule, checkpoint = load(run)
     check_slots(harness, datamodule, stages=("test",))
-    run_folder = RunFolder(run.folder)
     weights = fingerprint(harness.model)
-    folder = interrupted(run_folder.jobs(settings.job_type), run.record, weights)
-    if folder is None:
-        folder = run_folder.start_job(settings.job_type, run.record)
-    else:
-        say(f"{folder} was interrupted and continues")
-        write_record(folder, run.record)
+    folder = start_or_continue(run, lambda folder: is_interrupted(folder, weights))
     report.print_start(settings.job_type, folder, {"task": settings.task.name, "checkpoint": checkpoint})
     return evaluate_into(folder, run, harness, datamodule, checkpoint, weights)
 
 
-def interrupted(folders: Iterable[Path], record: Mapping[str, Any], weights: str) -> Path | None:
-    """The last folder with an interrupted evaluation of this config and these weights, if any."""
-    for folder in sorted(folders, reverse=True):
-        if is_unfinished(folder) and is_interrupted(folder, weights):
+def start_or_continue(run: Run, can_continue: Callable[[Path], bool]) -> Path:
+    """Begin the job in a new folder, or in its last one if that was interrupted with this config.
+
+    Args:
+        run: The run with the type of its job.
+        can_continue: Whether there is something in a folder to continue from.
+    """
+    run_folder, job_type = RunFolder(run.folder), run.settings.job_type
+    for folder in sorted(run_folder.jobs(job_type), reverse=True):
+        if is_unfinished(folder) and can_continue(folder):
             recorded = RunFolder(folder).read_config()
-            if not list(differences(recorded, record, ignored=())):
+            if not list(differences(recorded, run.record, ignored=())):
+                say(f"{folder} was interrupted and continues")
+                write_record(folder, run.record)
                 return folder
-    return None
+    return run_folder.start_job(job_type, run.record)
 
 
 def load(run: Run) -> tuple[Harness, DataModule, str]:

@@ -74,32 +74,47 @@ class Progress:
         Raises:
             XLMError: If another process evaluates in this folder.
         """
-        lock = FileLock(self.folder / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise XLMError(f"{self.folder} is being written by another process. Wait for its end") from error
-        try:
-            yield
-        except BaseException:
-            self.store()
-            raise
-        else:
-            (self.folder / STATE).unlink(missing_ok=True)
-        finally:
-            lock.release()
-            (self.folder / LOCK).unlink(missing_ok=True)
+        with writing(self.folder):
+            try:
+                yield
+            except BaseException:
+                self.store()
+                raise
+            else:
+                (self.folder / STATE).unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(folder: Path) -> Generator[None]:
+    """Lock the folder of an evaluation for this process.
+
+    Raises:
+        XLMError: If another process evaluates in it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise XLMError(f"{folder} is being written by another process. Wait for its end") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / LOCK).unlink(missing_ok=True)
+
+
+def is_being_written(folder: Path) -> bool:
+    """Whether a process evaluates in a folder."""
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def is_interrupted(folder: Path, weights: str) -> bool:
     """Whether a folder has a state of these weights to continue from, and no process evaluates in it."""
-    if _read(folder, weights) is None:
-        return False
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            return True
-    except Timeout:
-        return False
+    return _read(folder, weights) is not None and not is_being_written(folder)
 
 
 def _read(folder: Path, weights: str) -> dict[str, Any] | None:

@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from xlm.core.command.evaluate import checkpoint_of
+from xlm.core.command.evaluate import checkpoint_of, start_or_continue
 from xlm.core.config.console import console, say
 from xlm.core.config.entry_points import GENERATION
 from xlm.core.config.errors import XLMError
 from xlm.core.config.near import did_you_mean
 from xlm.core.config.run_files import METRICS
 from xlm.core.evaluation import report
+from xlm.core.evaluation.progress import writing
 from xlm.core.hub import source
 from xlm.core.saving import run_record
 from xlm.core.saving.checkpoints import write_text_atomically
-from xlm.core.saving.run_folder import RunFolder
+from xlm.core.saving.weights import fingerprint
 from xlm.core.training.assembly import make_slots
 from xlm.core.training.run import Run
 from xlm.eval.collators import LIKELIHOOD
+from xlm.eval.field_tasks.answers import Answers, has_answers
 from xlm.eval.field_tasks.interface import language_model
 from xlm.eval.field_tasks.scorer import Meaning, Scorer
 
@@ -55,28 +57,33 @@ def evaluate_tasks(run: Run, job: "LMEval") -> dict[str, float]:
     checkpoint = checkpoint_of(run)
     settings = run.settings
     source.load(slots.model, checkpoint, which=settings.weights, allow_pickle=settings.allow_pickle)
+    weights = fingerprint(slots.model)
     scorer = Scorer.of(run, slots, job.context, max_length)
     kinds = {name: str(task.get_config("output_type")) for name, task in loaded.items()}
     for name, task in loaded.items():
         _check(name, task, kinds[name], scorer)
-    folder = RunFolder(run.folder).start_job("lm_eval", run.record)
+    folder = start_or_continue(run, lambda folder: has_answers(folder, weights))
     start = {"tasks": ", ".join(loaded), "checkpoint": checkpoint, "context": job.context}
     report.print_start("lm_eval", folder, start)
-    found: dict[str, Any] = import_module("lm_eval.evaluator").simple_evaluate(
-        model=language_model(scorer),
-        tasks=job.tasks,
-        task_manager=manager,
-        num_fewshot=job.num_fewshot,
-        limit=job.limit,
-        gen_kwargs=job.gen_kwargs or None,
-        bootstrap_iters=job.bootstrap_iters,
-        log_samples=job.log_samples,
-        random_seed=settings.seed,
-        numpy_random_seed=settings.seed,
-        torch_random_seed=settings.seed,
-        fewshot_random_seed=settings.seed,
-    )
-    return _report(folder, found, kinds, scorer)
+    with writing(folder):
+        scorer.answers = Answers(folder, weights)
+        found: dict[str, Any] = import_module("lm_eval.evaluator").simple_evaluate(
+            model=language_model(scorer),
+            tasks=job.tasks,
+            task_manager=manager,
+            num_fewshot=job.num_fewshot,
+            limit=job.limit,
+            gen_kwargs=job.gen_kwargs or None,
+            bootstrap_iters=job.bootstrap_iters,
+            log_samples=job.log_samples,
+            random_seed=settings.seed,
+            numpy_random_seed=settings.seed,
+            torch_random_seed=settings.seed,
+            fewshot_random_seed=settings.seed,
+        )
+        metrics = _report(folder, found, kinds, scorer)
+        scorer.answers.remove()
+    return metrics
 
 
 def _load(job: "LMEval") -> tuple[Any, dict[str, Any]]:

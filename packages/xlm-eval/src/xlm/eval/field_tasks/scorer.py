@@ -9,7 +9,8 @@ or the length is given.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 import torch
@@ -25,6 +26,7 @@ from xlm.core.protocols import Collator, Example, Likelihood, LikelihoodLoss, Pr
 from xlm.core.training.run import Run
 from xlm.core.training.trainer import make_trainer
 from xlm.eval.collators import LIKELIHOOD, collator_of
+from xlm.eval.field_tasks.answers import Answers
 from xlm.eval.field_tasks.requests import Continuation, Start
 from xlm.modules import row_seeds
 
@@ -85,6 +87,8 @@ class Scorer:
     """Of the log-probabilities, once there are some."""
     num_truncated: int = 0
     """Contexts that were cut on the left, since they did not fit."""
+    answers: Answers = field(init=False)
+    """Those of earlier batches, set once the job has a folder."""
     _collators: dict[str, Collator[Any] | None] = field(default_factory=dict[str, Collator[Any] | None])
 
     @staticmethod
@@ -128,15 +132,11 @@ class Scorer:
         collate = self.collator(LIKELIHOOD)
         found: list[Scored | None] = [None] * len(continuations)
         for places, batch in self._batches([self._fitted(each) for each in continuations]):
-            examples = [self._example(each.context, each.ids, each.document, each.part) for each in batch]
-            likelihood = self._likelihood(self.trainer.strategy.batch_to_device(collate(examples)))
-            self._check_counts(likelihood, batch)
-            greedy: list[bool | None] = [None] * len(batch)
-            if self.scores_prefixes:
-                greedy = list(cast("PrefixLikelihood", likelihood).is_greedy.tolist())
-            self.meaning = _meaning(likelihood, is_open=self.scores_prefixes)
-            for place, nll, is_greedy in zip(places, likelihood.nll.tolist(), greedy, strict=True):
-                found[place] = Scored(-nll, is_greedy)
+            requests = [[each.context, each.ids, each.document, each.part] for each in batch]
+            answer = self.answers.of(requests, partial(self._score, batch, collate))
+            self.meaning = Meaning(**answer["meaning"])
+            for place, scored in zip(places, answer["scored"], strict=True):
+                found[place] = Scored(*scored)
         return cast("list[Scored]", found)
 
     def generate(
@@ -163,20 +163,13 @@ class Scorer:
             )
         collate = self.collator(GENERATION)
         predictor: Predictor[Any] = make({**self.run.settings.predictor, **sampling}, "predictor")
-        filling = [self._filler] * min(limit, self.max_length)
         found: list[list[int]] = [[] for _ in starts]
         for places, batch in self._batches([self._shortened(each, limit) for each in starts]):
-            examples = [self._example(each.context, filling, each.document, each.part) for each in batch]
-            seeds = torch.tensor(
-                [example["seed"] for example in examples], device=self.trainer.strategy.root_device
-            )
-            with self.trainer.precision_plugin.forward_context(), torch.no_grad():
-                prompts = self.trainer.strategy.batch_to_device(collate(examples))
-                prediction = predictor(self.slots.model, prompts, seeds)
-            rows = zip(places, batch, prediction.ids.tolist(), prediction.lengths.tolist(), strict=True)
-            for place, each, ids, length in rows:
-                given = len(each.context) if self.layout == "prefix" else 0
-                found[place] = self._text(ids[given:length][:limit])
+            requests = [[each.context, each.document, each.part] for each in batch]
+            generated = partial(self._continue, batch, collate, predictor, limit)
+            answer = self.answers.of([requests, limit, dict(sampling)], generated)
+            for place, ids in zip(places, answer["ids"], strict=True):
+                found[place] = ids
         return found
 
     def collator(self, use: str) -> Collator[Any]:
@@ -195,6 +188,40 @@ class Scorer:
                 f"loss: {type(self.slots.loss).__name__} has no likelihood, so loglikelihood is not defined"
             )
         return collator
+
+    def _score(self, batch: Sequence[Continuation], collate: Collator[Any]) -> dict[str, Any]:
+        """Log-probability and greediness of each continuation, and what the former is."""
+        examples = [self._example(each.context, each.ids, each.document, each.part) for each in batch]
+        likelihood = self._likelihood(self.trainer.strategy.batch_to_device(collate(examples)))
+        self._check_counts(likelihood, batch)
+        greedy: list[bool | None] = [None] * len(batch)
+        if self.scores_prefixes:
+            greedy = list(cast("PrefixLikelihood", likelihood).is_greedy.tolist())
+        nll = likelihood.nll.tolist()
+        return {
+            "meaning": asdict(_meaning(likelihood, is_open=self.scores_prefixes)),
+            "scored": [[-nats, is_greedy] for nats, is_greedy in zip(nll, greedy, strict=True)],
+        }
+
+    def _continue(
+        self, batch: Sequence[Start], collate: Collator[Any], predictor: Predictor[Any], limit: int
+    ) -> dict[str, Any]:
+        """At most ``limit`` new tokens of each row."""
+        filling = [self._filler] * min(limit, self.max_length)
+        examples = [self._example(each.context, filling, each.document, each.part) for each in batch]
+        seeds = torch.tensor(
+            [example["seed"] for example in examples], device=self.trainer.strategy.root_device
+        )
+        with self.trainer.precision_plugin.forward_context(), torch.no_grad():
+            prompts = self.trainer.strategy.batch_to_device(collate(examples))
+            prediction = predictor(self.slots.model, prompts, seeds)
+        found: list[list[int]] = []
+        for each, ids, length in zip(
+            batch, prediction.ids.tolist(), prediction.lengths.tolist(), strict=True
+        ):
+            given = len(each.context) if self.layout == "prefix" else 0
+            found.append(self._text(ids[given:length][:limit]))
+        return {"ids": found}
 
     def _likelihood(self, batch: Any) -> Likelihood:
         with self.trainer.precision_plugin.forward_context(), torch.no_grad():
