@@ -316,12 +316,31 @@ def test_two_processes_stop_at_the_same_step_and_learn_what_one_does(
     assert metrics[1] == pytest.approx(metrics[0])
     rows = [json.loads(line) for line in (double / "predictions.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(21))
-    evaluate = ("job_type=eval", f"job_name={name}", "task.source.num_rows=21", *REVEALING, *PAIR)
+    evaluate = ("job_type=eval", f"job_name={name}", "task.source.num_rows=21", *REVEALING, *PAIR, FAILING)
+    evaluated = rows_before_a_failure(server, double, *evaluate) if strategy == "ddp" else []
     results = server.run(*evaluate, STRATEGIES[strategy], environments=two_processes())
     assert [code for code, _ in results] == [0, 0], results
     [file] = double.glob("eval/*/metrics.json")
     assert repeatable(json.loads(file.read_text())) == pytest.approx(metrics[0])
     assert "xlm train" not in results[1][1]  # only the first process talks
+    # Lines have the seconds of their evaluation, so those before the failure were not evaluated again.
+    assert set(evaluated) <= set(file.with_name("predictions.jsonl").read_text().splitlines())
+    assert not list(file.parent.glob(".*"))
+
+
+FAILING = "+callbacks.accident={_target_: toy_accidents.FailInTest}"
+
+
+def rows_before_a_failure(server: Server, run: Path, *evaluate: str) -> list[str]:
+    """The rows that both processes have written when the second one fails."""
+    environments = [{**environment, "TOY_FAILS": "1"} for environment in two_processes()]
+    results = server.run(*evaluate, STRATEGIES["ddp"], environments=environments)
+    assert all(code != 0 for code, _ in results), results
+    parts = list(run.glob("eval/*/.predictions.jsonl.rank*"))
+    evaluated = [line for part in parts for line in part.read_text().splitlines()]
+    assert len(parts) == 2
+    assert 0 < len(evaluated) < 21
+    return evaluated
 
 
 @SHARDS

@@ -60,7 +60,7 @@ def test_an_interrupted_evaluation_continues_without_repeating_rows(
     with pytest.raises(SystemExit):
         run_toy("job_type=eval", USES)
     [folder] = (run / "eval").iterdir()
-    assert (folder / STATE).exists()
+    assert (folder / STATE.format(0)).exists()
     assert len(evaluated) == 12
     # The line of a row after the last state, as a killed process leaves it.
     with (folder / ".predictions.jsonl.rank0").open("a") as part:
@@ -68,7 +68,7 @@ def test_an_interrupted_evaluation_continues_without_repeating_rows(
     continued = run_toy("job_type=eval", USES)
     assert [path.name for path in (run / "eval").iterdir()] == [folder.name]
     assert len(evaluated) == len(set(evaluated)) == 20
-    assert not (folder / STATE).exists()
+    assert not (folder / STATE.format(0)).exists()
     whole = run_toy("job_type=eval", USES)
     assert repeatable(continued) == repeatable(whole)
     [other] = [path for path in (run / "eval").iterdir() if path != folder]
@@ -81,11 +81,11 @@ def test_another_config_does_not_continue_it(run: Path, run_toy: Run, evaluated:
         run_toy("job_type=eval")
     [folder] = (run / "eval").iterdir()
     run_toy("job_type=eval", "seed=7")
-    assert (folder / STATE).exists()
+    assert (folder / STATE.format(0)).exists()
     assert len(list((run / "eval").iterdir())) == 2
     with FileLock(folder / LOCK):  # as long as another process evaluates there
         run_toy("job_type=eval")
-    assert (folder / STATE).exists()
+    assert (folder / STATE.format(0)).exists()
     assert len(list((run / "eval").iterdir())) == 3
 
 

@@ -127,3 +127,22 @@ class FailAt(Callback):
     ) -> None:
         if batch_idx == self.batch:
             raise RuntimeError("the toy broke")
+
+
+class FailInTest(Callback):
+    """Raises at the second batch of the test split in the process that the environment names.
+
+    So the config is that of the evaluation that continues.
+    """
+
+    @override
+    def on_test_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 1 and os.environ.get("TOY_FAILS") == str(trainer.global_rank):
+            raise RuntimeError("the toy broke")

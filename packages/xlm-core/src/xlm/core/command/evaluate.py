@@ -13,7 +13,7 @@ from xlm.core.evaluation import report
 from xlm.core.evaluation.progress import Progress, is_interrupted
 from xlm.core.hub import source
 from xlm.core.saving import run_record
-from xlm.core.saving.run_folder import RunFolder, differences, write_record
+from xlm.core.saving.run_folder import RunFolder, differences, is_first, write_record
 from xlm.core.saving.versions import is_unfinished
 from xlm.core.saving.weights import fingerprint
 from xlm.core.training.assembly import assemble
@@ -48,7 +48,8 @@ def start_or_continue(run: Run, can_continue: Callable[[Path], bool]) -> Path:
         can_continue: Whether there is something in a folder to continue from.
     """
     run_folder, job_type = RunFolder(run.folder), run.settings.job_type
-    for folder in sorted(run_folder.jobs(job_type), reverse=True):
+    # Rank 0 decides for all, who receive its folder when they begin to write.
+    for folder in sorted(run_folder.jobs(job_type), reverse=True) if is_first() else ():
         if is_unfinished(folder) and can_continue(folder):
             recorded = RunFolder(folder).read_config()
             if not list(differences(recorded, run.record, ignored=())):
@@ -89,7 +90,7 @@ def evaluate_into(
     settings = run.settings
     trainer = make_trainer(run, folder, with_loggers=False)
     record_means(trainer, folder)
-    progress = Progress(folder, weights) if trainer.world_size == 1 else None
+    progress = Progress(folder, weights, rank=trainer.global_rank, world_size=trainer.world_size)
     writer = evaluate_test_split(
         trainer, harness, datamodule, folder, num_traces=settings.show_generations, progress=progress
     )

@@ -3,11 +3,13 @@
 After each batch the sums of all metrics and the lengths of the files of rows are one consistent state. It is
 stored from time to time and when an exception ends the evaluation; a later one in the same folder skips the
 batches that are done. A killed process repeats the rows of the last seconds.
+
+Each of several processes has a state of its own rows.
 """
 
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +21,8 @@ from xlm.core.evaluation.evaluation import Evaluation
 from xlm.core.evaluation.predictions import PredictionWriter
 from xlm.core.saving.checkpoints import write_atomically
 
-STATE, LOCK = ".progress.pt", ".progress.lock"
+STATE, LOCK = ".progress.{}.pt", ".progress.lock"
+"""File of the state of a rank, and of the lock."""
 SECONDS = 5.0
 """Time between two stored states."""
 
@@ -30,17 +33,21 @@ class Progress:
     Args:
         folder: Folder of the evaluation.
         weights: Fingerprint of the evaluated weights; a file of the same name may hold others later.
+        rank: This process.
+        world_size: Number of processes; those of a state had the same rows if there were as many.
     """
 
-    def __init__(self, folder: Path, weights: str) -> None:
+    def __init__(self, folder: Path, weights: str, *, rank: int = 0, world_size: int = 1) -> None:
         self.folder = folder
-        self._weights = weights
+        self._means = {"weights": weights, "world_size": world_size}
+        self._rank = rank
         self._stored = time.perf_counter()
-        self._state: dict[str, Any] | None = _read(folder, weights)
+        self._state: dict[str, Any] | None = None
 
     def resume(self, evaluation: Evaluation, writer: PredictionWriter) -> None:
-        """Restore metrics and open files as they were; new ones without a state."""
-        state = self._state
+        """Restore metrics and open files as they were, in the writer's folder; new ones without a state."""
+        self.folder = writer.folder
+        state = self._state = _read(self._file, self._means)
         if state is not None:
             evaluation.restore("test", state["metrics"])
         writer.open(state["files"] if state is not None else None)
@@ -53,7 +60,7 @@ class Progress:
         """Note that a batch is done."""
         done = {**(self._state["done"] if self._state is not None else {}), loader: batch + 1}
         self._state = {
-            "weights": self._weights,
+            **self._means,
             "done": done,
             "metrics": evaluation.state("test"),
             "files": writer.state(),
@@ -64,24 +71,28 @@ class Progress:
     def store(self) -> None:
         """Write the state after the last batch."""
         if self._state is not None:
-            write_atomically(self.folder / STATE, lambda part: torch.save(self._state, part))
+            write_atomically(self._file, lambda part: torch.save(self._state, part))
         self._stored = time.perf_counter()
 
     @contextmanager
     def kept(self) -> Generator[None]:
-        """Store the state if the evaluation is interrupted, remove it if it ends.
+        """Store the state if the evaluation is interrupted, remove it if it ends; rank 0 locks for all.
 
         Raises:
-            XLMError: If another process evaluates in this folder.
+            XLMError: If another evaluation writes in this folder.
         """
-        with writing(self.folder):
+        with writing(self.folder) if self._rank == 0 else nullcontext():
             try:
                 yield
             except BaseException:
                 self.store()
                 raise
             else:
-                (self.folder / STATE).unlink(missing_ok=True)
+                self._file.unlink(missing_ok=True)
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / STATE.format(self._rank)
 
 
 @contextmanager
@@ -114,13 +125,13 @@ def is_being_written(folder: Path) -> bool:
 
 def is_interrupted(folder: Path, weights: str) -> bool:
     """Whether a folder has a state of these weights to continue from, and no process evaluates in it."""
-    return _read(folder, weights) is not None and not is_being_written(folder)
+    states = (_read(path, {"weights": weights}) for path in folder.glob(STATE.format("*")))
+    return any(state is not None for state in states) and not is_being_written(folder)
 
 
-def _read(folder: Path, weights: str) -> dict[str, Any] | None:
-    """The stored state of an evaluation of these weights; None if there is none."""
-    path = folder / STATE
+def _read(path: Path, means: Mapping[str, object]) -> dict[str, Any] | None:
+    """The stored state of an evaluation with these weights and processes; None if there is none."""
     if not path.is_file():
         return None
     found = cast("dict[str, Any]", torch.load(path, weights_only=True))
-    return found if found["weights"] == weights else None
+    return found if all(found[name] == value for name, value in means.items()) else None

@@ -283,6 +283,8 @@ class Harness(lightning.LightningModule):
 
     @override
     def on_test_epoch_end(self) -> None:
+        if self.progress is not None:
+            self.progress.store()  # another process may still end before all have met in the sums
         self._report("test")
         release(self.model)
 
