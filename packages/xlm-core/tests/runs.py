@@ -1,5 +1,6 @@
 """Runs as training leaves them, without the time that training takes."""
 
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,3 +54,24 @@ def weights(run: Path, key: str = "state_dict") -> Tensor:
     """The toy network's weights in the run's newest checkpoint."""
     newest = max((run / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     return torch.load(newest, weights_only=True)[key]["model.bias"]
+
+
+def curve(run: Path) -> dict[int, str]:
+    """The logged losses by step, of all parts of a run; a step that was done twice must agree."""
+    losses: dict[int, str] = {}
+    for file in run.glob("csv/version_*/metrics.csv"):
+        with file.open() as lines:
+            for row in csv.DictReader(lines):
+                if loss := row.get("train/loss"):
+                    assert losses.setdefault(int(row["step"]), loss) == loss
+    return losses
+
+
+def validations(run: Path) -> dict[int, str]:
+    metrics: dict[int, str] = {}
+    for file in run.glob("csv/version_*/metrics.csv"):
+        with file.open() as lines:
+            for row in csv.DictReader(lines):
+                if value := row.get("val/lm/nll_per_token"):
+                    assert metrics.setdefault(int(row["step"]), value) == value
+    return metrics

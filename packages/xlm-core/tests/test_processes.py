@@ -1,6 +1,5 @@
 """Trainings in real processes: killed, stopped, failed, and several at once."""
 
-import csv
 import json
 import os
 import socket
@@ -16,7 +15,7 @@ from torch import Tensor
 from xlm.core.training.sharding import CAN_SHARD_ON_CPUS
 
 from .conftest import Server
-from .runs import repeatable
+from .runs import curve, repeatable, validations
 
 CODE_OF_KILL = 137
 SOON = 30
@@ -42,27 +41,6 @@ HARD = (
     "checkpoint_interval=4",
     "test_after_training=false",
 )
-
-
-def curve(run: Path) -> dict[int, str]:
-    """The logged losses by step, of all parts of a run; a step that was done twice must agree."""
-    losses: dict[int, str] = {}
-    for file in run.glob("csv/version_*/metrics.csv"):
-        with file.open() as lines:
-            for row in csv.DictReader(lines):
-                if loss := row.get("train/loss"):
-                    assert losses.setdefault(int(row["step"]), loss) == loss
-    return losses
-
-
-def validations(run: Path) -> dict[int, str]:
-    metrics: dict[int, str] = {}
-    for file in run.glob("csv/version_*/metrics.csv"):
-        with file.open() as lines:
-            for row in csv.DictReader(lines):
-                if value := row.get("val/lm/nll_per_token"):
-                    assert metrics.setdefault(int(row["step"]), value) == value
-    return metrics
 
 
 def checkpoint(run: Path) -> dict[str, Any]:

@@ -4,12 +4,11 @@ Batches depend on the requests only, so a continued job computes the remaining o
 The harness's own cache has neither the document of a request, which the noise depends on, nor the weights.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
-
-import xxhash
 
 from xlm.core.evaluation.progress import is_being_written
 
@@ -41,7 +40,7 @@ class Answers:
             requests: All that the answer depends on beside the weights and the config, as JSON has it.
             answer: Computes it, as JSON has it.
         """
-        key = xxhash.xxh3_128_hexdigest(json.dumps(requests).encode())
+        key = hashlib.sha256(json.dumps(requests).encode()).hexdigest()
         if key not in self.known:
             self.known[key] = answer()
             with self.path.open("ab") as file:
