@@ -5,6 +5,7 @@ The distribution of every rule inside a block is tested in xlm-modules.
 
 import itertools
 import math
+from collections import defaultdict
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from xlm.modules import LogLinear, NoiseSchedule
 from xlm.modules.records import Targets
-from xlm.modules.samplers import RuleName, Sampler, compose
+from xlm.modules.samplers import RuleName, Sampler, compose, forbid_tokens, match_expression
 from xlm.modules.testing import replay
 from xlm_bd3lm import (
     BD3LMDiT,
@@ -113,6 +114,44 @@ def test_ancestral_steps_are_those_of_a_block(num_steps: int) -> None:
     prediction = draw(predictor(compose("ancestral", num_steps=num_steps), 2, cache=False), model, 6000)
     assert_drawn_from(texts(prediction), distribution)
     assert int(prediction.nfe.max()) == 2 * num_steps
+
+
+def test_weighted_texts_of_a_constraint_have_the_renormalised_distribution() -> None:
+    """It ties blocks together, and a text may be cut inside one: within 5 standard errors."""
+    model, rows, size = table(), 3000, FIRST + NUM_TOKENS
+    constraint = match_expression(f"{FIRST} .* | ({FIRST + 1} {FIRST})*", size)
+    for limit in (LENGTH, LENGTH - 1):
+        batch = prompt_batch(START, rows, may_end=True)
+        batch["max_length"][:] = limit
+        made = predictor("first_hitting", 2, cache=False, constraint=constraint)(
+            model, batch, torch.arange(rows), trace=True
+        )
+        assert made.log_weight is not None
+        expected, found = defaultdict[Cells, float](float), defaultdict[Cells, list[float]](list)
+        for text, mass in block_by_block(model.prediction(2, may_end=True), LENGTH, 2).items():
+            expected[text[:limit]] += mass
+        for text, weight in zip(texts(made), made.log_weight.exp().tolist(), strict=True):
+            found[text].append(weight)
+        pairs = [(FIRST + 1, FIRST) * number for number in range(3)]
+        allowed = [text for text in expected if text[:1] == (FIRST,) or text in pairs]
+        assert set(found) <= set(allowed)
+        for text in allowed:
+            mean = sum(found[text]) / rows
+            error = math.sqrt(sum(weight**2 for weight in found[text]) / rows - mean**2) / math.sqrt(rows)
+            assert abs(mean - expected[text]) <= 5 * error + 2 / rows
+
+
+def test_a_constraint_needs_cells_that_are_written_once() -> None:
+    everything = forbid_tokens([], FIRST + NUM_TOKENS)
+    with pytest.raises(ValueError, match="a constraint needs a sampler that writes each cell once"):
+        predictor("p2", 2, constraint=everything)
+    free = texts(draw(predictor("confidence", 2, cache=False), table(), 50, may_end=True))
+    same = draw(predictor("confidence", 2, cache=False, constraint=everything), table(), 50, may_end=True)
+    assert texts(same) == free
+    with pytest.raises(ValueError, match=r"set predictor\.constraint to null"):
+        predictor("confidence", 2, constraint=everything)(
+            table(), prompt_batch(START, 1), torch.arange(1), trace="full"
+        )
 
 
 def test_blocks_draw_independently() -> None:

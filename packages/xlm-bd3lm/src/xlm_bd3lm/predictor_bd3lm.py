@@ -21,17 +21,17 @@ from xlm.modules.records import (
     UserEdit,
 )
 from xlm.modules.samplers import (
+    Automaton,
     Denoiser,
     RuleName,
     Sampler,
-    Text,
+    check_constraint,
     compose,
     fork,
     record,
     sampler_likelihood,
     trajectory_log_probs,
 )
-from xlm.modules.writer import Draw
 from xlm_bd3lm.datamodule_bd3lm import check_window
 from xlm_bd3lm.generation_bd3lm import BlockGeneration
 from xlm_bd3lm.past_bd3lm import KeptPast, Past, RecomputedPast
@@ -61,6 +61,8 @@ class BD3LMPredictor:
         temperature: Of p_theta, at least 0; 0 takes the most probable token.
         top_k: Tokens to choose from; None for all.
         top_p: Mass of the tokens to choose from; None for all.
+        constraint: The texts to write, such as those of :func:`xlm.modules.samplers.match_expression`, whose
+            weights are in the prediction; None for all.
         window_length: W, for texts longer than those of the training, a multiple of D: a block sees prompt,
             BOS and the W / D - 1 blocks before it, which are evaluated as if there were no others. That costs
             an evaluation of the window for each block beyond the first W cells. None for no limit.
@@ -84,6 +86,7 @@ class BD3LMPredictor:
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        constraint: Automaton | None = None,
         window_length: int | None = None,
         cache: bool = True,
     ) -> None:
@@ -98,6 +101,8 @@ class BD3LMPredictor:
         self._eos_id = eos_id
         self._block_length = block_length
         self._sampling = TokenSampling(temperature, top_k, top_p)
+        check_constraint(self._sampler, constraint)
+        self._constraint = constraint
         self._window_length = window_length
         self._past = KeptPast.of if cache else RecomputedPast.of
 
@@ -131,6 +136,9 @@ class BD3LMPredictor:
             seeds: (rows,) int64, the source of all draws.
             trace: Whether to record the edits; "full" also records those behind the end, and probabilities.
 
+        Raises:
+            ValueError: If a row has no text that the constraint allows.
+
         Returns:
             The targets, up to the first EOS or PAD where the text may end. Edits of step 0 insert the cells
             of the final text, MASK at those that are not given; later ones write over the masks.
@@ -138,14 +146,12 @@ class BD3LMPredictor:
         generation = self._generation(model, batch)
         if trace == "full":
             return _cut(record(generation, batch, seeds), batch, self._pad_id)
-        text = Text.of(_within_limit(batch), self._vocabulary)
-        filled = generation.fill(text, Draw(self._sampling), seeds)
+        text, filled, log_weight = generation.write(_within_limit(batch), seeds)
         ids, lengths = text.targets(self._pad_id)
         if not trace:
-            return Prediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=None)
-        return TracedPrediction(
-            ids=ids, lengths=lengths, nfe=filled.nfe, trace=text.trace(filled.edits, lengths)
-        )
+            return Prediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=None, log_weight=log_weight)
+        made = text.trace(filled.edits, lengths)
+        return TracedPrediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=made, log_weight=log_weight)
 
     @torch.no_grad()
     def likelihood(
@@ -179,7 +185,8 @@ class BD3LMPredictor:
         """Generate with an edit of the user and the same noise: up to its step, the text is that without it.
 
         Raises:
-            ValueError: If the row has no such step, its cell is in another block, or the token is MASK.
+            ValueError: If there is a constraint, the row has no such step, its cell is in another block, or
+                the token is MASK.
         """
         generation = self._generation(model, batch)
         return fork(generation, _within_limit(batch), seeds, edit)
@@ -206,6 +213,7 @@ class BD3LMPredictor:
             eos_id=self._eos_id,
             pad_id=self._pad_id,
             window_length=self._window_length,
+            constraint=self._constraint,
             prompt_ids=batch["prompt_ids"],
             prompt_mask=batch["prompt_mask"],
             cells=batch["attention_mask"],

@@ -4,9 +4,9 @@ Version 2 differs from version 1 in names and places only: classes of the core m
 the arguments that all collators share became nodes of their own, and a network became a trunk and its heads.
 Version 3 differs from version 2 in the samplers of two families, which became combinations of shared parts,
 in networks that say whether a prompt sees its target, and in predictors with more options.
-Version 4 differs from version 3 in one name: what was the order of a sampler of FlexMDM is its rank, as in
-other families. What earlier versions wrote is read in the words of version 4, so nothing else has to know
-of it.
+Version 4 differs from version 3 in one name, the order of a sampler of FlexMDM, which is its rank as in
+other families, and in predictors with a constraint. What earlier versions wrote is read in the words of
+version 4, so nothing else has to know of it.
 
 The tables are closed. They name classes of families because old files do; later families have no place there.
 """
@@ -71,6 +71,9 @@ ADDED_IN_3: dict[str, dict[str, Any]] = {
     "xlm_flexmdm.FlexMDMPredictor": {"quota": "hazard", "tau": None, "gamma": None},
 }
 """Arguments that the class has in every config of version 3."""
+
+ADDED_IN_4: dict[str, dict[str, Any]] = {"xlm_arlm.ARLMPredictor": {"constraint": None}}
+"""Arguments that the class has in every config of version 4."""
 
 NEW_RANKS = {"position": "left_to_right"}
 """Values of ``order`` in a sampler of FlexMDM in version 3 that have another name as a ``rank``."""
@@ -170,7 +173,7 @@ def current(config: dict[str, Any], name: str) -> dict[str, Any]:
         _share_arguments(new)
         moved |= {**_move_noise(new), **_move_sizes(new)}
     for node in _objects(new):
-        for key, value in ADDED_IN_3.get(node[TARGET], {}).items():
+        for key, value in {**ADDED_IN_3, **ADDED_IN_4}.get(node[TARGET], {}).items():
             node.setdefault(key, value)
     _read_by_one_function(new)
     moved |= {**_compose_sampler(_mapping(new, "predictor")), **_rank_masks(_mapping(new, "predictor"))}

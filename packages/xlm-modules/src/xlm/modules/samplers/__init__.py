@@ -2,7 +2,7 @@
 
 from xlm.modules.samplers.automata import Automaton, forbid_tokens, match_expression
 from xlm.modules.samplers.canvas import Canvas, CellTokens, Denoiser, PromptBatch, Text, read_prompts
-from xlm.modules.samplers.constraints import check_constraint
+from xlm.modules.samplers.constraints import ConstrainedFromLeft, check_constraint, refuse_constrained
 from xlm.modules.samplers.plans import Events, Plan
 from xlm.modules.samplers.process import P2, Remask, RemaskByConfidence, RemaskLoop, Revision
 from xlm.modules.samplers.quotas import Budget, Chooser, Count, Hazard, Quota, Schedule, Stable, Threshold
@@ -22,6 +22,7 @@ __all__ = [
     "CellTokens",
     "Chooser",
     "Confident",
+    "ConstrainedFromLeft",
     "Count",
     "Coupling",
     "Denoiser",
@@ -55,6 +56,7 @@ __all__ = [
     "match_expression",
     "read_prompts",
     "record",
+    "refuse_constrained",
     "sampler_likelihood",
     "trajectory_log_probs",
 ]

@@ -4,7 +4,8 @@ A token is drawn from the sampler's distribution restricted to the tokens after 
 still masked can be filled to an allowed text, and the weight of the row is multiplied by the probability of
 these tokens. So the expectation of the weight is the probability that the sampler writes an allowed text,
 and rows counted by their weights have its distribution given that. Cells of one evaluation are drawn from
-left to right, each given those before, from the same logits.
+left to right, each given those before, from the same logits. Texts that grow from left to right have a
+writer of their own, which needs one state for each row.
 """
 
 from dataclasses import dataclass, field
@@ -59,6 +60,28 @@ class _Steps:
         return torch.stack(links)
 
 
+def _check_vocabulary(automaton: Automaton, logits: Tensor) -> None:
+    sizes = automaton.transitions.shape[1], logits.shape[1]
+    require(sizes[0] == sizes[1], "constraint's vocab_size", sizes[0], f"that of the network, {sizes[1]}")
+
+
+def draw_allowed(
+    sampling: TokenSampling,
+    logits: Float[Tensor, "cells vocab"],
+    allowed: Bool[Tensor, "cells vocab"],
+    uniforms: Float64[Tensor, " cells"],
+) -> tuple[Int[Tensor, " cells"], Float64[Tensor, " cells"]]:
+    """Draw tokens among the allowed ones, with the log-probability of these in nats.
+
+    Where the filters leave none of them, it is -inf, and an allowed token is drawn nevertheless.
+    """
+    log_probs = sampling.log_probs(logits).masked_fill(~allowed, -torch.inf)
+    mass = log_probs.logsumexp(1)
+    rest = logits.to(torch.float64).masked_fill(~allowed, -torch.inf)
+    chances = torch.where((mass == -torch.inf).unsqueeze(1), rest, log_probs)
+    return chances.argmax(1) if sampling.is_greedy else categorical(chances, uniforms), mass
+
+
 def check_constraint(sampler: Sampler, constraint: Automaton | None) -> None:
     """Refuse a sampler that cannot be constrained.
 
@@ -69,6 +92,19 @@ def check_constraint(sampler: Sampler, constraint: Automaton | None) -> None:
         raise ValueError(
             "a constraint needs a sampler that writes each cell once, with the only token that is drawn for "
             f"it, not rank={sampler.rank} with revise={sampler.revise}"
+        )
+
+
+def refuse_constrained(constraint: Automaton | None, reason: str) -> None:
+    """Refuse what is not defined under a constraint, with the reason.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if constraint is not None:
+        raise ValueError(
+            f"{reason} under a constraint, which gives its texts weights instead: set predictor.constraint "
+            "to null"
         )
 
 
@@ -106,8 +142,7 @@ class Constrained:
         Raises:
             ValueError: If the automaton has another vocabulary than the network.
         """
-        sizes = self.automaton.transitions.shape[1], logits.shape[1]
-        require(sizes[0] == sizes[1], "constraint's vocab_size", sizes[0], f"that of the network, {sizes[1]}")
+        _check_vocabulary(self.automaton, logits)
         tokens = torch.empty_like(row)
         rows, index = torch.unique(row, return_inverse=True)
         possible_later = self._backward(rows)
@@ -118,24 +153,16 @@ class Constrained:
             now = (column == place).nonzero().squeeze(1)
             at = index[now]
             allowed = self._allowed(states[at], possible_later[place + 1][at], self._may_end[row[now], place])
-            tokens[now] = self._draw(row[now], logits[now], allowed, uniforms[now])
+            # What a block has behind the limit of the text is cut off.
+            allowed = allowed | ~self.text.cells[row[now], place].unsqueeze(1)
+            tokens[now], mass = draw_allowed(self.sampling, logits[now], allowed, uniforms[now])
+            self.log_weight[row[now]] += mass
             self._ids[row[now], place] = tokens[now]
             self._masked[row[now], place] = False
         return tokens
 
     def note_gap(self, row: Tensor, gap: object, /) -> None:
         """Nothing is noted."""
-
-    def _draw(self, row: Tensor, logits: Tensor, allowed: Tensor, uniforms: Tensor) -> Tensor:
-        """Tokens among the allowed ones."""
-        log_probs = self.sampling.log_probs(logits).masked_fill(~allowed, -torch.inf)
-        mass = log_probs.logsumexp(1)
-        self.log_weight[row] += mass
-        # Of a row that has lost its weight an allowed text is written nevertheless.
-        lost = (mass == -torch.inf).unsqueeze(1)
-        rest = logits.to(torch.float64).masked_fill(~allowed, -torch.inf)
-        chances = torch.where(lost, rest, log_probs)
-        return chances.argmax(1) if self.sampling.is_greedy else categorical(chances, uniforms)
 
     def _start(self, rows: Tensor) -> Tensor:
         """(rows, states) True at state 0."""
@@ -185,3 +212,62 @@ class Constrained:
         for state in states.any(0).nonzero().squeeze(1).tolist():
             allowed |= states[:, state : state + 1] & later.gather(1, self._steps.after[may_end, state])
         return allowed & self._steps.possible[may_end]
+
+
+@dataclass
+class ConstrainedFromLeft:
+    """The writer of texts of an automaton that get one token after another, up to an end or a limit.
+
+    Column 0 of a write is the first token behind the given ones.
+    """
+
+    sampling: TokenSampling
+    automaton: Automaton
+    vocabulary: CellTokens
+    budget: Int[Tensor, " rows"]
+    """The most tokens of each row, without the given ones."""
+    ends: bool
+    """Whether some token ends a text; without, each gets all tokens of its budget."""
+    given: Int[Tensor, "rows given"]
+    """Tokens that the texts begin with."""
+    is_given: Bool[Tensor, "rows given"]
+    log_weight: Float64[Tensor, " rows"] = field(init=False)
+    """Nats: the probability of the allowed tokens in all draws of each row; -inf where there was none."""
+
+    def __post_init__(self) -> None:
+        device, may_end = self.budget.device, int(self.ends)
+        steps = _Steps.of(self.automaton, self.vocabulary, device)
+        self._after, links = steps.after[may_end], steps.any_token()[may_end]
+        finite = [steps.final]
+        for _ in range(int(self.budget.max()) if len(self.budget) > 0 else 0):
+            finite.append(links @ finite[-1].float() > 0)
+        self._can_end = torch.stack(finite)
+        """(budget + 1, states) True at states that so many possible tokens can lead to an allowed text."""
+        self._states = torch.zeros_like(self.budget)
+        for ids, exists in zip(self.given.T, self.is_given.T, strict=True):
+            self._states = steps.after[0, self._states, ids].where(exists, self._states)
+        self.log_weight = torch.zeros(len(self.budget), dtype=torch.float64, device=device)
+        impossible = ~self._can_end[self.budget, self._states]
+        if bool(impossible.any()):
+            row = int(impossible.nonzero()[0])
+            raise ValueError(
+                f"constraint: no text of row {row}, with its given tokens and a budget of "
+                f"{int(self.budget[row])} further ones, is allowed"
+            )
+
+    def write(self, row: Tensor, column: Tensor, logits: Tensor, uniforms: Tensor, /) -> Tensor:
+        """Drawn tokens, one in each row.
+
+        Raises:
+            ValueError: If the automaton has another vocabulary than the network.
+        """
+        _check_vocabulary(self.automaton, logits)
+        after = self._after[self._states[row]]
+        allowed = self._can_end[self.budget[row] - column - 1].gather(1, after)
+        tokens, mass = draw_allowed(self.sampling, logits, allowed, uniforms)
+        self.log_weight[row] += mass
+        self._states[row] = after.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        return tokens
+
+    def note_gap(self, row: Tensor, gap: object, /) -> None:
+        """Nothing is noted."""

@@ -23,7 +23,7 @@ from xlm.modules.records import (
 )
 from xlm.modules.samplers.automata import Automaton
 from xlm.modules.samplers.canvas import Denoiser, PromptBatch, Text
-from xlm.modules.samplers.constraints import Constrained
+from xlm.modules.samplers.constraints import Constrained, refuse_constrained
 from xlm.modules.samplers.sampler import Filled, Sampler, fill
 from xlm.modules.sampling import TokenSampling
 from xlm.modules.writer import Draw, Notes, Recorded, Writer
@@ -88,11 +88,7 @@ def refuse_unscored(generation: Generation, what: str) -> None:
             "which depend on drawn tokens: take a rank by the network's own probabilities, such as "
             "rank=top_prob, and no revision or a planned one"
         )
-    if generation.constraint is not None:
-        raise ValueError(
-            f"{what} has no likelihood by replay under a constraint, whose rows have weights instead: set "
-            "predictor.constraint to null"
-        )
+    refuse_constrained(generation.constraint, f"{what} has no likelihood by replay")
 
 
 def record(generation: Generation, batch: PromptBatch, seeds: Int[Tensor, " rows"]) -> FullyTracedPrediction:
@@ -127,10 +123,7 @@ def fork(
         ValueError: If there is a constraint, the row has no such step, the cell is not shown then,
             or the token is MASK.
     """
-    if generation.constraint is not None:
-        raise ValueError(
-            "an edit may have no text that the constraint allows: set predictor.constraint to null"
-        )
+    refuse_constrained(generation.constraint, "a text with an edit may not be allowed")
     text = Text.of(batch, generation.denoiser.vocabulary)
     filled = generation.fill(text, Draw(generation.sampling), seeds, edit)
     ids, lengths = text.targets(generation.pad_id)
