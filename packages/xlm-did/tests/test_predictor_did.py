@@ -92,12 +92,13 @@ def test_the_first_hitting_sampler_follows_the_master_equation(options: dict[str
     [
         ({"num_steps": 1}, RATES),
         ({"num_steps": 3}, RATES),
+        ({"num_steps": 3, "time_power": 2.5}, RATES),
         ({"num_steps": 2, "sampling": "two_stage"}, RATES),
         ({"num_steps": 2, "top_k": 2}, filtered(RATES, 2, 1.0)),
     ],
 )
 def test_the_sampler_with_steps_follows_its_exact_distribution(options: dict[str, Any], rates: Rates) -> None:
-    expected = generated_in_steps(rates, options["num_steps"])
+    expected = generated_in_steps(rates, options["num_steps"], options.get("time_power", 1.0))
     assert total_variation(expected, generated(rates, EVERY)) > 0.02
     assert_follows(MODEL, expected, prompts_of({"seed": 0}, ROWS, max_length=LONGEST), **options)
 

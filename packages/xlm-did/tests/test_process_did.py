@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xlm_did.clocks_did import EqualSteps, FirstHitting
+from xlm_did.clocks_did import FirstHitting, Steps
 from xlm_did.missing_did import (
     log_any_appears,
     log_density,
@@ -194,7 +194,7 @@ def test_numbers_of_a_step_add_up_and_their_mean_is_the_number_that_appears() ->
 @pytest.mark.parametrize("start", [0, 2])
 def test_jumps_of_equal_steps_have_the_exact_number_of_tokens(start: int) -> None:
     """Of 4 steps from the beginning or the middle: which step comes next, and with how many tokens."""
-    rows, clock = 40_000, EqualSteps(4)
+    rows, clock = 40_000, Steps(4)
     uniforms = torch.rand(rows, 4, generator=torch.Generator().manual_seed(start), dtype=torch.float64)
     log_a = LOG_A[:1].expand(rows, -1)
     log_start = torch.tensor([1 - start / 4], dtype=torch.float64).log()

@@ -55,6 +55,15 @@ def score(
     return predictor.likelihood(model, batch, targets, torch.arange(len(repeated)), num_draws=draws)
 
 
+def distribution_of(
+    rates: Rates, num_steps: int | None = None, time_power: float = 1.0, **_: object
+) -> dict[Text, float]:
+    """What a sampler with these rates writes."""
+    if num_steps is None:
+        return generated(rates, EVERY)
+    return generated_in_steps(rates, num_steps, time_power)
+
+
 def assert_mean_weights(found: SamplerLikelihood, expected: list[float]) -> None:
     """The mean of the weights of each text is right within 4 standard errors."""
     weights = found.log_weights.exp().mean(0).view(len(expected), DRAWS)
@@ -73,13 +82,12 @@ def assert_mean_weights(found: SamplerLikelihood, expected: list[float]) -> None
         ({"top_k": 3, "temperature": 2.0}, filtered(RATES, 3, 2.0)),
         ({"temperature": 0.4}, filtered(RATES, 100, 0.4)),
         ({"num_steps": 1}, RATES),
-        ({"num_steps": 2}, RATES),
+        ({"num_steps": 2, "time_power": 2.0}, RATES),
         ({"num_steps": 3, "top_k": 3}, filtered(RATES, 3, 1.0)),
     ],
 )
 def test_the_mean_weight_is_the_probability(options: dict[str, Any], rates: Rates) -> None:
-    num_steps = options.get("num_steps")
-    exact = generated(rates, EVERY) if num_steps is None else generated_in_steps(rates, num_steps)
+    exact = distribution_of(rates, **options)
     found = score(EVERY, **options)
     assert_mean_weights(found, [exact.get(text, 0.0) for text in EVERY])
     assert (found.nll_kind, found.models_length) == ("bound", True)
@@ -91,7 +99,7 @@ def test_the_mean_weight_is_the_probability(options: dict[str, Any], rates: Rate
     ("options", "rates"),
     [
         ({}, RATES),
-        ({"sampling": "two_stage", "num_steps": 2}, RATES),
+        ({"sampling": "two_stage", "num_steps": 2, "time_power": 2.0}, RATES),
         ({"temperature": 0.4, "num_steps": 3}, filtered(RATES, 100, 0.4)),
     ],
 )
@@ -99,8 +107,7 @@ def test_draws_that_the_sampler_guides_are_weighed_together_with_planned_ones(
     options: dict[str, Any], rates: Rates
 ) -> None:
     """With three draws the second one is guided; so its weight without the others would be at most 1."""
-    num_steps = options.get("num_steps")
-    exact = generated(rates, EVERY) if num_steps is None else generated_in_steps(rates, num_steps)
+    exact = distribution_of(rates, **options)
     found = score(EVERY, draws=3, **options)
     assert_mean_weights(found, [exact.get(text, 0.0) for text in EVERY])
     assert float(found.log_weights.max()) <= math.log(3)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from xlm.modules.records import FullTrace
-from xlm_did import DIDExample, DIDPredictor, DIDPromptCollator
+from xlm_did import DID, DIDExample, DIDPredictor, DIDPromptBatch, DIDPromptCollator
 
 from .exact_did import BOS, CLS, PAD, SPECIAL, random_network
 
@@ -17,15 +18,22 @@ Place = tuple[int, int]
 """Position and token of an insertion."""
 
 
-def full_trace(**options: Any) -> FullTrace:
-    """Of rows with a given token between two open slots, and at most two tokens more."""
+def prompts(rows: int) -> DIDPromptBatch:
+    """A given token between two open slots, and at most two tokens more."""
     example: DIDExample = {
         "seed": 0,
         "target_ids": torch.tensor([3, 4, 3]),
         "fixed": torch.tensor([False, True, False]),
     }
-    batch = DIDPromptCollator(pad_id=PAD, cls_id=CLS, bos_id=BOS, max_length=3)([example] * ROWS)
-    predict = DIDPredictor(pad_id=PAD, suppressed_ids=SPECIAL, **options)
+    return DIDPromptCollator(pad_id=PAD, cls_id=CLS, bos_id=BOS, max_length=3)([example] * rows)
+
+
+def predictor_of(options: dict[str, Any]) -> DIDPredictor:
+    return DIDPredictor(pad_id=PAD, suppressed_ids=SPECIAL, **options)
+
+
+def full_trace(**options: Any) -> FullTrace:
+    batch, predict = prompts(ROWS), predictor_of(options)
     model, seeds = random_network(2, 3, seed=11), torch.arange(ROWS)
     written = predict(model, batch, seeds, trace="full")
     assert torch.equal(written.ids, predict(model, batch, seeds).ids)
@@ -70,3 +78,95 @@ def test_the_jumps_of_a_first_hitting_row_are_densities() -> None:
     assert stopped.std() < 1e-6
     assert inserted.double().mean().item() == pytest.approx(1 - stopped[0].item(), abs=0.04)
     assert inverse.sum().item() / ROWS == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"sampling": "two_stage", "temperature": 0.5},
+        {"num_steps": 2, "time_power": 2.0, "top_k": 3},
+    ],
+)
+def test_a_full_trace_is_scored_as_it_was_recorded(options: dict[str, Any]) -> None:
+    model, batch, seeds = random_network(2, 3, seed=11), prompts(60), torch.arange(60)
+    predict = predictor_of(options)
+    trace = predict(model, batch, seeds, trace="full").trace
+    with torch.no_grad():
+        again = predict.trajectory_log_probs(model, batch, trace, seeds)
+    assert torch.equal(again.log_prob, trace.log_prob)
+    assert torch.equal(again.place_log_prob, trace.place_log_prob)
+    for other, some_seeds in ((predict, seeds + 1), (predictor_of({"max_new_tokens": 1}), seeds)):
+        with pytest.raises(ValueError, match="the trace is not one of this sampler"):
+            other.trajectory_log_probs(model, batch, trace, some_seeds)
+
+
+def chances(model: DID, text: list[int], u: float, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Of the number of missing tokens, and of each slot and token, with gradient."""
+    output = model(torch.tensor([[CLS, BOS, *text]]), time=torch.tensor([u], dtype=torch.float64))
+    number, kept = torch.arange(4 - len(text)), len(text) - 1
+    subsets = torch.tensor([math.comb(kept + n, n) for n in number.tolist()]).log()
+    of_number = (output.length_logits[0, : len(number)] + subsets + number * math.log(u)).softmax(0)
+    logits = output.token_logits[0, 1:, 3:]
+    if options.get("sampling") == "two_stage":
+        of_slot = logits.logsumexp(1).softmax(0)
+        return of_number, of_slot.unsqueeze(1) * (logits / options["temperature"]).softmax(1)
+    return of_number, logits.flatten().softmax(0).view_as(logits)
+
+
+def log_probability(model: DID, edits: list[tuple[int, int, int]], options: dict[str, Any]) -> Tensor:
+    """Of insertions (step, position, token) into the given text, one in each step or all in one."""
+    text, total = [4], torch.zeros((), dtype=torch.float64)
+    for part in range(options["num_steps"]):
+        start, end = (1 - (edge / options["num_steps"]) ** 2 for edge in (part, part + 1))
+        of_number, of_pair = chances(model, text, start, options)
+        now = [(position, token) for step, position, token in edits if step == part + 1]
+        m, stays = len(now), end / start
+        thinned = [math.comb(n, m) * (1 - stays) ** m * stays ** (n - m) for n in range(m, len(of_number))]
+        total = total + (of_number[m:] * torch.tensor(thinned)).sum().log()
+        slots: list[int] = []
+        for position, token in now:
+            [slot] = [k for k in range(len(of_pair)) if k + sum(other < k for other in slots) == position]
+            slots.append(slot)
+            total = total + of_pair[slot, token - 3].log()
+        for position, token in now:
+            text.insert(position, token)
+    return total
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_steps": 1},
+        {"num_steps": 2, "time_power": 2.0, "sampling": "two_stage", "temperature": 0.5},
+    ],
+)
+def test_the_gradient_is_that_of_the_probability_of_each_trajectory(options: dict[str, Any]) -> None:
+    rows = 200
+    model, batch, predict = random_network(2, 3, seed=11), prompts(rows), predictor_of(options)
+    seeds = torch.arange(rows)
+    trace = predict(model, batch, seeds, trace=True).trace
+    edits: list[list[tuple[int, int, int]]] = [[] for _ in range(rows)]
+    columns = torch.stack([trace.row, trace.step, trace.position, trace.token], 1)
+    for row, step, position, token in columns[trace.step > 0].tolist():
+        edits[row].append((step, position, token))
+    # Of two steps the trace states the one that inserts only where both do.
+    chosen = {
+        tuple(of_row): row
+        for row, of_row in enumerate(edits)
+        if options["num_steps"] == 1 or len({step for step, _, _ in of_row}) == 2
+    }
+    assert len(chosen) > 4
+    found = predict.trajectory_log_probs(model, batch, trace, seeds)
+    log_p = found.place_log_prob.index_add(0, trace.row, found.log_prob)[list(chosen.values())]
+    expected = torch.stack([log_probability(model, list(of_row), options) for of_row in chosen])
+    torch.testing.assert_close(log_p, expected)
+    rewards = torch.linspace(-1, 2, len(chosen), dtype=torch.float64)
+    parameters = list(model.parameters())
+    mine, theirs = (
+        torch.autograd.grad((rewards * of_rows.exp()).sum(), parameters, allow_unused=True)
+        for of_rows in (log_p, expected)
+    )
+    assert max(float(part.abs().max()) for part in theirs if part is not None) > 1e-3
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)

@@ -1,6 +1,7 @@
 """The rows while they grow, and the distribution of the next insertions into them."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -167,7 +168,42 @@ class Filters:
     """Of the token given the slot; of the pair if ``draws_pairs``."""
     draws_pairs: bool
     """Whether slot and token are drawn from one table."""
+    is_joint: bool
+    """Whether the log-weight of a slot is that of its tokens as they are drawn."""
     suppressed_ids: list[int]
+
+    def read(self, hidden: Tensor, head: nn.Module) -> Scored:
+        """The readout: log-weights of slots (cells,), without a table of logits, or pairs (cells, vocab)."""
+        if self.draws_pairs:
+            scores = suppress_tokens(head(hidden), self.suppressed_ids)
+        else:
+            pieces = self.logits(hidden, head)
+            scores = torch.cat([self._slot_scores(logits) for logits in pieces])
+        return Scored(scores, hidden, head)
+
+    # Copied from xlm_ilm.insertion_ilm.Filters.logits
+    def logits(self, hidden: Tensor, head: nn.Module) -> Iterable[Tensor]:
+        """Logits (piece, vocab) of some cells after those of the ones before them.
+
+        Without gradients they share one buffer.
+        """
+        if torch.is_grad_enabled():
+            return [suppress_tokens(head(hidden), self.suppressed_ids)]
+        return logits_in_pieces(hidden, head, self.suppressed_ids)
+
+    # Copied from xlm_ilm.insertion_ilm.Filters._slot_scores
+    def _slot_scores(self, logits: Tensor) -> Tensor:
+        """(cells,) log-weight of each slot."""
+        if self.is_joint and self.token.is_greedy:
+            return logits.amax(-1)
+        if torch.is_grad_enabled():
+            # What autograd keeps must not be written over.
+            logits = logits.clone()
+        if self.is_joint and self.token.temperature != 1:
+            logits.div_(self.token.temperature)
+        # Finite also in a slot without a possible token, whose weight is 0.
+        highest = logits.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
+        return logits.sub_(highest).exp_().sum(-1).log() + highest.squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -207,7 +243,7 @@ class Pairs:
         cell, number = torch.unique(self.cells.first[row] + slot, return_inverse=True)
         of_token = torch.empty_like(of_slot)
         first = 0
-        for logits in logits_in_pieces(self.scored.hidden[cell], self.scored.head, filters.suppressed_ids):
+        for logits in filters.logits(self.scored.hidden[cell], self.scored.head):
             mine = (number >= first) & (number < first + len(logits))
             of_token[mine] = filters.token.log_probs(logits)[number[mine] - first, token[mine]]
             first += len(logits)
@@ -222,7 +258,7 @@ class Pairs:
         of_slot = filters.slot.log_probs(self.scores)
         row, slot = (of_slot > -math.inf).nonzero(as_tuple=True)
         hidden = self.scored.hidden[self.cells.first[row] + slot]
-        pieces = logits_in_pieces(hidden, self.scored.head, filters.suppressed_ids)
+        pieces = filters.logits(hidden, self.scored.head)
         of_token = torch.cat([entropy(filters.token.log_probs(logits)) for logits in pieces])
         return entropy(of_slot).index_add(0, row, of_slot[row, slot].exp() * of_token)
 

@@ -19,7 +19,8 @@ The draws of a row depend on its seed, the step and the purpose only, so it come
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Literal, overload
 
 import torch
@@ -31,11 +32,9 @@ from xlm.modules import (
     PromptCache,
     TokenSampling,
     check_draws,
-    logits_in_pieces,
     prompt_sees_target,
     require,
     seeds_of_draw,
-    suppress_tokens,
     uniform,
 )
 from xlm.modules.records import (
@@ -48,13 +47,14 @@ from xlm.modules.records import (
     Targets,
     Trace,
     TracedPrediction,
+    TrajectoryLogProbs,
     UserEdit,
     edits_of_step,
 )
-from xlm_did.clocks_did import NUM_UNIFORMS, Clock, EqualSteps, FirstHitting, Jump
-from xlm_did.insertion_did import Cells, Filters, Pairs, Scored, Text
-from xlm_did.missing_did import log_numbers
-from xlm_did.replay_did import Drawn, Forced, Insertions, Recorded
+from xlm_did.clocks_did import NUM_UNIFORMS, Clock, FirstHitting, Steps
+from xlm_did.insertion_did import Cells, Filters, Pairs, Text
+from xlm_did.replay_did import Drawn, Forced, Insertions, Recorded, Turn
+from xlm_did.trajectories_did import Followed
 from xlm_did.types_did import DIDNetwork, DIDPromptBatch, call_model, prompt_of
 
 _STREAM_JUMP = 0
@@ -78,8 +78,10 @@ class DIDPredictor:
         max_new_tokens: The most tokens to insert; None for the budget that the batch gives each row. Either
             limit conditions the number of tokens: it cuts nothing off.
         num_steps: None for the first-hitting sampler: one token at a time, as many evaluations as tokens and
-            one. Else N, the number of equal parts of the time: the tokens that appear in a part are drawn
+            one. Else N, the number of parts of the time: the tokens that appear in a part are drawn
             independently from one evaluation, so there are at most N evaluations.
+        time_power: p above 0: part k begins at u = 1 - (k / N)^p. Above 1 the first parts are narrow, where
+            tokens would share a slot. Without num_steps it has no effect.
         sampling: "joint": slot and token are drawn together. "two_stage": first the slot from its marginal
             probability, then the token given the slot. Without temperature and filters this is the same
             distribution.
@@ -99,6 +101,7 @@ class DIDPredictor:
         suppressed_ids: Sequence[int] = (),
         max_new_tokens: int | None = None,
         num_steps: int | None = None,
+        time_power: float = 1.0,
         sampling: Literal["joint", "two_stage"] = "joint",
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -106,6 +109,7 @@ class DIDPredictor:
     ) -> None:
         require(max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
         require(num_steps is None or num_steps >= 1, "num_steps", num_steps, "None or at least 1")
+        require(0 < time_power < math.inf, "time_power", time_power, "above 0 and finite")
         require(sampling in ("joint", "two_stage"), "sampling", sampling, "'joint' or 'two_stage'")
         require(
             num_steps is None or temperature > 0,
@@ -115,10 +119,8 @@ class DIDPredictor:
             "would be inserted several times",
         )
         self._pad_id = pad_id
-        self._suppressed_ids = list(suppressed_ids)
         self._max_new_tokens = max_new_tokens
-        self._clock: Clock = FirstHitting() if num_steps is None else EqualSteps(num_steps)
-        self._sampling = sampling
+        self._clock: Clock = FirstHitting() if num_steps is None else Steps(num_steps, time_power)
         token_sampling = TokenSampling(temperature, top_k, top_p)
         self._filters = Filters(
             # The most probable pair is in the slot with the most probable token.
@@ -126,7 +128,8 @@ class DIDPredictor:
             token=token_sampling,
             # Otherwise the marginal probability of a slot is enough.
             draws_pairs=sampling == "joint" and token_sampling.is_filtered and temperature > 0,
-            suppressed_ids=self._suppressed_ids,
+            is_joint=sampling == "joint",
+            suppressed_ids=list(suppressed_ids),
         )
 
     @overload
@@ -196,6 +199,25 @@ class DIDPredictor:
         made = edit.made_in(Trace.of(edits))
         return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=made, calls=calls)
 
+    def trajectory_log_probs(
+        self, model: DIDNetwork, batch: DIDPromptBatch, trace: Trace, seeds: Int[Tensor, " rows"], /
+    ) -> TrajectoryLogProbs:
+        """Log-probabilities of the insertions and jumps of a generation, with gradient.
+
+        Args:
+            model: The network of the generation, see :meth:`xlm_did.DID.forward`: a trace does not hold the
+                times, which are drawn again. They count as constants.
+            batch: Of the generation.
+            trace: All its edits; ``trace=True`` is enough.
+            seeds: Those of the generation.
+
+        Raises:
+            ValueError: If this sampler does not insert or stop where the trace does.
+        """
+        followed = Followed.start(self._clock, trace, len(seeds))
+        self.run(model, batch, seeds, followed)
+        return TrajectoryLogProbs(log_prob=followed.finish(), place_log_prob=followed.place_log_prob)
+
     def run(
         self,
         model: DIDNetwork,
@@ -234,7 +256,7 @@ class DIDPredictor:
             nfe[rows] += 1
             input_ids, attention_mask, position_ids = text.window(rows)
             cells = Cells.of(text.open_slots[rows, : input_ids.shape[1]])
-            turn = _Turn(
+            turn = Turn(
                 insertions=insertions,
                 rows=rows,
                 num_kept=limit[rows] - text.budget[rows],
@@ -244,7 +266,7 @@ class DIDPredictor:
             )
             scored, _ = call_model(
                 model,
-                self._score,
+                self._filters.read,
                 input_ids,
                 attention_mask,
                 position_ids,
@@ -322,46 +344,6 @@ class DIDPredictor:
             nfe=total,
         )
 
-    def _score(self, hidden: Tensor, head: nn.Module) -> Scored:
-        """The readout: log-weights of slots (cells,), without a table of logits, or pairs (cells, vocab)."""
-        if self._filters.draws_pairs:
-            scores = suppress_tokens(head(hidden), self._suppressed_ids)
-        else:
-            pieces = logits_in_pieces(hidden, head, self._suppressed_ids)
-            scores = torch.cat([self._slot_scores(logits) for logits in pieces])
-        return Scored(scores, hidden, head)
-
-    def _slot_scores(self, logits: Tensor) -> Tensor:
-        """(cells,) log-weight of each slot."""
-        if self._sampling == "joint" and self._filters.token.is_greedy:
-            return logits.amax(-1)
-        if self._sampling == "joint" and self._filters.token.temperature != 1:
-            logits.div_(self._filters.token.temperature)
-        # Finite also in a slot without a possible token, whose weight is 0.
-        highest = logits.amax(-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
-        return logits.sub_(highest).exp_().sum(-1).log() + highest.squeeze(-1)
-
-
-@dataclass
-class _Turn:
-    """Chooses the time at which the tokens of some rows are read, from what the length head gives."""
-
-    insertions: Insertions
-    rows: Tensor
-    num_kept: Tensor
-    """(rows,) tokens that are not given."""
-    budget: Tensor
-    """(rows,) the most tokens that may be missing."""
-    log_time: Tensor
-    uniforms: Tensor
-    jump: Jump = field(init=False)
-
-    def __call__(self, length_logits: Tensor) -> Tensor:
-        """(rows,) the time."""
-        log_a = log_numbers(length_logits, self.num_kept, self.budget)
-        self.jump = self.insertions.jump(self.rows, log_a, self.log_time, self.uniforms)
-        return self.jump.log_time.exp()
-
 
 def _insert(
     text: Text,
@@ -374,8 +356,8 @@ def _insert(
 ) -> list[Tensor]:
     """Insert this many tokens into each row, and return the edits."""
     most = int(number.max())
-    uniforms = uniform(seeds, 2 * most, step=step, stream=_STREAM_INSERT).unflatten(1, (most, 2))
-    slots, tokens = insertions.choose(text, rows, pairs, number, uniforms)
+    uniforms = partial(uniform, seeds, step=step, stream=_STREAM_INSERT)
+    slots, tokens = insertions.choose(text, rows, pairs, number, most, uniforms)
     edits: list[Tensor] = []
     for index in range(most):
         able = (number > index).nonzero().squeeze(1)

@@ -1,6 +1,7 @@
 """Where jumps and insertions come from: they are drawn, also with notes, or a given text is forced."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -8,11 +9,14 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from xlm.modules import categorical, draw_places
+from xlm.modules import draw_places
 from xlm.modules.records import Targets
 from xlm_did.clocks_did import Clock, Jump
 from xlm_did.insertion_did import Pairs, Text
+from xlm_did.missing_did import log_numbers
 from xlm_did.types_did import DIDPromptBatch
+
+Uniforms = Callable[[int], Float64[Tensor, "rows numbers"]]
 
 
 class Insertions(Protocol):
@@ -30,7 +34,7 @@ class Insertions(Protocol):
         ...
 
     def choose(
-        self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, uniforms: Tensor, /
+        self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, most: int, uniforms: Uniforms, /
     ) -> tuple[Tensor, Tensor]:
         """(rows, most) slots, as numbers among the row's open slots, and tokens, in the order of insertion.
 
@@ -40,10 +44,32 @@ class Insertions(Protocol):
             text: All rows as they are now.
             rows: (rows,) rows of the batch that were evaluated.
             pairs: What the network says about them.
-            number: (rows,) tokens that each gets; ``most`` is the largest number.
-            uniforms: (rows, most, 2) numbers in (0, 1).
+            number: (rows,) tokens that each gets.
+            most: The largest number.
+            uniforms: So many numbers in (0, 1) for each row, (rows, numbers).
         """
         ...
+
+
+@dataclass
+class Turn:
+    """Chooses the time at which the tokens of some rows are read, from what the length head gives."""
+
+    insertions: Insertions
+    rows: Tensor
+    num_kept: Tensor
+    """(rows,) tokens that are not given."""
+    budget: Tensor
+    """(rows,) the most tokens that may be missing."""
+    log_time: Tensor
+    uniforms: Tensor
+    jump: Jump = field(init=False)
+
+    def __call__(self, length_logits: Tensor) -> Tensor:
+        """(rows,) the time."""
+        log_a = log_numbers(length_logits, self.num_kept, self.budget)
+        self.jump = self.insertions.jump(self.rows, log_a, self.log_time, self.uniforms)
+        return self.jump.log_time.exp()
 
 
 @dataclass(frozen=True)
@@ -57,13 +83,14 @@ class Drawn:
         return self.clock.draw(log_a, log_time, uniforms)
 
     def choose(
-        self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, uniforms: Tensor, /
+        self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, most: int, uniforms: Uniforms, /
     ) -> tuple[Tensor, Tensor]:
         """Independent draws of pairs."""
-        slots, tokens = (number.new_zeros(uniforms.shape[:2]) for _ in range(2))
-        for index in range(uniforms.shape[1]):
+        slots, tokens = (number.new_zeros(len(rows), most) for _ in range(2))
+        of_pairs = uniforms(2 * most).unflatten(1, (most, 2))
+        for index in range(most):
             able = (number > index).nonzero().squeeze(1)
-            slots[able, index], tokens[able, index] = pairs.draw(able, uniforms[able, index])
+            slots[able, index], tokens[able, index] = pairs.draw(able, of_pairs[able, index])
         return slots, tokens
 
 
@@ -86,12 +113,12 @@ class Recorded:
         return jump
 
     def choose(
-        self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, uniforms: Tensor, /
+        self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, most: int, uniforms: Uniforms, /
     ) -> tuple[Tensor, Tensor]:
         """Independent draws of pairs."""
-        slots, tokens = Drawn(self.clock).choose(text, rows, pairs, number, uniforms)
+        slots, tokens = Drawn(self.clock).choose(text, rows, pairs, number, most, uniforms)
         entropies = pairs.entropies()
-        for index in range(uniforms.shape[1]):
+        for index in range(most):
             able = (number > index).nonzero().squeeze(1)
             self.log_probs.append(pairs.score(able, slots[able, index], tokens[able, index]))
             self.entropies.append(entropies[able])
@@ -205,7 +232,7 @@ class Forced:
         return Jump(jump.number.masked_fill(~self._possible()[rows], 0), jump.log_time, jump.log_next)
 
     def choose(
-        self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, uniforms: Tensor, /
+        self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, most: int, uniforms: Uniforms, /
     ) -> tuple[Tensor, Tensor]:
         """Missing tokens and their slots, from right to left; without one, anything: the text is impossible.
 
@@ -217,21 +244,18 @@ class Forced:
         token = self.ids[rows]
         log_probs = torch.full(slot.shape, -math.inf, dtype=torch.float64, device=slot.device)
         log_probs[row, place] = pairs.score(row, slot[row, place], token[row, place])
-        planned = None if self.times is None else self._by_time(rows)
-        due = torch.zeros_like(slot, dtype=torch.bool)
-        for index in range(uniforms.shape[1]):
-            able = (number > index).nonzero().squeeze(1)
-            total = log_probs[able].logsumexp(1)
-            if planned is None:
-                possible = (total > -math.inf).unsqueeze(1)
-                chosen = categorical(log_probs[able].where(possible, 0.0), uniforms[able, index, 0])
-            else:
-                chosen = planned[able, index]
-            nats = log_probs[able, chosen]
-            self.drawn[rows[able]] += nats
-            self.guided[rows[able]] += nats - total
-            due[able, chosen] = nats > -math.inf
-            log_probs[able, chosen] = -math.inf
+        if self.times is None:
+            # Gumbel noise, without replacement: each has the probability a_j / A among those that are left.
+            noise = -(-uniforms(slot.shape[1]).log()).log()
+            order = (log_probs + noise).argsort(1, descending=True)
+        else:
+            order = self._by_time(rows)
+        chosen = torch.arange(slot.shape[1], device=slot.device) < number.unsqueeze(1)
+        nats = log_probs.gather(1, order)
+        left = nats.flip(1).logcumsumexp(1).flip(1)
+        self.drawn[rows] += nats.where(chosen, 0.0).sum(1)
+        self.guided[rows] += (nats - left).where(chosen, 0.0).sum(1)
+        due = torch.zeros_like(chosen).scatter(1, order, chosen & (nats > -math.inf))
         row, place = due.nonzero(as_tuple=True)
         in_slot = torch.zeros_like(pairs.cells.column)
         in_slot.index_put_((row, slot[row, place]), torch.ones_like(row), accumulate=True)
@@ -239,7 +263,7 @@ class Forced:
         self.present[rows] = self.present[rows] | due
         from_right = torch.where(due, torch.arange(due.shape[1], device=due.device), -1).argsort(
             1, descending=True
-        )[:, : uniforms.shape[1]]
+        )[:, :most]
         return slot.gather(1, from_right).clamp(min=0), token.gather(1, from_right)
 
     def _by_time(self, rows: Tensor) -> Tensor:
