@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from xlm.core.evaluation.metrics import costs
-from xlm.core.evaluation.predictions import PredictionWriter, decode
+from xlm.core.evaluation.predictions import PredictionWriter, decode, replay
 from xlm.core.protocols import Example
+from xlm.modules.records import FullTrace
 
 from .conftest import Run
 from .toy_family import ToyPrediction, ToyTokenizer
@@ -81,3 +82,19 @@ def test_a_run_keeps_its_results_whatever_its_texts_hold(
     assert [record["reference"] for record in records] == [
         "one\u2028two\x85" * (i % 3 + 1) for i in range(20)
     ]
+
+
+def full_trace(*edits: tuple[int, int, int]) -> FullTrace:
+    """Operation, position and token of each edit of a row, one in a step."""
+    operation, position, token = torch.tensor(edits).T
+    nats = torch.zeros(len(edits), dtype=torch.float64)
+    columns = (torch.arange(len(edits)) + 1, torch.zeros_like(token), operation, position, token)
+    return FullTrace(*columns, log_prob=nats, entropy=nats, place_log_prob=nats[:1])
+
+
+def test_edits_behind_the_end_of_a_text_are_not_shown() -> None:
+    canvas = full_trace((0, 0, 5), (0, 1, 5), (0, 2, 5), (1, 2, 8), (1, 0, 7))
+    assert [state.ids for state in replay(canvas, 0, length=2)] == [[5], [5, 5], [7, 5]]
+    # Where tokens are deleted, an edit may be right of where the text ends later.
+    edited = full_trace((0, 0, 5), (0, 1, 6), (0, 2, 7), (2, 0, 5), (1, 1, 8))
+    assert [state.ids for state in replay(edited, 0, length=2)][-2:] == [[6, 7], [6, 8]]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xlm.modules.records import DELETE
+from xlm.modules.records import DELETE, INSERT, UserEdit
 from xlm.modules.testing import CountingModel, replay, to_list
 from xlm_editflow import (
     Corrupted,
@@ -342,3 +342,22 @@ def test_a_choice_that_does_not_exist_is_refused(name: str) -> None:
     value: Any = {name: "many"}
     with pytest.raises((ValueError, TypeError), match=rf"{name}(?s:.*)'many'"):
         EditFlowPredictor(pad_id=PAD, **value)
+
+
+@pytest.mark.parametrize("options", [{"num_steps": 4}, {"num_steps": None, "num_points": 8}])
+def test_a_token_of_the_user_stays(options: dict[str, Any]) -> None:
+    """Also where a later edit of it is drawn; a token that no sampler writes shows where it is."""
+    rows = 10
+    batch, seeds = sources_of(GIVEN, rows, source=Prompt()), torch.arange(rows)
+    predict = EditFlowPredictor(pad_id=PAD, suppressed_ids=SPECIAL, **options)
+    plain = predict(MODEL, batch, seeds, trace=True)
+    touched = 0
+    for row in set(to_list(plain.trace.row[plain.trace.step == 1])):
+        forked = predict.fork(MODEL, batch, seeds, UserEdit(row, 1, 0, BOS))
+        assert texts_of(forked)[row].count(BOS) == 1
+        assert texts_of(forked)[:row] == texts_of(plain)[:row]
+        later = (forked.trace.row == row) & (forked.trace.step > 1)
+        touched += bool((forked.trace.operation[later] != INSERT).any())
+    assert touched > 0
+    with pytest.raises(ValueError, match="the text has no position 3 in step 1"):
+        predict.fork(MODEL, batch, seeds, UserEdit(0, 1, LIMIT, BOS))

@@ -21,12 +21,23 @@ from jaxtyping import Int
 from torch import Tensor
 
 from xlm.modules import TokenSampling, check_draws, prompt_sees_target, require, seeds_of_draw
-from xlm.modules.records import Event, Prediction, SamplerLikelihood, Targets, Trace, TracedPrediction
+from xlm.modules.records import (
+    DELETE,
+    Event,
+    FullTrace,
+    FullyTracedPrediction,
+    Prediction,
+    SamplerLikelihood,
+    Targets,
+    Trace,
+    TracedPrediction,
+    UserEdit,
+)
 from xlm_editflow.alignment_editflow import Alignment, check_alignment
 from xlm_editflow.choice_editflow import Cells, Evaluation, draw_reverse
 from xlm_editflow.rates_editflow import Rates
 from xlm_editflow.reader_editflow import Reader, Turn
-from xlm_editflow.replay_editflow import Choices, Drawn, Forced
+from xlm_editflow.replay_editflow import Choices, Drawn, Forced, Recorded
 from xlm_editflow.text_editflow import Text
 from xlm_editflow.types_editflow import ChooseTime, EditFlowNetwork, EditFlowPromptBatch, OperationsAt
 
@@ -107,6 +118,15 @@ class EditFlowPredictor:
         batch: EditFlowPromptBatch,
         seeds: Int[Tensor, " rows"],
         *,
+        trace: Literal["full"],
+    ) -> FullyTracedPrediction: ...
+    @overload
+    def __call__(
+        self,
+        model: EditFlowNetwork,
+        batch: EditFlowPromptBatch,
+        seeds: Int[Tensor, " rows"],
+        *,
         trace: Literal[True],
     ) -> TracedPrediction: ...
     @overload
@@ -125,7 +145,7 @@ class EditFlowPredictor:
         batch: EditFlowPromptBatch,
         seeds: Int[Tensor, " rows"],
         *,
-        trace: bool = False,
+        trace: bool | Literal["full"] = False,
     ) -> Prediction:
         """Generate a target for each row.
 
@@ -133,7 +153,9 @@ class EditFlowPredictor:
             model: The network, see :meth:`xlm_editflow.EditFlow.forward`.
             batch: The sources, from :class:`xlm_editflow.EditFlowPromptCollator`.
             seeds: (rows,) int64, the source of all draws.
-            trace: Whether to record the edits.
+            trace: Whether to record the edits; "full" also records log-probabilities: of each token that is
+                inserted or substitutes another, given where, and of operations, numbers and times. Deletions
+                have 0: they are among the operations.
 
         Returns:
             The targets. A row without room, open slot or editable token keeps what it has.
@@ -141,12 +163,42 @@ class EditFlowPredictor:
         Raises:
             ValueError: If there are corrections and a row does not start from an empty source.
         """
-        text, edits, nfe = self.run(model, batch, seeds, Drawn(is_poisson=self._is_poisson))
+        nothing = torch.zeros(len(seeds), dtype=torch.float64, device=seeds.device)
+        recorded = Recorded(self._is_poisson, nothing)
+        choices = recorded if trace == "full" else Drawn(self._is_poisson)
+        text, edits, nfe = self.run(model, batch, seeds, choices)
         ids, lengths = text.targets(self._pad_id)
         calls = nfe if prompt_sees_target(model) else nfe + 1
         if not trace:
             return Prediction(ids=ids, lengths=lengths, nfe=nfe, trace=None, calls=calls)
-        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=Trace.of(edits), calls=calls)
+        made = Trace.of(edits)
+        if trace is True:
+            return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=made, calls=calls)
+        has_token = (made.step > 0) & (made.operation != DELETE)
+        log_prob, entropy = nothing.new_zeros(2, len(made.step))
+        log_prob[has_token] = torch.cat([nothing[:0], *recorded.log_probs])
+        entropy[has_token] = torch.cat([nothing[:0], *recorded.entropies])
+        full = FullTrace(
+            **vars(made), log_prob=log_prob, entropy=entropy, place_log_prob=recorded.place_log_prob
+        )
+        return FullyTracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=full, calls=calls)
+
+    @torch.no_grad()
+    def fork(
+        self, model: EditFlowNetwork, batch: EditFlowPromptBatch, seeds: Tensor, edit: UserEdit, /
+    ) -> TracedPrediction:
+        """Generate with an edit of the user and the same noise: up to its step, the text is that without it.
+
+        Later edits of its token are drawn, and not made.
+
+        Raises:
+            ValueError: If there is no such step, or the text has no such position then.
+        """
+        text, edits, nfe = self.run(model, batch, seeds, Drawn(self._is_poisson), edit)
+        ids, lengths = text.targets(self._pad_id)
+        calls = nfe if prompt_sees_target(model) else nfe + 1
+        made = edit.made_in(Trace.of(edits))
+        return TracedPrediction(ids=ids, lengths=lengths, nfe=nfe, trace=made, calls=calls)
 
     @torch.no_grad()
     def likelihood(
@@ -212,7 +264,12 @@ class EditFlowPredictor:
         )
 
     def run(
-        self, model: EditFlowNetwork, batch: EditFlowPromptBatch, seeds: Tensor, choices: Choices
+        self,
+        model: EditFlowNetwork,
+        batch: EditFlowPromptBatch,
+        seeds: Tensor,
+        choices: Choices,
+        edit: UserEdit | None = None,
     ) -> tuple[Text, list[Tensor], Tensor]:
         """Run the sampler on edits that are drawn or forced; without gradient if called within no_grad.
 
@@ -221,6 +278,7 @@ class EditFlowPredictor:
             batch: The sources, from :class:`xlm_editflow.EditFlowPromptCollator`.
             seeds: (rows,) int64, the source of all draws.
             choices: See :mod:`xlm_editflow.replay_editflow`.
+            edit: An edit of the user; None for none.
 
         Returns:
             The rows, the edits that made them, and evaluations of the network (rows,).
@@ -238,10 +296,17 @@ class EditFlowPredictor:
         edits = [text.given_edits()]
         nfe = torch.zeros_like(seeds)
         rows = text.changeable(torch.arange(len(seeds), device=seeds.device))
-        if self._num_steps is None:
-            self._hit(reader, text, rows, seeds, choices, edits, nfe)
-        else:
-            self._advance(reader, text, rows, seeds, choices, edits, nfe, self._num_steps)
+        log_time = torch.zeros(len(seeds), dtype=torch.float64, device=seeds.device)
+        step = 0
+        while len(rows) > 0 and step != self._num_steps:
+            step += 1
+            nfe[rows] += 1
+            if self._num_steps is None:
+                rows = self._hit(reader, text, rows, seeds, choices, edits, log_time, step)
+            else:
+                self._advance(reader, text, rows, seeds, choices, edits, self._num_steps, step)
+            if edit is not None and step == edit.step:
+                edits.append(text.write(edit))
         return text, edits, nfe
 
     def _advance(
@@ -252,23 +317,21 @@ class EditFlowPredictor:
         seeds: Tensor,
         choices: Choices,
         edits: list[Tensor],
-        nfe: Tensor,
         num_steps: int,
+        step: int,
     ) -> None:
-        """N steps."""
-        for step in range(1, num_steps + 1) if len(rows) > 0 else ():
-            start, end = (num_steps - step + 1) / num_steps, (num_steps - step) / num_steps
-            beyond = max(end - self._correction / num_steps, 0.0)
-            time = torch.full_like(rows, start, dtype=torch.float64)
-            evaluation = self._evaluate(reader, text, rows, lambda _, time=time: time)
-            nfe[rows] += 1
-            chance = torch.full_like(rows, 1 - beyond / start, dtype=torch.float64)
-            made = choices.of_step(evaluation, rows, chance, seeds[rows], step)
-            edits.append(text.apply(rows, made, step))
-            if beyond < end:
-                back = torch.full_like(chance, (end - beyond) / (1 - beyond))
-                reverse = draw_reverse(text.window(rows).editable, back, seeds[rows], step)
-                edits.append(text.apply(rows, reverse, step))
+        """One of N steps."""
+        start, end = (num_steps - step + 1) / num_steps, (num_steps - step) / num_steps
+        beyond = max(end - self._correction / num_steps, 0.0)
+        time = torch.full_like(rows, start, dtype=torch.float64)
+        evaluation = self._evaluate(reader, text, rows, lambda _: time)
+        chance = torch.full_like(rows, 1 - beyond / start, dtype=torch.float64)
+        made = choices.of_step(evaluation, rows, chance, seeds[rows], step)
+        edits.append(text.apply(rows, made, step))
+        if beyond < end:
+            back = torch.full_like(chance, (end - beyond) / (1 - beyond))
+            reverse = draw_reverse(text.window(rows).editable, back, seeds[rows], step)
+            edits.append(text.apply(rows, reverse, step))
 
     def _hit(
         self,
@@ -278,33 +341,28 @@ class EditFlowPredictor:
         seeds: Tensor,
         choices: Choices,
         edits: list[Tensor],
-        nfe: Tensor,
-    ) -> None:
-        """First hitting: one edit at a time."""
-        log_time = torch.zeros(len(seeds), dtype=torch.float64, device=seeds.device)
-        step = 0
-        while len(rows) > 0:
-            step += 1
-            nfe[rows] += 1
-            turn = Turn(
-                choices=choices,
-                rows=rows,
-                window=text.window(rows),
-                room=text.room(rows),
-                log_time=log_time[rows],
-                log_end=math.log(self._last_time),
-                num_points=self._num_points,
-                seeds=seeds[rows],
-                step=step,
-            )
-            evaluation = self._evaluate(reader, text, rows, turn)
-            goes_on = turn.log_next > -math.inf
-            log_time[rows] = turn.log_next
-            rows, evaluation = rows[goes_on], evaluation.of_rows(goes_on)
-            if len(rows) == 0:
-                break
+        log_time: Tensor,
+        step: int,
+    ) -> Tensor:
+        """One edit of each row by first hitting; returns the rows that go on."""
+        turn = Turn(
+            choices=choices,
+            rows=rows,
+            window=text.window(rows),
+            room=text.room(rows),
+            log_time=log_time[rows],
+            log_end=math.log(self._last_time),
+            num_points=self._num_points,
+            seeds=seeds[rows],
+            step=step,
+        )
+        evaluation = self._evaluate(reader, text, rows, turn)
+        goes_on = turn.log_next > -math.inf
+        log_time[rows] = turn.log_next
+        rows, evaluation = rows[goes_on], evaluation.of_rows(goes_on)
+        if len(rows) > 0:
             edits.append(text.apply(rows, choices.one(evaluation, rows, seeds[rows], step), step))
-            rows = text.changeable(rows)
+        return text.changeable(rows)
 
     def _evaluate(self, reader: Reader, text: Text, rows: Tensor, choose: ChooseTime) -> Evaluation:
         """One evaluation of the network on some rows, at times chosen from their rates at others."""

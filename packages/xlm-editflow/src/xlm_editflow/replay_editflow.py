@@ -1,4 +1,4 @@
-"""Where edits come from: they are drawn, or those that write a given text are forced."""
+"""Where edits come from: they are drawn, also with notes, or those that write a given text are forced."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from xlm.modules import draw_places, row_seeds, uniform
+from xlm.modules import draw_places, entropy, row_seeds, uniform
 from xlm.modules.records import DELETE, WRITE, Targets
 from xlm_editflow.alignment_editflow import BLANK, Alignment, align, pad_texts
 from xlm_editflow.choice_editflow import Evaluation, draw_one, draw_step
@@ -61,6 +61,57 @@ class Drawn:
     def one(self, evaluation: Evaluation, rows: Tensor, seeds: Tensor, step: int, /) -> Edits:
         """A drawn edit."""
         return draw_one(evaluation, seeds, step)
+
+
+@dataclass
+class Recorded:
+    """Draws them, and notes their log-probabilities."""
+
+    is_poisson: bool
+    place_log_prob: Float64[Tensor, " rows"]
+    """Nats of operations and numbers of insertions, and of the density of the times of first hitting."""
+    log_probs: list[Tensor] = field(default_factory=list[Tensor])
+    """Nats of the tokens that are inserted or written, given where, in the order of the edits."""
+    entropies: list[Tensor] = field(default_factory=list[Tensor])
+    """Nats of the distributions of these."""
+
+    def of_step(
+        self, evaluation: Evaluation, rows: Tensor, chance: Tensor, seeds: Tensor, step: int, /
+    ) -> Edits:
+        """Drawn edits."""
+        edits = draw_step(evaluation, chance, seeds, step, is_poisson=self.is_poisson)
+        self.place_log_prob[rows] += _log_edits(evaluation, edits, chance, is_poisson=self.is_poisson)
+        self._note_tokens(evaluation, edits)
+        return edits
+
+    def next_time(self, hazard: Hazard, rows: Tensor, seeds: Tensor, step: int, /) -> Tensor:
+        """A drawn time, with its density in u."""
+        log_next = Drawn(self.is_poisson).next_time(hazard, rows, seeds, step)
+        integral, rate = hazard.until(log_next.clamp(min=-700.0))
+        log_density = torch.where(log_next > -math.inf, rate.log() - log_next, 0.0)
+        self.place_log_prob[rows] += log_density - integral
+        return log_next
+
+    def one(self, evaluation: Evaluation, rows: Tensor, seeds: Tensor, step: int, /) -> Edits:
+        """A drawn edit."""
+        edits = draw_one(evaluation, seeds, step)
+        self.place_log_prob[rows] += _log_action(evaluation, edits)
+        self._note_tokens(evaluation, edits)
+        return edits
+
+    def _note_tokens(self, evaluation: Evaluation, edits: Edits) -> None:
+        row, column, index = edits.in_order(edits.operation == WRITE)
+        log_prob = torch.zeros_like(row, dtype=torch.float64)
+        of_entropy = torch.zeros_like(log_prob)
+        tokens = torch.cat((edits.written.unsqueeze(2), edits.inserted), 2)[row, column, index]
+        logits_of = ((index > 0, evaluation.insertion_logits), (index == 0, evaluation.substitution_logits))
+        for mine, logits in logits_of:
+            if bool(mine.any()):
+                table = evaluation.sampling.log_probs(logits(row[mine], column[mine]))
+                log_prob[mine] = table.gather(1, tokens[mine].unsqueeze(1)).squeeze(1)
+                of_entropy[mine] = entropy(table)
+        self.log_probs.append(log_prob)
+        self.entropies.append(of_entropy)
 
 
 @dataclass
@@ -165,7 +216,7 @@ class Forced:
         due = (self.times[rows] > 0) & (part == step - 1)
         edits, log_tokens = self._make(evaluation, rows, due)
         log_plan = -due.sum(1) * math.log(self.num_steps)
-        log_edits = self._log_edits(evaluation, edits, chance) + self._log_numbers(evaluation, edits, chance)
+        log_edits = _log_edits(evaluation, edits, chance, is_poisson=self.is_poisson)
         self.log_weight[rows] += log_tokens + log_edits - log_plan
         return edits
 
@@ -185,12 +236,7 @@ class Forced:
         times = self.times[rows]
         due = torch.zeros_like(times, dtype=torch.bool).scatter(1, times.argmax(1, keepdim=True), True)
         edits, log_tokens = self._make(evaluation, rows, due)
-        log_rates = evaluation.log_rates()
-        total = log_rates.flatten(1).logsumexp(1)
-        kinds = (edits.number > 0, edits.operation == DELETE, edits.operation == WRITE)
-        chosen = torch.stack(kinds, -1)
-        log_action = log_rates.masked_fill(~chosen, -math.inf).flatten(1).logsumexp(1) - total
-        self.log_weight[rows] += log_tokens + log_action
+        self.log_weight[rows] += log_tokens + _log_action(evaluation, edits)
         return edits
 
     def _make(self, evaluation: Evaluation, rows: Tensor, due: Tensor) -> tuple[Edits, Tensor]:
@@ -231,29 +277,6 @@ class Forced:
         self.times[rows] = self.times[rows].masked_fill(due, 0.0)
         return edits, log_tokens
 
-    def _log_edits(self, evaluation: Evaluation, edits: Edits, chance: Tensor) -> Tensor:
-        """(rows,) nats of the operations of the tokens."""
-        rates, log_chance = evaluation.rates, chance.log().unsqueeze(1)
-        log_probs = torch.log1p(-chance.unsqueeze(1) * rates.edited())
-        log_probs = torch.where(edits.operation == DELETE, log_chance + rates.log_delete, log_probs)
-        log_probs = torch.where(edits.operation == WRITE, log_chance + rates.log_substitute, log_probs)
-        return torch.where(evaluation.cells.editable, log_probs, 0.0).sum(1)
-
-    def _log_numbers(self, evaluation: Evaluation, edits: Edits, chance: Tensor) -> Tensor:
-        """(rows,) nats of the numbers of insertions; where the room ends, of this many or more."""
-        is_open = evaluation.cells.open_slots
-        mean = chance.unsqueeze(1) * torch.where(is_open, evaluation.rates.log_insert.exp(), 0.0)
-        number = edits.number
-        until = number.cumsum(1)
-        room = evaluation.room.unsqueeze(1)
-        exact = _log_number(mean, number, is_poisson=self.is_poisson)
-        at_least = _log_at_least(mean, number, is_poisson=self.is_poisson)
-        log_probs = torch.where(until < room, exact, at_least)
-        is_beyond = until - number >= room
-        impossible = (until > room) | ((number > 0) & ~is_open)
-        log_probs = torch.where(is_beyond, 0.0, log_probs)
-        return log_probs.masked_fill(impossible, -math.inf).sum(1)
-
 
 def _around(places: list[int]) -> list[int]:
     """The borders of parts that consist of one of the places each, and of what is between them."""
@@ -279,6 +302,40 @@ def _aligned(
     rows = [list(islice(parts, size)) for size in number.tolist()]
     left, right = ([torch.cat([part[side] for part in row]) for row in rows] for side in (0, 1))
     return pad_texts(left), pad_texts(right)
+
+
+def _log_action(evaluation: Evaluation, edits: Edits) -> Tensor:
+    """(rows,) nats of the place and operation of the one edit of each row, given that there is one."""
+    log_rates = evaluation.log_rates()
+    kinds = (edits.number > 0, edits.operation == DELETE, edits.operation == WRITE)
+    chosen = torch.stack(kinds, -1)
+    total = log_rates.flatten(1).logsumexp(1)
+    return log_rates.masked_fill(~chosen, -math.inf).flatten(1).logsumexp(1) - total
+
+
+def _log_edits(evaluation: Evaluation, edits: Edits, chance: Tensor, *, is_poisson: bool) -> Tensor:
+    """(rows,) nats of the operations of a step and its numbers of insertions, not of their tokens."""
+    rates, log_chance = evaluation.rates, chance.log().unsqueeze(1)
+    log_probs = torch.log1p(-chance.unsqueeze(1) * rates.edited())
+    log_probs = torch.where(edits.operation == DELETE, log_chance + rates.log_delete, log_probs)
+    log_probs = torch.where(edits.operation == WRITE, log_chance + rates.log_substitute, log_probs)
+    log_operations = torch.where(evaluation.cells.editable, log_probs, 0.0).sum(1)
+    return log_operations + _log_numbers(evaluation, edits.number, chance, is_poisson=is_poisson)
+
+
+def _log_numbers(evaluation: Evaluation, number: Tensor, chance: Tensor, *, is_poisson: bool) -> Tensor:
+    """(rows,) nats of the numbers of insertions; where the room ends, of this many or more."""
+    is_open = evaluation.cells.open_slots
+    mean = chance.unsqueeze(1) * torch.where(is_open, evaluation.rates.log_insert.exp(), 0.0)
+    until = number.cumsum(1)
+    room = evaluation.room.unsqueeze(1)
+    exact = _log_number(mean, number, is_poisson=is_poisson)
+    at_least = _log_at_least(mean, number, is_poisson=is_poisson)
+    log_probs = torch.where(until < room, exact, at_least)
+    is_beyond = until - number >= room
+    impossible = (until > room) | ((number > 0) & ~is_open)
+    log_probs = torch.where(is_beyond, 0.0, log_probs)
+    return log_probs.masked_fill(impossible, -math.inf).sum(1)
 
 
 def _log_number(mean: Tensor, number: Tensor, *, is_poisson: bool) -> Tensor:

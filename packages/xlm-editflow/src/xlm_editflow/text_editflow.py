@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from xlm.modules import Columns
-from xlm.modules.records import DELETE, INSERT, WRITE, edits_of_step
+from xlm.modules.records import DELETE, INSERT, WRITE, UserEdit, edits_of_step
 from xlm_editflow.types_editflow import EditFlowPromptBatch
 
 KEEP = -1
@@ -37,6 +37,16 @@ class Edits:
             inserted=torch.zeros((*shape, most), dtype=torch.int64, device=device),
         )
 
+    def in_order(self, own: Bool[Tensor, "rows length"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, column and index of some edits, from left to right.
+
+        Args:
+            own: Columns whose tokens have an edit to list: index 0. All insertions are listed, from index 1.
+        """
+        is_new = torch.arange(self.inserted.shape[2], device=own.device) < self.number.unsqueeze(2)
+        row, column, index = torch.cat((own.unsqueeze(2), is_new), 2).nonzero(as_tuple=True)
+        return row, column, index
+
 
 @dataclass(frozen=True)
 class Window:
@@ -60,6 +70,8 @@ class Text:
     """Columns in use."""
     limit: Int[Tensor, " rows"]
     """The most target tokens."""
+    stays: Bool[Tensor, "rows width"]
+    """True at tokens of the user: their edits are drawn, so that the noise is the same, and not made."""
 
     @staticmethod
     def start(batch: EditFlowPromptBatch, max_new_tokens: int | None) -> "Text":
@@ -69,12 +81,14 @@ class Text:
         columns = Columns.of(target)
         size = columns.exists.sum(1)
         limit = batch["limit"]
+        input_ids = columns.take(batch["input_ids"])
         return Text(
-            input_ids=columns.take(batch["input_ids"]),
+            input_ids=input_ids,
             open_slots=columns.take(batch["open_slots"]),
             editable=columns.take(batch["editable"]),
             size=size,
             limit=limit if max_new_tokens is None else limit.minimum(size - 1 + max_new_tokens),
+            stays=torch.zeros_like(input_ids, dtype=torch.bool),
         )
 
     def changeable(self, rows: Tensor) -> Tensor:
@@ -102,21 +116,22 @@ class Text:
         """
         length = edits.operation.shape[1]
         window = self.window(rows, length)
-        old = window.input_ids
-        is_written, is_deleted = edits.operation == WRITE, edits.operation == DELETE
+        old, stays = window.input_ids, self.stays[rows, :length]
+        operation = edits.operation.masked_fill(stays, KEEP)
+        is_written, is_deleted = operation == WRITE, operation == DELETE
         kept = window.exists & ~is_deleted
         count = kept.long() + edits.number
         start = count.cumsum(1) - count
         size = count.sum(1)
         width = max(int(size.max()), self.input_ids.shape[1])
-        most = edits.inserted.shape[2]
-        order = torch.arange(most, device=old.device)
+        order = torch.arange(edits.inserted.shape[2], device=old.device)
         is_new = order < edits.number.unsqueeze(2)
         place_of_new = (start + kept).unsqueeze(2) + order
 
-        tables = (self.input_ids, self.open_slots, self.editable)
-        values = (edits.written.where(is_written, old), window.open_slots, window.editable)
-        new_values = (edits.inserted, torch.ones_like(is_new), torch.ones_like(is_new))
+        tables = (self.input_ids, self.open_slots, self.editable, self.stays)
+        values = (edits.written.where(is_written, old), window.open_slots, window.editable, stays)
+        yes = torch.ones_like(is_new)
+        new_values = (edits.inserted, yes, yes, torch.zeros_like(is_new))
         moved: list[Tensor] = []
         for table, value, new in zip(tables, values, new_values, strict=True):
             wide = table.new_zeros(len(self.size), width)
@@ -127,23 +142,29 @@ class Text:
             packed.scatter_(1, place_of_new.where(is_new, width).flatten(1), new.flatten(1))
             wide[rows] = packed[:, :width]
             moved.append(wide)
-        self.input_ids, self.open_slots, self.editable = moved
+        self.input_ids, self.open_slots, self.editable, self.stays = moved
         self.size = self.size.index_copy(0, rows, size)
 
-        found: list[Tensor] = []
-        keys: list[Tensor] = []
-        stride = length * (most + 1)
-        own = ((is_written, WRITE, edits.written), (is_deleted, DELETE, old))
-        for where, operation, token in own:
-            row, column = where.nonzero(as_tuple=True)
-            position = start[row, column] - 1
-            found.append(edits_of_step(step, operation, rows[row], position, token[row, column]))  # pyright: ignore[reportArgumentType]  # a constant of records
-            keys.append(row * stride + column * (most + 1))
-        row, column, index = is_new.nonzero(as_tuple=True)
-        position = place_of_new[row, column, index] - 1
-        found.append(edits_of_step(step, INSERT, rows[row], position, edits.inserted[row, column, index]))
-        keys.append(row * stride + column * (most + 1) + 1 + index)
-        return torch.cat(found, 1)[:, torch.cat(keys).argsort()]
+        row, column, index = edits.in_order(operation != KEEP)
+        kinds = torch.cat((operation.unsqueeze(2), torch.full_like(edits.inserted, INSERT)), 2)
+        places = torch.cat((start.unsqueeze(2), place_of_new), 2) - 1
+        tokens = torch.cat((edits.written.where(is_written, old).unsqueeze(2), edits.inserted), 2)
+        at = row, column, index
+        return torch.stack((torch.full_like(row, step), rows[row], kinds[at], places[at], tokens[at]))
+
+    def write(self, edit: UserEdit) -> Tensor:
+        """Write a token of the user over another one, and return the edit (5, 1).
+
+        Raises:
+            ValueError: If the target has no such position.
+        """
+        column = edit.position + 1
+        if not 1 <= column < int(self.size[edit.row]):
+            raise ValueError(f"the text has no position {edit.position} in step {edit.step}")
+        self.input_ids[edit.row, column] = edit.token
+        self.stays[edit.row, column] = True
+        row, place, token = torch.tensor([[edit.row], [edit.position], [edit.token]], device=self.size.device)
+        return edits_of_step(edit.step, WRITE, row, place, token)
 
     def targets(self, pad_id: int) -> tuple[Tensor, Tensor]:
         """Target tokens, padded (rows, width), and their number (rows,)."""

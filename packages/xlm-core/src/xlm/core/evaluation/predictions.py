@@ -90,7 +90,10 @@ def replay(
     log_prob: Tensor | None = getattr(trace, "log_prob", None)
     entropy: Tensor | None = getattr(trace, "entropy", None)
     if log_prob is not None and length is not None:
-        chosen &= trace.position < length
+        operations = trace.operation[chosen]
+        num_cells = int((operations == INSERT).sum() - (operations == DELETE).sum())
+        if num_cells > length:  # the others are behind the end
+            chosen &= trace.position < length
     columns = (trace.step, trace.operation, trace.position, trace.token)
     entries = list(zip(*(column[chosen].tolist() for column in columns), strict=True))
     log_probs, entropies = (

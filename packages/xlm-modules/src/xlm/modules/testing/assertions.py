@@ -3,14 +3,15 @@
 import copy
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from xlm.modules.records import Example, SamplerLikelihood, Targets
+from xlm.modules.records import Example, FullTrace, SamplerLikelihood, Targets
 from xlm.modules.testing.examples import Batch, num_missing, num_target
-from xlm.modules.testing.parts import Collator, LossOutput, Prediction, to_list
+from xlm.modules.testing.parts import Collator, LossOutput, Prediction, texts_of, to_list
 
 
 @contextmanager
@@ -48,6 +49,30 @@ def refused_ids(beyond: int) -> AbstractContextManager[object]:
     return pytest.raises(
         ValueError, match=rf"ids are between .*{beyond}\b.*, those of the vocabulary between"
     )
+
+
+def assert_adds_probabilities(full: Prediction, plain: Prediction, name: str) -> None:
+    """What ``trace="full"`` gives has the edits of a plain trace, and probabilities if the predictor does."""
+    assert texts_of(full) == texts_of(plain), f"{name}: other texts if probabilities are recorded"
+    edits, others = (_edits(prediction) for prediction in (full, plain))
+    assert others <= edits, f"{name}: a full trace lacks {others - edits}"
+    if not hasattr(full.trace, "log_prob"):
+        return
+    trace = cast("FullTrace", full.trace)
+    nothing = torch.zeros_like(trace.log_prob)
+    for nats in (trace.log_prob, trace.entropy):
+        assert_equal(nats.where(trace.step == 0, 0.0), nothing, f"{name}: nats of given tokens, and 0,")
+    assert trace.place_log_prob.isfinite().all(), f"{name}: place_log_prob is {trace.place_log_prob}"
+    # A token that a sampler without temperature takes has 0.
+    is_valid = trace.log_prob.isfinite() & (trace.log_prob < 1e-9) & (trace.entropy > -1e-9)
+    assert is_valid.all(), f"{name}: log_prob is {trace.log_prob}, entropy {trace.entropy}"
+
+
+def _edits(prediction: Prediction) -> set[tuple[int, ...]]:
+    trace = prediction.trace
+    assert trace is not None
+    columns = (trace.step, trace.row, trace.operation, trace.position, trace.token)
+    return set(zip(*map(to_list, columns), strict=True))
 
 
 def assert_scores_texts(

@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from xlm.modules import records
-from xlm.modules.records import INSERT, WRITE, UserEdit
+from xlm.modules.records import DELETE, INSERT, UserEdit
 from xlm.modules.testing.parts import Prediction, Trace, replay, seeds_of_rows, texts_of, to_list
 
 
@@ -32,8 +32,8 @@ def assert_forks(
         so_far, later = _before_and_after(trace, step)
         state = replay(so_far, 0)
         *_, last = [place for place in to_list(so_far.position[so_far.row == 0]) if place < len(state)]
-        # A cell that the sampler would write again later keeps the token of the user.
-        is_final = not ((later.row == 0) & (later.operation == WRITE) & (later.position == last)).any()
+        # A token that the sampler would write again or delete later stays if it is the user's.
+        _, is_final = _followed(later, last)
         if state[last] in ordinary_ids and is_final:
             same = fork(UserEdit(0, step, last, state[last]))
             assert texts_of(same) == texts_of(plain), f"{name}: other texts by an edit without a change"
@@ -79,13 +79,19 @@ def _assert_stays(
     edited[edit.position] = edit.token
     both = min(len(edited), len(replay(so_far, 0)))  # cells behind the end are in no trace
     assert replay(so_far, 0)[:both] == edited[:both], f"{name}: step {edit.step} is not that of the trace"
-    position = edit.position
-    of_row = later.row == 0
-    for operation, place in zip(
-        to_list(later.operation[of_row]), to_list(later.position[of_row]), strict=True
-    ):
-        position += operation == INSERT and place <= position
+    position, _ = _followed(later, edit.position)
     assert position >= len(text) or text[position] == edit.token, f"{name}: the token of {edit} does not stay"
+
+
+def _followed(later: Trace, position: int) -> tuple[int, bool]:
+    """Where a token of row 0 is after later edits, and whether none of them writes over it or deletes it."""
+    of_row = later.row == 0
+    edits = zip(to_list(later.operation[of_row]), to_list(later.position[of_row]), strict=True)
+    is_final = True
+    for operation, place in edits:
+        is_final &= operation == INSERT or place != position
+        position += (operation == INSERT and place <= position) - (operation == DELETE and place < position)
+    return position, is_final
 
 
 def _before_and_after(trace: Trace, step: int) -> tuple[Trace, Trace]:

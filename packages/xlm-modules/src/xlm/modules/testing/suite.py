@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from xlm.modules.records import Example
 from xlm.modules.testing.assertions import (
+    assert_adds_probabilities,
     assert_close,
     assert_equal,
     assert_same_total,
@@ -262,12 +263,10 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
             assert_equal(batch, before, f"{kind}: the batch after the prediction, and before,")
             assert first.trace is None, f"{kind}: a trace that was not requested"
             assert texts_of(first) == texts_of(second), f"{kind}: other texts from the same seeds"
+            assert_adds_probabilities(self._predict(batch, trace="full"), second, kind)
 
     def test_prediction_ignores_neighbours(self) -> None:
-        """In float64 texts and nfe of a row are independent of the order and number of the other rows.
-
-        For a row alone the nfe is the number of calls.
-        """
+        """In float64 texts and nfe are independent of the other rows; alone, nfe is the number of calls."""
         for kind, batch in self._prompt_batches():
             collate, examples = self.build_prompt_collator(kind), self._examples(kind)
             seeds = seeds_of_rows(len(examples))
@@ -375,11 +374,12 @@ class ConformanceSuite(Generic[LossBatch, PromptBatch]):
         *,
         model: Callable[..., object] | None = None,
         seeds: Tensor | None = None,
-        trace: bool = False,
+        trace: bool | Literal["full"] = False,
     ) -> Prediction:
         rows = len(cast("Tensor", batch[next(iter(self.prompt_padding))]))
         seeds = seeds_of_rows(rows) if seeds is None else seeds
-        return self.build_predictor()(as_module(model or self._model()), batch, seeds, trace=trace)
+        predictor: Any = self.build_predictor()  # "full" extends the Protocol
+        return predictor(as_module(model or self._model()), batch, seeds, trace=trace)
 
     def _examples(self, kind: Kind) -> list[Example]:
         return make_examples(kind, self.ordinary_ids, self.max_length)
