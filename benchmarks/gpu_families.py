@@ -246,11 +246,22 @@ def scored_cells(family: str, batch: Mapping[str, Any]) -> int:
     return len(batch[name])
 
 
+def read_cells(family: str, batch: Mapping[str, Any], tokens: int) -> int:
+    """Cells whose hidden states the heads read, of so many tokens."""
+    if family == "editflow":
+        return tokens
+    if family == "flexmdm":
+        return len(batch["slot_row"])
+    of_cls = len(batch["input_ids"]) if family in ("ilm", "did") else 0
+    return min(scored_cells(family, batch) + of_cls, tokens)
+
+
 def training_flops(family: str, model: nn.Module, batch: Mapping[str, Any]) -> float:
     """Floating-point operations of the matrix products of one step, forward (1) and backward (2).
 
     6 for each weight of a block and real token, 12 d L^2 for the attention of a block and a row of L tokens
-    (half of it in a causal network, which needs no more), 6 d V for each cell whose logits are needed.
+    (half of it in a causal network, which needs no more), 6 d V for each cell whose logits are needed. The
+    last block needs keys and values of all tokens, and the rest for the cells that the heads read.
     Recomputation and padding are not counted.
     """
     ids, mask = batch["input_ids"], batch.get("attention_mask")
@@ -263,9 +274,12 @@ def training_flops(family: str, model: nn.Module, batch: Mapping[str, Any]) -> f
     blocks = sum(name.endswith(".attention") for name, _ in model.named_modules())
     d_model, vocab_size = model.token_head.in_features, model.token_head.out_features
     squares = float((lengths.double() ** 2).sum()) * (0.5 if family == "arlm" else 1.0)
+    tokens = int(lengths.sum())
+    unread = 1 - read_cells(family, batch, tokens) / tokens
+    spared = (per_token / blocks - 2 * d_model**2) * unread
     return (
-        6.0 * per_token * float(lengths.sum())
-        + 12.0 * blocks * d_model * squares
+        6.0 * (per_token - spared) * tokens
+        + 12.0 * (blocks - unread) * d_model * squares
         + 6.0 * d_model * vocab_size * scored_cells(family, batch)
     )
 

@@ -1,4 +1,4 @@
-"""Trunks that skip padding give what they give when they do not."""
+"""Trunks that skip padding, or cells that are not wanted, give what they give when they do not."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from xlm.modules import DiT, RotaryTransformer
-from xlm.modules.padding import RealTokens
+from xlm.modules.padding import PackedTokens
 
 D_MODEL = 16
 REAL = torch.tensor(
@@ -64,14 +64,43 @@ def test_layers_see_the_real_tokens_only(name: str):
     assert bool((hidden[~REAL] == 0).all())
 
 
+@pytest.mark.parametrize("mask", [REAL, REAL.unsqueeze(1).expand(-1, 6, -1), None], ids=str)
+@pytest.mark.parametrize("name", TRUNKS)
+def test_states_and_gradients_of_wanted_cells_equal_those_among_all(name: str, mask: Tensor | None):
+    """In any order, one of them twice, padding too."""
+    model, (ids, given) = trunk(name), inputs(name)
+    cells = torch.tensor([17, 3, 8, 3, 6, 14])
+    real = (torch.ones_like(REAL) if mask is None else REAL).flatten()[cells].nonzero().squeeze(1)
+    among_all = model(ids, mask, **given).flatten(0, 1)[cells]
+    alone = model(ids, mask, **given, positions=cells)
+    assert alone.shape == (6, D_MODEL)
+    results = [
+        [hidden[real], *torch.autograd.grad(hidden[real].sin().sum(), list(model.parameters()))]
+        for hidden in (among_all, alone)
+    ]
+    for wanted, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(wanted, expected, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_the_last_mlp_sees_the_wanted_cells_only(name: str):
+    model, (ids, given) = trunk(name), inputs(name)
+    numbers: list[int] = []
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer.in_features == 4 * D_MODEL:
+            layer.register_forward_pre_hook(lambda _, given: numbers.append(given[0][..., 0].numel()))
+    model(ids, **given, positions=torch.tensor([5, 9]))
+    assert numbers == [ids.numel(), 2]
+
+
 def test_padding_that_is_little_or_unknown_stays():
     full = torch.ones(8, 32, dtype=torch.bool)
     little = full.clone()
     little[0, :8] = False
-    assert [RealTokens.of(mask) for mask in (None, full, little, full.unsqueeze(1))] == [None] * 4
-    assert RealTokens.of(full.to("meta")) is None
+    assert [PackedTokens.real(mask) for mask in (None, full, little, full.unsqueeze(1))] == [None] * 4
+    assert PackedTokens.real(full.to("meta")) is None
     little[1, 0] = False
-    tokens = RealTokens.of(little)
+    tokens = PackedTokens.real(little)
     assert tokens is not None
     rows = torch.randn(8, 32, 3)
     assert torch.equal(tokens.pack(rows), rows[little])

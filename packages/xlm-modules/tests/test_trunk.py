@@ -34,6 +34,7 @@ from xlm.modules.trunk import (
     check_prompt,
     choose_trunk,
     prompt_mask,
+    states_at,
     takes,
 )
 
@@ -235,6 +236,13 @@ def test_hidden_states_of_another_shape_are_refused_with_both_shapes() -> None:
     )
     with pytest.raises(ValueError, match=expected):
         network(torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_cells_of_a_trunk_that_takes_no_positions_are_taken_from_all() -> None:
+    ids, cells = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([4, 0])
+    bag = Bag(vocab_size=9, d_model=8)
+    assert torch.equal(states_at(bag, cells, ids), bag(ids).flatten(0, 1)[cells])
+    assert torch.equal(states_at(bag, None, ids), bag(ids))
 
 
 def test_what_a_family_needs_beyond_the_ids_is_asked_of_the_signature() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xlm.modules import CausalTrunk, KeyValueCache, Readout, RotaryTransformer, read_tokens
 from xlm.modules.hub import HubModel
-from xlm.modules.trunk import check_causal, check_hidden, choose_trunk
+from xlm.modules.trunk import check_causal, choose_trunk, states_at
 
 
 class ARLM(
@@ -106,6 +106,5 @@ class ARLM(
         Raises:
             ValueError: If ids are not of the vocabulary (on the CPU).
         """
-        hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids, cache=cache)
-        check_hidden(hidden, input_ids, self.transformer)
-        return read_tokens(hidden, self.token_head, positions, readout)
+        hidden = states_at(self.transformer, positions, input_ids, attention_mask, position_ids, cache=cache)
+        return read_tokens(hidden, self.token_head, readout)

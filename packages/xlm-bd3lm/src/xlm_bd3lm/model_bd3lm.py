@@ -10,7 +10,7 @@ arXiv:2406.07524, section 3) is enforced by the loss and the samplers, for any n
 """
 
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -29,7 +29,7 @@ from xlm.modules import (
     takes_piecewise_mask,
 )
 from xlm.modules.hub import HubModel
-from xlm.modules.trunk import check_condition, check_hidden, choose_trunk, takes
+from xlm.modules.trunk import check_condition, choose_trunk, states_at, takes
 
 
 class BD3LMRotary(
@@ -110,10 +110,8 @@ class BD3LMRotary(
         if cache is not None and not self._takes_cache:
             raise _no_cache(self.transformer)
         states = {} if cache is None else {"cache": cache}
-        mask = cast("Tensor | None", attention_mask)  # or in pieces, for a trunk that accepts them
-        hidden: Tensor = self.transformer(input_ids, mask, position_ids, **states)
-        check_hidden(hidden, input_ids, self.transformer)
-        return read_tokens(hidden, self.token_head, positions, readout)
+        hidden = states_at(self.transformer, positions, input_ids, attention_mask, position_ids, **states)
+        return read_tokens(hidden, self.token_head, readout)
 
 
 class BD3LMDiT(
@@ -226,12 +224,12 @@ class BD3LMDiT(
         """
         if cache is not None and not self._takes_cache:
             raise _no_cache(self.transformer)
-        states = {} if cache is None else {"cache": cache}
         condition: Tensor = self.noise_embedding(torch.zeros(len(input_ids), device=input_ids.device))
-        mask = cast("Tensor | None", attention_mask)  # or in pieces, for a trunk that accepts them
-        hidden: Tensor = self.transformer(input_ids, mask, position_ids, condition=condition, **states)
-        check_hidden(hidden, input_ids, self.transformer)
-        return read_tokens(hidden, self.token_head, positions, readout)
+        states: dict[str, Any] = {"condition": condition}
+        if cache is not None:
+            states["cache"] = cache
+        hidden = states_at(self.transformer, positions, input_ids, attention_mask, position_ids, **states)
+        return read_tokens(hidden, self.token_head, readout)
 
 
 def _no_cache(trunk: object) -> ValueError:

@@ -64,12 +64,12 @@ class TimeModulation(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(
-        self, hidden: Float[Tensor, "rows length d_model"], time: Float64[Tensor, " rows"]
-    ) -> Float[Tensor, "rows length d_model"]:
-        """Hidden states of the rows at their times."""
+        self, hidden: Float[Tensor, "*cells d_model"], time: Float64[Tensor, "*#cells"]
+    ) -> Float[Tensor, "*cells d_model"]:
+        """Hidden states at their times."""
         log_time = time.clamp(min=torch.finfo(time.dtype).tiny).log()
         modulation: Tensor = self.modulation(F.silu(self.embedding(log_time)))
-        shift, scale = modulation.unsqueeze(1).chunk(2, dim=-1)
+        shift, scale = modulation.chunk(2, dim=-1)
         return hidden * (1 + scale) + shift
 
 
@@ -187,20 +187,27 @@ class DID(
             Token logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab), or in their
             place what ``readout`` gives; length logits, shape (rows, max_missing + 1).
         """
+        rows, length = input_ids.shape
+        first = torch.arange(rows, device=input_ids.device) * length
+        wanted = None if positions is None else torch.cat((first, positions))
         hidden = call_trunk(
             self.transformer,
             input_ids,
             attention_mask,
             position_ids,
+            positions=wanted,
             sees_target=self.prompt_sees_target,
             prompt=prompt,
             cache=cache,
         )
-        length_logits: Tensor = self.length_head(hidden[:, 0])
+        of_cls = hidden[:, 0] if positions is None else hidden[:rows]
+        of_cells = hidden if positions is None else hidden[rows:]
+        length_logits: Tensor = self.length_head(of_cls)
         time = _choose(time, length_logits) if callable(time) else time
         if self.time_modulation is not None:
-            hidden = self.time_modulation(hidden, time)
-        token_logits = read_tokens(hidden, self.token_head, positions, readout)
+            of_time = time.unsqueeze(1) if positions is None else time[positions // length]
+            of_cells = self.time_modulation(of_cells, of_time)
+        token_logits = read_tokens(of_cells, self.token_head, readout)
         return DIDOutput(token_logits=token_logits, length_logits=length_logits)
 
 

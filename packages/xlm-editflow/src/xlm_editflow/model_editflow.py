@@ -39,12 +39,12 @@ class TimeModulation(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(
-        self, hidden: Float[Tensor, "rows length d_model"], time: Float64[Tensor, " rows"]
-    ) -> Float[Tensor, "rows length d_model"]:
-        """Hidden states of the rows at their times."""
+        self, hidden: Float[Tensor, "*cells d_model"], time: Float64[Tensor, "*#cells"]
+    ) -> Float[Tensor, "*cells d_model"]:
+        """Hidden states at their times."""
         log_time = time.clamp(min=torch.finfo(time.dtype).tiny).log()
         modulation: Tensor = self.modulation(F.silu(self.embedding(log_time)))
-        shift, scale = modulation.unsqueeze(1).chunk(2, dim=-1)
+        shift, scale = modulation.chunk(2, dim=-1)
         return hidden * (1 + scale) + shift
 
 
@@ -166,16 +166,16 @@ class EditFlow(
         )
 
         def operations_at(times: Tensor) -> Tensor:
-            logits: Tensor = self.operation_head(self.time_modulation(hidden, times))
+            logits: Tensor = self.operation_head(self.time_modulation(hidden, times.unsqueeze(1)))
             return logits
 
         time = _choose(time, operations_at) if callable(time) else time
-        hidden = self.time_modulation(hidden, time)
+        hidden = self.time_modulation(hidden, time.unsqueeze(1))
         operation_logits: Tensor = self.operation_head(hidden)
         cells = hidden.flatten(0, 1)
         inserted, substituted = (torch.index_select(cells, 0, at) for at in (insert_at, substitute_at))
         states = torch.cat((inserted, substituted + self.substitution(substituted)))
-        token_logits = read_tokens(states, self.token_head, None, readout)
+        token_logits = read_tokens(states, self.token_head, readout)
         return EditFlowOutput(token_logits=token_logits, operation_logits=operation_logits)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from xlm.modules import ConditionedTrunk, DiT, Readout, TimestepEmbedding, Trunk, read_tokens
 from xlm.modules.hub import HubModel
-from xlm.modules.trunk import check_condition, check_hidden, choose_trunk, takes
+from xlm.modules.trunk import check_condition, choose_trunk, states_at, takes
 from xlm_flexmdm.types_flexmdm import FlexMDMOutput
 
 Head = Literal["expectation", "distribution"]
@@ -180,11 +180,15 @@ class FlexMDM(
         """
         condition: Tensor = self.time_embedding(time)
         given = {"condition": condition} if self.is_conditioned else {}
-        hidden: Tensor = self.transformer(input_ids, attention_mask, **given)
-        check_hidden(hidden, input_ids, self.transformer)
-        token_logits = read_tokens(hidden, self.token_head, token_positions, readout)
+        cells = torch.cat((token_positions, slot_positions))
+        # Of texts without a prompt nearly all columns are wanted, and some of them twice.
+        wanted = cells if 2 * len(cells) < input_ids.numel() else None
+        hidden = states_at(self.transformer, wanted, input_ids, attention_mask, **given)
+        states = hidden if wanted is not None else hidden.flatten(0, 1).index_select(0, cells)
+        of_cells, of_slots = states.split((len(token_positions), len(slot_positions)))
+        token_logits = read_tokens(of_cells, self.token_head, readout)
         row = slot_positions // input_ids.shape[1]
-        outputs: Tensor = self.gap_head(hidden.flatten(0, 1).index_select(0, slot_positions), condition[row])
+        outputs: Tensor = self.gap_head(of_slots, condition[row])
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         chance = missing_chance.to(outputs.dtype)[row]
         if self.head == "expectation":

@@ -7,6 +7,7 @@ through a last norm before the token head (the published code has none there).
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -155,15 +156,21 @@ class ILM(
             Token logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab), or in their
             place what ``readout`` gives; stop logits, shape (rows, classes).
         """
+        rows, length = input_ids.shape
+        first = torch.arange(rows, device=input_ids.device) * length
+        wanted = None if positions is None else torch.cat((first, positions))
         hidden = call_trunk(
             self.transformer,
             input_ids,
             attention_mask,
             position_ids,
+            positions=wanted,
             sees_target=self.prompt_sees_target,
             prompt=prompt,
             cache=cache,
         )
-        stop_logits: Tensor = self.stop_head(hidden[:, 0])
-        token_logits = read_tokens(hidden, self.token_head, positions, readout)
+        of_cls = hidden[:, 0] if positions is None else hidden[:rows]
+        of_cells = hidden if positions is None else hidden[rows:]
+        stop_logits: Tensor = self.stop_head(of_cls)
+        token_logits = read_tokens(of_cells, self.token_head, readout)
         return ILMOutput(token_logits=token_logits, stop_logits=stop_logits)

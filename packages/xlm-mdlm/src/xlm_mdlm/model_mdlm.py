@@ -25,7 +25,7 @@ from xlm.modules import (
     read_tokens,
 )
 from xlm.modules.hub import HubModel
-from xlm.modules.trunk import call_trunk, check_condition, check_hidden, check_prompt, choose_trunk
+from xlm.modules.trunk import call_trunk, check_condition, check_prompt, choose_trunk, states_at
 
 
 class MDLMRotary(
@@ -122,11 +122,12 @@ class MDLMRotary(
             input_ids,
             attention_mask,
             position_ids,
+            positions=positions,
             sees_target=self.prompt_sees_target,
             prompt=prompt,
             cache=cache,
         )
-        return read_tokens(hidden, self.token_head, positions, readout)
+        return read_tokens(hidden, self.token_head, readout)
 
 
 class MDLMDiT(
@@ -243,6 +244,7 @@ class MDLMDiT(
                 "time_conditioning=True and the noise schedule of the training"
             )
         condition: Tensor = self.noise_embedding(noise)
-        hidden: Tensor = self.transformer(input_ids, attention_mask, position_ids, condition=condition)
-        check_hidden(hidden, input_ids, self.transformer)
-        return read_tokens(hidden, self.token_head, positions, readout)
+        hidden = states_at(
+            self.transformer, positions, input_ids, attention_mask, position_ids, condition=condition
+        )
+        return read_tokens(hidden, self.token_head, readout)

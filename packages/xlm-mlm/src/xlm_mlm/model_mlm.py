@@ -115,8 +115,9 @@ class MLM(
             input_ids,
             attention_mask,
             position_ids,
+            positions=positions,
             sees_target=self.prompt_sees_target,
             prompt=prompt,
             cache=cache,
         )
-        return read_tokens(hidden, self.token_head, positions, readout)
+        return read_tokens(hidden, self.token_head, readout)

@@ -24,7 +24,7 @@ from xlm.modules import (
     read_tokens,
 )
 from xlm.modules.hub import HubModel
-from xlm.modules.trunk import check_condition, check_hidden, choose_trunk, takes
+from xlm.modules.trunk import check_condition, choose_trunk, states_at, takes
 
 
 class UDLMRotary(
@@ -110,10 +110,10 @@ class UDLMRotary(
         embedded = embed(self.transformer, input_ids, positions, blend_ids, blend_weights)
         if self.noise_embedding is not None:
             embedded = embedded + self.noise_embedding(require_noise(noise)).unsqueeze(1)
-        trunk: Any = self.transformer
-        hidden: Tensor = trunk(input_ids, attention_mask, position_ids, embedded=embedded)
-        check_hidden(hidden, input_ids, self.transformer)
-        return read_tokens(hidden, self.token_head, positions, readout)
+        hidden = states_at(
+            self.transformer, positions, input_ids, attention_mask, position_ids, embedded=embedded
+        )
+        return read_tokens(hidden, self.token_head, readout)
 
 
 class UDLMDiT(
@@ -234,15 +234,11 @@ class UDLMDiT(
             noise = require_noise(noise)
         else:
             noise = torch.zeros(len(input_ids), device=input_ids.device)
-        condition: Tensor = self.noise_embedding(noise)
-        states: dict[str, Tensor] = {}
+        states: dict[str, Tensor] = {"condition": self.noise_embedding(noise)}
         if blend_ids is not None:
             states["embedded"] = embed(self.transformer, input_ids, positions, blend_ids, blend_weights)
-        hidden: Tensor = self.transformer(
-            input_ids, attention_mask, position_ids, condition=condition, **states
-        )
-        check_hidden(hidden, input_ids, self.transformer)
-        return read_tokens(hidden, self.token_head, positions, readout)
+        hidden = states_at(self.transformer, positions, input_ids, attention_mask, position_ids, **states)
+        return read_tokens(hidden, self.token_head, readout)
 
 
 def require_noise(noise: Float[Tensor, " rows"] | None) -> Float[Tensor, " rows"]:

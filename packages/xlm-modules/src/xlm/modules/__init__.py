@@ -56,7 +56,14 @@ from xlm.modules.transformer import (
     RotaryBlock,
     RotaryTransformer,
 )
-from xlm.modules.trunk import CausalTrunk, ConditionedTrunk, Trunk, prompt_mask, prompt_sees_target
+from xlm.modules.trunk import (
+    CausalTrunk,
+    ConditionedTrunk,
+    Trunk,
+    prompt_mask,
+    prompt_sees_target,
+    states_at,
+)
 from xlm.modules.writer import Draw, Force, Notes, Recorded, Writer, check_draws, draw_places, seeds_of_draw
 
 __all__ = [
@@ -128,6 +135,7 @@ __all__ = [
     "seeds_of_draw",
     "segment_ids_of",
     "segment_mask",
+    "states_at",
     "stratified_times",
     "suppress_tokens",
     "take_top",

@@ -32,15 +32,13 @@ from torch import Tensor, nn
 from xlm.modules.cache import KeyValueCache, LayerCache, extend_cache
 from xlm.modules.examples import check_vocabulary
 from xlm.modules.masks import PiecewiseMask, broadcast_over_heads, default_positions
-from xlm.modules.padding import RealTokens
-from xlm.modules.rotary import rotary_angles
+from xlm.modules.padding import PackedTokens, embed, pack_wanted
+from xlm.modules.rotary import checked_rotary_dim, rotary_angles
 from xlm.modules.transformer import (
     Activation,
     FeedForward,
     RotaryAttention,
     check_sizes,
-    checked_rotary_dim,
-    embed,
 )
 
 _LONGEST_PERIOD = 10000.0
@@ -108,6 +106,7 @@ class DiTBlock(nn.Module):
         activation: Activation = "gelu",
     ) -> None:
         super().__init__()
+        self.d_model = d_model
         self.attention_norm = nn.LayerNorm(d_model, bias=False)
         self.attention = RotaryAttention(d_model=d_model, num_heads=num_heads)
         self.feed_forward_norm = nn.LayerNorm(d_model, bias=False)
@@ -124,8 +123,9 @@ class DiTBlock(nn.Module):
         mask: Bool[Tensor, "#batch 1 #length keys"] | PiecewiseMask | None = None,
         *,
         cache: LayerCache | None = None,
-        tokens: RealTokens | None = None,
-    ) -> Float[Tensor, "*tokens d_model"]:
+        tokens: PackedTokens | None = None,
+        wanted: PackedTokens | None = None,
+    ) -> Float[Tensor, "*wanted d_model"]:
         """Hidden states after the block.
 
         Args:
@@ -138,15 +138,17 @@ class DiTBlock(nn.Module):
                 pieces; None if all do.
             cache: Keys and values of earlier tokens, to which those of ``hidden`` are added.
             tokens: Where the real tokens stand, if ``hidden`` has these alone, shape (tokens, d_model).
+            wanted: Where the tokens stand whose hidden states are wanted, if not all of them are.
 
         Returns:
-            Hidden states of the same shape.
+            Hidden states of the same shape, or of the wanted tokens alone, shape (wanted, d_model).
         """
-        parts = _of_tokens(self.modulation(condition), tokens)
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts.chunk(6, dim=-1)
+        before, after = self.modulation(condition).split((2 * self.d_model, 4 * self.d_model), dim=-1)
+        shift_1, scale_1 = _of_tokens(before, tokens).chunk(2, dim=-1)
+        gate_1, shift_2, scale_2, gate_2 = _of_tokens(after, wanted or tokens).chunk(4, dim=-1)
         normed = _modulate(self.attention_norm(hidden), shift_1, scale_1)
-        update = self.attention(normed, cos, sin, mask, cache=cache, tokens=tokens)
-        hidden = hidden + gate_1 * self.dropout(update)
+        update = self.attention(normed, cos, sin, mask, cache=cache, tokens=tokens, wanted=wanted)
+        hidden = pack_wanted(hidden, tokens, wanted) + gate_1 * self.dropout(update)
         update = self.feed_forward(_modulate(self.feed_forward_norm(hidden), shift_2, scale_2))
         return hidden + gate_2 * self.dropout(update)
 
@@ -175,6 +177,7 @@ class DiT(nn.Module):
     """
 
     takes_piecewise_mask = True
+    takes_positions = True
 
     def __init__(
         self,
@@ -239,7 +242,8 @@ class DiT(nn.Module):
         condition: Float[Tensor, "batch d_condition"] | None = None,
         cache: KeyValueCache | None = None,
         embedded: Float[Tensor, "batch length d_model"] | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
+        positions: Int[Tensor, " cells"] | None = None,
+    ) -> Float[Tensor, "*cells d_model"]:
         """Hidden states after the last modulated norm.
 
         Args:
@@ -255,9 +259,11 @@ class DiT(nn.Module):
                 :class:`xlm.modules.RotaryTransformer`, for a condition that is the same in all calls.
             embedded: What the blocks read in place of the embeddings of ``input_ids``, such as averages of
                 several, shape (batch, length, d_model).
+            positions: Cells whose hidden states are wanted, as in :class:`xlm.modules.RotaryTransformer`.
 
         Returns:
-            Hidden states, shape (batch, length, d_model); those at padding have no meaning, but are finite.
+            Hidden states, shape (batch, length, d_model) or (cells, d_model); those at padding have no
+            meaning, but are finite.
 
         Raises:
             ValueError: If the cache is one of a causal network, or holds another number of rows.
@@ -273,20 +279,29 @@ class DiT(nn.Module):
         dtype = self.embedding.weight.dtype
         cos, sin = rotary_angles(position_ids, self.rotary_dim, dtype=dtype)
         mask = broadcast_over_heads(attention_mask) if isinstance(attention_mask, Tensor) else attention_mask
-        tokens = RealTokens.of(attention_mask) if cache is None else None
+        tokens = PackedTokens.real(attention_mask) if cache is None else None
         hidden = embed(self.embedding, input_ids, embedded, tokens)
         if condition is None:
             condition = hidden.new_zeros(len(input_ids), self.d_condition)
         condition = F.silu(condition)
-        for index, block in enumerate(self.blocks):
-            layer = None if cache is None else cache.layer(index)
-            hidden = block(hidden, condition, cos, sin, mask, cache=layer, tokens=tokens)
-        shift, scale = _of_tokens(self.final_modulation(condition), tokens).chunk(2, dim=-1)
+        wanted = None if positions is None else PackedTokens(positions, input_ids.shape)
+        for index, block in enumerate(self.blocks, start=1):
+            hidden = block(
+                hidden,
+                condition,
+                cos,
+                sin,
+                mask,
+                tokens=tokens,
+                cache=None if cache is None else cache.layer(index - 1),
+                wanted=wanted if index == len(self.blocks) else None,
+            )
+        shift, scale = _of_tokens(self.final_modulation(condition), wanted or tokens).chunk(2, dim=-1)
         modulated = _modulate(self.final_norm(hidden), shift, scale)
-        return modulated if tokens is None else tokens.pad(modulated)
+        return modulated if tokens is None or wanted is not None else tokens.pad(modulated)
 
 
-def _of_tokens(rows: Tensor, tokens: RealTokens | None) -> Tensor:
+def _of_tokens(rows: Tensor, tokens: PackedTokens | None) -> Tensor:
     """What belongs to each row, for each of its tokens: of shape (batch, 1, size) or (tokens, size)."""
     return rows.unsqueeze(1) if tokens is None else rows.index_select(0, tokens.rows)
 

@@ -1,14 +1,15 @@
-"""Work on the real tokens of padded rows only.
+"""Work on some tokens of rows only.
 
 The linear layers, norms and activations of a trunk treat each token alone, so on a CPU they run over the real
-tokens of a batch, put one after another; only attention needs them in their rows.
+tokens of a batch, put one after another; only attention needs them in their rows. What follows the attention
+of the last block is needed only at the cells whose hidden states are wanted.
 """
 
 from typing import Self
 
 import torch
-from jaxtyping import Bool, Shaped
-from torch import Tensor
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
 
 from xlm.modules.masks import PiecewiseMask
 
@@ -16,21 +17,22 @@ _LEAST_PADDING = 1 / 32
 """Share of padding below which moving tokens takes longer than computing the padding."""
 
 
-class RealTokens:
-    """Where the real tokens of padded rows stand.
+class PackedTokens:
+    """Where some tokens of rows stand.
 
     Args:
-        mask: True at real tokens, shape (batch, length).
+        cells: Their indices into the batch * length cells, shape (tokens,).
+        shape: (batch, length).
     """
 
-    def __init__(self, mask: Bool[Tensor, "batch length"]) -> None:
-        self.shape = mask.shape
-        self.cells = mask.flatten().nonzero().squeeze(1)
-        self.rows = self.cells // mask.shape[1]
+    def __init__(self, cells: Int[Tensor, " tokens"], shape: torch.Size) -> None:
+        self.shape = shape
+        self.cells = cells
+        self.rows = cells // shape[1]
 
     @classmethod
-    def of(cls, mask: Tensor | PiecewiseMask | None) -> Self | None:
-        """Those of an attention mask, or None where all tokens are better kept in their rows.
+    def real(cls, mask: Tensor | PiecewiseMask | None) -> Self | None:
+        """The real ones by an attention mask, or None where all tokens are better kept in their rows.
 
         That is the case if no mask of two axes says what is padding, if little is, or on an accelerator,
         where the number of tokens would have to be fetched and would change from call to call.
@@ -42,21 +44,44 @@ class RealTokens:
             return None
         if mask.device.type != "cpu" or torch.compiler.is_compiling():
             return None
-        tokens = cls(mask)
+        tokens = cls(mask.flatten().nonzero().squeeze(1), mask.shape)
         return tokens if len(tokens.cells) < (1 - _LEAST_PADDING) * mask.numel() else None
 
     def pack(self, rows: Shaped[Tensor, "batch length *size"]) -> Shaped[Tensor, "tokens *size"]:
-        """The real tokens of all rows, one after another.
+        """What belongs to these tokens, one after another.
 
         Args:
-            rows: What belongs to each token, shape (batch, length, ...).
+            rows: What belongs to each token of the rows, shape (batch, length, ...).
 
         Returns:
-            The same without padding, shape (tokens, ...).
+            The same of these tokens, shape (tokens, ...).
         """
         return rows.flatten(0, 1).index_select(0, self.cells)
 
     def pad(self, tokens: Shaped[Tensor, "tokens *size"]) -> Shaped[Tensor, "batch length *size"]:
-        """The tokens in their rows, with zeros at the padding; the inverse of :meth:`pack`."""
+        """The tokens in their rows, with zeros at all others; the inverse of :meth:`pack`."""
         rows = tokens.new_zeros(self.shape.numel(), *tokens.shape[1:])
         return rows.index_copy(0, self.cells, tokens).unflatten(0, self.shape)
+
+
+def embed(
+    embedding: nn.Embedding, input_ids: Tensor, embedded: Tensor | None, tokens: PackedTokens | None
+) -> Float[Tensor, "*tokens d_model"]:
+    """What the first block reads: embeddings of the ids, or ``embedded``; of the real tokens alone."""
+    found: Tensor = embedding(input_ids) if embedded is None else embedded
+    return found if tokens is None else tokens.pack(found)
+
+
+def pack_wanted(
+    hidden: Shaped[Tensor, "*tokens size"], tokens: PackedTokens | None, wanted: PackedTokens | None
+) -> Shaped[Tensor, "*wanted size"]:
+    """Those of the hidden states that the rest of the last block is computed for.
+
+    Args:
+        hidden: Hidden states, shape (batch, length, size), or those of ``tokens``, shape (tokens, size).
+        tokens: Where they stand, if not in their rows.
+        wanted: Where the wanted ones stand; None for all of them.
+    """
+    if wanted is None:
+        return hidden
+    return wanted.pack(hidden if tokens is None else tokens.pad(hidden))

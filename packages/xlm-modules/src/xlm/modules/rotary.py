@@ -57,3 +57,11 @@ def apply_rotary(
     signed_sin = torch.cat((-sin, sin), dim=-1).unsqueeze(1)
     rotated = (rotated * wide_cos + rotated.roll(half, dims=-1) * signed_sin).to(x.dtype)
     return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] > 0 else rotated
+
+
+def checked_rotary_dim(rotary_dim: int | None, head_dim: int) -> int:
+    """Number of coordinates of a head to rotate: ``rotary_dim``, or all of them by default."""
+    checked = head_dim if rotary_dim is None else rotary_dim
+    if checked % 2 != 0 or not 0 < checked <= head_dim:
+        raise ValueError(f"rotary_dim must be even and in 2..{head_dim} (d_model / num_heads), got {checked}")
+    return checked

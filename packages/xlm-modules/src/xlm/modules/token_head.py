@@ -77,25 +77,18 @@ class TokenScores(NamedTuple):
 
 
 def read_tokens(
-    hidden: Float[Tensor, "rows length d_model"],
-    head: nn.Module,
-    positions: Int[Tensor, " cells"] | None,
-    readout: Readout[Any] | None,
+    hidden: Float[Tensor, "*cells d_model"], head: nn.Module, readout: Readout[Any] | None
 ) -> Any:
-    """The last step of a network's forward pass: its token head, at the cells that are asked for.
+    """The last step of a network's forward pass, after :func:`xlm.modules.states_at`: its token head.
 
     Args:
-        hidden: Hidden states, shape (rows, length, d_model).
+        hidden: Hidden states, shape (cells, d_model) or (rows, length, d_model).
         head: Hidden states to logits.
-        positions: Cells, as indices into the rows * length ones, shape (cells,); None for all of them.
-        readout: What to make of the hidden states of the cells and the head; None for the logits.
+        readout: What to make of the hidden states and the head; None for the logits.
 
     Returns:
-        Logits, shape (cells, vocab) or, without ``positions``, (rows, length, vocab); or what ``readout``
-        gives.
+        Logits, shape (cells, vocab) or (rows, length, vocab); or what ``readout`` gives.
     """
-    if positions is not None:
-        hidden = torch.index_select(hidden.flatten(0, 1), 0, positions)
     return head(hidden) if readout is None else readout(hidden, head)
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from xlm.modules.cache import KeyValueCache, LayerCache, extend_cache
 from xlm.modules.examples import check_vocabulary
 from xlm.modules.masks import PiecewiseMask, broadcast_over_heads, default_positions
-from xlm.modules.padding import RealTokens
-from xlm.modules.rotary import apply_rotary, rotary_angles
+from xlm.modules.padding import PackedTokens, embed, pack_wanted
+from xlm.modules.rotary import apply_rotary, checked_rotary_dim, rotary_angles
 
 Activation = Literal["gelu", "gelu_erf", "relu"]
 """Of the MLPs: GELU in its tanh form, GELU by the error function (twice as fast on a CPU), or ReLU."""
@@ -48,7 +48,7 @@ class RotaryAttention(nn.Module):
         hidden: Float[Tensor, "*tokens d_model"],
         cos: Float[Tensor, "#batch length half"],
         sin: Float[Tensor, "#batch length half"],
-        tokens: RealTokens | None = None,
+        tokens: PackedTokens | None = None,
     ) -> tuple[
         Float[Tensor, "batch heads length head_dim"],
         Float[Tensor, "batch heads length head_dim"],
@@ -79,7 +79,7 @@ class RotaryAttention(nn.Module):
         mask: Bool[Tensor, "#batch 1 #queries keys"] | PiecewiseMask | None = None,
         *,
         is_causal: bool = False,
-        tokens: RealTokens | None = None,
+        tokens: PackedTokens | None = None,
     ) -> Float[Tensor, "*tokens d_model"]:
         """Attend and project back to the width of the hidden states.
 
@@ -90,7 +90,7 @@ class RotaryAttention(nn.Module):
             mask: True where a query sees a key, broadcast over heads, or the same in pieces; None if all do.
                 A query without a key gets zeros.
             is_causal: Whether query i sees the keys 0..i only. Only without a mask.
-            tokens: Where the real tokens stand, if only their updates are wanted.
+            tokens: Where the tokens stand whose updates are wanted, if not those of all.
 
         Returns:
             Update of the hidden states, shape (batch, queries, d_model), or (tokens, d_model).
@@ -112,13 +112,14 @@ class RotaryAttention(nn.Module):
         *,
         is_causal: bool = False,
         cache: LayerCache | None = None,
-        tokens: RealTokens | None = None,
-    ) -> Float[Tensor, "*tokens d_model"]:
+        tokens: PackedTokens | None = None,
+        wanted: PackedTokens | None = None,
+    ) -> Float[Tensor, "*wanted d_model"]:
         """``attend`` after ``project``, with their arguments; a cache adds the keys of earlier tokens."""
         query, key, value = self.project(hidden, cos, sin, tokens)
         if cache is not None:
             key, value = cache.append(key, value)
-        return self.attend(query, key, value, mask, is_causal=is_causal, tokens=tokens)
+        return self.attend(query, key, value, mask, is_causal=is_causal, tokens=wanted or tokens)
 
 
 class FeedForward(nn.Module):
@@ -184,8 +185,9 @@ class RotaryBlock(nn.Module):
         *,
         is_causal: bool = False,
         cache: LayerCache | None = None,
-        tokens: RealTokens | None = None,
-    ) -> Float[Tensor, "*tokens d_model"]:
+        tokens: PackedTokens | None = None,
+        wanted: PackedTokens | None = None,
+    ) -> Float[Tensor, "*wanted d_model"]:
         """Hidden states after the block.
 
         Args:
@@ -199,13 +201,16 @@ class RotaryBlock(nn.Module):
             cache: Keys and values of earlier tokens, to which those of ``hidden`` are added; without it the
                 keys are those of ``hidden``.
             tokens: Where the real tokens stand, if ``hidden`` has these alone, shape (tokens, d_model).
+            wanted: Where the tokens stand whose hidden states are wanted, if not all of them are.
 
         Returns:
-            Hidden states of the same shape.
+            Hidden states of the same shape, or of the wanted tokens alone, shape (wanted, d_model).
         """
         normed = self.attention_norm(hidden)
-        update = self.attention(normed, cos, sin, mask, is_causal=is_causal, cache=cache, tokens=tokens)
-        hidden = hidden + self.dropout(update)
+        update = self.attention(
+            normed, cos, sin, mask, is_causal=is_causal, cache=cache, tokens=tokens, wanted=wanted
+        )
+        hidden = pack_wanted(hidden, tokens, wanted) + self.dropout(update)
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
 
 
@@ -236,6 +241,7 @@ class RotaryTransformer(nn.Module):
     """
 
     takes_piecewise_mask = True
+    takes_positions = True
 
     def __init__(
         self,
@@ -301,7 +307,8 @@ class RotaryTransformer(nn.Module):
         *,
         cache: KeyValueCache | None = None,
         embedded: Float[Tensor, "batch length d_model"] | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
+        positions: Int[Tensor, " cells"] | None = None,
+    ) -> Float[Tensor, "*cells d_model"]:
         """Hidden states after the last norm.
 
         Args:
@@ -319,9 +326,12 @@ class RotaryTransformer(nn.Module):
                 :class:`xlm.modules.PromptCache` or a :class:`xlm.modules.BlockCache`, no other.
             embedded: What the blocks read in place of the embeddings of ``input_ids``, shape (batch, length,
                 d_model).
+            positions: Cells whose hidden states are wanted, as indices into the batch * length cells, shape
+                (cells,); the last block does no more for the others than they need. None for all cells.
 
         Returns:
-            Hidden states, shape (batch, length, d_model); those at padding have no meaning, but are finite.
+            Hidden states, shape (batch, length, d_model) or (cells, d_model); those at padding have no
+            meaning, but are finite.
 
         Raises:
             ValueError: If the cache is not of the network's kind, is given together with a mask of three
@@ -338,13 +348,22 @@ class RotaryTransformer(nn.Module):
         cos, sin = rotary_angles(position_ids, self.rotary_dim, dtype=self.embedding.weight.dtype)
         mask = self._attention_mask(attention_mask, past, input_ids)
         is_causal = self.causal and mask is None and past == 0
-        tokens = RealTokens.of(attention_mask) if cache is None else None
+        tokens = PackedTokens.real(attention_mask) if cache is None else None
         hidden = embed(self.embedding, input_ids, embedded, tokens)
-        for index, block in enumerate(self.blocks):
-            layer = None if cache is None else cache.layer(index)
-            hidden = block(hidden, cos, sin, mask, is_causal=is_causal, cache=layer, tokens=tokens)
+        wanted = None if positions is None else PackedTokens(positions, input_ids.shape)
+        for index, block in enumerate(self.blocks, start=1):
+            hidden = block(
+                hidden,
+                cos,
+                sin,
+                mask,
+                is_causal=is_causal,
+                tokens=tokens,
+                cache=None if cache is None else cache.layer(index - 1),
+                wanted=wanted if index == len(self.blocks) else None,
+            )
         normed: Tensor = self.final_norm(hidden)
-        return normed if tokens is None else tokens.pad(normed)
+        return normed if tokens is None or wanted is not None else tokens.pad(normed)
 
     def _attention_mask(
         self, attention_mask: Tensor | PiecewiseMask | None, past: int, input_ids: Tensor
@@ -373,19 +392,3 @@ def check_sizes(**sizes: int | None) -> None:
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
-
-
-def checked_rotary_dim(rotary_dim: int | None, head_dim: int) -> int:
-    """Number of coordinates of a head to rotate: ``rotary_dim``, or all of them by default."""
-    checked = head_dim if rotary_dim is None else rotary_dim
-    if checked % 2 != 0 or not 0 < checked <= head_dim:
-        raise ValueError(f"rotary_dim must be even and in 2..{head_dim} (d_model / num_heads), got {checked}")
-    return checked
-
-
-def embed(
-    embedding: nn.Embedding, input_ids: Tensor, embedded: Tensor | None, tokens: RealTokens | None
-) -> Float[Tensor, "*tokens d_model"]:
-    """What the first block reads: embeddings of the ids, or ``embedded``; of the real tokens alone."""
-    found: Tensor = embedding(input_ids) if embedded is None else embedded
-    return found if tokens is None else tokens.pack(found)

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlm.modules.cache import KeyValueCache, PromptCache
+from xlm.modules.masks import PiecewiseMask
 
 KEY = "model.trunk"
 """Config key of the trunk; messages start with it."""
@@ -220,23 +221,59 @@ def prompt_mask(
     return seen & (attention_mask.unsqueeze(1) if attention_mask.dim() == 2 else attention_mask)
 
 
+def states_at(
+    trunk: Callable[..., Tensor],
+    positions: Int[Tensor, " cells"] | None,
+    input_ids: Int[Tensor, "rows length"],
+    attention_mask: Bool[Tensor, "rows length"]
+    | Bool[Tensor, "rows length length"]
+    | PiecewiseMask
+    | None = None,
+    position_ids: Int[Tensor, "rows length"] | None = None,
+    **more: Any,
+) -> Float[Tensor, "*cells d_model"]:
+    """Hidden states of the cells that a head reads, checked by their shape.
+
+    A trunk with the attribute ``takes_positions = True`` receives ``positions`` and returns the states of
+    these cells alone, shape (cells, d_model), for which its last block does less.
+
+    Args:
+        trunk: The trunk.
+        positions: Cells, as indices into the rows * length ones, shape (cells,); None for all of them.
+        input_ids: Ids of the rows.
+        attention_mask: As in :class:`Trunk`.
+        position_ids: As in :class:`Trunk`.
+        **more: Further arguments of the trunk.
+
+    Returns:
+        Hidden states, shape (cells, d_model) or, without ``positions``, (rows, length, d_model).
+    """
+    if positions is None or not getattr(trunk, "takes_positions", False):
+        hidden = check_hidden(trunk(input_ids, attention_mask, position_ids, **more), input_ids, trunk)
+        return hidden if positions is None else hidden.flatten(0, 1).index_select(0, positions)
+    hidden = trunk(input_ids, attention_mask, position_ids, positions=positions, **more)
+    return check_hidden(hidden, positions, trunk)
+
+
 def call_trunk(
     trunk: Callable[..., Tensor],
     input_ids: Int[Tensor, "rows length"],
     attention_mask: Bool[Tensor, "rows length"] | Bool[Tensor, "rows length length"] | None,
     position_ids: Int[Tensor, "rows length"] | None,
     *,
+    positions: Int[Tensor, " cells"] | None = None,
     sees_target: bool,
     prompt: Bool[Tensor, "rows length"] | None,
     cache: PromptCache | None,
-) -> Float[Tensor, "rows length d_model"]:
-    """Hidden states of the rows of a network whose prompt sees the target or not, checked by their shape.
+) -> Float[Tensor, "*cells d_model"]:
+    """``states_at`` of a network whose prompt sees the target or not.
 
     Args:
         trunk: The trunk.
         input_ids: Ids of the rows; with a cache those of the prompts, then those of the targets.
         attention_mask: As in :class:`Trunk`.
         position_ids: As in :class:`Trunk`.
+        positions: As in :func:`states_at`.
         sees_target: The network's ``prompt_sees_target``.
         prompt: True at the tokens of the prompt, shape (rows, length).
         cache: The states of the prompts.
@@ -250,21 +287,19 @@ def call_trunk(
             f"{'without' if sees_target else 'with one of'} the arguments prompt and cache"
         )
     if cache is not None:
-        hidden = trunk(input_ids, attention_mask, position_ids, cache=cache)
-    else:
-        mask = attention_mask if prompt is None else prompt_mask(prompt, attention_mask)
-        hidden = trunk(input_ids, mask, position_ids)
-    return check_hidden(hidden, input_ids, trunk)
+        return states_at(trunk, positions, input_ids, attention_mask, position_ids, cache=cache)
+    mask = attention_mask if prompt is None else prompt_mask(prompt, attention_mask)
+    return states_at(trunk, positions, input_ids, mask, position_ids)
 
 
 def check_hidden(
-    hidden: Float[Tensor, "batch length d_model"], input_ids: Int[Tensor, "batch length"], trunk: object
-) -> Float[Tensor, "batch length d_model"]:
+    hidden: Float[Tensor, "*cells d_model"], input_ids: Int[Tensor, "*cells"], trunk: object
+) -> Float[Tensor, "*cells d_model"]:
     """The hidden states that a trunk gave for a batch, if they have the shape that was announced.
 
     Args:
         hidden: What the trunk returned.
-        input_ids: What it was called with, shape (batch, length).
+        input_ids: What it was called with, shape (batch, length), or the cells that were wanted, (cells,).
         trunk: The trunk.
 
     Returns:
