@@ -3,7 +3,9 @@
 import html
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -28,8 +30,8 @@ def log_texts(loggers: Iterable[Logger], texts: GeneratedTexts, step: int) -> No
             logger.experiment.add_histogram(f"{loader}/lengths", lengths, step)
         elif isinstance(logger, WandbLogger):
             logger.log_text(f"{loader}/texts", columns=columns, data=rows, step=step)
-            counts = [[length, count] for length, count in sorted(texts.lengths[loader].items())]
-            logger.log_table(f"{loader}/lengths", columns=["length", "texts"], data=counts, step=step)
+            histogram: Any = import_module("wandb").Histogram(list(texts.lengths[loader].elements()))
+            logger.log_metrics({f"{loader}/lengths": histogram}, step)
 
 
 def log_pages(loggers: Iterable[Logger], pages: Mapping[str, Path]) -> None:
