@@ -16,12 +16,12 @@ th, td { text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
 thead th { white-space: normal; min-width: 7rem; vertical-align: bottom; }
 pre { background: var(--soft); padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
 .plots > div { background: #fff; border: 1px solid var(--line); }
 .plots svg { width: 100%; height: auto; display: block; }
 li { overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
-  td:first-child { white-space: normal; overflow-wrap: anywhere; max-width: 8rem; }
+  td:first-child { white-space: normal; overflow-wrap: break-word; max-width: 45vw; }
 }
 """
 Row = list[str]
@@ -98,7 +98,9 @@ def _cells(line: str) -> Row:
 
 
 def _row(cells: Row, tag: str) -> str:
-    return f"<tr>{''.join(f'<{tag}>{_words(cell)}</{tag}>' for cell in cells)}</tr>"
+    first, *others = (_words(cell) for cell in cells)
+    breakable = re.sub(r"(?<=[/_.])(?=\w)", "<wbr>", first)  # on a narrow page
+    return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in (breakable, *others))}</tr>"
 
 
 def _list(lines: Sequence[str]) -> str:

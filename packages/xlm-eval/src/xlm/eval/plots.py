@@ -10,7 +10,7 @@ from xlm.eval.plot_data import Plot
 mpl.use("agg")
 
 import matplotlib.pyplot as plt  # after the choice of the backend
-from matplotlib.ticker import LogLocator, NullFormatter  # the same
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter  # the same
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")
@@ -65,5 +65,7 @@ def _fill(axes: Any, plot: Plot) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6))  # labels of many digits do not overlap
     if len(plot.series) > 1 or plot.notes:
         axes.legend(fontsize=8, title=plot.notes, title_fontsize=8)
