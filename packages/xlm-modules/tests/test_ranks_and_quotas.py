@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from xlm.modules import confidence, take_top, unmask_counts
-from xlm.modules.samplers.quotas import Budget, Count, Schedule, Threshold
+from xlm.modules.samplers.quotas import Budget, Count, Schedule, Stable, Threshold
 from xlm.modules.samplers.ranks import Confidence, Confident, View
 
 
@@ -247,3 +247,36 @@ def test_certain_cells_are_filled_together() -> None:
         view = replace(view_of(torch.ones(1, 3, dtype=torch.bool)), logits=logits)
         for budget in (Budget(1e-9, rank.certain), Budget(1e-9)):
             assert budget.choose(rank.scores(view), view).all(), kind
+
+
+def test_klass_compares_predictions_as_by_its_definition() -> None:
+    """Against softmaxes in Python, with a token that is impossible."""
+    chooser, generator = Stable(tau=0.4, eps=0.3, evaluations=2, fallback=1).begin(), torch.manual_seed(4)
+    masked, tables, num_ready = torch.ones(6, 4, dtype=torch.bool), list[Tensor](), 0
+    base = 2 * torch.randn(6, 4, 5, generator=generator, dtype=torch.float64)
+    base[..., 4] = -torch.inf
+    for turn in range(1, 5):
+        tables.append(base + 0.6 * torch.randn(base.shape, generator=generator, dtype=torch.float64))
+        view = View(torch.arange(6), turn, masked, masked, tables[-1][masked])
+        chosen = chosen_cells(chooser.choose(Confident("top_prob").scores(view), view))
+        for row, cells in enumerate(chosen):
+            left = masked[row].nonzero()[:, 0].tolist()
+            seen = {cell: [softmax(table[row, cell].tolist()) for table in tables[-3:]] for cell in left}
+            ready = {
+                cell
+                for cell, (*before, now) in seen.items()
+                if max(now) > 0.4 and len(before) == 2 and max(changes([*before, now])) < 0.3
+            }
+            num_ready += len(ready)
+            tops = {cell: max(now) for cell, (*_, now) in seen.items()}
+            assert cells == (ready or {cell for cell, top in tops.items() if top == max(tops.values())})
+            masked[row, list(cells)] = False
+    assert num_ready > 2
+
+
+def changes(predictions: list[list[float]]) -> list[float]:
+    """KL(p now || p before) of each prediction but the first."""
+    return [
+        math.fsum(p * math.log(p / q) for p, q in zip(now, before, strict=True) if p > 0)
+        for before, now in itertools.pairwise(predictions)
+    ]

@@ -4,6 +4,7 @@ Every quota takes at least one cell of a row that has any, so each evaluation of
 those of :mod:`xlm.modules.samplers.ranks`.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, get_args
@@ -13,8 +14,7 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from xlm.modules.options import require
-from xlm.modules.samplers.ranks import LEAST_LOGIT, Exponentials, View, pieces, take_top, unmask_counts
-from xlm.modules.sampling import at_least_float32
+from xlm.modules.samplers.ranks import View, divergence, take_top, unmask_counts
 
 Schedule = Literal["uniform", "cosine", "sine"]
 
@@ -208,63 +208,34 @@ class Stable:
 
 @dataclass
 class History:
-    """What KLASS remembers of the masked cells of one generation."""
+    """What KLASS remembers of one generation: the last predictions of the masked cells.
+
+    They are compared at confident cells only, which are few.
+    """
 
     rule: Stable
-    logits: Tensor | None = None
-    """(cells, vocab) of the last evaluation."""
-    highest: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(cells, 1) largest logit of each cell."""
-    log_total: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(cells,) logarithm of the sum of the exponentials, in units of the largest."""
-    index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    """(rows, length) number of each cell in ``logits``."""
-    change: Tensor | None = None
-    """(cells,) KL(p now || p before) in nats of the cells that are masked now; None at first."""
-    settled: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    """(rows, length) evaluations in a row whose change was small."""
+    before: list[tuple[Tensor, Tensor]] = field(default_factory=list[tuple[Tensor, Tensor]])
+    """Logits (cells, vocab) of the last n evaluations, the latest first, and the number of each cell in them,
+    (rows, length)."""
     distance: Tensor = field(default_factory=lambda: torch.empty(0))
     """(rows, length) distance of each cell to the thresholds in the last choice."""
-
-    def look(self, view: View) -> None:
-        """Compare the predictions with those before, and keep them; called before cells are ranked.
-
-        With logits l and z = log sum exp l, KL(p now || p before) = sum of p (l - l before) - z + z before.
-        The exponentials are also those of the confidence.
-        """
-        logits, before = view.predictions(), self.logits
-        # Cells that are masked now were masked before: rows leave, none comes back.
-        old = None if before is None else self.index[view.masked]
-        found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        first = 0
-        for piece in pieces(logits):
-            now = Exponentials.of(piece)
-            log_total = now.total.log()
-            change = torch.zeros_like(log_total)
-            if before is not None and old is not None:
-                cells = old[first : first + len(piece)]
-                shifted = (at_least_float32(before[cells]) - self.highest[cells]).clamp_(min=LEAST_LOGIT)
-                mean = now.weights.mul_(now.shifted.sub_(shifted)).sum(-1, dtype=torch.float64) / now.total
-                change = mean - log_total + self.log_total[cells]
-            found.append((now.highest, log_total, change, 1 / now.total))
-            first += len(piece)
-        self.highest, self.log_total, change, top = (torch.cat(parts) for parts in zip(*found, strict=True))
-        self.change = None if before is None else change
-        self.logits = logits
-        self.index = torch.zeros_like(view.masked, dtype=torch.int64)
-        self.index[view.masked] = torch.arange(len(logits), device=logits.device)
-        view.know("top_prob", top)
 
     def choose(self, scores: Tensor, view: View) -> Tensor:
         """Cells that are confident and have settled, or the best ones."""
         top = view.confidence("top_prob")
         self.distance = (top - self.rule.tau).abs()
-        settled = torch.zeros_like(view.masked, dtype=torch.int64)
-        if self.change is not None:
-            settled[view.masked] = (self.settled[view.masked] + 1).where(self.change < self.rule.eps, 0)
-            self.distance = self.distance.minimum(view.spread((self.change - self.rule.eps).abs()))
-        self.settled = settled
-        ready = (top > self.rule.tau) & (settled >= self.rule.evaluations)
+        number = torch.zeros_like(view.masked, dtype=torch.int64)
+        number[view.masked] = torch.arange(len(view.predictions()), device=number.device)
+        # Cells that are masked now were masked before: rows leave, none comes back.
+        seen = [(view.predictions(), number), *self.before]
+        ready = top > self.rule.tau
+        if len(seen) <= self.rule.evaluations:
+            ready = torch.zeros_like(ready)
+        for (now, its_number), (then, other_number) in itertools.pairwise(seen):
+            change = divergence(now[its_number[ready]], then[other_number[ready]])
+            self.distance[ready] = self.distance[ready].minimum((change - self.rule.eps).abs())
+            ready = ready.masked_scatter(ready, change < self.rule.eps)
+        self.before = seen[: self.rule.evaluations]
         return ready | view.best(scores, self.rule.fallback) & ~ready.any(1, keepdim=True)
 
     def gap(self, scores: Tensor, view: View, chosen: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ Confidence = Literal["top_prob", "margin", "entropy"]
 
 _LOGITS_AT_ONCE = 2**18
 """Logits that are ranked together: 1 MiB in float32, which a processor's cache holds."""
-LEAST_LOGIT = -1000.0
-"""Below this distance to the largest logit a weight is 0 in every precision."""
+_LEAST_LOGIT = -1000.0
+"""Below this distance to the largest logit a weight is 0 in every precision: a finite number in place of
+-inf, whose product with a weight of 0 is 0."""
 
 STREAM_CELLS = 0
 """Stream of the draws that decide which cells are written or masked again."""
@@ -65,10 +66,6 @@ class View:
         if kind not in self._known:
             self._known[kind] = self.spread(confidence(self.predictions(), kind))
         return self._known[kind]
-
-    def know(self, kind: Confidence, values: Float64[Tensor, " cells"]) -> None:
-        """Keep a confidence that was computed on the way to something else."""
-        self._known[kind] = self.spread(values)
 
     def best(self, scores: Float64[Tensor, "rows length"], number: int = 1) -> Bool[Tensor, "rows length"]:
         """The masked cells of each row with the highest scores."""
@@ -178,7 +175,8 @@ def log_prob_of(
 def confidence(logits: Float[Tensor, "rows vocab"], kind: Confidence) -> Float64[Tensor, " rows"]:
     """How sure the network is of each cell, computed from p = softmax(logits).
 
-    Exponentials are in the precision of the logits, float32 at least, and sums in float64.
+    Exponentials are in the precision of the logits, float32 at least. Sums with the largest probability are
+    in float64, so that the others count however certain a cell is.
 
     Args:
         logits: Unnormalised log-probabilities of the cells, shape (rows, vocab); -inf for tokens that are not
@@ -202,38 +200,33 @@ def pieces(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, "some voc
     return logits.split(max(_LOGITS_AT_ONCE // max(logits.shape[-1], 1), 1))
 
 
-@dataclass(frozen=True)
-class Exponentials:
-    """exp of some logits in units of the largest one of each row."""
-
-    highest: Float[Tensor, "rows 1"]
-    """The largest logit."""
-    shifted: Float[Tensor, "rows vocab"]
-    """Logits minus the largest one, finite: so the product of a weight of 0 and its logarithm is 0."""
-    weights: Float[Tensor, "rows vocab"]
-    """Their exponentials."""
-    total: Float64[Tensor, " rows"]
-    """Sums of these; 1 / total is the largest probability."""
-
-    @staticmethod
-    def of(logits: Float[Tensor, "rows vocab"]) -> "Exponentials":
-        """In the precision of the logits, float32 at least, with sums in float64."""
-        highest = logits.amax(-1, keepdim=True)
-        shifted = (at_least_float32(logits) - highest).clamp_(min=LEAST_LOGIT)
-        weights = shifted.exp()
-        return Exponentials(highest, shifted, weights, weights.sum(-1, dtype=torch.float64))
-
-
 def _confidence(logits: Tensor, kind: Confidence) -> Tensor:
-    found = Exponentials.of(logits)
+    # One pass of a fused kernel; probabilities that add up to 1 after rounding are divided by their sum.
+    p = at_least_float32(logits).softmax(-1)
+    total = p.sum(-1, dtype=torch.float64)
     if kind == "top_prob":
-        return 1 / found.total
+        return p.amax(-1).to(torch.float64) / total
     if kind == "margin":
         # Of a single token there is no second: its probability is 0.
-        second = torch.nn.functional.pad(found.weights, (0, 1)).topk(2).values[:, 1]
-        return (1 - second.to(torch.float64)) / found.total
-    entropy = found.weights.mul_(found.shifted).sum(-1, dtype=torch.float64)
-    return entropy / found.total - found.total.log()
+        first, second = torch.nn.functional.pad(p, (0, 1)).topk(2).values.to(torch.float64).unbind(1)
+        return (first - second) / total
+    highest = logits.amax(-1, keepdim=True)
+    log_share = (at_least_float32(logits) - highest).clamp_(min=_LEAST_LOGIT)
+    largest = p.amax(-1).to(torch.float64)
+    return log_share.mul_(p).sum(-1).to(torch.float64) / total - (total / largest).log()
+
+
+def divergence(
+    logits: Float[Tensor, "rows vocab"], other: Float[Tensor, "rows vocab"]
+) -> Float64[Tensor, " rows"]:
+    """KL(softmax(logits) || softmax(other)) in nats, a few rows at a time."""
+    found = [torch.zeros(0, dtype=torch.float64, device=logits.device)]
+    for piece, before in zip(pieces(logits), pieces(other), strict=True):
+        log_p, log_q = (at_least_float32(table).log_softmax(-1) for table in (piece, before))
+        p = log_p.exp()
+        change = log_p.clamp_(min=_LEAST_LOGIT).sub_(log_q.clamp_(min=_LEAST_LOGIT))
+        found.append(p.mul_(change).sum(-1, dtype=torch.float64))
+    return torch.cat(found)
 
 
 def take_top(

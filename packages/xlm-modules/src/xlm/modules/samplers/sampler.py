@@ -37,7 +37,7 @@ from xlm.modules.samplers.plans import (
     plan_steps,
 )
 from xlm.modules.samplers.process import P2, RemaskByConfidence, Revision
-from xlm.modules.samplers.quotas import Chooser, Count, Hazard, History, Quota, Threshold
+from xlm.modules.samplers.quotas import Chooser, Count, Hazard, Quota, Threshold
 from xlm.modules.samplers.ranks import (
     STREAM_CELLS,
     Confident,
@@ -231,8 +231,6 @@ def _choose_and_write(sampler: Sampler, canvas: Canvas, view: View, chooser: Cho
     if view.turn == sampler.num_steps:
         chosen = view.masked
     else:
-        if isinstance(chooser, History):
-            chooser.look(view)
         scores = sampler.rank.scores(view)
         chosen = chooser.choose(scores, view)
         rows = view.masked.any(1)
