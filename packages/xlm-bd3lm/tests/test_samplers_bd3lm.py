@@ -214,7 +214,7 @@ def prompts() -> list[BD3LMExample]:
 
 
 class Recorder(nn.Module):
-    """A network and the logits of all its calls that have cells to predict."""
+    """A network and the logits of all its calls."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -223,8 +223,7 @@ class Recorder(nn.Module):
     def forward(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         logits = self.inner(input_ids, *args, **kwargs)
         self.widths.append(input_ids.shape[1])
-        if len(logits) > 0:
-            self.logits.append(logits)
+        self.logits.append(logits)
         return logits
 
 
@@ -239,6 +238,11 @@ def test_the_cache_changes_nothing(
     """Logits of every evaluation and all tokens; several prompts, rows that leave, short last blocks."""
     for limit in (14, None):
         examples = prompts()
+        # A row without masks in the second block, which gets later what the others evaluate beside it.
+        examples[5] |= {
+            "target_ids": torch.full((7,), FIRST),
+            "fixed": torch.tensor([0, 0, 0, 1, 1, 1, 0]).bool(),
+        }
         for row, example in enumerate(examples):
             if limit is None:  # the length is given
                 example.pop("fixed", None)
@@ -261,7 +265,9 @@ def test_the_cache_changes_nothing(
         for mine, other in zip(with_cache.logits, without.logits, strict=True):
             torch.testing.assert_close(mine, other, rtol=0, atol=1e-10)
         if window is None:
-            assert max(with_cache.widths[1:]) == 3, "one block at a time"
+            # A block, and in its first evaluation the one before; the row without masks reads two.
+            assert max(with_cache.widths[1:]) == (6 if limit is None else 9)
+        assert torch.equal(kept.nfe, anew.nfe)
         for row in range(6):
             assert replay(kept.trace, row) == list(texts(kept)[row])
 
@@ -280,12 +286,13 @@ def test_rows_without_prompt_beside_rows_with_one() -> None:
         assert alone.nfe[0] == together.nfe[row]
 
 
-def test_evaluations_are_those_of_blocks_prompt_and_clean_blocks() -> None:
-    """7 cells of given length in blocks of 3: 7 + prompt + 2; a trunk without cache has the 7 alone."""
+@pytest.mark.parametrize("cache", [True, False])
+def test_clean_tokens_take_no_evaluation_of_their_own(cache: bool) -> None:
+    """7 cells one at a time: prompt and finished blocks are evaluated beside the first of a block."""
     batch = collator(3, None, default_length=7)([{"seed": 0}])
-    for cache, evaluations in ((True, 10), (False, 7)):
-        predict = predictor("first_hitting", 3, cache=cache)
-        assert predict(network(), batch, torch.tensor([1])).nfe.tolist() == [evaluations]
+    model = Recorder(network())
+    predict = predictor("first_hitting", 3, cache=cache)
+    assert predict(model, batch, torch.tensor([1])).nfe.tolist() == [len(model.widths)] == [7]
 
 
 def test_a_trunk_without_cache_is_refused_with_the_option() -> None:
@@ -305,15 +312,13 @@ def test_a_trunk_without_cache_is_refused_with_the_option() -> None:
 
 
 def test_a_row_leaves_with_its_end() -> None:
-    """Left to right: the evaluations of a row are its tokens, its end, and clean blocks before it."""
+    """Left to right: the evaluations of a row are its tokens and its end."""
     model = network()
     batch = collator(3, 12)(nothing(200))
     prediction = predictor("left_to_right", 3)(model, batch, torch.arange(200), trace=True)
     lengths = prediction.lengths
     assert lengths.min() < 3 < lengths.max()
-    ended = lengths < 12
-    expected = 1 + torch.where(ended, lengths + 1 + lengths // 3, 12 + 3)
-    assert torch.equal(prediction.nfe, expected)
+    assert torch.equal(prediction.nfe, (lengths + 1).clamp(max=12))
 
 
 def test_a_text_is_cut_at_a_limit_inside_a_block() -> None:
@@ -366,7 +371,7 @@ def test_a_window_is_a_fresh_evaluation_of_what_it_shows() -> None:
     batch = collator(2, None, default_length=8)([example] * 40)
     recorder = Recorder(model)
     prediction = predictor("left_to_right", 2, window_length=4)(recorder, batch, seeds)
-    assert max(recorder.widths) <= 3 + 2, "prompt, BOS and a block"
+    assert recorder.widths == [5, 2, 4, 2, 7, 2, 7, 2], "what was not evaluated yet, and the block"
     for block in range(1, 4):
         before = prediction.ids[:, 2 * block - 2 : 2 * block]
         ids = torch.cat((torch.tensor([FIRST + 2, FIRST, BOS]).expand(40, -1), before), dim=1)
@@ -378,7 +383,7 @@ def test_a_window_is_a_fresh_evaluation_of_what_it_shows() -> None:
             )[:, 5]
         # Two evaluations for each block; the first of a block has masks alone.
         torch.testing.assert_close(recorder.logits[2 * block], logits, rtol=0, atol=1e-10)
-    assert prediction.nfe.tolist() == [1 + 8 + 3] * 40, "one clean evaluation for each block but the last"
+    assert prediction.nfe.tolist() == [8] * 40
 
 
 @pytest.mark.parametrize(

@@ -259,11 +259,15 @@ def test_blocks_in_a_cache_give_the_states_of_one_call_with_their_mask(kind: str
     model(ids[:, :5], mask[:, :5, :5] & real[:, :5].unsqueeze(2), place[:, :5], cache=both)
     last = model(ids[:, 5:], cache=both.peek())
     assert_same(last, expected[:, 5:])
-    hidden = model(ids[:, 5:], cache=both.of_rows(rows, exists=torch.tensor([True, False, True])).peek())
-    assert_same(hidden[1], model(ids[1:2, 5:])[0])
-    assert_same(hidden[[0, 2]], last[[0, 2]])
-    with pytest.raises(ValueError, match="of shape \\(batch, length\\)"):
-        model(ids[:, 5:], mask[:, 5:, 5:], cache=both)
+    # A noisy block beside the clean one before it: its columns are removed again.
+    joined, noisy = BlockCache(), (ids[:, 5:] + 1) % 11
+    model(ids[:, :3], real[:, :3], cache=joined)
+    sees = torch.cat((mask[:, 5:], mask[:, 3:5]), dim=1)[:, :, [0, 1, 2, 5, 6, 7, 3, 4]]
+    beside = model(torch.cat((noisy, ids[:, 3:5]), dim=1), sees, place[:, [5, 6, 7, 3, 4]], cache=joined)
+    assert_same(beside[:, :3], model(noisy, cache=both.peek()))
+    joined.forget(3, 6)
+    assert joined.length == both.length == 5
+    assert_same(model(ids[:, 5:], cache=joined), expected[:, 5:])
     with pytest.raises(ValueError, match="holds 3 rows and the call has 1"):
         model(ids[:1, 5:], cache=both.peek())
 

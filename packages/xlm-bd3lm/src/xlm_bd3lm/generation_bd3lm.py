@@ -11,7 +11,7 @@ from torch import Tensor
 from xlm.modules import Writer, row_seeds
 from xlm.modules.records import UserEdit
 from xlm.modules.samplers import Canvas, Filled, Generation, Text
-from xlm_bd3lm.past_bd3lm import Past
+from xlm_bd3lm.past_bd3lm import Past, PastOfRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,8 @@ class BlockGeneration(Generation):
         """Write the masks of a text, with an edit of the user in the block of its step.
 
         A row leaves when its text is complete; the rest of its block is not written, and that block is not
-        evaluated as a clean one.
+        evaluated as a clean one. Clean tokens are evaluated beside the next block, at no evaluation of their
+        own.
 
         Raises:
             ValueError: If the edit is in another block, or the row has no such step.
@@ -43,7 +44,7 @@ class BlockGeneration(Generation):
         is_edited = edit is None
         spans = text.spans(self.block_length, self.block_length)
         rows = (~text.is_complete()).nonzero().squeeze(1)
-        past = self._past(text, rows, 0, 0, nfe)
+        past = self._past(text, rows, 0, 0)
         for number, span in enumerate(spans):
             window = text.window(span)
             if len(window.rows) > 0:
@@ -51,7 +52,7 @@ class BlockGeneration(Generation):
                 own_seeds = seeds if number == 0 else row_seeds(number, 0, seeds)
                 of_window = torch.searchsorted(rows, window.rows)
                 canvas = Canvas(
-                    denoiser=replace(self.denoiser, prompts=past.of_rows(of_window)),
+                    denoiser=replace(self.denoiser, prompts=PastOfRows(past, of_window)),
                     writer=writer,
                     window=window,
                     input_ids=window.show(text.input_ids),
@@ -67,29 +68,28 @@ class BlockGeneration(Generation):
                 edits += [torch.cat([edit[:1] + num_turns, edit[1:]]) for edit in canvas.edits]
                 num_turns += last
             is_open = ~text.is_complete()[rows]
-            rows, past = rows[is_open], past.of_rows(is_open.nonzero().squeeze(1))
+            if not bool(is_open.all()):
+                rows, past = rows[is_open], past.select(is_open.nonzero().squeeze(1))
             if len(rows) == 0:
                 break
-            past = self._next(text, rows, past, number, nfe)
+            past = self._next(text, rows, past, number)
         if edit is not None and not is_edited:
             raise ValueError(f"the row has no step {edit.step}")
         return Filled(nfe, edits)
 
-    def _next(self, text: Text, rows: Tensor, past: Past, number: int, nfe: Tensor) -> Past:
+    def _next(self, text: Text, rows: Tensor, past: Past, number: int) -> Past:
         """The past of the block behind block ``number``, from 0, which is added to it."""
         start = 0 if self.window_length is None else number + 2 - self.window_length // self.block_length
         if start > 0:  # the earliest block is not seen any more
-            return self._past(text, rows, start, number + 1, nfe)
-        nfe[rows] += past.calls
-        return past.append(text.input_ids[rows, number * self.block_length :][:, : self.block_length])
+            return self._past(text, rows, start, number + 1)
+        past.append(text.input_ids[rows, number * self.block_length :][:, : self.block_length])
+        return past
 
-    def _past(self, text: Text, rows: Tensor, start: int, stop: int, nfe: Tensor) -> Past:
-        """The prompts and the blocks from ``start`` to ``stop``, evaluated as if there were no others."""
+    def _past(self, text: Text, rows: Tensor, start: int, stop: int) -> Past:
+        """The prompts and the blocks from ``start`` to ``stop``, as if there were no others."""
         size = self.block_length
         ids = text.input_ids[rows, start * size : stop * size]
         number = 1 + torch.arange(ids.shape[1], device=ids.device) // size
         of_prompt = torch.where(self.prompt_mask[rows], 0, -1)
         blocks = torch.cat((of_prompt, number.expand_as(ids)), dim=1)
-        past = self.make_past(torch.cat((self.prompt_ids[rows], ids), dim=1), blocks)
-        nfe[rows] += past.calls * (blocks >= 0).any(1)
-        return past
+        return self.make_past(torch.cat((self.prompt_ids[rows], ids), dim=1), blocks)

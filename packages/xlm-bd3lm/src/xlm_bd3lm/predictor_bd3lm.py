@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from xlm.modules import NoiseSchedule, TokenSampling
+from xlm.modules import BlockCache, NoiseSchedule, TokenSampling
 from xlm.modules.records import (
     Event,
     FullyTracedPrediction,
@@ -34,7 +33,7 @@ from xlm.modules.samplers import (
 )
 from xlm_bd3lm.datamodule_bd3lm import check_window
 from xlm_bd3lm.generation_bd3lm import BlockGeneration
-from xlm_bd3lm.past_bd3lm import KeptPast, Past, RecomputedPast
+from xlm_bd3lm.past_bd3lm import Past, PastOfRows
 from xlm_bd3lm.types_bd3lm import BD3LMNetwork, BD3LMPromptBatch
 from xlm_bd3lm.vocabulary_bd3lm import CellVocabulary
 
@@ -42,11 +41,11 @@ from xlm_bd3lm.vocabulary_bd3lm import CellVocabulary
 class BD3LMPredictor:
     """Generation by block diffusion (Arriola et al. 2025, arXiv:2503.09573, algorithm 2).
 
-    Prompt and BOS are evaluated once; then a sampler writes the first block, the finished block is evaluated
-    once more, without masks, and so on, until the text has an end or max_target_length of the prompts is
-    reached, where a text without end is cut. The keys and values of clean tokens are kept, so an evaluation
-    is one of the D cells of a block. Call it with the network in evaluation mode: dropout is the one thing
-    that the seeds do not govern.
+    A sampler writes the first block, then the second, and so on, until the text has an end or
+    max_target_length of the prompts is reached, where a text without end is cut. An evaluation is one of the
+    D cells of a block; the first of each block also evaluates what stands before it and was not evaluated
+    without masks yet, prompt and BOS or the finished block, and keeps its keys and values. Call it with the
+    network in evaluation mode: dropout is the one thing that the seeds do not govern.
 
     Args:
         schedule: alpha; it places the steps of the samplers that follow the process.
@@ -64,8 +63,8 @@ class BD3LMPredictor:
         constraint: The texts to write, such as those of :func:`xlm.modules.samplers.match_expression`, whose
             weights are in the prediction; None for all.
         window_length: W, for texts longer than those of the training, a multiple of D: a block sees prompt,
-            BOS and the W / D - 1 blocks before it, which are evaluated as if there were no others. That costs
-            an evaluation of the window for each block beyond the first W cells. None for no limit.
+            BOS and the W / D - 1 blocks before it, which are evaluated as if there were no others, beside the
+            first evaluation of each block beyond the first W cells. None for no limit.
         cache: Whether the keys and values of clean tokens are kept. Without, they are computed anew in each
             evaluation: the same distribution, for networks that take no cache.
 
@@ -104,7 +103,7 @@ class BD3LMPredictor:
         check_constraint(self._sampler, constraint)
         self._constraint = constraint
         self._window_length = window_length
-        self._past = KeptPast.of if cache else RecomputedPast.of
+        self._cache = cache
 
     @overload
     def __call__(
@@ -218,11 +217,17 @@ class BD3LMPredictor:
             prompt_mask=batch["prompt_mask"],
             cells=batch["attention_mask"],
             block_length=self._block_length,
-            make_past=partial(self._past, model),
+            make_past=lambda ids, blocks: Past(model, ids, blocks, BlockCache() if self._cache else None),
         )
 
     def _evaluate(
-        self, input_ids: Tensor, attention_mask: Tensor, alpha: Tensor, positions: Tensor, *, cache: Past
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        alpha: Tensor,
+        positions: Tensor,
+        *,
+        cache: PastOfRows,
     ) -> Tensor:
         """The logits (places, vocab) of a block of each row; the network does not see the time."""
         logits = cache.logits(input_ids, attention_mask, positions)

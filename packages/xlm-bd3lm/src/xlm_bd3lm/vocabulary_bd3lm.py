@@ -69,6 +69,8 @@ class CellVocabulary:
             is_first: True at first cells of blocks, shape (places,).
         """
         pads = [token for token, only_pads in zip(self.end_ids, self._only_pads, strict=True) if only_pads]
+        if not pads or not bool(is_first.any()):
+            return logits
         possible = logits.clone()
         for token in pads:
             possible[:, token] = logits[:, token].masked_fill(is_first, -math.inf)

@@ -200,6 +200,20 @@ class BlockLayerCache(LayerCache):
             self._keys, self._values = key, value
         return key, value
 
+    def forget(self, start: int, stop: int) -> None:
+        """Remove the columns from ``start`` to ``stop``."""
+        if self._keys is not None and self._values is not None:
+            self._keys, self._values = (
+                torch.cat((table[:, :, :start], table[:, :, stop:]), dim=2)
+                for table in (self._keys, self._values)
+            )
+
+    def put(self, rows: Int[Tensor, " some"], part: "BlockLayerCache", batch: int) -> None:
+        """Take over what ``part`` has of some of the ``batch`` rows."""
+        if part._keys is not None and part._values is not None:
+            self._keys = _put(self._keys, rows, part._keys, batch)
+            self._values = _put(self._values, rows, part._values, batch)
+
     def peek(self) -> "BlockLayerCache":
         """The same keys and values, to which nothing is added."""
         peeked = BlockLayerCache(keeps=False)
@@ -211,9 +225,10 @@ class BlockCache(KeyValueCache):
     """Keys and values of clean tokens that do not see later ones, for text written block by block.
 
     A call of a bidirectional trunk with the cache itself *appends*: its tokens see those before and each
-    other, and are seen by later calls. The first one may have several blocks with a mask of shape (batch,
-    length, length). A call with :meth:`peek` sees the same and leaves nothing behind: an evaluation of a
-    block that still has masks.
+    other, and are seen by later calls; of several blocks at once, a mask of shape (batch, length, keys) says
+    who sees whom. A call with :meth:`peek` sees the same and leaves nothing behind: an evaluation of a block
+    that still has masks. Such a block may also stand beside clean ones in a call that appends, if
+    :meth:`forget` then removes its columns.
     """
 
     is_bidirectional: ClassVar[bool] = True
@@ -233,38 +248,73 @@ class BlockCache(KeyValueCache):
         return BlockLayerCache(keeps=self._keeps)
 
     def extend(
-        self, input_ids: Int[Tensor, "batch length"], attention_mask: Bool[Tensor, "batch length"] | None
-    ) -> Bool[Tensor, "batch keys"] | None:
-        """As in :class:`KeyValueCache`; a peek counts nothing."""
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length keys"] | None,
+    ) -> Bool[Tensor, "batch keys"] | Bool[Tensor, "batch length keys"] | None:
+        """As in :class:`KeyValueCache`; a peek counts nothing.
+
+        A mask of shape (batch, length, keys), over the tokens so far and the new ones, is returned as it is;
+        a new token that none sees counts as padding.
+        """
+        if attention_mask is not None and attention_mask.dim() == 3:
+            self.extend(input_ids, attention_mask[:, :, self.length :].any(1))
+            return attention_mask
         if self._keeps:
             return super().extend(input_ids, attention_mask)
         self._check_batch(len(input_ids))
         return self._joined(input_ids, attention_mask)
 
-    def of_rows(
-        self, rows: Int[Tensor, " kept"], *, exists: Bool[Tensor, " kept"] | None = None
-    ) -> "BlockCache":
-        """A cache of the given rows, repeated if need be; this one keeps all of its own.
+    @property
+    def real(self) -> Bool[Tensor, "batch keys"] | None:
+        """True at the real tokens so far; None if all are."""
+        return self._real
 
-        Args:
-            rows: Indices of the rows, shape (kept,).
-            exists: False at rows to which none of the tokens so far belongs, shape (kept,); None if there is
-                no such row.
-        """
+    def forget(self, start: int, stop: int) -> None:
+        """Remove the columns from ``start`` to ``stop``, as if their tokens had never been there."""
+        self.length -= stop - start
+        if self._real is not None:
+            self._real = torch.cat((self._real[:, :start], self._real[:, stop:]), dim=1)
+        for layer in self._layers:
+            if isinstance(layer, BlockLayerCache):
+                layer.forget(start, stop)
+
+    def of_rows(self, rows: Int[Tensor, " kept"]) -> "BlockCache":
+        """A cache of the given rows, repeated if need be; this one keeps all of its own."""
         kept = copy(self)
         kept._layers = [copy(layer) for layer in self._layers]
         if len(rows) != self._batch or not torch.equal(rows, torch.arange(len(rows), device=rows.device)):
             kept.select(rows)
-        if exists is not None and self.length > 0:
-            real = torch.ones(len(rows), self.length, dtype=torch.bool, device=rows.device)
-            kept._real = (real if kept._real is None else kept._real) & exists.unsqueeze(1)
         return kept
+
+    def put(self, rows: Int[Tensor, " some"], part: "BlockCache", *, batch: int) -> "BlockCache":
+        """A cache in which some rows have more, and the others padding in its place.
+
+        Args:
+            rows: Indices of the rows that have more, shape (some,).
+            part: What these rows have: ``of_rows(rows)`` and further tokens.
+            batch: Number of rows of this cache.
+        """
+        extended = copy(self)
+        extended._batch, extended.length = batch, part.length
+        real = torch.zeros(batch, part.length, dtype=torch.bool, device=rows.device)
+        real[:, : self.length] = True if self._real is None else self._real
+        real[rows] = True if part._real is None else part._real
+        extended._real = real
+        extended._layers = []
+        for index, of_part in enumerate(part._layers):
+            layer = copy(self._layers[index]) if self._layers else self._new_layer()
+            assert isinstance(layer, BlockLayerCache)
+            assert isinstance(of_part, BlockLayerCache)
+            layer.put(rows, of_part, batch)
+            extended._layers.append(layer)
+        return extended
 
 
 def extend_cache(
     cache: KeyValueCache,
     input_ids: Int[Tensor, "batch length"],
-    attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length length"] | PiecewiseMask | None,
+    attention_mask: Bool[Tensor, "batch length"] | Bool[Tensor, "batch length keys"] | PiecewiseMask | None,
     *,
     causal: bool,
 ) -> Bool[Tensor, "batch keys"] | Bool[Tensor, "batch length keys"] | None:
@@ -282,7 +332,7 @@ def extend_cache(
 
     Raises:
         ValueError: If the cache is not of the network's kind or holds another number of rows, or the mask has
-            three axes and it is not the first call with a :class:`xlm.modules.BlockCache`.
+            three axes and the cache is no :class:`xlm.modules.BlockCache`.
     """
     if causal == cache.is_bidirectional:
         raise ValueError(
@@ -291,12 +341,10 @@ def extend_cache(
         )
     if isinstance(attention_mask, PiecewiseMask):
         attention_mask = attention_mask.dense()
-    if attention_mask is None or attention_mask.dim() == 2:
-        return cache.extend(input_ids, attention_mask)
-    if not isinstance(cache, BlockCache) or cache.length > 0:
+    is_table = attention_mask is not None and attention_mask.dim() == 3
+    if is_table and not isinstance(cache, BlockCache):
         raise ValueError("a cache takes an attention_mask of shape (batch, length), one row per sequence")
-    cache.extend(input_ids, attention_mask.any(1))
-    return attention_mask
+    return cache.extend(input_ids, attention_mask)
 
 
 @dataclass(frozen=True)
@@ -334,3 +382,11 @@ def _with_room(buffer: Tensor | None, new: Tensor, length: int, end: int) -> Ten
     if buffer is not None:
         larger[:, :, :length] = buffer[:, :, :length]
     return larger
+
+
+def _put(table: Tensor | None, rows: Tensor, part: Tensor, batch: int) -> Tensor:
+    """The table with ``part`` in some rows, and 0 where the other rows have no such columns."""
+    wider = part.new_zeros(batch, *part.shape[1:])
+    if table is not None:
+        wider[:, :, : table.shape[2]] = table
+    return wider.index_copy(0, rows, part)

@@ -34,17 +34,17 @@ def rotary_angles(
 
 
 def apply_rotary(
-    x: Float[Tensor, "batch heads length head_dim"],
+    x: Float[Tensor, "*parts batch heads length head_dim"],
     cos: Float[Tensor, "#batch length half"],
     sin: Float[Tensor, "#batch length half"],
-) -> Float[Tensor, "batch heads length head_dim"]:
+) -> Float[Tensor, "*parts batch heads length head_dim"]:
     """Rotate the first 2 * half coordinates of each head by the angles of its position; pass on the others.
 
     (x1, x2) becomes (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 being the halves of the rotated part, so
     that the product of a rotated query and a rotated key depends on the difference of their positions only.
 
     Args:
-        x: Queries or keys, shape (batch, heads, length, head_dim).
+        x: Queries or keys, or both side by side, shape (..., batch, heads, length, head_dim).
         cos: Cosines from :func:`rotary_angles`, shape (batch or 1, length, half), 2 * half <= head_dim.
         sin: Sines, same shape.
 

@@ -68,8 +68,9 @@ class RotaryAttention(nn.Module):
         qkv: Tensor = self.qkv(hidden)
         if tokens is not None:
             qkv = tokens.pad(qkv)
-        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin), value
+        rotated, rest = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).split((2, 1))
+        query, key = apply_rotary(rotated, cos, sin)
+        return query, key, rest[0]
 
     def attend(
         self,
