@@ -120,7 +120,7 @@ from pydantic import Field
 from xlm.core.command.job import Job, Tool
 
 
-class Frontier(Job):
+class Survey(Job):
     """Quality against what it costs, over a grid.
 
     Each point is an evaluation.
@@ -137,7 +137,7 @@ class Frontier(Job):
         return {"vocab_size": weights.item(), **steps, "recorded": float(run.record["sweep"] == self.sweep)}
 
 
-class View(Tool):
+class Browse(Tool):
     """Look at runs."""
 
     runs: list[str]
@@ -146,7 +146,7 @@ class View(Tool):
         print("looking at", *self.runs)
         return 3
 '''
-NAMES = {"frontier": "their_jobs.theirs:Frontier", "view": "their_jobs.theirs:View"}
+NAMES = {"survey": "their_jobs.theirs:Survey", "browse": "their_jobs.theirs:Browse"}
 
 
 @pytest.fixture
@@ -171,17 +171,17 @@ def command_line(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
 @pytest.mark.usefixtures("their_jobs")
 def test_a_job_of_somebody_else_is_listed_and_not_imported() -> None:
     lines = [line.split(maxsplit=2) for line in cli.help_text().splitlines()]
-    assert ["frontier", "their-jobs", "Quality against what it costs, over a grid"] in lines
-    assert ["view", "their-jobs", "Look at runs"] in lines
-    assert cli.complete("job_type=fr") == ["job_type=frontier"]
-    with pytest.raises(XLMError, match=r"no such job\. Did you mean frontier"):
-        arguments.check_arguments(["job_type=fronteer"])
+    assert ["survey", "their-jobs", "Quality against what it costs, over a grid"] in lines
+    assert ["browse", "their-jobs", "Look at runs"] in lines
+    assert cli.complete("job_type=sur") == ["job_type=survey"]
+    with pytest.raises(XLMError, match=r"no such job\. Did you mean survey"):
+        arguments.check_arguments(["job_type=survay"])
     assert "their_jobs" not in sys.modules
 
 
 @pytest.mark.usefixtures("their_jobs")
 def test_a_job_of_somebody_else_runs_on_a_run(run_toy: Run, compose_toy: Compose) -> None:
-    metrics = run_toy("job_type=frontier", "++sweep={steps: [2, 8]}", "++repeats=3")
+    metrics = run_toy("job_type=survey", "++sweep={steps: [2, 8]}", "++repeats=3")
     assert (metrics["steps_2"], metrics["steps_8"]) == (6.0, 24.0)
     assert metrics["recorded"] == 1.0
     for override, message in {
@@ -190,7 +190,7 @@ def test_a_job_of_somebody_else_runs_on_a_run(run_toy: Run, compose_toy: Compose
         "++sweap={steps: [1]}": "missing",
     }.items():
         with pytest.raises(XLMError, match=message):
-            check(compose_toy("job_type=frontier", override))
+            check(compose_toy("job_type=survey", override))
     with pytest.raises(XLMError, match="sweep: unknown key"):
         check(compose_toy("job_type=train", "++sweep={steps: [2]}"))
 
@@ -200,18 +200,18 @@ def test_the_command_line_takes_the_keys_of_a_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ("--config-dir", str(HERE / "toy_configs"), "job_type=frontier", "job_name=x", "experiment=toy")
+    words = ("--config-dir", str(HERE / "toy_configs"), "job_type=survey", "job_name=x", "experiment=toy")
     assert command_line(monkeypatch, *words, "sweep={steps: [2]}", "sweep.more=[3]", "repeats=2") is None
     assert command_line(monkeypatch, *words, "sweep={steps: [no]}") == (
         "Error: The config is not valid:\n  sweep.steps.0: got 'no'. Input should be a valid integer."
     )
-    assert command_line(monkeypatch, "job_type=view", "runs=[runs/a*,b]") == 3
+    assert command_line(monkeypatch, "job_type=browse", "runs=[runs/a*,b]") == 3
     assert "looking at runs/a* b" in capsys.readouterr().out
     for words, message in {
-        ("runs=[a]", "speed=2"): "Error: speed: job_type=view has only runs=VALUE.",
+        ("runs=[a]", "speed=2"): "Error: speed: job_type=browse has only runs=VALUE.",
         (): "Error: The config is not valid:\n  runs: missing. Set it: runs=VALUE.",
     }.items():
-        assert command_line(monkeypatch, "job_type=view", *words) == message
+        assert command_line(monkeypatch, "job_type=browse", *words) == message
 
 
 def test_a_broken_job_is_said_when_it_is_used(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
