@@ -181,14 +181,7 @@ def test_blocks_of_one_cell_never_write_padding() -> None:
 def test_mask_is_never_written() -> None:
     model = table()
     model.table[..., MASK] = 100.0
-    rules: tuple[RuleName, ...] = (
-        "ancestral",
-        "first_hitting",
-        "confidence",
-        "p2",
-        "remdm_loop",
-        "threshold",
-    )
+    rules: list[RuleName] = ["ancestral", "first_hitting", "confidence", "p2", "remdm_loop", "threshold"]
     for rule in rules:
         prediction = draw(predictor(rule, 2, cache=False), model, 50)
         assert set(prediction.ids.flatten().tolist()) <= set(range(FIRST, VOCAB))
