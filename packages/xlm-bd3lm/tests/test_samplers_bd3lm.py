@@ -232,10 +232,8 @@ def test_the_cache_changes_nothing(
     for limit in (14, None):
         examples = prompts()
         # A row without masks in the second block, which gets later what the others evaluate beside it.
-        examples[5] |= {
-            "target_ids": torch.full((7,), FIRST),
-            "fixed": torch.tensor([0, 0, 0, 1, 1, 1, 0]).bool(),
-        }
+        examples[5]["target_ids"] = torch.full((7,), FIRST)
+        examples[5]["fixed"] = torch.tensor([0, 0, 0, 1, 1, 1, 0]).bool()
         for row, example in enumerate(examples):
             if limit is None:  # the length is given
                 example.pop("fixed", None)

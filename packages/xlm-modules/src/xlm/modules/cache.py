@@ -65,7 +65,7 @@ class KeyValueCache:
     """Whether the tokens of a call see each other."""
 
     def __init__(self) -> None:
-        self.length = 0  # columns so far, padding included
+        self.length: int = 0  # columns so far, padding included
         self._batch: int | None = None
         self._real: Tensor | None = None  # (batch, length); None as long as nothing is padding
         self._layers: list[LayerCache] = []
