@@ -7,9 +7,10 @@
 
 With a family, an untrained network of four blocks writes ``rows`` texts, and scores them where the rule has
 a likelihood. With the folder of a run of mlm or mdlm, its best checkpoint writes the first ``rows`` texts of
-the test loader ``prediction``, and a table gives its metrics for one rule or, with "all", for those of
-``COMPARED``, at the temperature and filters of the run. With ``--likelihood`` it also scores the targets of
-these rows, all at temperature 1 without filters. Seconds are those of the processor, of one thread.
+the test loader ``prediction``, and a table gives its metrics for one rule or, with "all" or "between", for
+those of ``COMPARED`` or ``BETWEEN``, at the temperature and filters of the run. With ``--likelihood`` it
+also scores the targets of these rows, all at temperature 1 without filters. Seconds are those of the
+processor, of one thread.
 """
 
 import argparse
@@ -94,6 +95,20 @@ COMPARED: dict[str, dict[str, Any]] = {
 }
 """The rows of the table of a trained network."""
 
+BETWEEN: dict[str, dict[str, Any]] = {
+    **{f"threshold {tau}": {"rule": "threshold", "tau": tau} for tau in (0.95, 0.98, 0.995)},
+    **{
+        f"threshold {tau} by margin": {"rule": "threshold", "rank": "margin", "tau": tau}
+        for tau in (0.9, 0.95, 0.98, 0.99)
+    },
+    **{f"entropy_bound {gamma}": {"rule": "entropy_bound", "gamma": gamma} for gamma in (0.003, 0.03)},
+    **{
+        f"entropy_bound {gamma} by margin": {"rule": "entropy_bound", "rank": "margin", "gamma": gamma}
+        for gamma in (0.003, 0.01, 0.03, 0.1)
+    },
+}
+"""Rules that write several cells at once, with constants between those of the table."""
+
 
 def measure(family: str, rule: Any, rows: int, length: int, size: dict[str, Any]) -> None:
     """Print what one rule takes beside an untrained network, in generation and in a likelihood."""
@@ -140,7 +155,8 @@ def compare(folder: Path, names: list[str], rows: int, *, likelihood: bool) -> N
     batches = list(itertools.islice(loader, -(-rows // int(loader.batch_size or 1))))
     columns: list[str] = []
     for name in names:
-        node = {"_target_": "xlm.modules.samplers.compose", **(COMPARED.get(name) or {"rule": name})}
+        options = {**COMPARED, **BETWEEN}.get(name) or {"rule": name}
+        node = {"_target_": "xlm.modules.samplers.compose", **options}
         slots = replace(
             harness.slots, predictor=make({**run.settings.predictor, "sampler": node}, "predictor")
         )
@@ -174,14 +190,15 @@ def main() -> None:
     """Measure one rule of a family, or compare rules on a run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("family", help="mlm, mdlm or the folder of a run")
-    parser.add_argument("rule", choices=("all", *RULES, *(name for name in COMPARED if name not in RULES)))
+    further = (name for name in {**COMPARED, **BETWEEN} if name not in RULES)
+    parser.add_argument("rule", choices=("all", "between", *RULES, *further))
     for name, default in (("rows", 8), ("length", 128), ("vocabulary", 30522), ("width", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--likelihood", action="store_true", help="of a run: also score the targets")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    names = list(COMPARED if chosen.rule == "all" else [chosen.rule])
+    names = list({"all": COMPARED, "between": BETWEEN}.get(chosen.rule, [chosen.rule]))
     if chosen.family not in ("mlm", "mdlm"):
         compare(Path(chosen.family), names, chosen.rows, likelihood=chosen.likelihood)
         return

@@ -41,6 +41,7 @@ class BlockGeneration(Generation):
         """
         text = replace(text, cells=self.cells)  # the same tables, which are written in place
         nfe, edits, num_turns = torch.zeros_like(seeds), list[Tensor](), 0
+        saved_calls, more_states = torch.zeros_like(seeds), torch.zeros_like(seeds)
         is_edited = edit is None
         spans = text.spans(self.block_length, self.block_length)
         rows = (~text.is_complete()).nonzero().squeeze(1)
@@ -65,6 +66,8 @@ class BlockGeneration(Generation):
                 is_edited |= canvas.user_edit is not None and canvas.user_edit.is_done
                 text.put(window, canvas.input_ids, canvas.masked)
                 nfe[window.rows] += canvas.nfe
+                saved_calls[window.rows] += canvas.nfe - canvas.calls
+                more_states[window.rows] += canvas.states - canvas.nfe
                 edits += [torch.cat([edit[:1] + num_turns, edit[1:]]) for edit in canvas.edits]
                 num_turns += last
             is_open = ~text.is_complete()[rows]
@@ -75,7 +78,7 @@ class BlockGeneration(Generation):
             past = self._next(text, rows, past, number)
         if edit is not None and not is_edited:
             raise ValueError(f"the row has no step {edit.step}")
-        return Filled(nfe, edits)
+        return Filled(nfe, nfe - saved_calls, nfe + more_states, edits)
 
     def _next(self, text: Text, rows: Tensor, past: Past, number: int) -> Past:
         """The past of the block behind block ``number``, from 0, which is added to it."""

@@ -147,10 +147,16 @@ class BD3LMPredictor:
             return _cut(record(generation, batch, seeds), batch, self._pad_id)
         text, filled, log_weight = generation.write(_within_limit(batch), seeds)
         ids, lengths = text.targets(self._pad_id)
-        if not trace:
-            return Prediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=None, log_weight=log_weight)
-        made = text.trace(filled.edits, lengths)
-        return TracedPrediction(ids=ids, lengths=lengths, nfe=filled.nfe, trace=made, log_weight=log_weight)
+        made = Prediction(
+            ids=ids,
+            lengths=lengths,
+            nfe=filled.nfe,
+            trace=None,
+            calls=filled.calls,
+            states=filled.states,
+            log_weight=log_weight,
+        )
+        return made.with_trace(text.trace(filled.edits, lengths)) if trace else made
 
     @torch.no_grad()
     def likelihood(

@@ -133,15 +133,17 @@ class MLMPredictor:
             return record(generation, cells, seeds)
         text, filled, log_weight = generation.write(cells, seeds)
         ids, lengths = text.targets(self._pad_id)
-        calls = filled.nfe if prompt_sees_target(model) else filled.nfe + 1
-        if not trace:
-            return Prediction(
-                ids=ids, lengths=lengths, nfe=filled.nfe, trace=None, calls=calls, log_weight=log_weight
-            )
-        made = text.trace(filled.edits, lengths)
-        return TracedPrediction(
-            ids=ids, lengths=lengths, nfe=filled.nfe, trace=made, calls=calls, log_weight=log_weight
+        calls = filled.calls if prompt_sees_target(model) else filled.calls + 1
+        made = Prediction(
+            ids=ids,
+            lengths=lengths,
+            nfe=filled.nfe,
+            trace=None,
+            calls=calls,
+            states=filled.states,
+            log_weight=log_weight,
         )
+        return made.with_trace(text.trace(filled.edits, lengths)) if trace else made
 
     @torch.no_grad()
     def likelihood(

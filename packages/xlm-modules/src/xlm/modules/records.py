@@ -234,6 +234,18 @@ class Prediction:
     all its draws. The mean weight estimates the probability of an allowed text, and texts counted by their
     weights have the sampler's distribution given that; None without a constraint."""
 
+    def with_trace(self, trace: Trace) -> "TracedPrediction":
+        """The same with its edits."""
+        return TracedPrediction(
+            ids=self.ids,
+            lengths=self.lengths,
+            nfe=self.nfe,
+            trace=trace,
+            calls=self.calls,
+            states=self.states,
+            log_weight=self.log_weight,
+        )
+
 
 @dataclass(frozen=True)
 class TracedPrediction(Prediction):

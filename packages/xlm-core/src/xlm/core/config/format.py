@@ -72,7 +72,10 @@ ADDED_IN_3: dict[str, dict[str, Any]] = {
 }
 """Arguments that the class has in every config of version 3."""
 
-ADDED_IN_4: dict[str, dict[str, Any]] = {"xlm_arlm.ARLMPredictor": {"constraint": None}}
+ADDED_IN_4: dict[str, dict[str, Any]] = {
+    "xlm_arlm.ARLMPredictor": {"constraint": None},
+    "xlm.modules.samplers.compose": {"speculate": None},
+}
 """Arguments that the class has in every config of version 4."""
 
 NEW_RANKS = {"position": "left_to_right"}
@@ -118,15 +121,15 @@ SAMPLER: dict[str, Any] = {
     TARGET: "xlm.modules.samplers.compose",
     **dict.fromkeys((
         "rule", "rank", "quota", "revise", "num_steps", "schedule", "tau", "gamma", "uncertainty", "eps",
-        "evaluations", "fallback", "eta", "t_on", "t_off", "alpha_on",
+        "evaluations", "fallback", "eta", "t_on", "t_off", "alpha_on", "speculate",
     )),
 }  # fmt: skip
-"""A sampler in version 3."""
+"""A sampler in version 4."""
 UNMASKING = {
     "order": "rank", "num_steps": "num_steps", "schedule": "schedule", "min_confidence": "tau",
     "max_uncertainty": "gamma",
 }  # fmt: skip
-"""Arguments of ``xlm_mlm.MLMPredictor`` in version 2, and those of its sampler in version 3."""
+"""Arguments of ``xlm_mlm.MLMPredictor`` in version 2, and those of its sampler in version 4."""
 
 REFERENCE = re.compile(r"(\$\{(?:oc\.select:)?)([\w.]+)")
 

@@ -269,7 +269,11 @@ class Canvas:
     start: Bool[Tensor, "rows length"] = field(init=False)
     """The cells that were masked at the start."""
     nfe: Int[Tensor, " rows"] = field(init=False)
-    """Evaluations of the network that each row took part in."""
+    """Evaluations of the network that each row took part in, as the rule is defined."""
+    calls: Int[Tensor, " rows"] = field(init=False)
+    """Calls of the network that each row took part in."""
+    states: Int[Tensor, " rows"] = field(init=False)
+    """Texts of each row in them."""
     edits: list[Tensor] = field(default_factory=list[Tensor])
     """Tables (5, edits) of turn, row, operation, column and token in the batch, in order."""
     user_edit: PlacedEdit | None = None
@@ -277,7 +281,8 @@ class Canvas:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", self.masked.clone())
-        object.__setattr__(self, "nfe", torch.zeros_like(self.seeds))
+        for name in ("nfe", "calls", "states"):
+            object.__setattr__(self, name, torch.zeros_like(self.seeds))
 
     def waiting(self) -> Bool[Tensor, " rows"]:
         """True at rows with a mask left of the end of their text; those without are complete."""
@@ -298,18 +303,43 @@ class Canvas:
             Logits of the cells, -inf at impossible tokens.
         """
         rows, index = torch.unique(row, return_inverse=True)
+        logits = self.evaluate_states(self.input_ids[rows], rows, index, column, alpha[rows])
+        self.nfe[rows] += 1
+        return self.denoiser.vocabulary.restrict(logits, self.may_end[row, column])
+
+    def evaluate_states(
+        self,
+        input_ids: Int[Tensor, "states length"],
+        rows: Int[Tensor, " states"],
+        state: Int[Tensor, " cells"],
+        column: Int[Tensor, " cells"],
+        alpha: Float64[Tensor, " states"],
+    ) -> Float[Tensor, "cells vocab"]:
+        """Evaluate the network once on texts of some rows, without counting it as an evaluation of the rule.
+
+        Args:
+            input_ids: The texts.
+            rows: Their rows, which may repeat.
+            state: Text of each cell.
+            column: Its column.
+            alpha: Probability that a cell is clean, of each text.
+
+        Returns:
+            Logits of the cells, of any token.
+        """
         exists = self.window.exists[rows]
         width = int(exists.sum(1).max())
         prompts = self.denoiser.prompts
         logits = self.denoiser.evaluate(
-            self.input_ids[rows, :width],
+            input_ids[:, :width],
             exists[:, :width],
-            alpha[rows],
-            index * width + column,
+            alpha,
+            state * width + column,
             **({} if prompts is None else {"cache": prompts.of_rows(rows)}),
         )
-        self.nfe[rows] += 1
-        return self.denoiser.vocabulary.restrict(logits, self.may_end[row, column])
+        self.states.add_(torch.bincount(rows, minlength=len(self.states)))
+        self.calls[rows] += 1
+        return logits
 
     def draw(
         self,

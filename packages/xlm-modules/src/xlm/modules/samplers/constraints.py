@@ -86,12 +86,17 @@ def check_constraint(sampler: Sampler, constraint: Automaton | None) -> None:
     """Refuse a sampler that cannot be constrained.
 
     Raises:
-        ValueError: If it writes cells more than once, or draws tokens that it does not write.
+        ValueError: If it writes cells more than once, draws tokens that it does not write, or speculates.
     """
     if constraint is not None and (sampler.order == "tokens" or sampler.revise is not None):
         raise ValueError(
             "a constraint needs a sampler that writes each cell once, with the only token that is drawn for "
             f"it, not rank={sampler.rank} with revise={sampler.revise}"
+        )
+    if constraint is not None and sampler.speculate is not None:
+        raise ValueError(
+            f"speculate={sampler.speculate} drafts tokens without looking at the others of a text, which a "
+            "constraint does: set it to null"
         )
 
 

@@ -86,6 +86,7 @@ def compose(
     t_on: float | None = None,
     t_off: float | None = None,
     alpha_on: float | None = None,
+    speculate: int | None = None,
 ) -> Sampler:
     """Compose a sampler by name: a published rule, or rank, quota and revision one by one.
 
@@ -116,6 +117,8 @@ def compose(
         t_on: Of remdm_switch and remdm_loop: the time at which remasking begins (0.55).
         t_off: Of remdm_loop: the time at which it ends (0.05).
         alpha_on: Of remdm_loop: clean share of the cells in between (0.9).
+        speculate: Of rules whose cells are planned: the most turns of a row to evaluate in one call, with the
+            same texts; None for one after another.
 
     Raises:
         ValueError: If a constant is out of range or of no use, or parts do not fit together.
@@ -141,6 +144,7 @@ def compose(
         revise=_revision(revise, constants),
         stop=stop,
         num_steps=None if bounded else constants.get("num_steps"),
+        speculate=speculate,
     )
 
 

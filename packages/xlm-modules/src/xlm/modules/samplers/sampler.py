@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
+from xlm.modules.options import require
 from xlm.modules.random import row_seeds, uniform
 from xlm.modules.records import UserEdit
 from xlm.modules.samplers.canvas import Canvas, Denoiser, Text
@@ -48,8 +49,9 @@ from xlm.modules.samplers.ranks import (
     log_prob_of,
     take_top,
 )
+from xlm.modules.samplers.speculation import Speculation
 from xlm.modules.schedules import NoiseSchedule
-from xlm.modules.writer import Writer
+from xlm.modules.writer import Draw, Writer
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,9 @@ class Sampler:
             text, which is the same text for fewer evaluations. With ``revise`` rows run to the end.
         num_steps: For a quota that does not bound them itself, the most evaluations of a row, whose last one
             writes all that is left; None for no limit.
+        speculate: The most turns of a row to evaluate in one call, with the same texts
+            (:mod:`xlm.modules.samplers.speculation`); None for one after another. Where tokens are recorded,
+            scored or edited, it is one after another too.
 
     Raises:
         ValueError: If the parts do not fit together, with the reason.
@@ -89,6 +94,7 @@ class Sampler:
     revise: Revision | None = None
     stop: Literal["filled", "ended"] = "ended"
     num_steps: int | None = None
+    speculate: int | None = None
 
     def __post_init__(self) -> None:
         if (reason := _misfit(self.rank, self.quota, self.revise)) is not None:
@@ -96,6 +102,13 @@ class Sampler:
         bounded = isinstance(self.quota, Count | Hazard)
         if self.num_steps is not None and (bounded or self.num_steps < 1):
             raise ValueError(f"num_steps={self.num_steps}: at least 1, and {self.quota} has its own")
+        require(self.speculate is None or self.speculate >= 1, "speculate", self.speculate, "at least 1")
+        if self.speculate is not None and not self.is_planned:
+            raise ValueError(
+                f"speculate={self.speculate} needs cells that are planned without the network, not "
+                f"{self.rank} with {self.quota}: the next cell depends on the token just drawn, so drafts "
+                "are seldom right; set it to null"
+            )
 
     @property
     def order(self) -> Literal["text", "seed", "tokens"]:
@@ -141,6 +154,10 @@ class Sampler:
 
     def fill(self, canvas: Canvas) -> int:
         """Write the masked cells of a canvas, and return the number of the last turn."""
+        is_drawn = isinstance(canvas.writer, Draw) and canvas.user_edit is None
+        if self.speculate is not None and is_drawn:
+            plan = self.plan(canvas.masked, canvas.seeds, canvas.denoiser.schedule)
+            return Speculation(canvas, plan, self.running, self.speculate).fill()
         last = 0
         for turn in self._turns(canvas):
             turn.apply(canvas.evaluate(turn.row, turn.column, turn.alpha))
@@ -310,6 +327,8 @@ class Filled:
     """What filling a text took."""
 
     nfe: Int[Tensor, " rows"]
+    calls: Int[Tensor, " rows"]
+    states: Int[Tensor, " rows"]
     edits: list[Tensor]
     """Tables (5, edits) for :meth:`xlm.modules.samplers.Text.trace`."""
 
@@ -340,7 +359,7 @@ def fill(
     Raises:
         ValueError: If the sampler does not see the cell of the edit in its turn, or the row has no such turn.
     """
-    nfe = torch.zeros_like(seeds)
+    nfe, calls, states = (torch.zeros_like(seeds) for _ in range(3))
     edits: list[Tensor] = []
     num_turns, is_edited = 0, edit is None
     for number, span in enumerate(text.spans(window_length, stride or 1)):
@@ -363,11 +382,13 @@ def fill(
         is_edited |= canvas.user_edit is not None and canvas.user_edit.is_done
         text.put(window, canvas.input_ids, canvas.masked)
         nfe[window.rows] += canvas.nfe
+        calls[window.rows] += canvas.calls
+        states[window.rows] += canvas.states
         edits += [_later(edit, num_turns) for edit in canvas.edits]
         num_turns += last
     if edit is not None and not is_edited:
         raise ValueError(f"the row has no step {edit.step}")
-    return Filled(nfe, edits)
+    return Filled(nfe, calls, states, edits)
 
 
 def _later(edits: Tensor, num_turns: int) -> Tensor:
