@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-NAMES = ("mdlm", "ilm", "did", "mlm", "flexmdm", "arlm")
+DEFAULT = ("mdlm", "ilm", "did", "mlm", "flexmdm", "arlm", "bd3lm")
+"""As many as fit into the time."""
+NAMES = (*DEFAULT, "bd3lm_flex", "udlm", "editflow")
 READY_SECONDS = {"device": 120.0, "plain": 120.0, "compiled": 240.0}
 """From the start of a part until it is ready to measure."""
 TURN_SECONDS = {"device": 30.0, "plain": 60.0, "compiled": 75.0}
@@ -288,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.jsonl and gpu.md")
     parser.add_argument("--small", action="store_true", help="tiny networks on the CPU")
     parser.add_argument("--minutes", type=float, default=8.0, help="when to stop, whatever is missing")
-    parser.add_argument("--families", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--families", nargs="+", choices=NAMES, default=DEFAULT)
     parser.add_argument(
         "--parts",
         nargs="+",

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from xlm.modules import LogLinear, Polynomial, row_seeds
 from xlm_arlm import ARLM, ARLMCollator, ARLMLoss, ARLMPredictor, ARLMPromptCollator
+from xlm_bd3lm import BD3LMCollator, BD3LMDiT, BD3LMLoss, BD3LMPredictor, BD3LMPromptCollator
+from xlm_bd3lm.streams_bd3lm import block_mask
 from xlm_did import DID, DIDCollator, DIDLoss, DIDPredictor, DIDPromptCollator
 from xlm_editflow import (
     EditFlow,
@@ -39,8 +41,8 @@ from xlm_mlm import MLM, MLMCollator, MLMLoss, MLMPredictor, MLMPromptCollator
 from xlm_udlm import UDLMCollator, UDLMDiT, UDLMLoss, UDLMPredictor, UDLMPromptCollator
 
 NAMES = ("arlm", "mlm", "ilm", "did", "mdlm", "flexmdm")
-TEXT_NAMES = (*NAMES, "editflow", "udlm")
-"""Families with the settings of long texts, but not all of them of star graphs."""
+TEXT_NAMES = (*NAMES, "editflow", "bd3lm", "bd3lm_flex", "udlm")
+"""Families with the settings of long texts, but not all of them of star graphs; bd3lm_flex: FlexAttention."""
 PAD, CLS, MASK, EOS, BOS, FIRST = 0, 1, 2, 3, 4, 7
 """Special ids, those of NumberTokenizer; ids below FIRST never occur in a text."""
 SPECIAL = list(range(FIRST))
@@ -99,6 +101,15 @@ def text_parts(family: str, size: Size, max_length: int) -> Parts:
             MDLMCollator(**ids, schedule=LogLinear()),
             MDLMPromptCollator(**ids, default_length=max_length),
             MDLMPredictor(**cells, schedule=LogLinear(), sampler="ancestral"),
+        )
+    if family in ("bd3lm", "bd3lm_flex"):
+        blocks: dict[str, Any] = ids | {"block_length": 16}
+        return Parts(
+            BD3LMDiT(**size.arguments()),
+            BD3LMLoss(**cells, flex_attention=family == "bd3lm_flex"),
+            BD3LMCollator(**blocks),
+            BD3LMPromptCollator(**blocks, default_length=max_length),
+            BD3LMPredictor(**cells, schedule=LogLinear(), sampler="first_hitting", block_length=16),
         )
     if family == "udlm":
         tokens: dict[str, Any] = {
@@ -260,8 +271,9 @@ def training_flops(family: str, model: nn.Module, batch: Mapping[str, Any]) -> f
     """Floating-point operations of the matrix products of one step, forward (1) and backward (2).
 
     6 for each weight of a block and real token, 12 d L^2 for the attention of a block and a row of L tokens
-    (half of it in a causal network, which needs no more), 6 d V for each cell whose logits are needed. The
-    last block needs keys and values of all tokens, and the rest for the cells that the heads read.
+    (half of it in a causal network, which needs no more; in bd3lm the pairs of its mask), 6 d V for each cell
+    whose logits are needed. The last block needs keys and values of all tokens, and the rest for the cells
+    that the heads read.
     Recomputation and padding are not counted.
     """
     ids, mask = batch["input_ids"], batch.get("attention_mask")
@@ -275,6 +287,9 @@ def training_flops(family: str, model: nn.Module, batch: Mapping[str, Any]) -> f
     d_model, vocab_size = model.token_head.in_features, model.token_head.out_features
     squares = float((lengths.double() ** 2).sum()) * (0.5 if family == "arlm" else 1.0)
     tokens = int(lengths.sum())
+    if "clean_blocks" in batch:
+        blocks_of = batch["cell_blocks"].cpu(), batch["clean_blocks"].cpu()
+        tokens, squares = sum(map(torch.numel, blocks_of)), float(block_mask(*blocks_of).sum())
     unread = 1 - read_cells(family, batch, tokens) / tokens
     spared = (per_token / blocks - 2 * d_model**2) * unread
     return (

@@ -39,7 +39,7 @@ def module(name: str) -> Any:
     return importlib.import_module(name)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "bd3lm"])
 def test_a_family_is_measured(family: str) -> None:
     parts, gpu_tables = module("gpu_parts"), module("gpu")
     found: list[dict[str, Any]] = []

@@ -152,6 +152,30 @@ def test_loss_in_pieces_is_the_loss(kind: type[BD3LMRotary] | type[BD3LMDiT]) ->
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow  # the compiler is imported
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_flex_attention_is_attention_in_pieces() -> None:
+    """Forward only: FlexAttention has no gradient on a CPU. Padding, and packed blocks."""
+    blocks = (1 + torch.arange(150) // 5).expand(2, -1).clone()
+    blocks[1, 131:] = -1
+    batch = {
+        **dict.fromkeys(("input_ids", "clean_ids"), torch.arange(300).view(2, 150) % 8 + 4),
+        **dict.fromkeys(("cell_blocks", "clean_blocks"), blocks),
+        "prompt_length": torch.tensor([0, 0]),
+    }
+    real = torch.cat((blocks, blocks), dim=1) > 0
+    model, spans = network(), spans_of(blocks, blocks)
+    for segments in (None, (blocks // 10, blocks // 10)):
+        found = []
+        for flex in (False, True):
+            streams = streams_of(batch, segments=segments, spans=spans, flex=flex)
+            assert isinstance(streams.attention_mask, PiecewiseMask)
+            assert (streams.attention_mask.block_mask is not None) == flex
+            with torch.no_grad():
+                found.append(model(streams.input_ids, streams.attention_mask, streams.position_ids)[real])
+        assert_same(found[1], found[0])
+
+
 def test_both_streams_have_the_same_positions() -> None:
     batch = batch_of(examples(), 2)
     streams = streams_of(batch)

@@ -45,17 +45,26 @@ class BD3LMLoss:
             there is one, is a token like any other.
         suppressed_ids: Further ids that never stand in a text and have probability 0. EOS and PAD among them
             stay possible where they may stand.
+        flex_attention: Whether attention over rows of more than 128 cells is FlexAttention on a GPU, compiled
+            for each shape; on a CPU, where it has no gradient, and by default it is computed in pieces.
 
     Raises:
         ValueError: If MASK is also PAD or EOS.
     """
 
     def __init__(
-        self, *, mask_id: int, pad_id: int, eos_id: int | None, suppressed_ids: Sequence[int] = ()
+        self,
+        *,
+        mask_id: int,
+        pad_id: int,
+        eos_id: int | None,
+        suppressed_ids: Sequence[int] = (),
+        flex_attention: bool = False,
     ) -> None:
         self._vocabulary = CellVocabulary(
             mask_id=mask_id, pad_id=pad_id, eos_id=eos_id, suppressed_ids=suppressed_ids
         )
+        self._flex_attention = flex_attention
 
     def __call__(self, model: BD3LMNetwork, batch: BD3LMBatch) -> BD3LMLossOutput:
         """Evaluate the network on a batch.
@@ -120,6 +129,7 @@ class BD3LMLoss:
             batch["prompt_length"],
             segments=segments,
             spans=batch.get("spans", ()),
+            flex=self._flex_attention and row.device.type != "cpu",
         )
         scores = score_tokens(
             model,

@@ -13,7 +13,7 @@ is seen by nothing that is scored and is not there.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -21,6 +21,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from xlm.modules import MaskPiece, PiecewiseMask
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class Span(NamedTuple):
@@ -122,6 +125,7 @@ class Streams:
         *,
         segments: tuple[Tensor, Tensor] | None = None,
         spans: Sequence[Span] = (),
+        flex: bool = False,
     ) -> "Streams":
         """Join the streams.
 
@@ -131,13 +135,14 @@ class Streams:
             start: Position of the first noisy cell, shape (rows,).
             segments: Of packed blocks, the documents of the noisy cells and of the clean tokens.
             spans: Pieces of the mask, see :func:`spans_of`; none for one table.
+            flex: Whether a mask in pieces also comes as that of FlexAttention, which is then used.
         """
         cell = torch.arange(noisy[0].shape[1], device=start.device)
         # Padding may stand inside the past: a position is the number of tokens on the left.
         place = ((clean[1] >= 0).cumsum(1) - 1).clamp(min=0)
         return Streams(
             input_ids=torch.cat((noisy[0], clean[0]), dim=1),
-            attention_mask=_mask((noisy[1], clean[1]), segments, spans),
+            attention_mask=_mask((noisy[1], clean[1]), segments, spans, flex=flex),
             position_ids=torch.cat((start.unsqueeze(1) + cell, place), dim=1),
         )
 
@@ -149,16 +154,41 @@ class Streams:
 
 
 def _mask(
-    blocks: tuple[Tensor, Tensor], segments: tuple[Tensor, Tensor] | None, spans: Sequence[Span]
+    blocks: tuple[Tensor, Tensor],
+    segments: tuple[Tensor, Tensor] | None,
+    spans: Sequence[Span],
+    *,
+    flex: bool,
 ) -> Tensor | PiecewiseMask:
     """The mask of both streams in one table, or in pieces."""
     if spans:
-        return PiecewiseMask([_piece(span, blocks, segments) for span in spans])
+        pieces = [_piece(span, blocks, segments) for span in spans]
+        return PiecewiseMask(pieces, _flex_mask(blocks, segments) if flex else None)
     mask = block_mask(*blocks)
     if segments is not None:
         document = torch.cat(segments, dim=1)
         mask &= _same(document, document)
     return mask
+
+
+def _flex_mask(blocks: tuple[Tensor, Tensor], segments: tuple[Tensor, Tensor] | None) -> "BlockMask":
+    """The same for FlexAttention, as a function of two columns."""
+    from torch.nn.attention.flex_attention import create_block_mask  # importing it takes seconds
+
+    block, num_noisy = torch.cat(blocks, dim=1), blocks[0].shape[1]
+    document = torch.zeros_like(block) if segments is None else torch.cat(segments, dim=1)
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own, other = block[row, query], block[row, key]
+        before = (other < own) & (other >= 0)
+        of_noisy = torch.where(key < num_noisy, other == own, before)
+        of_clean = (key >= num_noisy) & ((other == own) | before)
+        return torch.where(query < num_noisy, of_noisy, of_clean) & (
+            document[row, query] == document[row, key]
+        )
+
+    rows, length = block.shape
+    return create_block_mask(sees, rows, None, length, length, device=block.device)
 
 
 def _piece(span: Span, blocks: tuple[Tensor, Tensor], segments: tuple[Tensor, Tensor] | None) -> MaskPiece:

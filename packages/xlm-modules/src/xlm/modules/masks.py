@@ -5,13 +5,18 @@ see few ranges of keys, as in block diffusion, attention goes piece by piece: so
 of them sees, and the mask among these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 def segment_mask(segment_ids: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch length length"]:
@@ -55,6 +60,8 @@ class PiecewiseMask:
     """
 
     pieces: Sequence[MaskPiece]
+    block_mask: "BlockMask | None" = None
+    """The same for FlexAttention, which is then used: one kernel in place of one for each piece."""
 
     def attend(
         self,
@@ -69,6 +76,9 @@ class PiecewiseMask:
             key: Keys, same shape.
             value: Values, same shape.
         """
+        if self.block_mask is not None:
+            found: Tensor = _flex_attention(query.device.type)(query, key, value, block_mask=self.block_mask)
+            return found
         queries = query.split([piece.mask.shape[1] for piece in self.pieces], dim=2)
         attended = [
             F.scaled_dot_product_attention(
@@ -91,6 +101,14 @@ class PiecewiseMask:
                 done += high - low
             start = stop
         return table
+
+
+@cache
+def _flex_attention(device_type: str) -> Callable[..., Any]:
+    """FlexAttention, compiled where there is a kernel with a gradient; without, it computes all scores."""
+    from torch.nn.attention.flex_attention import flex_attention  # importing it takes seconds
+
+    return flex_attention if device_type == "cpu" else torch.compile(flex_attention)
 
 
 def takes_piecewise_mask(network: object) -> bool:
