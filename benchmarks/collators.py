@@ -17,6 +17,7 @@ from torch import Tensor
 from xlm.modules import LogLinear, row_seeds
 from xlm_arlm import ARLMCollator
 from xlm_did import DIDCollator
+from xlm_editflow import EditFlowCollator
 from xlm_flexmdm import FlexMDMCollator, Interpolant
 from xlm_ilm import ILMCollator
 from xlm_mdlm import MDLMCollator
@@ -76,6 +77,7 @@ def training_collators(
         "mdlm": MDLMCollator(schedule=LogLinear(), pad_id=pad_id, mask_id=mask_id, bos_id=None, eos_id=None),
         "ilm": ILMCollator(pad_id=pad_id, cls_id=cls_id, bos_id=bos_id),
         "did": DIDCollator(pad_id=pad_id, cls_id=cls_id, bos_id=bos_id),
+        "editflow": EditFlowCollator(pad_id=pad_id, bos_id=bos_id),
         "flexmdm": FlexMDMCollator(
             interpolant=Interpolant(insertion=LogLinear(eps=0.0), unmasking=LogLinear(eps=0.0)),
             pad_id=pad_id,

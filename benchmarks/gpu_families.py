@@ -40,9 +40,9 @@ from xlm_mdlm import (
 from xlm_mlm import MLM, MLMCollator, MLMLoss, MLMPredictor, MLMPromptCollator
 from xlm_udlm import UDLMCollator, UDLMDiT, UDLMLoss, UDLMPredictor, UDLMPromptCollator
 
-NAMES = ("arlm", "mlm", "ilm", "did", "mdlm", "flexmdm")
-TEXT_NAMES = (*NAMES, "editflow", "bd3lm", "bd3lm_flex", "udlm")
-"""Families with the settings of long texts, but not all of them of star graphs; bd3lm_flex: FlexAttention."""
+NAMES = ("arlm", "mlm", "ilm", "did", "editflow", "mdlm", "flexmdm")
+TEXT_NAMES = (*NAMES, "bd3lm", "bd3lm_flex", "udlm")
+"""Families with the settings of long texts, those of NAMES also of star graphs; bd3lm_flex: FlexAttention."""
 PAD, CLS, MASK, EOS, BOS, FIRST = 0, 1, 2, 3, 4, 7
 """Special ids, those of NumberTokenizer; ids below FIRST never occur in a text."""
 SPECIAL = list(range(FIRST))
@@ -181,10 +181,15 @@ def _of_any_length(family: str, size: Size, max_length: int, *, greedy: bool) ->
         ids = {"pad_id": PAD, "bos_id": BOS}
         return Parts(
             EditFlow(**size.arguments()),
-            EditFlowLoss(suppressed_ids=SPECIAL),
+            EditFlowLoss(suppressed_ids=SPECIAL, token_weight="one" if greedy else "hazard"),
             EditFlowCollator(**ids, max_length=max_length),
             EditFlowPromptCollator(**ids, max_length=max_length),
-            EditFlowPredictor(pad_id=PAD, suppressed_ids=SPECIAL, temperature=temperature),
+            EditFlowPredictor(
+                pad_id=PAD,
+                suppressed_ids=SPECIAL,
+                num_steps=None if greedy else 64,
+                temperature=temperature,
+            ),
         )
     if family != "flexmdm":
         raise ValueError(f"family must be one of {', '.join(NAMES)}, got {family!r}")

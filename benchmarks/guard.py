@@ -26,7 +26,7 @@ import training
 MARGIN = 1.3
 RECORDED = Path(__file__).with_name("ratios.json")
 FAMILIES = training.NAMES
-QUICK = tuple(name for name in FAMILIES if name not in ("did", "flexmdm"))
+QUICK = tuple(name for name in FAMILIES if name not in ("did", "editflow", "flexmdm"))
 """Without the families that draw how many tokens they write, which an untrained network does not know."""
 SIZE = "short"
 TOKENS = 16
