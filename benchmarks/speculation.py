@@ -5,17 +5,20 @@
 
 The best checkpoint of a run of mlm or mdlm writes ``rows`` texts of the task's longest target, without
 prompts, ``at-once`` rows in a batch, at temperature 1 without filters. *Flips* are texts that differ from
-those without speculation: rounding in float32 depends on the rows beside a row, in float64 it does not.
-Seconds are those of the processor, of one thread.
+those without speculation: rounding in float32 depends on the rows beside a row, in float64 it does not. *Gap*
+is the least distance of a uniform number to the border of the token that it gave, in probability: rounding of
+that size can flip it. Seconds are those of the processor, of one thread.
 """
 
 import argparse
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from xlm.core.config.build import make
 from xlm.core.config.recorded import read_config
@@ -23,6 +26,27 @@ from xlm.core.hub import source
 from xlm.core.saving.run_folder import RunFolder
 from xlm.core.training.assembly import assemble
 from xlm.core.training.run import resolve
+from xlm.modules import TokenSampling
+
+
+@dataclass(frozen=True)
+class Watched(TokenSampling):
+    """Draws tokens, and keeps the least distance to a border."""
+
+    gaps: list[float] = field(default_factory=list[float], kw_only=True)
+
+    def draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """One token per row."""
+        tokens = super().draw(logits, uniforms)
+        p = self.log_probs(logits).exp()
+        upper = p.cumsum(1).gather(1, tokens.unsqueeze(1)).squeeze(1)
+        lower = upper - p.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        # Below 0 and above 1 there is no other token.
+        below = (uniforms - lower).where(lower > 1e-12, 1.0)
+        above = (upper - uniforms).where(upper < 1 - 1e-12, 1.0)
+        self.gaps.append(float(below.minimum(above).abs().min()))
+        return tokens
+
 
 RULES = ("any_order", "first_hitting", "left_to_right")
 
@@ -56,6 +80,7 @@ def main() -> None:
     model = harness.model.eval()
     collate = make(run.settings.datamodule.test["prediction"].collator, "collator")
     batch = collate([{"seed": row} for row in range(chosen.rows)])
+    gaps: list[str] = []
     print("| rule | turns in a call | evaluations | calls | states | CPU ms of a text | flips |")
     print("|---|---|---|---|---|---|---|")
     for rule in RULES:
@@ -68,6 +93,12 @@ def main() -> None:
             flips = sum(text != other for text, other in zip(texts, plain, strict=True))
             cells = f"{nfe:.1f} | {calls:.1f} | {states:.1f} | {1000 * seconds:.0f} | {flips}"
             print(f"| {rule} | {most or 1} | {cells} |", flush=True)
+        node = {"_target_": "xlm.modules.samplers.compose", "rule": rule}
+        predict = make({**run.settings.predictor, "sampler": node}, "predictor")
+        predict._sampling = watched = Watched()
+        generate(predict, model, batch, chosen.at_once)
+        gaps.append(f"{rule} {min(watched.gaps):.1e}")
+    print(f"gap in {chosen.rows} texts: {', '.join(gaps)}")
 
 
 if __name__ == "__main__":
