@@ -67,7 +67,7 @@ def test_every_draft_is_right_where_cells_are_independent(most: int, calls: int)
     assert sum(network.rows[:calls]) == 6 * 50
 
 
-def test_a_network_conditioned_on_time_is_told_that_of_the_draft() -> None:
+def test_a_network_conditioned_on_time_receives_that_of_the_draft() -> None:
     network = TableNetwork(length=6)
     network.table[:] = network.table[0]
     run(compose("any_order", speculate=9), network, START, torch.arange(1))
