@@ -3,6 +3,7 @@
 uv run python docs/tools/make_result_charts.py
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,26 @@ RULES = (
         },
     ),
 )
+
+
+@dataclass(frozen=True)
+class Divergences:
+    """One picture: the divergence of each family from languages with a known distribution."""
+
+    file: str
+    headings: Mapping[str, str]
+    """The section of the page of each language."""
+    title: str
+    ticks: Sequence[float]
+    """Of a logarithmic axis, from its lowest to its highest value."""
+
+
+LANGUAGES = Divergences(
+    "results-languages.svg",
+    {"ngram": "## ngram: against the exact distribution", "hmm": "## hmm: against the exact distribution"},
+    "KL(language, model) in nats a text: arlm exact, the others at most",
+    (0.03, 0.1, 0.3, 1, 3, 10),
+)
 FAMILIES = ("arlm", "mlm", "mdlm", "ilm", "flexmdm")
 """A family has one colour and one dash in all charts."""
 
@@ -137,6 +158,27 @@ def points(chart: Points, page: str) -> dict[str, dict[str, tuple[float, float]]
     return found
 
 
+def divergences(chart: Divergences, page: str) -> dict[str, dict[str, float]]:
+    """Of each language, the divergence of each family.
+
+    Raises:
+        ValueError: When the page has no such table, or a cell of it no number.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for language, heading in chart.headings.items():
+        section = next((part for part in re.split(r"(?m)^(?=## )", page) if part.startswith(heading)), "")
+        tables = [rows for rows in _tables(section) if rows[0][0] == "family"]
+        if not tables:
+            raise ValueError(f"{PAGE}: no table of families under {heading!r}")
+        head, *rows = tables[0]
+        [place] = [place for place, name in enumerate(head) if name.startswith("KL")]
+        numbers = {re.match(r"\w*", row[0])[0]: re.search(r"\d+\.\d+", row[place]) for row in rows}  # pyright: ignore[reportOptionalSubscript]  # matches always
+        if not all(numbers.values()):
+            raise ValueError(f"{PAGE}: a family without a divergence under {heading!r}")
+        found[language] = {family: float(number[0]) for family, number in numbers.items() if number}
+    return found
+
+
 def _tables(text: str) -> list[list[list[str]]]:
     """Cells of each table, without the line under the head."""
     blocks = re.findall(r"(?m)(?:^\|.*\|\n)+", text)
@@ -170,6 +212,8 @@ text { font: 12px system-ui, sans-serif; fill: #59636e; fill: var(--quiet); }
 .title { font-size: 14px; fill: #1f2328; fill: var(--ink); }
 .grid { stroke: #d0d7de; stroke: var(--line); }
 .curve { fill: none; stroke-width: 2.2px; }
+.filled { fill: #1f2328; fill: var(--ink); }
+.open { fill: none; stroke-width: 2px; stroke: #1f2328; stroke: var(--ink); }
 .end { text-anchor: end; } .middle { text-anchor: middle; }
 """
 DASHES: Mapping[str, str] = {"arlm": "2 4", "mlm": "8 4", "mdlm": "none", "ilm": "12 3 3 3", "flexmdm": "5 3"}
@@ -225,6 +269,30 @@ def draw_points(chart: Points, found: Mapping[str, Mapping[str, tuple[float, flo
     return _picture(chart.title, shapes)
 
 
+def draw_divergences(chart: Divergences, found: Mapping[str, Mapping[str, float]]) -> str:
+    """One chart of languages: a column for each family."""
+    families = list(dict.fromkeys(family for values in found.values() for family in values))
+    low, high = math.log(chart.ticks[0]), math.log(chart.ticks[-1])
+
+    def height(value: float) -> float:
+        return BOTTOM - (BOTTOM - TOP) * (math.log(value) - low) / (high - low)
+
+    shapes = _frame(chart.title, [(tick, height(tick)) for tick in chart.ticks])
+    column = (RIGHT - LEFT) / len(families)
+    for number, family in enumerate(families):
+        x = LEFT + column * (number + 0.5)
+        shapes.append(f'<text class="middle" x="{x:.1f}" y="{BOTTOM + 20}">{family}</text>')
+    for number, (language, values) in enumerate(found.items()):
+        mark = f'class="{"filled" if number == 0 else "open"}" r="5"'
+        shapes.append(f'<circle {mark} cx="{LEFT + 8 + 110 * number}" cy="42"/>')
+        shapes.append(f'<text x="{LEFT + 18 + 110 * number}" y="46">{language}</text>')
+        for family, value in values.items():
+            x = LEFT + column * (families.index(family) + 0.5)
+            title = f"<title>{family}, {language}: {value:g}</title>"
+            shapes.append(f'<circle {mark} cx="{x:.1f}" cy="{height(value):.1f}">{title}</circle>')
+    return _picture(chart.title, shapes)
+
+
 def _frame(title: str, ticks: Sequence[tuple[float, float]]) -> list[str]:
     """Paper, title, and a line with its number at each height."""
     shapes = [f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>']
@@ -251,6 +319,7 @@ def pictures() -> dict[Path, str]:
     return {
         **{assets / chart.file: draw(chart, curves(chart, page)) for chart in CHARTS},
         **{assets / chart.file: draw_points(chart, points(chart, page)) for chart in RULES},
+        assets / LANGUAGES.file: draw_divergences(LANGUAGES, divergences(LANGUAGES, page)),
     }
 
 

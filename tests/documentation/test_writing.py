@@ -101,6 +101,15 @@ def test_points_of_rules_are_read_from_the_table_of_each_family() -> None:
         make_result_charts.points(chart, f"## x\n\n{table.format(3)}")
 
 
+def test_divergences_are_read_from_the_table_of_each_language() -> None:
+    chart = make_result_charts.Divergences("x.svg", {"a": "## a", "b": "## b"}, "x", (0.1, 1))
+    table = "| family | nats | KL(language, model) |\n|---|---|---|\n| arlm (exact) | 20.1 | {} |\n"
+    page = f"## a\n\n{table.format('0.10')}\n## b\n\n{table.format('at most 0.31 (0.07 to 0.57)')}"
+    assert make_result_charts.divergences(chart, page) == {"a": {"arlm": 0.1}, "b": {"arlm": 0.31}}
+    with pytest.raises(ValueError, match="a family without a divergence under '## a'"):
+        make_result_charts.divergences(chart, f"## a\n\n{table.format('none')}")
+
+
 def test_the_versions_that_are_said_to_be_tested_are_those_of_lock_and_bounds() -> None:
     said = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     lock = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))
