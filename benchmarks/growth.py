@@ -153,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure or draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=AXES)
     parser.add_argument("--tiny", action="store_true", help="two points for each line")
     parser.add_argument("--out", type=Path, help="measure, and write the points")
     parser.add_argument("--draw", type=Path, help="points to draw")
@@ -161,7 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.draw is not None:
         draw(json.loads(options.draw.read_text()), options.picture)
         return
-    points = measure_all(options.families, TINY if options.tiny else AXES)
+    axes = {axis: (TINY if options.tiny else AXES)[axis] for axis in options.axes}
+    points = measure_all(options.families, axes)
     if options.out is not None:
         options.out.write_text(json.dumps(points))
     print(table(points))

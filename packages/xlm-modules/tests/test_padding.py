@@ -37,9 +37,13 @@ def inputs(name: str) -> tuple[Tensor, dict[str, Tensor]]:
     return ids, {"condition": condition} if name == "DiT" else {}
 
 
+@pytest.mark.parametrize("least_length", [1, 256])
 @pytest.mark.parametrize("name", TRUNKS)
-def test_states_and_gradients_equal_those_with_padding(name: str):
+def test_states_and_gradients_equal_those_with_padding(
+    name: str, least_length: int, monkeypatch: pytest.MonkeyPatch
+):
     """A mask of three axes says the same, and keeps the padding in its rows."""
+    monkeypatch.setattr("xlm.modules.padding._LEAST_LENGTH", least_length)
     model, (ids, given) = trunk(name), inputs(name)
     positions = REAL.cumsum(1) - 1
     square = REAL.unsqueeze(1).expand(-1, REAL.shape[1], -1)

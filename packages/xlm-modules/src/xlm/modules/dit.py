@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from xlm.modules.cache import KeyValueCache, LayerCache, extend_cache
 from xlm.modules.examples import check_vocabulary
 from xlm.modules.masks import PiecewiseMask, broadcast_over_heads, default_positions
-from xlm.modules.padding import PackedTokens, embed, pack_wanted
+from xlm.modules.padding import PackedTokens, RowwiseMask, embed, pack_wanted
 from xlm.modules.rotary import checked_rotary_dim, rotary_angles
 from xlm.modules.transformer import (
     Activation,
@@ -120,7 +120,7 @@ class DiTBlock(nn.Module):
         condition: Float[Tensor, "batch d_condition"],
         cos: Float[Tensor, "#batch length half"],
         sin: Float[Tensor, "#batch length half"],
-        mask: Bool[Tensor, "#batch 1 #length keys"] | PiecewiseMask | None = None,
+        mask: Bool[Tensor, "#batch 1 #length keys"] | PiecewiseMask | RowwiseMask | None = None,
         *,
         cache: LayerCache | None = None,
         tokens: PackedTokens | None = None,
@@ -280,7 +280,7 @@ class DiT(nn.Module):
         cos, sin = rotary_angles(position_ids, self.rotary_dim, dtype=dtype)
         mask = broadcast_over_heads(attention_mask) if isinstance(attention_mask, Tensor) else attention_mask
         tokens = PackedTokens.real(attention_mask) if cache is None else None
-        hidden = embed(self.embedding, input_ids, embedded, tokens)
+        hidden, mask = embed(self.embedding, input_ids, embedded, tokens), RowwiseMask.of(mask, tokens)
         if condition is None:
             condition = hidden.new_zeros(len(input_ids), self.d_condition)
         condition = F.silu(condition)

@@ -1,20 +1,26 @@
 """Work on some tokens of rows only.
 
 The linear layers, norms and activations of a trunk treat each token alone, so on a CPU they run over the real
-tokens of a batch, put one after another; only attention needs them in their rows. What follows the attention
-of the last block is needed only at the cells whose hidden states are wanted.
+tokens of a batch, put one after another; only attention needs them in their rows, of which it leaves out the
+padding on the right where that takes long. What follows the attention of the last block is needed only at the
+cells whose hidden states are wanted.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import torch
-from jaxtyping import Float, Int, Shaped
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from xlm.modules.masks import PiecewiseMask
 
 _LEAST_PADDING = 1 / 32
 """Share of padding below which moving tokens takes longer than computing the padding."""
+_LEAST_LENGTH = 256
+"""Columns from which attention row by row takes less time than that over the padding."""
 
 
 class PackedTokens:
@@ -62,6 +68,44 @@ class PackedTokens:
         """The tokens in their rows, with zeros at all others; the inverse of :meth:`pack`."""
         rows = tokens.new_zeros(self.shape.numel(), *tokens.shape[1:])
         return rows.index_copy(0, self.cells, tokens).unflatten(0, self.shape)
+
+
+@dataclass(frozen=True)
+class RowwiseMask:
+    """The mask of padded rows, in attention row by row up to the last real token of each."""
+
+    mask: Bool[Tensor, "batch 1 #length keys"]
+    lengths: Sequence[int]
+
+    @classmethod
+    def of(
+        cls, mask: Tensor | PiecewiseMask | None, tokens: PackedTokens | None
+    ) -> Self | Tensor | PiecewiseMask | None:
+        """A mask of the trunk, row by row where the padding takes longer than a call for each row."""
+        if tokens is None or not isinstance(mask, Tensor) or tokens.shape[1] < _LEAST_LENGTH:
+            return mask
+        columns = tokens.cells % tokens.shape[1] + 1
+        lengths = columns.new_ones(tokens.shape[0]).scatter_reduce(0, tokens.rows, columns, "amax")
+        return cls(mask, lengths.tolist())
+
+    def attend(
+        self,
+        query: Float[Tensor, "batch heads length head_dim"],
+        key: Float[Tensor, "batch heads length head_dim"],
+        value: Float[Tensor, "batch heads length head_dim"],
+    ) -> Float[Tensor, "batch heads length head_dim"]:
+        """Scaled dot-product attention of each row; zeros behind its last real token."""
+        length = query.shape[2]
+        rows = zip(
+            query.split(1), key.split(1), value.split(1), self.mask.split(1), self.lengths, strict=True
+        )
+        attended = [
+            F.scaled_dot_product_attention(
+                q[:, :, :n], k[:, :, :n], v[:, :, :n], attn_mask=mask[:, :, :n, :n]
+            )
+            for q, k, v, mask, n in rows
+        ]
+        return torch.cat([F.pad(row, (0, 0, 0, length - row.shape[2])) for row in attended])
 
 
 def embed(

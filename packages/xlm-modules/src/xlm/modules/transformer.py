@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from xlm.modules.cache import KeyValueCache, LayerCache, extend_cache
 from xlm.modules.examples import check_vocabulary
 from xlm.modules.masks import PiecewiseMask, broadcast_over_heads, default_positions
-from xlm.modules.padding import PackedTokens, embed, pack_wanted
+from xlm.modules.padding import PackedTokens, RowwiseMask, embed, pack_wanted
 from xlm.modules.rotary import apply_rotary, checked_rotary_dim, rotary_angles
 
 Activation = Literal["gelu", "gelu_erf", "relu"]
@@ -77,7 +77,7 @@ class RotaryAttention(nn.Module):
         query: Float[Tensor, "batch heads queries head_dim"],
         key: Float[Tensor, "batch heads keys head_dim"],
         value: Float[Tensor, "batch heads keys head_dim"],
-        mask: Bool[Tensor, "#batch 1 #queries keys"] | PiecewiseMask | None = None,
+        mask: Bool[Tensor, "#batch 1 #queries keys"] | PiecewiseMask | RowwiseMask | None = None,
         *,
         is_causal: bool = False,
         tokens: PackedTokens | None = None,
@@ -96,7 +96,7 @@ class RotaryAttention(nn.Module):
         Returns:
             Update of the hidden states, shape (batch, queries, d_model), or (tokens, d_model).
         """
-        if isinstance(mask, PiecewiseMask):
+        if isinstance(mask, PiecewiseMask | RowwiseMask):
             attended = mask.attend(query, key, value)
         else:
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
@@ -109,7 +109,7 @@ class RotaryAttention(nn.Module):
         hidden: Float[Tensor, "*tokens d_model"],
         cos: Float[Tensor, "#batch length half"],
         sin: Float[Tensor, "#batch length half"],
-        mask: Bool[Tensor, "#batch 1 #length keys"] | PiecewiseMask | None = None,
+        mask: Bool[Tensor, "#batch 1 #length keys"] | PiecewiseMask | RowwiseMask | None = None,
         *,
         is_causal: bool = False,
         cache: LayerCache | None = None,
@@ -182,7 +182,7 @@ class RotaryBlock(nn.Module):
         hidden: Float[Tensor, "*tokens d_model"],
         cos: Float[Tensor, "#batch length half"],
         sin: Float[Tensor, "#batch length half"],
-        mask: Bool[Tensor, "#batch 1 #length keys"] | PiecewiseMask | None = None,
+        mask: Bool[Tensor, "#batch 1 #length keys"] | PiecewiseMask | RowwiseMask | None = None,
         *,
         is_causal: bool = False,
         cache: LayerCache | None = None,
@@ -350,7 +350,7 @@ class RotaryTransformer(nn.Module):
         mask = self._attention_mask(attention_mask, past, input_ids)
         is_causal = self.causal and mask is None and past == 0
         tokens = PackedTokens.real(attention_mask) if cache is None else None
-        hidden = embed(self.embedding, input_ids, embedded, tokens)
+        hidden, mask = embed(self.embedding, input_ids, embedded, tokens), RowwiseMask.of(mask, tokens)
         wanted = None if positions is None else PackedTokens(positions, input_ids.shape)
         for index, block in enumerate(self.blocks, start=1):
             hidden = block(
