@@ -6,7 +6,7 @@ Shares no code with the package: texts are tuples, chains are dictionaries, batc
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -173,24 +173,49 @@ def generated(
     return {text: float(mass[number]) for text, number in index.items()}
 
 
-def generated_in_steps(rates: Rates, num_steps: int, power: float = 1.0) -> dict[Text, float]:
+def generated_in_steps(
+    rates: Rates, num_steps: int, power: float = 1.0, *, insertions: str = "any"
+) -> dict[Text, float]:
     """The distribution of the sampler that inserts the exact number of tokens of each of N steps."""
+    insert = in_rounds if insertions == "one" else at_once
     reached: dict[Text, float] = {(): 1.0}
     for step in range(num_steps):
         start, end = (1 - (edge / num_steps) ** power for edge in (step, step + 1))
         after: defaultdict[Text, float] = defaultdict(float)
         for text, mass in reached.items():
             a = rates.numbers(text) * start ** np.arange(len(rates.numbers(text)))
-            pairs = {pair: float(p[0]) for pair, p in rates.insert(text, np.array([start])).items()}
             for missing, weight in enumerate(a / a.sum()):
                 for number in range(missing + 1):
                     chance = math.comb(missing, number) * (1 - end / start) ** number
                     chance *= (end / start) ** (missing - number)
-                    for draws in itertools.product(pairs, repeat=number):
-                        probability = math.prod(pairs[pair] for pair in draws)
-                        after[with_draws(text, draws)] += mass * weight * chance * probability
+                    for grown, probability in insert(rates, text, number, start, end):
+                        after[grown] += mass * weight * chance * probability
         reached = dict(after)
     return reached
+
+
+def at_once(rates: Rates, text: Text, number: int, start: float, end: float) -> Iterator[tuple[Text, float]]:
+    """What becomes of a text, with independent draws of its insertions."""
+    pairs = {pair: float(p[0]) for pair, p in rates.insert(text, np.array([start])).items()}
+    for draws in itertools.product(pairs, repeat=number):
+        yield with_draws(text, draws), math.prod(pairs[pair] for pair in draws)
+
+
+def in_rounds(
+    rates: Rates, text: Text, number: int, start: float, end: float, draws: tuple[Pair, ...] = ()
+) -> Iterator[tuple[Text, float]]:
+    """The same if a round, which has made some ``draws``, ends before a slot is drawn again."""
+    if len(draws) == number:
+        yield with_draws(text, draws), 1.0
+        return
+    used, left = {slot for slot, _ in draws}, number - len(draws)
+    for pair, chance in rates.insert(text, np.array([start])).items():
+        if pair[0] not in used:
+            after = in_rounds(rates, text, number, start, end, (*draws, pair))
+        else:
+            middle = end + (start - end) * left / number
+            after = in_rounds(rates, with_draws(text, draws), left, middle, end)
+        yield from ((grown, float(chance[0]) * probability) for grown, probability in after)
 
 
 def with_draws(text: Text, draws: Sequence[Pair]) -> Text:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xlm.modules.records import FullTrace
+from xlm.modules.records import FullTrace, Targets
 from xlm_did import DID, DIDExample, DIDPredictor, DIDPromptBatch, DIDPromptCollator
 
 from .exact_did import BOS, CLS, PAD, SPECIAL, random_network
@@ -66,6 +66,30 @@ def test_the_trajectories_of_a_step_have_all_the_probability(options: dict[str, 
     assert sum(map(math.exp, of_first.values())) == pytest.approx(1.0, abs=1e-5)
     [entropy] = entropies
     assert entropy == pytest.approx(-sum(math.exp(p) * p for p in of_first.values()), abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3, "temperature": 0.7}])
+def test_the_trajectories_in_rounds_have_all_the_probability(options: dict[str, Any]) -> None:
+    """That a round ends is part of a trajectory, and so is not which draw was dropped."""
+    trace = full_trace(num_steps=1, insertions="one", **options)
+    edits: defaultdict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    total = trace.place_log_prob.clone().index_add(0, trace.row, trace.log_prob).exp().tolist()
+    columns = torch.stack([trace.row, trace.step, trace.position, trace.token], 1)
+    for row, step, position, token in columns[trace.step > 0].tolist():
+        edits[row].append((step, position, token))
+    mass = {tuple(edits[row]): total[row] for row in range(ROWS)}
+    assert {max((step for step, _, _ in trajectory), default=0) for trajectory in mass} == {0, 1, 2}
+    assert 1 - 10 / ROWS < sum(mass.values()) < 1 + 1e-5
+
+
+def test_rounds_have_no_likelihood() -> None:
+    predict, model = predictor_of({"num_steps": 2, "insertions": "one"}), random_network(2, 3, seed=11)
+    batch, seeds = prompts(1), torch.arange(1)
+    trace = predict(model, batch, seeds, trace=True).trace
+    with pytest.raises(ValueError, match="insertions must be 'any' for likelihoods"):
+        predict.trajectory_log_probs(model, batch, trace, seeds)
+    with pytest.raises(ValueError, match="insertions must be 'any' for likelihoods"):
+        predict.likelihood(model, batch, Targets(torch.tensor([[4]]), torch.tensor([1])), seeds)
 
 
 def test_the_jumps_of_a_first_hitting_row_are_densities() -> None:

@@ -1,7 +1,7 @@
 """The rows while they grow, and the distribution of the next insertions into them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -227,6 +227,27 @@ class Pairs:
         hidden = self.scored.hidden[self.cells.first[able] + slot]
         logits = suppress_tokens(self.scored.head(hidden), filters.suppressed_ids)
         return slot, filters.token.draw(logits, uniforms[:, 1])
+
+    def draw_many(
+        self, number: Tensor, most: int, uniforms: Callable[[int], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """(rows, most) slots and tokens of ``number`` (rows,) independent draws for each row, 0 beyond them.
+
+        ``uniforms`` gives so many numbers in (0, 1) for each row.
+        """
+        slots, tokens = (number.new_zeros(len(number), most) for _ in range(2))
+        of_pairs = uniforms(2 * most).unflatten(1, (most, 2))
+        for index in range(most):
+            able = (number > index).nonzero().squeeze(1)
+            slots[able, index], tokens[able, index] = self.draw(able, of_pairs[able, index])
+        return slots, tokens
+
+    def slot_log_probs(self) -> Tensor:
+        """(rows, slots) nats with which :meth:`draw` draws each slot."""
+        if self.filters.draws_pairs:
+            pairs = self.filters.token.log_probs(self.scores.flatten(1))
+            return pairs.unflatten(1, self.scores.shape[1:]).logsumexp(2)
+        return self.filters.slot.log_probs(self.scores)
 
     def score(self, row: Tensor, slot: Tensor, token: Tensor) -> Tensor:
         """(pairs,) nats with which :meth:`draw` draws pairs of rows, slots and tokens."""

@@ -38,7 +38,6 @@ from xlm.modules import (
     uniform,
 )
 from xlm.modules.records import (
-    INSERT,
     Event,
     FullTrace,
     FullyTracedPrediction,
@@ -49,11 +48,11 @@ from xlm.modules.records import (
     TracedPrediction,
     TrajectoryLogProbs,
     UserEdit,
-    edits_of_step,
 )
 from xlm_did.clocks_did import NUM_UNIFORMS, Clock, FirstHitting, Steps
 from xlm_did.insertion_did import Cells, Filters, Pairs, Text
-from xlm_did.replay_did import Drawn, Forced, Insertions, Recorded, Turn
+from xlm_did.replay_did import Drawn, Forced, Insertions, Recorded, Turn, insert
+from xlm_did.rounds_did import Rounds
 from xlm_did.trajectories_did import Followed
 from xlm_did.types_did import DIDNetwork, DIDPromptBatch, call_model, prompt_of
 
@@ -82,6 +81,8 @@ class DIDPredictor:
             independently from one evaluation, so there are at most N evaluations.
         time_power: p above 0: part k begins at u = 1 - (k / N)^p. Above 1 the first parts are narrow, where
             tokens would share a slot. Without num_steps it has no effect.
+        insertions: Into a slot in an evaluation, with num_steps. "one": where a part has several tokens for a
+            slot, it takes several evaluations (:mod:`xlm_did.rounds_did`). It has no likelihood then.
         sampling: "joint": slot and token are drawn together. "two_stage": first the slot from its marginal
             probability, then the token given the slot. Without temperature and filters this is the same
             distribution.
@@ -102,6 +103,7 @@ class DIDPredictor:
         max_new_tokens: int | None = None,
         num_steps: int | None = None,
         time_power: float = 1.0,
+        insertions: Literal["any", "one"] = "any",
         sampling: Literal["joint", "two_stage"] = "joint",
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -120,6 +122,8 @@ class DIDPredictor:
         )
         self._pad_id = pad_id
         self._max_new_tokens = max_new_tokens
+        require(insertions in ("any", "one"), "insertions", insertions, "'any' or 'one'")
+        self._has_rounds = insertions == "one"
         self._clock: Clock = FirstHitting() if num_steps is None else Steps(num_steps, time_power)
         token_sampling = TokenSampling(temperature, top_k, top_p)
         self._filters = Filters(
@@ -167,7 +171,8 @@ class DIDPredictor:
         """
         nothing = torch.zeros(len(seeds), dtype=torch.float64, device=seeds.device)
         recorded = Recorded(self._clock, nothing)
-        text, edits, nfe = self.run(model, batch, seeds, recorded if trace == "full" else Drawn(self._clock))
+        source = recorded if trace == "full" else Drawn(self._clock)
+        text, edits, nfe = self.run(model, batch, seeds, self._in_rounds(source, seeds))
         ids, lengths = text.targets(self._pad_id)
         calls = nfe if prompt_sees_target(model) else nfe + 1
         if not trace:
@@ -193,7 +198,7 @@ class DIDPredictor:
         Raises:
             ValueError: If there is no such step, or the text has no such position then.
         """
-        text, edits, nfe = self.run(model, batch, seeds, Drawn(self._clock), edit)
+        text, edits, nfe = self.run(model, batch, seeds, self._in_rounds(Drawn(self._clock), seeds), edit)
         ids, lengths = text.targets(self._pad_id)
         calls = nfe if prompt_sees_target(model) else nfe + 1
         made = edit.made_in(Trace.of(edits))
@@ -212,8 +217,9 @@ class DIDPredictor:
             seeds: Those of the generation.
 
         Raises:
-            ValueError: If this sampler does not insert or stop where the trace does.
+            ValueError: If this sampler does not insert or stop where the trace does, or has rounds.
         """
+        self._require_no_rounds()
         followed = Followed.start(self._clock, trace, len(seeds))
         self.run(model, batch, seeds, followed)
         return TrajectoryLogProbs(log_prob=followed.finish(), place_log_prob=followed.place_log_prob)
@@ -275,11 +281,14 @@ class DIDPredictor:
                 **({} if prompts is None else {"cache": prompts.of_rows(rows)}),
             )
             pairs = Pairs(cells, cells.spread(scored.scores), scored, self._filters)
-            edits += _insert(text, rows, pairs, turn.jump.number, seeds[rows], step, insertions)
+            uniforms = partial(uniform, seeds[rows], step=step, stream=_STREAM_INSERT)
+            made, inserted = insert(insertions, text, rows, pairs, turn.jump.number, step, uniforms)
+            edits += made
             if edit is not None and step == edit.step:
                 edits.append(text.write(edit))
             log_time[rows] = turn.jump.log_next
-            goes_on = (turn.jump.number > 0) & (turn.jump.log_next > -math.inf)
+            has_rest = inserted < turn.jump.number
+            goes_on = (turn.jump.number > 0) & (has_rest | (turn.jump.log_next > -math.inf))
             rows = text.growing(rows[goes_on])
         return text, edits, nfe
 
@@ -311,9 +320,10 @@ class DIDPredictor:
             event: The text and the cells are the same here.
 
         Raises:
-            ValueError: If a target does not hold the given tokens of its row.
+            ValueError: If a target does not hold the given tokens of its row, or the sampler has rounds.
         """
         check_draws(num_draws, event)
+        self._require_no_rounds()
         num_given, width = batch["input_ids"].shape[1], targets.ids.shape[1]
         targets = replace(targets, ids=nn.functional.pad(targets.ids, (0, max(1 - width, 0))))
         num_missing = torch.zeros_like(seeds)
@@ -344,27 +354,16 @@ class DIDPredictor:
             nfe=total,
         )
 
+    def _in_rounds(self, source: Drawn | Recorded, seeds: Tensor) -> Insertions:
+        return Rounds.start(source, seeds) if self._has_rounds else source
 
-def _insert(
-    text: Text,
-    rows: Tensor,
-    pairs: Pairs,
-    number: Tensor,
-    seeds: Tensor,
-    step: int,
-    insertions: Insertions,
-) -> list[Tensor]:
-    """Insert this many tokens into each row, and return the edits."""
-    most = int(number.max())
-    uniforms = partial(uniform, seeds, step=step, stream=_STREAM_INSERT)
-    slots, tokens = insertions.choose(text, rows, pairs, number, most, uniforms)
-    edits: list[Tensor] = []
-    for index in range(most):
-        able = (number > index).nonzero().squeeze(1)
-        slot, token = slots[able, index], tokens[able, index]
-        gap = text.insert(rows[able], pairs.cells.column[able, slot], token)
-        edits.append(edits_of_step(step, INSERT, rows[able], gap, token))
-    return edits
+    def _require_no_rounds(self) -> None:
+        require(
+            not self._has_rounds,
+            "insertions",
+            "one",
+            "'any' for likelihoods and trajectories: a round ends by a draw that is not in the text",
+        )
 
 
 def _read_prompts(model: DIDNetwork, batch: DIDPromptBatch, prompt: Tensor) -> PromptCache:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from xlm.modules import draw_places
-from xlm.modules.records import Targets
+from xlm.modules.records import INSERT, Targets, edits_of_step
 from xlm_did.clocks_did import Clock, Jump
 from xlm_did.insertion_did import Pairs, Text
 from xlm_did.missing_did import log_numbers
@@ -35,8 +35,8 @@ class Insertions(Protocol):
 
     def choose(
         self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, most: int, uniforms: Uniforms, /
-    ) -> tuple[Tensor, Tensor]:
-        """(rows, most) slots, as numbers among the row's open slots, and tokens, in the order of insertion.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows, most) slots, as numbers among the row's open slots, and tokens; (rows,) how many of them.
 
         A token goes immediately right of the column of its slot, so left of those before it in the same slot.
 
@@ -44,11 +44,32 @@ class Insertions(Protocol):
             text: All rows as they are now.
             rows: (rows,) rows of the batch that were evaluated.
             pairs: What the network says about them.
-            number: (rows,) tokens that each gets.
+            number: (rows,) tokens that each gets, or fewer of them in this evaluation.
             most: The largest number.
             uniforms: So many numbers in (0, 1) for each row, (rows, numbers).
         """
         ...
+
+
+def insert(
+    insertions: Insertions,
+    text: Text,
+    rows: Tensor,
+    pairs: Pairs,
+    number: Tensor,
+    step: int,
+    uniforms: Uniforms,
+) -> tuple[list[Tensor], Tensor]:
+    """Insert this many tokens or fewer into each row; return the edits, and how many they are (rows,)."""
+    most = int(number.max())
+    slots, tokens, inserted = insertions.choose(text, rows, pairs, number, most, uniforms)
+    edits: list[Tensor] = []
+    for index in range(most):
+        able = (inserted > index).nonzero().squeeze(1)
+        slot, token = slots[able, index], tokens[able, index]
+        gap = text.insert(rows[able], pairs.cells.column[able, slot], token)
+        edits.append(edits_of_step(step, INSERT, rows[able], gap, token))
+    return edits, inserted
 
 
 @dataclass
@@ -84,14 +105,9 @@ class Drawn:
 
     def choose(
         self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, most: int, uniforms: Uniforms, /
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Independent draws of pairs."""
-        slots, tokens = (number.new_zeros(len(rows), most) for _ in range(2))
-        of_pairs = uniforms(2 * most).unflatten(1, (most, 2))
-        for index in range(most):
-            able = (number > index).nonzero().squeeze(1)
-            slots[able, index], tokens[able, index] = pairs.draw(able, of_pairs[able, index])
-        return slots, tokens
+        return *pairs.draw_many(number, most, uniforms), number
 
 
 @dataclass
@@ -114,15 +130,19 @@ class Recorded:
 
     def choose(
         self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, most: int, uniforms: Uniforms, /
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Independent draws of pairs."""
-        slots, tokens = Drawn(self.clock).choose(text, rows, pairs, number, most, uniforms)
+        slots, tokens = pairs.draw_many(number, most, uniforms)
+        self.note(rows, pairs, slots, tokens, number)
+        return slots, tokens, number
+
+    def note(self, rows: Tensor, pairs: Pairs, slots: Tensor, tokens: Tensor, number: Tensor) -> None:
+        """Note the first ``number`` pairs of each row."""
         entropies = pairs.entropies()
-        for index in range(most):
+        for index in range(slots.shape[1]):
             able = (number > index).nonzero().squeeze(1)
             self.log_probs.append(pairs.score(able, slots[able, index], tokens[able, index]))
             self.entropies.append(entropies[able])
-        return slots, tokens
 
 
 @dataclass
@@ -233,7 +253,7 @@ class Forced:
 
     def choose(
         self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, most: int, uniforms: Uniforms, /
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Missing tokens and their slots, from right to left; without one, anything: the text is impossible.
 
         The sampler draws m pairs in any order that gives the same text: m! divided by the c! orders of the c
@@ -264,7 +284,7 @@ class Forced:
         from_right = torch.where(due, torch.arange(due.shape[1], device=due.device), -1).argsort(
             1, descending=True
         )[:, :most]
-        return slot.gather(1, from_right).clamp(min=0), token.gather(1, from_right)
+        return slot.gather(1, from_right).clamp(min=0), token.gather(1, from_right), number
 
     def _by_time(self, rows: Tensor) -> Tensor:
         """(rows, width) missing tokens in the order of their times."""

@@ -78,7 +78,7 @@ class Followed:
 
     def choose(
         self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, most: int, uniforms: Uniforms, /
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The next insertions of each row."""
         slots, tokens = (number.new_zeros(len(rows), most) for _ in range(2))
         # Positions of the slots, which an insertion on their left moves.
@@ -95,7 +95,7 @@ class Followed:
             self.log_probs.append(pairs.score(able, slots[able, index], tokens[able, index]))
             position[able] += position[able] > wanted
             self.taken[mine] += 1
-        return slots, tokens
+        return slots, tokens, number
 
     def _require(self, follows: Tensor) -> None:
         if not bool(follows.all()):
