@@ -159,6 +159,9 @@ def test_every_block_has_uniform_levels_whatever_the_batch(rows: int) -> None:
         assert (by_row[:, row, :number].sort(dim=1).values.diff(dim=1) > 1 / number - 1e-9).all()
         if number > 1:
             assert torch.bincount(parts[:, 0], minlength=number).min() > 0
+            # The order is random: the second block may be any number of parts ahead of the first.
+            ahead = ((by_row[:, row, 1] - by_row[:, row, 0]) % 1 * number).round().long()
+            assert torch.bincount(ahead, minlength=number)[1:].min() > 0
 
 
 def test_levels_follow_the_places_of_the_stream() -> None:
