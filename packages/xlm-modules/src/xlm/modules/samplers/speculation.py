@@ -34,7 +34,7 @@ class Speculation:
     canvas: Canvas
     plan: Plan
     running: Callable[[Canvas], Bool[Tensor, " rows"]]
-    """True at rows that are not stopped; of a plan without remasking."""
+    """True at rows that are not stopped."""
     most: int
     """K, at least 1."""
 
@@ -91,8 +91,7 @@ class Speculation:
 
     def _is_final(self, state: Canvas, turn: Tensor) -> Tensor:
         """(rows,) True at rows that take no turn after this one."""
-        at_end = turn >= self._num_turns
-        return at_end if self.plan.remasks is not None else at_end | ~self.running(state)
+        return (turn >= self._num_turns) | ~self.running(state)
 
     def _after(self, state: Canvas, turn: Tensor, tokens: Tensor) -> Canvas:
         """The state after a turn (rows,) of each row, with the ``tokens`` (events,) of the plan's writes."""
