@@ -225,6 +225,7 @@ def with_equations(html: str) -> str:
 
 def _mathml(latex: str, bracket: str) -> str:
     text = convert(unescape(latex).strip(), display="block" if bracket == "[" else "inline")
+    text = re.sub(r"<mi>([:;])</mi>", r"<mo>\1</mo>", text)  # the converter takes punctuation for names
     return re.sub(r'<mi(?: mathvariant="([a-z-]+)")?>(\w|&#x\w+;)</mi>', _letter, text)
 
 

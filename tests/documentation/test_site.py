@@ -58,11 +58,11 @@ def test_equations_need_no_font_for_mathematics(site: Path) -> None:
 
 
 def test_letters_of_equations() -> None:
-    drawn = site_hook.with_equations(r'<span class="arithmatex">\(\mathbb E_x \mathbb R \log\)</span>')
+    drawn = site_hook.with_equations(r'<span class="arithmatex">\(\mathbb E_x \mathbb R \log ; z\)</span>')
     assert '<mi mathvariant="normal" class="letter double-struck">E</mi>' in drawn
     assert '<mi mathvariant="normal" class="letter double-struck">ℝ</mi>' in drawn
     assert '<mi mathvariant="normal" class="letter">x</mi>' in drawn
-    assert "<mi>log</mi>" in drawn
+    assert "<mi>log</mi><mo>;</mo>" in drawn
 
 
 def test_every_key_is_explained() -> None:
