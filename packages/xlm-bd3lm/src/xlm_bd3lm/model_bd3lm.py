@@ -97,7 +97,7 @@ class BD3LMRotary(
         self,
         input_ids: Int[Tensor, "rows length"],
         attention_mask: Bool[Tensor, "rows length"]
-        | Bool[Tensor, "rows length length"]
+        | Bool[Tensor, "rows length keys"]
         | PiecewiseMask
         | None = None,
         position_ids: Int[Tensor, "rows length"] | None = None,
@@ -191,7 +191,7 @@ class BD3LMDiT(
         self,
         input_ids: Int[Tensor, "rows length"],
         attention_mask: Bool[Tensor, "rows length"]
-        | Bool[Tensor, "rows length length"]
+        | Bool[Tensor, "rows length keys"]
         | PiecewiseMask
         | None = None,
         position_ids: Int[Tensor, "rows length"] | None = None,
@@ -205,9 +205,10 @@ class BD3LMDiT(
         Args:
             input_ids: Token ids, shape (rows, length): both streams of the rows, or with a cache the tokens
                 of one block.
-            attention_mask: True where a token (axis 1) sees another (axis 2), shape (rows, length, length),
-                or the same in pieces, if ``takes_piecewise_mask``; or True at real tokens, shape (rows,
-                length), which all see each other; None if there is no padding.
+            attention_mask: True where a token (axis 1) sees another (axis 2), shape (rows, length, keys),
+                the keys being those in the cache and the tokens of the call; or the same in pieces, if
+                ``takes_piecewise_mask``; or True at real tokens, shape (rows, length), which all see each
+                other; None if there is no padding.
             position_ids: Position of each token in the text, shape (rows, length); by default they are
                 counted, see :class:`xlm.modules.RotaryTransformer`.
             positions: Cells to compute logits for, as indices into the rows * length columns, shape

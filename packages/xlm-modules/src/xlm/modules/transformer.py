@@ -301,7 +301,7 @@ class RotaryTransformer(nn.Module):
         self,
         input_ids: Int[Tensor, "batch length"],
         attention_mask: Bool[Tensor, "batch length"]
-        | Bool[Tensor, "batch length length"]
+        | Bool[Tensor, "batch length keys"]
         | PiecewiseMask
         | None = None,
         position_ids: Int[Tensor, "batch length"] | None = None,
