@@ -173,14 +173,12 @@ def generated(
     return {text: float(mass[number]) for text, number in index.items()}
 
 
-def generated_in_steps(
-    rates: Rates, num_steps: int, power: float = 1.0, *, insertions: str = "any"
-) -> dict[Text, float]:
+def generated_in_steps(rates: Rates, num_steps: int, *, insertions: str = "any") -> dict[Text, float]:
     """The distribution of the sampler that inserts the exact number of tokens of each of N steps."""
     insert = in_rounds if insertions == "one" else at_once
     reached: dict[Text, float] = {(): 1.0}
     for step in range(num_steps):
-        start, end = (1 - (edge / num_steps) ** power for edge in (step, step + 1))
+        start, end = (1 - edge / num_steps for edge in (step, step + 1))
         after: defaultdict[Text, float] = defaultdict(float)
         for text, mass in reached.items():
             a = rates.numbers(text) * start ** np.arange(len(rates.numbers(text)))

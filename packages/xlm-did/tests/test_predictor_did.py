@@ -92,7 +92,6 @@ def test_the_first_hitting_sampler_follows_the_master_equation(options: dict[str
     [
         ({"num_steps": 1}, RATES),
         ({"num_steps": 3}, RATES),
-        ({"num_steps": 3, "time_power": 2.5}, RATES),
         ({"num_steps": 1, "insertions": "one"}, RATES),
         ({"num_steps": 2, "insertions": "one", "top_k": 3}, filtered(RATES, 3, 1.0)),
         ({"num_steps": 2, "sampling": "two_stage"}, RATES),
@@ -100,12 +99,7 @@ def test_the_first_hitting_sampler_follows_the_master_equation(options: dict[str
     ],
 )
 def test_the_sampler_with_steps_follows_its_exact_distribution(options: dict[str, Any], rates: Rates) -> None:
-    expected = generated_in_steps(
-        rates,
-        options["num_steps"],
-        options.get("time_power", 1.0),
-        insertions=options.get("insertions", "any"),
-    )
+    expected = generated_in_steps(rates, options["num_steps"], insertions=options.get("insertions", "any"))
     assert total_variation(expected, generated(rates, EVERY)) > 0.02
     assert_follows(MODEL, expected, prompts_of({"seed": 0}, ROWS, max_length=LONGEST), **options)
 
@@ -264,7 +258,7 @@ def test_no_rows_give_no_rows() -> None:
         ({"max_new_tokens": -1}, "max_new_tokens must be at least 0, got -1"),
         ({"num_steps": 0}, "num_steps must be None or at least 1, got 0"),
         ({"num_steps": 4, "temperature": 0.0}, "temperature must be above 0 with num_steps"),
-        ({"time_power": 0.0}, "time_power must be above 0 and finite, got 0.0"),
+        ({"insertions": "one"}, "insertions must be 'any' without num_steps, .*, got 'one'"),
         ({"temperature": -1.0}, "temperature must be at least 0"),
         ({"top_k": 0}, "top_k must be None or at least 1"),
         ({"top_p": 1.5}, r"top_p must be None or in \(0, 1\]"),

@@ -55,13 +55,11 @@ def score(
     return predictor.likelihood(model, batch, targets, torch.arange(len(repeated)), num_draws=draws)
 
 
-def distribution_of(
-    rates: Rates, num_steps: int | None = None, time_power: float = 1.0, **_: object
-) -> dict[Text, float]:
+def distribution_of(rates: Rates, num_steps: int | None = None, **_: object) -> dict[Text, float]:
     """What a sampler with these rates writes."""
     if num_steps is None:
         return generated(rates, EVERY)
-    return generated_in_steps(rates, num_steps, time_power)
+    return generated_in_steps(rates, num_steps)
 
 
 def assert_mean_weights(found: SamplerLikelihood, expected: list[float]) -> None:
@@ -82,7 +80,7 @@ def assert_mean_weights(found: SamplerLikelihood, expected: list[float]) -> None
         ({"top_k": 3, "temperature": 2.0}, filtered(RATES, 3, 2.0)),
         ({"temperature": 0.4}, filtered(RATES, 100, 0.4)),
         ({"num_steps": 1}, RATES),
-        ({"num_steps": 2, "time_power": 2.0}, RATES),
+        ({"num_steps": 2}, RATES),
         ({"num_steps": 3, "top_k": 3}, filtered(RATES, 3, 1.0)),
     ],
 )
@@ -99,7 +97,7 @@ def test_the_mean_weight_is_the_probability(options: dict[str, Any], rates: Rate
     ("options", "rates"),
     [
         ({}, RATES),
-        ({"sampling": "two_stage", "num_steps": 2, "time_power": 2.0}, RATES),
+        ({"sampling": "two_stage", "num_steps": 2}, RATES),
         ({"temperature": 0.4, "num_steps": 3}, filtered(RATES, 100, 0.4)),
     ],
 )

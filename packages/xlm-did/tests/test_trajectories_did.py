@@ -109,7 +109,7 @@ def test_the_jumps_of_a_first_hitting_row_are_densities() -> None:
     [
         {},
         {"sampling": "two_stage", "temperature": 0.5},
-        {"num_steps": 2, "time_power": 2.0, "top_k": 3},
+        {"num_steps": 2, "top_k": 3},
     ],
 )
 def test_a_full_trace_is_scored_as_it_was_recorded(options: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ def log_probability(model: DID, edits: list[tuple[int, int, int]], options: dict
     """Of insertions (step, position, token) into the given text, one in each step or all in one."""
     text, total = [4], torch.zeros((), dtype=torch.float64)
     for part in range(options["num_steps"]):
-        start, end = (1 - (edge / options["num_steps"]) ** 2 for edge in (part, part + 1))
+        start, end = (1 - edge / options["num_steps"] for edge in (part, part + 1))
         of_number, of_pair = chances(model, text, start, options)
         now = [(position, token) for step, position, token in edits if step == part + 1]
         m, stays = len(now), end / start
@@ -162,7 +162,7 @@ def log_probability(model: DID, edits: list[tuple[int, int, int]], options: dict
     "options",
     [
         {"num_steps": 1},
-        {"num_steps": 2, "time_power": 2.0, "sampling": "two_stage", "temperature": 0.5},
+        {"num_steps": 2, "sampling": "two_stage", "temperature": 0.5},
     ],
 )
 def test_the_gradient_is_that_of_the_probability_of_each_trajectory(options: dict[str, Any]) -> None:

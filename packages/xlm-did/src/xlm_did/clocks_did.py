@@ -7,6 +7,7 @@ has them, or as close to its own draws as the text allows; and it gives the prob
 Axes: ``rows``, ``numbers`` of missing tokens, ``width`` tokens of a text.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -117,7 +118,7 @@ class FirstHitting:
 
 @dataclass(frozen=True)
 class Steps:
-    """All tokens that appear within one of N parts of (0, 1) at once, in their exact number.
+    """All tokens that appear within one of N equal parts of (0, 1) at once, in their exact number.
 
     Parts in which nothing appears are skipped, as their number of tokens needs no new evaluation. The first
     token of the next part with any is drawn as in :class:`FirstHitting`; of the tokens that are still missing
@@ -126,8 +127,6 @@ class Steps:
 
     num_steps: int
     """N."""
-    power: float = 1.0
-    """p: the parts begin at 1 - (k / N)^p, k = 0, 1, ..., so that above 1 the first ones are narrow."""
 
     def draw(self, log_a: Tensor, log_time: Tensor, uniforms: Tensor, /) -> Jump:
         """Stop with the probability that nothing is missing, else skip to the next part with a token."""
@@ -168,8 +167,7 @@ class Steps:
         ratio = self._end(part) / self._start(part)
         in_part = survival + log_any_appears(log_a, jump.log_time, ratio)
         guided = in_part - log_any_appears(log_a, log_time, zero) + appear - log_possible.logsumexp(1)
-        width = self._start(part) - self._end(part)
-        planned = number * width.log() - torch.lgamma(number.double() + 1)
+        planned = -number * math.log(self.num_steps) - torch.lgamma(number.double() + 1)
         return Odds(
             drawn=(survival + appear).where(missing > 0, log_none_missing(log_a, log_time)),
             guided=guided.where(missing > 0, zero),
@@ -204,18 +202,14 @@ class Steps:
 
     def _part(self, time: Tensor) -> Tensor:
         """Which part a time lies in; part 0 is that below 1."""
-        return self._number(time).long().clamp(max=self.num_steps - 1)
+        return ((1 - time) * self.num_steps).long().clamp(max=self.num_steps - 1)
 
     def _part_from(self, log_time: Tensor) -> Tensor:
         """The part that starts at a time."""
-        return self._number(log_time.exp()).round().long().clamp(max=self.num_steps - 1)
-
-    def _number(self, time: Tensor) -> Tensor:
-        """N (1 - time)^(1 / p), whole where a part starts."""
-        return (1 - time) ** (1 / self.power) * self.num_steps
+        return ((1 - log_time.exp()) * self.num_steps).round().long().clamp(max=self.num_steps - 1)
 
     def _start(self, part: Tensor) -> Tensor:
-        return 1 - (part.double() / self.num_steps) ** self.power
+        return (self.num_steps - part).double() / self.num_steps
 
     def _end(self, part: Tensor) -> Tensor:
         return self._start(part + 1)

@@ -77,11 +77,9 @@ class DIDPredictor:
         max_new_tokens: The most tokens to insert; None for the budget that the batch gives each row. Either
             limit conditions the number of tokens: it cuts nothing off.
         num_steps: None for the first-hitting sampler: one token at a time, as many evaluations as tokens and
-            one. Else N, the number of parts of the time: the tokens that appear in a part are drawn
+            one. Else N, the number of equal parts of the time: the tokens that appear in a part are drawn
             independently from one evaluation, so there are at most N evaluations.
-        time_power: p above 0: part k begins at u = 1 - (k / N)^p. Above 1 the first parts are narrow, where
-            tokens would share a slot. Without num_steps it has no effect.
-        insertions: Into a slot in an evaluation, with num_steps. "one": where a part has several tokens for a
+        insertions: Into a slot in an evaluation. "one", with num_steps: where a part has several tokens for a
             slot, it takes several evaluations (:mod:`xlm_did.rounds_did`). It has no likelihood then.
         sampling: "joint": slot and token are drawn together. "two_stage": first the slot from its marginal
             probability, then the token given the slot. Without temperature and filters this is the same
@@ -102,7 +100,6 @@ class DIDPredictor:
         suppressed_ids: Sequence[int] = (),
         max_new_tokens: int | None = None,
         num_steps: int | None = None,
-        time_power: float = 1.0,
         insertions: Literal["any", "one"] = "any",
         sampling: Literal["joint", "two_stage"] = "joint",
         temperature: float = 1.0,
@@ -111,7 +108,6 @@ class DIDPredictor:
     ) -> None:
         require(max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
         require(num_steps is None or num_steps >= 1, "num_steps", num_steps, "None or at least 1")
-        require(0 < time_power < math.inf, "time_power", time_power, "above 0 and finite")
         require(sampling in ("joint", "two_stage"), "sampling", sampling, "'joint' or 'two_stage'")
         require(
             num_steps is None or temperature > 0,
@@ -123,8 +119,14 @@ class DIDPredictor:
         self._pad_id = pad_id
         self._max_new_tokens = max_new_tokens
         require(insertions in ("any", "one"), "insertions", insertions, "'any' or 'one'")
+        require(
+            insertions == "any" or num_steps is not None,
+            "insertions",
+            insertions,
+            "'any' without num_steps, where each evaluation inserts one token",
+        )
         self._has_rounds = insertions == "one"
-        self._clock: Clock = FirstHitting() if num_steps is None else Steps(num_steps, time_power)
+        self._clock: Clock = FirstHitting() if num_steps is None else Steps(num_steps)
         token_sampling = TokenSampling(temperature, top_k, top_p)
         self._filters = Filters(
             # The most probable pair is in the slot with the most probable token.
