@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from xlm.core.command.discovery import providers
 from xlm.core.config.errors import XLMError
 
 from .published import FEW_STEPS, Published
@@ -38,7 +39,12 @@ def test_there_are_experiments() -> None:
     assert {f"star_{level}_ilm" for level in ("tiny", "easy", "medium", "hard")} <= set(EXPERIMENTS)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+# The languages share a recipe: each family is instantiated on one, and the files of the others are compared.
+LANGUAGES = ("ngram", "hmm", "pcfg")
+INSTANTIATED = [name for name in EXPERIMENTS if not name.startswith(tuple(f"{task}_" for task in LANGUAGES))]
+
+
+@pytest.mark.parametrize("experiment", [*INSTANTIATED, *in_turn(LANGUAGES, 1)])
 def test_an_experiment_is_instantiated(
     experiment: str, published: Published, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -64,6 +70,17 @@ def test_an_experiment_is_instantiated(
     check_call(slots.predictor, "predictor", "Predictor", "model batch seeds", trace=False)
     inspect.signature(make(run.settings.task.source, "task.source"))
     inspect.signature(make(run.settings.task.preprocess, "task.preprocess"))
+
+
+@pytest.mark.parametrize("task", LANGUAGES[1:])
+def test_the_experiment_of_a_language_is_that_of_ngram_with_another_task(task: str) -> None:
+    found = providers("experiment")
+    for family in FAMILIES:
+        folder = cast("Path", found[f"{task}_{family}"][0].folder)
+        text = (folder / "experiment" / f"{task}_{family}.yaml").read_text()
+        assert text == f"# @package _global_\ndefaults: [ngram_{family}, override /task: {task}, _self_]\n"
+    job = ("job_type=train", "job_name=x")
+    assert composed(f"{task}_ilm", *job) == composed("ngram_ilm", *job, f"task={task}")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
