@@ -1,4 +1,4 @@
-"""Draws the charts at the head of ``docs/results.md`` from the tables of that page.
+"""Draws the charts of the result pages from the tables of ``docs/results``.
 
 uv run python docs/tools/make_result_charts.py
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1]
-PAGE = DOCS / "results.md"
+PAGES = DOCS / "results"
 
 Curve = list[tuple[float, float]]
 """Step and value."""
@@ -18,11 +18,11 @@ Curve = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture: a table of the page as curves over the steps."""
+    """One picture: a table as curves over the steps."""
 
     file: str
-    heading: str
-    """The section of the page, from its beginning."""
+    section: tuple[str, str]
+    """File and heading of the section."""
     table: int
     """Which of the section's tables whose first cell is ``step``."""
     title: str
@@ -33,15 +33,15 @@ class Chart:
 
 CHARTS = (
     Chart(
-        *("results-star-tiny.svg", "## star_tiny: five families", 0),
+        *("results-star-tiny.svg", ("star.md", "## star_tiny: five families"), 0),
         *("star_tiny: exact match on unseen graphs, by step", 0.0, 1.0, (0, 0.25, 0.5, 0.75, 1)),
     ),
     Chart(
-        *("results-star-easy.svg", "## star_easy: where the order matters", 0),
+        *("results-star-easy.svg", ("star.md", "## star_easy: where the order matters"), 0),
         *("star_easy: exact match on unseen graphs, by step", 0.0, 1.0, (0, 0.25, 0.5, 0.75, 1)),
     ),
     Chart(
-        *("results-text-tiny.svg", "## text_tiny: English in minutes", 0),
+        *("results-text-tiny.svg", ("text.md", "## Five families"), 0),
         *("text_tiny: nats per token on validation text, by step", 5.0, 6.75, (5, 5.5, 6, 6.5)),
     ),
 )
@@ -49,10 +49,10 @@ CHARTS = (
 
 @dataclass(frozen=True)
 class Points:
-    """One picture: two tables of the page over rules, of mlm and of mdlm, as points over the evaluations."""
+    """One picture: two tables over rules, of mlm and of mdlm, as points over the evaluations."""
 
     file: str
-    heading: str
+    section: tuple[str, str]
     value: str
     """Column of the value."""
     title: str
@@ -67,7 +67,7 @@ class Points:
 
 RULES = (
     Points(
-        *("results-sudoku-rules.svg", "## sudoku_tiny: puzzles in minutes", "board accuracy"),
+        *("results-sudoku-rules.svg", ("sudoku.md", "## Decoding rules"), "board accuracy"),
         *("sudoku_tiny: boards solved, by evaluations of a board", 0.3, 1.0, (0.4, 0.6, 0.8, 1)),
         most=12,
         named={
@@ -79,7 +79,7 @@ RULES = (
         },
     ),
     Points(
-        *("results-text-rules.svg", "## text_tiny: English in minutes", "nats a token"),
+        *("results-text-rules.svg", ("text.md", "## Decoding rules"), "nats a token"),
         *("text_tiny: nats per token under the sampler, by evaluations of a text", 5.7, 7.2, (6, 6.5, 7)),
         most=40,
         named={
@@ -98,8 +98,8 @@ class Divergences:
     """One picture: the divergence of each family from languages with a known distribution."""
 
     file: str
-    headings: Mapping[str, str]
-    """The section of the page of each language."""
+    sections: Mapping[str, tuple[str, str]]
+    """File and heading of the section of each language."""
     title: str
     ticks: Sequence[float]
     """Of a logarithmic axis, from its lowest to its highest value."""
@@ -107,7 +107,7 @@ class Divergences:
 
 LANGUAGES = Divergences(
     "results-languages.svg",
-    {"ngram": "## ngram: against the exact distribution", "hmm": "## hmm: against the exact distribution"},
+    {name: ("languages.md", f"## {name}: against the exact distribution") for name in ("ngram", "hmm")},
     "KL(language, model) in nats a text: arlm exact, the others at most",
     (0.03, 0.1, 0.3, 1, 3, 10),
 )
@@ -115,19 +115,18 @@ FAMILIES = ("arlm", "mlm", "mdlm", "ilm", "flexmdm")
 """A family has one colour and one dash in all charts."""
 
 
-# ---- the tables of the page -----------------------------------------------------------------------------
+# ---- the tables of the pages ----------------------------------------------------------------------------
 
 
-def curves(chart: Chart, page: str) -> dict[str, Curve]:
-    """The curve of each family in a table of the page.
+def curves(chart: Chart, pages: Path = PAGES) -> dict[str, Curve]:
+    """The curve of each family in a table.
 
     Raises:
-        ValueError: When the page has no such table, or the table no numbers.
+        ValueError: If the section has no such table, or the table no numbers.
     """
-    section = next((part for part in re.split(r"(?m)^(?=## )", page) if part.startswith(chart.heading)), "")
-    tables = [rows for rows in _tables(section) if rows[0][0] == "step"]
+    tables = [rows for rows in _tables(pages, chart.section) if rows[0][0] == "step"]
     if len(tables) <= chart.table:
-        raise ValueError(f"{PAGE}: no table {chart.table} over steps under {chart.heading!r}")
+        raise ValueError(f"no table {chart.table} over steps under {chart.section}")
     rows = tables[chart.table]
     if not all(name in FAMILIES for name in rows[0][1:]):  # a family is a row, a step a column
         rows = [list(column) for column in zip(*rows, strict=True)]
@@ -136,20 +135,20 @@ def curves(chart: Chart, page: str) -> dict[str, Curve]:
         points = [(_number(row[0]), _number(row[place])) for row in rows[1:]]
         found[family] = [(step, value) for step, value in points if step is not None and value is not None]
     if not all(found.values()):
-        raise ValueError(f"{PAGE}: a family without a number under {chart.heading!r}")
+        raise ValueError(f"a family without a number under {chart.section}")
     return found
 
 
-def points(chart: Points, page: str) -> dict[str, dict[str, tuple[float, float]]]:
+def points(chart: Points, pages: Path = PAGES) -> dict[str, dict[str, tuple[float, float]]]:
     """Evaluations and value of each rule, of mlm and of mdlm.
 
     Raises:
-        ValueError: When the page has no two such tables.
+        ValueError: If the section does not have two such tables.
     """
-    section = next((part for part in re.split(r"(?m)^(?=## )", page) if part.startswith(chart.heading)), "")
-    tables = [rows for rows in _tables(section) if rows[0][0] == "rule" and chart.value in rows[0]]
+    found_tables = _tables(pages, chart.section)
+    tables = [rows for rows in found_tables if rows[0][0] == "rule" and chart.value in rows[0]]
     if len(tables) != 2:
-        raise ValueError(f"{PAGE}: {len(tables)} tables over rules under {chart.heading!r}, 2 are drawn")
+        raise ValueError(f"{len(tables)} tables over rules under {chart.section}, 2 are drawn")
     found: dict[str, dict[str, tuple[float, float]]] = {}
     for family, (head, *rows) in zip(("mlm", "mdlm"), tables, strict=True):
         [cost] = [place for place, name in enumerate(head) if name.startswith("evaluations")]
@@ -158,29 +157,31 @@ def points(chart: Points, page: str) -> dict[str, dict[str, tuple[float, float]]
     return found
 
 
-def divergences(chart: Divergences, page: str) -> dict[str, dict[str, float]]:
+def divergences(chart: Divergences, pages: Path = PAGES) -> dict[str, dict[str, float]]:
     """Of each language, the divergence of each family.
 
     Raises:
-        ValueError: When the page has no such table, or a cell of it no number.
+        ValueError: If a section has no such table, or a cell of it no number.
     """
     found: dict[str, dict[str, float]] = {}
-    for language, heading in chart.headings.items():
-        section = next((part for part in re.split(r"(?m)^(?=## )", page) if part.startswith(heading)), "")
-        tables = [rows for rows in _tables(section) if rows[0][0] == "family"]
+    for language, section in chart.sections.items():
+        tables = [rows for rows in _tables(pages, section) if rows[0][0] == "family"]
         if not tables:
-            raise ValueError(f"{PAGE}: no table of families under {heading!r}")
+            raise ValueError(f"no table of families under {section}")
         head, *rows = tables[0]
         [place] = [place for place, name in enumerate(head) if name.startswith("KL")]
         numbers = {re.match(r"\w*", row[0])[0]: re.search(r"\d+\.\d+", row[place]) for row in rows}  # pyright: ignore[reportOptionalSubscript]  # matches always
         if not all(numbers.values()):
-            raise ValueError(f"{PAGE}: a family without a divergence under {heading!r}")
+            raise ValueError(f"a family without a divergence under {section}")
         found[language] = {family: float(number[0]) for family, number in numbers.items() if number}
     return found
 
 
-def _tables(text: str) -> list[list[list[str]]]:
-    """Cells of each table, without the line under the head."""
+def _tables(pages: Path, section: tuple[str, str]) -> list[list[list[str]]]:
+    """Cells of each table of a section, without the line under the head."""
+    page, heading = section
+    parts = re.split(r"(?m)^(?=## )", (pages / page).read_text(encoding="utf-8"))
+    text = next((part for part in parts if part.startswith(heading + "\n")), "")
     blocks = re.findall(r"(?m)(?:^\|.*\|\n)+", text)
     return [
         [
@@ -314,12 +315,11 @@ def _picture(title: str, shapes: Sequence[str]) -> str:
 
 def pictures() -> dict[Path, str]:
     """Every chart, by file."""
-    page = PAGE.read_text(encoding="utf-8")
     assets = DOCS / "assets"
     return {
-        **{assets / chart.file: draw(chart, curves(chart, page)) for chart in CHARTS},
-        **{assets / chart.file: draw_points(chart, points(chart, page)) for chart in RULES},
-        assets / LANGUAGES.file: draw_divergences(LANGUAGES, divergences(LANGUAGES, page)),
+        **{assets / chart.file: draw(chart, curves(chart)) for chart in CHARTS},
+        **{assets / chart.file: draw_points(chart, points(chart)) for chart in RULES},
+        assets / LANGUAGES.file: draw_divergences(LANGUAGES, divergences(LANGUAGES)),
     }
 
 

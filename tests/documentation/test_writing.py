@@ -3,6 +3,7 @@
 import re
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -70,8 +71,8 @@ def test_charts_are_those_of_the_tables() -> None:
         assert path.read_text(encoding="utf-8") == picture, path
 
 
-def test_curves_are_read_from_both_kinds_of_tables() -> None:
-    chart = make_result_charts.Chart("x.svg", "## x", 0, "x", 0, 1, (0, 1))
+def test_curves_are_read_from_both_kinds_of_tables(tmp_path: Path) -> None:
+    chart = make_result_charts.Chart("x.svg", ("x.md", "## x"), 0, "x", 0, 1, (0, 1))
     by_row = "## x\n\n| step | 5 | 10 |\n|---|---|---|\n| ilm | 0.5 | |\n| mdlm | 0.1 | 0.2 |\n"
     rows = (
         "| step | ilm | mdlm |",
@@ -82,32 +83,40 @@ def test_curves_are_read_from_both_kinds_of_tables() -> None:
     )
     by_column = "## x\n\n" + "\n".join(rows) + "\n"
     for page in (by_row, by_column):
-        assert make_result_charts.curves(chart, page) == {
+        (tmp_path / "x.md").write_text(page)
+        assert make_result_charts.curves(chart, tmp_path) == {
             "ilm": [(5, 0.5)],
             "mdlm": [(5, 0.1), (10, 0.2)],
         }
+    (tmp_path / "x.md").write_text("## y\n")
     with pytest.raises(ValueError, match="no table 0 over steps"):
-        make_result_charts.curves(chart, "## y\n")
+        make_result_charts.curves(chart, tmp_path)
 
 
-def test_points_of_rules_are_read_from_the_table_of_each_family() -> None:
-    chart = make_result_charts.Points("x.svg", "## x", "nats", "x", 0, 1, (0, 1), most=10, named={})
+def test_points_of_rules_are_read_from_the_table_of_each_family(tmp_path: Path) -> None:
+    section = ("x.md", "## x")
+    chart = make_result_charts.Points("x.svg", section, "nats", "x", 0, 1, (0, 1), most=10, named={})
     table = (
         "| rule | nats | evaluations of a text |\n|---|---|---|\n| klass | 5.5 | {} |\n| p2 | none | 8 |\n"
     )
-    page = f"## x\n\n{table.format(3)}\nmdlm:\n\n{table.format(4)}\n"
-    assert make_result_charts.points(chart, page) == {"mlm": {"klass": (3, 5.5)}, "mdlm": {"klass": (4, 5.5)}}
-    with pytest.raises(ValueError, match="1 tables over rules under '## x', 2 are drawn"):
-        make_result_charts.points(chart, f"## x\n\n{table.format(3)}")
+    (tmp_path / "x.md").write_text(f"## x\n\n{table.format(3)}\nmdlm:\n\n{table.format(4)}\n")
+    found = make_result_charts.points(chart, tmp_path)
+    assert found == {"mlm": {"klass": (3, 5.5)}, "mdlm": {"klass": (4, 5.5)}}
+    (tmp_path / "x.md").write_text(f"## x\n\n{table.format(3)}")
+    with pytest.raises(ValueError, match=r"1 tables over rules under .*'## x'.*, 2 are drawn"):
+        make_result_charts.points(chart, tmp_path)
 
 
-def test_divergences_are_read_from_the_table_of_each_language() -> None:
-    chart = make_result_charts.Divergences("x.svg", {"a": "## a", "b": "## b"}, "x", (0.1, 1))
+def test_divergences_are_read_from_the_table_of_each_language(tmp_path: Path) -> None:
+    sections = {name: ("x.md", f"## {name}") for name in ("a", "b")}
+    chart = make_result_charts.Divergences("x.svg", sections, "x", (0.1, 1))
     table = "| family | nats | KL(language, model) |\n|---|---|---|\n| arlm (exact) | 20.1 | {} |\n"
     page = f"## a\n\n{table.format('0.10')}\n## b\n\n{table.format('at most 0.31 (0.07 to 0.57)')}"
-    assert make_result_charts.divergences(chart, page) == {"a": {"arlm": 0.1}, "b": {"arlm": 0.31}}
-    with pytest.raises(ValueError, match="a family without a divergence under '## a'"):
-        make_result_charts.divergences(chart, f"## a\n\n{table.format('none')}")
+    (tmp_path / "x.md").write_text(page)
+    assert make_result_charts.divergences(chart, tmp_path) == {"a": {"arlm": 0.1}, "b": {"arlm": 0.31}}
+    (tmp_path / "x.md").write_text(f"## a\n\n{table.format('none')}")
+    with pytest.raises(ValueError, match=r"a family without a divergence under .*'## a'"):
+        make_result_charts.divergences(chart, tmp_path)
 
 
 def test_the_versions_that_are_said_to_be_tested_are_those_of_lock_and_bounds() -> None:
