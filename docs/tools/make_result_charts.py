@@ -62,20 +62,21 @@ class Points:
     most: float
     """The largest number of evaluations."""
     named: Mapping[str, tuple[float, float]]
-    """Rules of mlm whose names are written, with the place of the name relative to the point."""
+    """Rules of mlm whose names are written, with the position of the name relative to the point: 10 pixels
+    or more to the left it ends there."""
 
 
 RULES = (
     Points(
         *("results-sudoku-rules.svg", ("sudoku.md", "## Decoding rules"), "board accuracy"),
-        *("sudoku_tiny: boards solved, by evaluations of a board", 0.3, 1.0, (0.4, 0.6, 0.8, 1)),
+        *("sudoku_tiny: boards solved, by evaluations of a board", 0.55, 1.0, (0.6, 0.7, 0.8, 0.9, 1)),
         most=12,
         named={
             "confidence": (10, 4),
             "any_order": (10, 4),
-            "threshold 0.99": (10, -4),
-            "threshold 0.9": (10, 4),
-            "threshold 0.7": (-8, 18),
+            "threshold 0.99": (-4, -9),
+            "threshold 0.9": (-10, 4),
+            "threshold 0.7": (-10, 4),
         },
     ),
     Points(
@@ -86,7 +87,7 @@ RULES = (
             "confidence": (10, -4),
             "any_order": (10, 14),
             "left_to_right": (10, 14),
-            "threshold 0.7": (-30, -10),
+            "threshold 0.7": (-10, 4),
             "confidence, 4 steps": (10, 4),
         },
     ),
@@ -213,6 +214,7 @@ text { font: 12px system-ui, sans-serif; fill: #59636e; fill: var(--quiet); }
 .title { font-size: 14px; fill: #1f2328; fill: var(--ink); }
 .grid { stroke: #d0d7de; stroke: var(--line); }
 .curve { fill: none; stroke-width: 2.2px; }
+.sweep { fill: none; stroke-width: 1.2px; }
 .filled { fill: #1f2328; fill: var(--ink); }
 .open { fill: none; stroke-width: 2px; stroke: #1f2328; stroke: var(--ink); }
 .end { text-anchor: end; } .middle { text-anchor: middle; }
@@ -264,9 +266,14 @@ def draw_points(chart: Points, found: Mapping[str, Mapping[str, tuple[float, flo
             shapes.append(
                 f'<circle style="fill: var(--{family})" cx="{x:.1f}" cy="{y:.1f}" r="4">{title}</circle>'
             )
+        sweep = [place(*point) for rule, point in rules.items() if re.fullmatch(r"threshold [\d.]+", rule)]
+        path = " L".join(f"{x:.1f} {y:.1f}" for x, y in sweep)
+        shapes.append(f'<path class="sweep" style="stroke: var(--{family})" d="M{path}"/>')
+    shapes.append(f'<text x="{LEFT + 220}" y="46">line: the rule threshold</text>')
     for rule, (right, down) in chart.named.items():
         x, y = place(*found["mlm"][rule])
-        shapes.append(f'<text x="{x + right:.1f}" y="{y + down:.1f}">{rule}</text>')
+        side = ' class="end"' if right <= -10 else ""
+        shapes.append(f'<text{side} x="{x + right:.1f}" y="{y + down:.1f}">{rule}</text>')
     return _picture(chart.title, shapes)
 
 
