@@ -192,6 +192,13 @@ def judges(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Code broken in one place, which tests must notice (-- NAMES: these lists of tests/mutants); by name."""
+    sync(session, "--all-packages", "--group", "test", *test_extras(*PACKAGES))
+    session.run("python", "tests/mutants/run.py", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
 def integration(session: nox.Session) -> None:
     """All packages together: every experiment, every job."""
     groups = ("--group", "test", "--group", "data", "--group", "lint")

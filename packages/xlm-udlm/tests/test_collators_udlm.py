@@ -129,6 +129,29 @@ def test_times_weights_and_noise_belong_together(schedule: NoiseSchedule) -> Non
     assert float(spread[(rate > 0.05) & (rate < 0.95)].mean()) == pytest.approx(1.0, abs=0.15), "independent"
 
 
+def test_a_row_of_nothing_but_noise_costs_nothing() -> None:
+    """At alpha = 0, where the weight is infinite and F is 0."""
+
+    class Early(Polynomial):
+        """1 - 2 t, then 0."""
+
+        def alpha(self, t: Tensor) -> Tensor:
+            return (1 - 2 * t).clamp(min=0)
+
+        def d_alpha(self, t: Tensor) -> Tensor:
+            return -2.0 * (t < 0.5)
+
+        def loss_weight(self, t: Tensor) -> Tensor:
+            return -self.d_alpha(t) / (1 - self.alpha(t))
+
+    examples: list[UDLMExample] = [{"seed": seed, "target_ids": ids(A, B)} for seed in range(40)]
+    batch = collator(schedule=Early(1.0), time_power=1.0)(examples)
+    is_noise = batch["one_minus_alpha"] == 1
+    assert 10 < int(is_noise.sum()) < 30
+    assert torch.equal(batch["weight"] == 0, is_noise)
+    assert batch["weight"].isfinite().all()
+
+
 def test_times_are_stratified_over_the_places_of_the_stream() -> None:
     def positions(places: list[int]) -> list[float]:
         examples: list[UDLMExample] = [
