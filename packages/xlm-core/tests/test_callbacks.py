@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
+from xlm.core.evaluation.evaluation import Evaluation
 from xlm.core.training.callbacks import TrainingProgress
+from xlm.core.training.harness import Harness
 
 from . import toy_family
 from .conftest import Run
@@ -36,9 +39,6 @@ def test_metrics_of_the_training(run_toy: Run, tmp_path: Path, capsys: pytest.Ca
     steps = logged(tmp_path, "throughput/steps_per_second")
     # 5 steps see 20 rows once: prompts of one token, targets of one, two and three.
     assert sum(t / s for t, s in zip(tokens, steps, strict=True)) == pytest.approx(20 + 7 * 1 + 7 * 2 + 6 * 3)
-    assert logged(tmp_path, "throughput/tokens")[-1] == 59
-    seconds = logged(tmp_path, "throughput/seconds")
-    assert seconds[-1] == pytest.approx(sum(1 / rate for rate in steps))
     memory = logged(tmp_path, "DeviceStatsMonitor.on_train_batch_end/cpu_vm_percent")
     assert all(0 < percent < 100 for percent in memory)
     assert not logged(tmp_path, "throughput/flops_utilisation")
@@ -48,16 +48,47 @@ def test_metrics_of_the_training(run_toy: Run, tmp_path: Path, capsys: pytest.Ca
     assert "expected  3 3" in output
 
 
-def test_tokens_of_a_resumed_training_go_on(run_toy: Run, tmp_path: Path) -> None:
+class _Clock:
+    """A clock that advances by 1 in a micro-batch of training and by 100 in a batch of validation."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("xlm.core.training.stopwatch.time", self)
+        for owner, method, seconds in ((Harness, "training_step", 1.0), (Evaluation, "update", 100.0)):
+            monkeypatch.setattr(owner, method, self._advancing(getattr(owner, method), seconds))
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def _advancing(self, method: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        def advancing(*arguments: Any) -> Any:
+            self.now += seconds
+            return method(*arguments)
+
+        return advancing
+
+
+def test_tokens_and_seconds_are_recorded_at_each_validation_also_of_a_resumed_training(
+    run_toy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _Clock(monkeypatch)
+    train = (*TRAIN, "lr_scheduler=constant", "trainer.accumulate_grad_batches=2")
+    train = (*train, "trainer.val_check_interval=1", "datamodule.train.lm.batch_size=2")
     for steps in (2, 5):
-        run_toy(*TRAIN, "callbacks=throughput", f"trainer.max_steps={steps}", "lr_scheduler=constant")
-    files = sorted((tmp_path / "runs/toy").glob("csv/version_*/metrics.csv"))
+        run_toy(*train, f"trainer.max_steps={steps}")
+    run = tmp_path / "runs/toy"
+    files = sorted(run.glob("csv/version_*/metrics.csv"))
     rows = [row for file in files for row in csv.DictReader(file.read_text().splitlines())]
-    tokens = [float(row["throughput/tokens"]) for row in rows if row.get("throughput/tokens")]
-    seconds = [float(row["throughput/seconds"]) for row in rows if row.get("throughput/seconds")]
-    assert len(tokens) == 5
-    assert tokens[-1] == 59
-    assert seconds == sorted(seconds)
+    found = {
+        column: [float(row[f"training/{column}"]) for row in rows if row.get(f"training/{column}")]
+        for column in ("tokens", "seconds")
+    }
+    assert found["seconds"] == [2, 4, 6, 8, 10]
+    # 5 steps see 20 rows once: prompts of one token, targets of one, two and three.
+    assert len(found["tokens"]) == 5
+    assert found["tokens"] == sorted(found["tokens"])
+    assert found["tokens"][-1] == 20 + 7 * 1 + 7 * 2 + 6 * 3
+    assert json.loads((run / "versions.json").read_text())["training"] == {"tokens": 59, "seconds": 10}
 
 
 class _MixingToy(toy_family.ToyModel):

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from xlm.core.saving.versions import read_versions
 from xlm.core.training.sharding import CAN_SHARD_ON_CPUS
 
 from .conftest import Server
@@ -290,6 +291,8 @@ def test_two_processes_stop_at_the_same_step_and_learn_what_one_does(
     assert "at step 4:" in results[0][1]
     double = server.root / "runs" / name
     assert_close(double, single)
+    totals = [read_versions(run / "versions.json")["training"] for run in (single, double)]
+    assert totals[0]["tokens"] == totals[1]["tokens"] > 0
     metrics = [repeatable(json.loads((run / "metrics.json").read_text())) for run in (single, double)]
     assert metrics[1] == pytest.approx(metrics[0])
     rows = [json.loads(line) for line in (double / "predictions.jsonl").read_text().splitlines()]

@@ -12,6 +12,7 @@ from xlm.core.evaluation.predictions import PredictionWriter
 from xlm.eval.card import Clock
 from xlm.eval.data_rows import Lengths
 from xlm.eval.rows import Scores, token_entropy
+from xlm.eval.usage import peak_memory
 
 from .conftest import Run
 
@@ -59,10 +60,26 @@ def test_training_leaves_a_card_of_its_test(run: Path) -> None:
     assert card["versions"]["xlm-core"] == "1.0.0"
     assert card["machine"]["dtype"] == "32-true"
     assert card["machine"]["threads"] == torch.get_num_threads()
+    assert card["training"]["tokens"] == 2 * (sum(TOKENS) + 20)  # two epochs; each prompt has one token
+    assert 0 < card["training"]["seconds"] <= card["machine"]["seconds"] + 1  # which is rounded
+    assert card["machine"]["cpu_seconds"] > 0
     assert card["command"] is None
     text = (run / "card.md").read_text()
     assert "| exact match | 1 [1, 1] |" in text
     assert f"({likelihood['bytes']:,} bytes of text)" in text
+    assert "| peak resident memory of the process | " in text
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux has this file")
+def test_peak_memory_is_that_of_the_process_or_of_tensors_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    [kibibytes] = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    found = peak_memory()
+    assert found is not None
+    assert found["of"] == "resident"
+    assert found["megabytes"] == pytest.approx(kibibytes * 1024 / 1e6, rel=0.3)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda: 3_500_000)
+    assert peak_memory() == {"of": "gpu_allocated", "megabytes": 3.5}
 
 
 def test_a_later_evaluation_has_a_card_of_its_own(run: Path, run_toy: Run) -> None:

@@ -73,7 +73,11 @@ def make_run(
         "command": f"xlm job_type=eval job_name={folder.name}",
         "weights": {"kind": "ema", "step": 7},
         "git": {"xlm": {"commit": "c" * 40, "changed": True}},
-        "machine": {"device": device, "dtype": "32-true", "threads": 1, "processes": 1},
+        "training": {"tokens": 5000, "seconds": 12.5},
+        "machine": {
+            "device": device, "dtype": "32-true", "threads": 1, "processes": 1,
+            "peak_memory": {"of": "resident" if device == "cpu" else "gpu_allocated", "megabytes": 640.0},
+        },
         "loaders": {
             "lm": {"rows": described, "batch_size": 4, "likelihood": [likelihood]},
             "prediction": {
@@ -83,7 +87,7 @@ def make_run(
                 "generation": {"metrics": entries, "speed": {"sequences_per_second": 20 / nfe}},
             },
         },
-    }
+    }  # fmt: skip
     (folder / "card.json").write_text(json.dumps(card))
     replicates = {
         "prediction/exact_match": [quality + row / 1000 for row in ROWS],
@@ -147,6 +151,10 @@ def test_units_and_conditions_are_marked() -> None:
     assert not marked.has("lm/bits_per_byte (exact, with length)")
     assert marked.has("prediction/seconds_per_sequence")
     assert not marked.has("prediction/nfe_per_sequence")
+    assert marked.has("training/seconds")
+    assert (first.metrics["test/training/seconds"], first.metrics["test/training/tokens"]) == (12.5, 5000)
+    assert "test/job/peak_resident_megabytes" in first.metrics.keys() - second.metrics.keys()
+    assert "test/job/peak_gpu_allocated_megabytes" in second.metrics.keys() - first.metrics.keys()
     assert not marks({"one": [first], "two": [first]}).notes
     card = json.loads(Path("a/card.json").read_text())
     del card["loaders"]["lm"]
@@ -220,16 +228,16 @@ def test_a_frontier_becomes_a_page_with_plots() -> None:
 
 
 def test_curves_have_intervals_over_seeds() -> None:
+    metric = "val/prediction/exact_match"
     for seed in (1, 2, 3):
         folder = make_run(f"runs/s{seed}", seed=seed)
         (folder / "csv/version_0").mkdir(parents=True)
         rows = [
-            {"step": 9, "throughput/tokens": 100, "throughput/seconds": 1.0},
-            {"step": 19, "val/prediction/exact_match": 0.1 * seed},
-            {"step": 29, "throughput/tokens": 300, "throughput/seconds": 3.0},
-            {"step": 29, "val/prediction/exact_match": 0.2 * seed},
+            {"step": 10, "training/tokens": 200, "training/seconds": seed, metric: 0.1 * seed},
+            {"step": 15, "train/loss": 1.0},
+            {"step": 20, "training/tokens": 300, "training/seconds": 2 * seed, metric: 0.2 * seed},
         ]
-        columns = ["step", "val/prediction/exact_match", "throughput/tokens", "throughput/seconds"]
+        columns = ["step", "train/loss", metric, "training/tokens", "training/seconds"]
         with (folder / "csv/version_0/metrics.csv").open("w") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
@@ -238,7 +246,9 @@ def test_curves_have_intervals_over_seeds() -> None:
     drawn = {path.stem for path in folder.glob("*.svg")}
     assert {f"star-training-{axis}" for axis in ("steps", "tokens", "seconds")} <= drawn
     runs = [read_run(Path(f"runs/s{seed}")) for seed in (1, 2, 3)]
-    [curve] = curves({"s": runs}, "val/prediction/exact_match", "throughput/tokens").values()
+    [curve] = curves({"s": runs}, metric, "training/seconds").values()
+    assert [place for place, _ in curve] == [2, 4]
+    [curve] = curves({"s": runs}, metric, "training/tokens").values()
     assert [place for place, _ in curve] == [200, 300]
     assert curve[0][1].mean == pytest.approx(0.2)
     assert curve[0][1].half_width == pytest.approx(4.303 * 0.1 / 3**0.5)

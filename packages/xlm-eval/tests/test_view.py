@@ -141,6 +141,8 @@ def test_the_terminal_shows_every_step(tmp_path: Path, capsys: pytest.CaptureFix
 def test_mistakes_are_reported(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "words", ["x"])
     (tmp_path / "a" / "traces.jsonl").unlink()
-    for runs, message in (([], "name the folders"), ([str(tmp_path / "a")], "has no traces.jsonl")):
+    empty, nowhere = str(tmp_path / "a"), str(tmp_path / "b")
+    mistakes = (([], "runs: missing"), ([empty], "has no traces.jsonl"), ([nowhere], "there is no folder"))
+    for runs, message in mistakes:
         with pytest.raises(XLMError, match=message):
             read_traces(runs)

@@ -26,12 +26,13 @@ from xlm.eval.data_rows import Lengths, LoaderRows, in_bytes
 from xlm.eval.finished_runs import CARD, REPLICATES
 from xlm.eval.intervals import Interval, percentile
 from xlm.eval.rows import RatioOfSums, Scores, generations, likelihoods
+from xlm.eval.usage import cpu_seconds, peak_memory
 
 MARKDOWN = "card.md"
 Replicates = dict[str, Tensor]
 FORMAT = 1
 """Version of the layout of a card."""
-ENVIRONMENT = ("device", "processes", "threads", "system", "git", "git_of_xlm", "started")
+ENVIRONMENT = ("device", "processes", "threads", "system", "git", "git_of_xlm", "started", "training")
 """Entries of ``versions.json`` that are not versions."""
 
 
@@ -83,10 +84,13 @@ def make_card(results: Results, replicates: Replicates) -> dict[str, Any]:
         "tokenizer": _tokenizer(results),
         "loaders": loaders,
         "sampler": _sampler(settings.predictor) if _generates(settings.datamodule.test) else None,
+        "training": environment["training"],
         "machine": {
             **{name: environment[name] for name in ("device", "processes", "threads", "system")},
             "dtype": settings.trainer.precision,
             "seconds": _seconds(environment["started"]),
+            "cpu_seconds": cpu_seconds(),
+            "peak_memory": peak_memory(),
         },
         "git": {"working_directory": environment["git"], "xlm": environment["git_of_xlm"]},
         "versions": versions,

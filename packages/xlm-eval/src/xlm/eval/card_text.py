@@ -9,10 +9,15 @@ from rich.text import Text
 from xlm.core.config.console import console
 
 Row = tuple[str, str]
+MEMORY = {
+    "gpu_allocated": "peak memory of tensors on the GPU",
+    "resident": "peak resident memory of the process",
+}
+"""Names of the numbers of ``xlm.eval.usage.peak_memory``."""
 
 
 def markdown(card: Mapping[str, Any]) -> str:
-    """The card as a page: one table for each loader, then the facts that all share."""
+    """The card as a page: one table for each loader, the cost of the job, then the facts that all share."""
     lines = [f"# {card['name']} on {card['task']}", ""]
     for title, rows in [*_measured(card), *_circumstances(card)]:
         lines += [f"## {title}", "", "| | |", "|---|---|"]
@@ -22,9 +27,9 @@ def markdown(card: Mapping[str, Any]) -> str:
 
 
 def show(card: Mapping[str, Any]) -> None:
-    """Print the results of each loader with their intervals."""
+    """Print the results of each loader with their intervals, and the cost of the job."""
     console.print(Text(f"\ncard of {card['name']} on {card['task']}", style="bold"))
-    for title, rows in _measured(card):
+    for title, rows in [*_measured(card), ("cost of the job", list(_cost(card)))]:
         table = Table(title=title, title_justify="left", show_header=False)
         for row in rows:
             table.add_row(*row)
@@ -43,6 +48,7 @@ def _measured(card: Mapping[str, Any]) -> Iterator[tuple[str, list[Row]]]:
 
 def _circumstances(card: Mapping[str, Any]) -> Iterator[tuple[str, list[Row]]]:
     """Title and rows of what led to the results."""
+    yield "cost of the job", list(_cost(card))
     if card["sampler"] is not None:
         yield "sampler", [(key, _plain(value)) for key, value in card["sampler"].items()]
     yield "conditions", list(_conditions(card))
@@ -105,6 +111,19 @@ def _speed(speed: Mapping[str, Any]) -> Iterator[Row]:
         yield "tokens per second", f"{speed['tokens_per_second']:.4g} after the first batch"
 
 
+def _cost(card: Mapping[str, Any]) -> Iterator[Row]:
+    machine = card["machine"]
+    if (training := card["training"]) is not None:
+        yield (
+            "training",
+            f"{training['seconds']:,.0f} seconds without validations, {training['tokens']:,} tokens",
+        )
+    if machine["seconds"] is not None:
+        yield "seconds", f"{machine['seconds']:,.0f}, {machine['cpu_seconds']:,.0f} of the CPU"
+    if (memory := machine["peak_memory"]) is not None:
+        yield MEMORY[memory["of"]], f"{memory['megabytes']:,.0f} MB"
+
+
 def _conditions(card: Mapping[str, Any]) -> Iterator[Row]:
     weights, machine = card["weights"], card["machine"]
     step = "an unknown step" if weights["step"] is None else f"step {weights['step']:,}"
@@ -113,8 +132,6 @@ def _conditions(card: Mapping[str, Any]) -> Iterator[Row]:
     yield "tokenizer", card["tokenizer"]
     for name in ("device", "dtype", "threads", "processes", "system"):
         yield name, str(machine[name])
-    if machine["seconds"] is not None:
-        yield "seconds of the job", f"{machine['seconds']:.0f}"
     for name, state in card["git"].items():
         if state is not None:
             changed = ", with changes" if state.get("changed") else ""

@@ -84,7 +84,6 @@ def read_runs(patterns: Sequence[str]) -> tuple[list[Run], list[str]]:
     Raises:
         XLMError: If no folder of the patterns has results, or a run named in full has none.
     """
-    patterns = [pattern for pattern in patterns if pattern]
     if not patterns:
         raise XLMError("runs: missing. Set the runs: 'runs=[runs/first_s*,runs/other]'")
     runs: dict[Path, Run] = {}
@@ -155,7 +154,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _card_values(card: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
-    """Value and interval of each metric of a card, by the names of ``metrics.json`` without ``test/``."""
+    """Value and interval of each metric of a card, by its name without ``test/``, and its costs."""
     for loader, found in card["loaders"].items():
         for likelihood in found["likelihood"]:
             prefix = f"{loader}/{'sampler_' if likelihood['of'] == 'sampler' else ''}"
@@ -169,6 +168,10 @@ def _card_values(card: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, fl
             yield f"{loader}/{name}", entry
         if rate := texts.get("speed", {}).get("sequences_per_second"):
             yield f"{loader}/seconds_after_first_batch", {"value": 1 / rate}
+    for name, total in (card.get("training") or {}).items():
+        yield f"training/{name}", {"value": total}
+    if memory := card["machine"].get("peak_memory"):
+        yield f"job/peak_{memory['of']}_megabytes", {"value": memory["megabytes"]}
 
 
 def _read(path: Path) -> object:

@@ -22,7 +22,8 @@ def _names(given: object) -> object:
     if given is None:
         return []
     if isinstance(given, str):
-        return [name.strip().strip("'\"") for name in given.removeprefix("[").removesuffix("]").split(",")]
+        names = (name.strip().strip("'\"") for name in given.removeprefix("[").removesuffix("]").split(","))
+        return [name for name in names if name]
     return [str(name) for name in cast("list[object]", given)] if isinstance(given, list) else [str(given)]
 
 

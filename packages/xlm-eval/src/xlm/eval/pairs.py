@@ -11,7 +11,7 @@ TAIL = 0.025
 """Probability outside of an interval, on each side."""
 PER_TOKEN = ("nll_per_token", "perplexity", "bits_per_token")
 """Metrics whose unit is the token."""
-OF_TIME = ("seconds_per_sequence", "seconds_after_first_batch")
+OF_TIME = ("seconds_per_sequence", "seconds_after_first_batch", "seconds")
 CONDITIONS = ("device", "dtype", "threads", "processes")
 """Conditions of ``seconds``, in a card."""
 

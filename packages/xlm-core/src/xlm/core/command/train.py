@@ -159,6 +159,8 @@ def fit(trainer: lightning.Trainer, harness: Harness, datamodule: DataModule, re
         if trainer.is_global_zero and (notice := requeue(interrupted.signum)):
             say(notice)
         raise
+    if trainer.is_global_zero:
+        run_record.add(Path(trainer.default_root_dir), training=harness.totals)
 
 
 def hyperparameters(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """``versions.json``: the environment of a run.
 
 Versions of Python, torch and every XLM package; the git commit of the working directory and of XLM's own
-sources; device, processes and threads; start and end. ``ended`` is null while the job runs, and stays null
-if it was interrupted. Records of earlier starts of the same run are under ``earlier``.
+sources; device, processes and threads; start and end; tokens and seconds of a training. ``ended`` is null
+while the job runs, and stays null if it was interrupted. Records of earlier starts of the same run are under
+``earlier``.
 """
 
 import json
@@ -53,7 +54,7 @@ def begin(folder: Path) -> None:
 
 
 def add(folder: Path, **entries: object) -> None:
-    """Add later entries: the device, the end."""
+    """Add later entries: the device, the totals of a training, the end."""
     path = folder / VERSIONS
     write_text_atomically(path, json.dumps({**read_versions(path), **entries}, indent=2) + "\n")
 

@@ -30,6 +30,7 @@ from xlm.core.training.logged_texts import log_texts
 from xlm.core.training.loop_state import to_step_boundary
 from xlm.core.training.sharding import gather, release, shard
 from xlm.core.training.step import MeanCount, StepWatch, Window
+from xlm.core.training.stopwatch import Stopwatch
 from xlm.modules import row_seeds
 
 
@@ -84,6 +85,7 @@ class Harness(lightning.LightningModule):
         self._mean_count = MeanCount() if bucketed else None
         self._window = Window()
         self._watch = StepWatch()
+        self._stopwatch = Stopwatch()
         self._validated_step = 0
 
     @property
@@ -95,6 +97,11 @@ class Harness(lightning.LightningModule):
     def last_loss(self) -> float | None:
         """Mean training loss of the previous step, without synchronisation; None in the first step."""
         return self._watch.loss
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """Tokens of all processes and seconds of the training so far, without its validations."""
+        return {"tokens": self._watch.num_tokens, "seconds": self._stopwatch.seconds}
 
     @override
     def configure_model(self) -> None:
@@ -111,6 +118,12 @@ class Harness(lightning.LightningModule):
         if self.fork is not None:
             [optimizer], [schedule] = self.trainer.optimizers, self.trainer.lr_scheduler_configs
             self.fork.apply_options(optimizer, schedule.scheduler, *self._fresh_optimizer())
+        self._stopwatch.start()
+
+    @override
+    def on_train_end(self) -> None:
+        self._look_at_last_step()
+        self._stopwatch.stop()
 
     @override
     def on_train_batch_start(self, batch: LoadedBatch[Any], batch_idx: int) -> None:
@@ -140,21 +153,22 @@ class Harness(lightning.LightningModule):
         world_size = self.trainer.world_size
         names = list(window.sums)
         wants_to_stop = window.count.new_full((), bool(self.interruption.signum), dtype=torch.float32)
-        numbers = [wants_to_stop, window.count.float(), *(window.sums[name].float() for name in names)]
-        sums = torch.stack(numbers)
+        num_tokens = wants_to_stop.new_full((), window.num_tokens)
+        numbers = [num_tokens, window.count, *(window.sums[name] for name in names)]
+        sums = torch.stack([wants_to_stop, *(number.float() for number in numbers)])
         if world_size > 1:
             sums = cast("Tensor", self.trainer.strategy.reduce(sums, reduce_op="sum"))
         self._watch.watch(self.trainer.global_step + 1, window, sums)
-        count = sums[1].clamp(min=1)
+        count = sums[2].clamp(min=1)
         if not self._divides_early:
             gradients = [
                 p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
             ]
             # DDP has averaged the gradients over ranks, hence the factor.
-            torch._foreach_mul_(gradients, world_size / self._divisor(sums[1]))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  # torch's own optimizers use it; it has no public name
+            torch._foreach_mul_(gradients, world_size / self._divisor(sums[2]))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]  # torch's own optimizers use it; it has no public name
             if self.logs_gradient_norm and (self.trainer.global_step + 1) % self._log_interval == 0:
                 self.log("train/gradient_norm", whole(torch.nn.utils.get_total_norm(gradients)))
-        means = sums[2:] / count
+        means = sums[3:] / count
         # Not for the progress bar, since Lightning would synchronise with the device in every step.
         self.log("train/loss", means[0])
         self.log_dict({f"train/{name}": mean for name, mean in zip(names[1:], means[1:], strict=True)})
@@ -199,6 +213,7 @@ class Harness(lightning.LightningModule):
             return
         self._look_at_last_step()
         checkpoint["xlm_stopped_early"] = self.trainer.should_stop
+        checkpoint["xlm_totals"] = self.totals
         validated = self._validated_step == self.trainer.global_step
         to_step_boundary(checkpoint, self.trainer, self.trainer.global_step, validated=validated)
         for logger in self.trainer.loggers:
@@ -206,6 +221,9 @@ class Harness(lightning.LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        totals = checkpoint.get("xlm_totals", {})
+        self._watch.num_tokens = totals.get("tokens", 0)
+        self._stopwatch = Stopwatch(totals.get("seconds", 0.0))
         if self.fork is not None:
             self.fork.adapt(checkpoint, self.trainer)
         elif self._mean_count is not None:  # a fork may have other batches
@@ -263,9 +281,13 @@ class Harness(lightning.LightningModule):
 
     @override
     def on_validation_start(self) -> None:
-        if self.trainer.state.fn == "fit":
-            self._look_at_last_step()
+        self._look_at_last_step()
+        self._stopwatch.stop()
         self.evaluation.texts.forget()
+
+    @override
+    def on_validation_end(self) -> None:
+        self._stopwatch.start()
 
     @override
     def on_validation_epoch_start(self) -> None:
@@ -274,6 +296,7 @@ class Harness(lightning.LightningModule):
     @override
     def on_validation_epoch_end(self) -> None:
         self._report("val")
+        self._log("training/", self.totals)
         release(self.model)
         self._validated_step = self.trainer.global_step
 
@@ -292,9 +315,13 @@ class Harness(lightning.LightningModule):
         alone = self.trainer.world_size == 1
         results = self.evaluation.report(stage, torch.device("cpu") if alone else self.device)
         self.results.update(results)
-        self.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in results.items()})
+        self._log("", results)
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
             log_texts(self.trainer.loggers, self.evaluation.texts, self.trainer.global_step)
+
+    def _log(self, prefix: str, numbers: Mapping[str, float]) -> None:
+        tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in numbers.items()}
+        self.log_dict({f"{prefix}{name}": value for name, value in tensors.items()})
 
 
 def _class_name(thing: object) -> str:

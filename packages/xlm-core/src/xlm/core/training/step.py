@@ -40,6 +40,11 @@ class Window:
     sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     micro_batches: list[MicroBatch] = field(default_factory=list[MicroBatch])
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the examples on this process, without padding."""
+        return sum(micro_batch.batch.num_tokens for micro_batch in self.micro_batches)
+
     def add(self, output: LossOutput, batch: LoadedBatch[Any], batch_index: int) -> None:
         """Add the output of the loss for one micro-batch."""
         count = output.loss_count.detach()
@@ -79,8 +84,8 @@ class _Pending:
     step: int
     window: Window
     numbers: Tensor
-    """(2 + sums,) on the CPU: number of processes with a stop request, then over all processes the count, the
-    sum of the loss and those of its terms."""
+    """(3 + sums,) on the CPU: number of processes with a stop request, then over all processes the number of
+    tokens, the count, the sum of the loss and those of its terms."""
     arrived: torch.cuda.Event | None
 
 
@@ -92,6 +97,8 @@ class StepWatch:
         """Whether any process has a stop request; the same on all of them."""
         self.loss: float | None = None
         """Mean loss of the last checked step, over all processes."""
+        self.num_tokens = 0
+        """Tokens of all checked steps, over all processes."""
         self._pending: _Pending | None = None
 
     def watch(self, step: int, window: Window, numbers: Tensor) -> None:
@@ -100,8 +107,8 @@ class StepWatch:
         Args:
             step: The optimizer step, counted from 1.
             window: The micro-batches of the sums.
-            numbers: (2 + sums,) on the device: number of processes with a stop request, the count and the
-                sums, the loss first.
+            numbers: (3 + sums,) on the device: number of processes with a stop request, the number of tokens,
+                the count and the sums, the loss first.
         """
         if numbers.is_cuda:
             on_host = torch.empty_like(numbers, device="cpu", pin_memory=True)
@@ -129,7 +136,8 @@ class StepWatch:
             pending.arrived.synchronize()
         if not bool(pending.numbers.isfinite().all()):
             raise NonFiniteLossError(_explain(pending, folder, rank))
-        wants_to_stop, count, loss_sum = pending.numbers[:3].tolist()
+        wants_to_stop, num_tokens, count, loss_sum = pending.numbers[:4].tolist()
+        self.num_tokens += round(num_tokens)
         self.stop_wanted = self.stop_wanted or wants_to_stop > 0
         self.loss = loss_sum / max(count, 1.0)
 

@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from xlm.core.command.cli import show
-from xlm.core.saving.checkpoints import write_text_atomically
 from xlm.eval.viewing import terminal
 from xlm.eval.viewing.page import page
 from xlm.eval.viewing.traces import read_traces
@@ -15,6 +14,8 @@ PAGE = "view.html"
 
 def write_page(folder: Path) -> Path:
     """Write the page of the recorded generations of a run or a later evaluation into its folder."""
+    from xlm.core.saving.checkpoints import write_text_atomically  # imports torch, unlike ``view``
+
     path = folder / PAGE
     write_text_atomically(path, page(read_traces([str(folder)])))
     return path

@@ -40,7 +40,7 @@ def read_traces(folders: Sequence[str]) -> list[list[Recorded]]:
         XLMError: If there is no run, or a run has no traces.
     """
     if not folders:
-        raise XLMError("runs: name the folders of runs, as in 'runs=[runs/a,runs/b]'")
+        raise XLMError("runs: missing. Set the runs: 'runs=[runs/a,runs/b]'")
     groups: dict[tuple[str, str, str, int], list[Recorded]] = {}
     for name in folders:
         seen: dict[tuple[str, str, str], int] = {}
@@ -53,6 +53,8 @@ def read_traces(folders: Sequence[str]) -> list[list[Recorded]]:
 
 def _of_run(folder: Path) -> Iterator[Recorded]:
     path = folder / TRACES
+    if not folder.is_dir():
+        raise XLMError(f"runs: there is no folder {folder}")
     if not path.exists():
         raise XLMError(
             f"runs: {folder} has no {TRACES}. A run writes it with show_generations above 0; for another "

@@ -28,8 +28,7 @@ class Throughput(Callback):
     synchronises with the device anyway; validation is excluded. ``throughput/flops_utilisation`` is the
     fraction of the devices' peak used by the matrix products of the network, counted in one forward pass of
     the first batch. If Lightning has no peak for the device, as on a CPU, it is omitted, and a note at the
-    start of training says so. ``throughput/tokens`` and ``throughput/seconds`` are the totals of the whole
-    training, also of a resumed one.
+    start of training says so.
     """
 
     def __init__(self) -> None:
@@ -39,12 +38,9 @@ class Throughput(Callback):
         self._paused = 0.0
         self._peak: int | None = None
         self._flops_per_token = 0.0
-        self._total_tokens, self._total_seconds = 0, 0.0
-        self._world_size = 1
 
     @override
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._world_size = trainer.world_size
         precision = str(trainer.precision)
         dtype = (
             torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
@@ -100,27 +96,10 @@ class Throughput(Callback):
                 logger.log_metrics(rates, step=trainer.global_step - 1)
         self._begin(trainer)
 
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        seconds = time.perf_counter() - self._start if self._start else 0.0
-        return {
-            "tokens": self._total_tokens + self._num_tokens * self._world_size,
-            "seconds": self._total_seconds + seconds,
-        }
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._total_tokens, self._total_seconds = state_dict["tokens"], state_dict["seconds"]
-
     def _rates(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, float]:
         seconds = time.perf_counter() - self._start
-        tokens = self._num_tokens * self._world_size
-        tokens_per_second = tokens / seconds
-        self._total_tokens += tokens
-        self._total_seconds += seconds
+        tokens_per_second = self._num_tokens * trainer.world_size / seconds
         rates = {
-            "throughput/tokens": float(self._total_tokens),
-            "throughput/seconds": self._total_seconds,
             "throughput/tokens_per_second": tokens_per_second,
             "throughput/steps_per_second": (trainer.global_step - self._step) / seconds,
         }
