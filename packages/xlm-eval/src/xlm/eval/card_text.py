@@ -119,7 +119,8 @@ def _cost(card: Mapping[str, Any]) -> Iterator[Row]:
             f"{training['seconds']:,.0f} seconds without validations, {training['tokens']:,} tokens",
         )
     if machine["seconds"] is not None:
-        yield "seconds", f"{machine['seconds']:,.0f}, {machine['cpu_seconds']:,.0f} of the CPU"
+        yield "seconds", f"{machine['seconds']:,.0f}"
+    yield "CPU seconds", f"{machine['cpu_seconds']:,.0f}"
     if (memory := machine["peak_memory"]) is not None:
         yield MEMORY[memory["of"]], f"{memory['megabytes']:,.0f} MB"
 
