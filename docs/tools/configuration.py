@@ -54,8 +54,10 @@ class Option:
                 break
             if not line.startswith("# @package"):
                 lines.append(line.lstrip("# "))
-        parts = re.findall(r"override /(recipe|model_type|model): (\w+)", self.text)
-        return " ".join(lines) or ", ".join(f"{group} `{name}`" for group, name in parts)
+        base = re.findall(r"defaults: \[(?!override|_self_)(\w+),", self.text)
+        parts = re.findall(r"override /(recipe|task|model_type|model): (\w+)", self.text)
+        made_of = [f"`{name}`" for name in base] + [f"{group} `{name}`" for group, name in parts]
+        return " ".join(lines) or ", ".join(made_of)
 
 
 def options() -> list[Option]:
