@@ -131,15 +131,15 @@ def test_nothing_moves_while_it_plays(browser: str, tmp_path: Path, width: int) 
 
 def test_keys_play_step_and_change_speed(browser: str, tmp_path: Path) -> None:
     script = """
-    const seen = [], arrows = ["ArrowRight", "ArrowRight", "ArrowLeft"];
-    for (const key of [...arrows, "End", "Home", "+", "+", "-", "o", "t", " "]) {
+    const seen = [], arrows = ["ArrowLeft", "ArrowLeft", "ArrowRight"];
+    for (const key of [...arrows, "Home", "End", "+", "+", "-", "o", "t", " "]) {
       document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
       seen.push([key, state, $("speed").value, $("order").getAttribute("aria-pressed"), timer !== null]);
     }
     done({ seen, theme: document.documentElement.dataset.theme });
     """
     found = in_browser(browser, tmp_path, edited_page(tmp_path / "run"), script)
-    assert [entry[1] for entry in found["seen"][:5]] == [1, 2, 1, 4, 0]
+    assert [entry[1] for entry in found["seen"][:5]] == [3, 2, 3, 0, 4]
     assert [entry[2] for entry in found["seen"][5:8]] == ["2", "4", "2"]
     assert found["seen"][8][3] == "true"
     assert found["seen"][-1][4], "space does not play"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from xlm.core.evaluation.predictions import PredictionWriter
-from xlm.eval.card import Clock
+from xlm.eval.card import Clock, command_line
 from xlm.eval.data_rows import Lengths
 from xlm.eval.rows import Scores, token_entropy
 from xlm.eval.usage import peak_memory
@@ -177,6 +177,14 @@ def test_replicates_of_a_metric_are_those_of_its_sums() -> None:
     }  # fmt: skip
     # The standard error of the mean of 300 uniform digits.
     assert float(replicates["mean"].std()) == pytest.approx(2.872 / math.sqrt(300), rel=0.1)
+
+
+def test_the_command_is_the_one_that_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["/bin/xlm", "job_type=frontier", "++sweep={predictor.temperature: [1]}", "++more=2"]
+    monkeypatch.setattr("sys.argv", words)
+    assert command_line("frontier") == "xlm job_type=frontier 'sweep={predictor.temperature: [1]}' ++more=2"
+    monkeypatch.setattr("sys.argv", ["/bin/pytest"])
+    assert command_line("frontier") is None
 
 
 def test_seconds_of_the_first_batch_are_apart() -> None:

@@ -60,6 +60,7 @@ def make_run(
     likelihood: dict[str, Any] = {
         "of": "network", "kind": kind, "length": "modelled", "impossible_rows": 0,
         "nll": {"value": 2.0, "low": 1.9, "high": 2.1}, "bits_per_byte": 1.25,
+        "kl": {"value": 0.5, "low": 0.4, "high": 0.6},
         **dict.fromkeys(("nll_per_token", "nll_per_byte", "perplexity")),
     }  # fmt: skip
     entries = {
@@ -93,6 +94,7 @@ def make_run(
         "prediction/exact_match": [quality + row / 1000 for row in ROWS],
         "prediction/token_entropy": [nfe / 2],
         "lm/nll": [2.0 + row / 1000 for row in ROWS],
+        "lm/kl": [0.5],
     }
     (folder / "replicates.json").write_text(json.dumps(replicates))
     return folder
@@ -109,7 +111,7 @@ def test_a_paired_difference_has_the_quantiles_of_its_replicates() -> None:
     first, second = (read_run(make_run(name, quality=q)) for name, q in (("a", 0.5), ("b", 0.6)))
     found, refused = differences(first, second)
     assert not refused
-    assert set(found) == {"prediction/exact_match", "prediction/token_entropy", "lm/nll"}
+    assert set(found) == {"prediction/exact_match", "prediction/token_entropy", "lm/nll", "lm/kl"}
     gap = found["prediction/exact_match"]
     assert (gap.value, gap.low, gap.high) == pytest.approx((0.1, 0.1, 0.1))
     assert str(found["lm/nll"]) == "+0 [+0, +0]"
@@ -136,7 +138,7 @@ def test_what_is_not_comparable_has_no_interval_and_a_mark(what: str) -> None:
     found, refused = differences(first, second)
     assert any(reason in line for line in refused)
     assert ("prediction/exact_match" in found) == (what == "kind")
-    assert ("lm/nll" in found) == (what == "judge")
+    assert ("lm/nll" in found) == ("lm/kl" in found) == (what == "judge")
     marked = marks({"one": [first], "two": [second]})
     assert marked.has("prediction/exact_match") == (what != "kind")
     assert marked.has("lm/nll (exact, with length)") == (what == "rows")
@@ -225,6 +227,8 @@ def test_a_frontier_becomes_a_page_with_plots() -> None:
     table = (folder / "comparison.md").read_text()
     assert "[0.16, 0.36]" in table
     assert "### Differences from m num_steps=1, temperature=0.5" in table
+    assert "| predictor.sampler.num_steps | 1 | 8 | 64 | 1 | 8 | 64 |" in table
+    assert "| lm/kl (exact, with length) | 0.5 [0.4, 0.6] |" in table
 
 
 def test_curves_have_intervals_over_seeds() -> None:
@@ -233,9 +237,9 @@ def test_curves_have_intervals_over_seeds() -> None:
         folder = make_run(f"runs/s{seed}", seed=seed)
         (folder / "csv/version_0").mkdir(parents=True)
         rows = [
-            {"step": 10, "training/tokens": 200, "training/seconds": seed, metric: 0.1 * seed},
+            {"step": 9, "training/tokens": 200, "training/seconds": seed, metric: 0.1 * seed},
             {"step": 15, "train/loss": 1.0},
-            {"step": 20, "training/tokens": 300, "training/seconds": 2 * seed, metric: 0.2 * seed},
+            {"step": 19, "training/tokens": 300, "training/seconds": 2 * seed, metric: 0.2 * seed},
         ]
         columns = ["step", "train/loss", metric, "training/tokens", "training/seconds"]
         with (folder / "csv/version_0/metrics.csv").open("w") as file:
@@ -246,6 +250,8 @@ def test_curves_have_intervals_over_seeds() -> None:
     drawn = {path.stem for path in folder.glob("*.svg")}
     assert {f"star-training-{axis}" for axis in ("steps", "tokens", "seconds")} <= drawn
     runs = [read_run(Path(f"runs/s{seed}")) for seed in (1, 2, 3)]
+    [curve] = curves({"s": runs}, metric, "step").values()
+    assert [place for place, _ in curve] == [10, 20]
     [curve] = curves({"s": runs}, metric, "training/seconds").values()
     assert [place for place, _ in curve] == [2, 4]
     [curve] = curves({"s": runs}, metric, "training/tokens").values()

@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
+from xlm.core.command.job import load_job
 from xlm.core.command.results import Results
 from xlm.core.config.build import make_all
 from xlm.core.config.differences import flatten
@@ -75,7 +76,7 @@ def make_card(results: Results, replicates: Replicates) -> dict[str, Any]:
         "name": settings.job_name,
         "task": settings.task.name,
         "seed": settings.seed,
-        "command": _command(),
+        "command": command_line(settings.job_type),
         "weights": {
             "path": results.checkpoint,
             "kind": results.weights.kind,
@@ -278,12 +279,15 @@ def _generates(loaders: Mapping[str, LoaderSettings]) -> bool:
     return any(set(loader.uses) - {"loss", "likelihood"} for loader in loaders.values())
 
 
-def _command() -> str | None:
-    """The command line of the job, without secrets; None if it was not started by the command ``xlm``."""
+def command_line(job_type: str) -> str | None:
+    """The command line as it was typed, without secrets; None if the program is not the command ``xlm``."""
     program, *arguments = sys.argv
     if Path(program).name != "xlm" and Path(program).parts[-3:] != ("xlm", "core", "__main__.py"):
         return None
-    return hide_text(shlex.join(["xlm", *arguments]), known())
+    own = load_job(job_type).model_fields  # ``xlm`` has put ``++`` before these
+    bare = [word.removeprefix("++") for word in arguments]
+    typed = [new if new.partition("=")[0] in own else word for new, word in zip(bare, arguments, strict=True)]
+    return hide_text(shlex.join(["xlm", *typed]), known())
 
 
 def _seconds(started: str | None) -> float | None:

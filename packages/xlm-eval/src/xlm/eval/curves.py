@@ -49,5 +49,6 @@ def _points(folder: Path, metric: str, axis: str) -> dict[int, tuple[float, floa
             for row in csv.DictReader(table):
                 position, value = row.get(axis), row.get(metric)
                 if position and value:
-                    found[int(row["step"])] = float(position), float(value)
+                    # Lightning's column of steps counts from 0.
+                    found[int(row["step"])] = float(position) + (axis == "step"), float(value)
     return dict(sorted(found.items()))

@@ -1,5 +1,6 @@
 """Finished runs for the job ``compare``: their config, their metrics, and the card if there is one."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,10 +117,16 @@ def find(part: str) -> tuple[list[Path], bool]:
     if here.is_dir():
         return [here], False
     found = Path(here.anchor).glob(str(here.relative_to(here.anchor)))
-    folders = sorted(path for path in found if path.is_dir())
+    folders = sorted((path for path in found if path.is_dir()), key=_in_order_of_numbers)
     if not folders:
         raise XLMError(f"runs: there is no folder {part}")
     return folders, True
+
+
+def _in_order_of_numbers(path: Path) -> list[tuple[int, str]]:
+    """A key by which 8 precedes 64."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
 
 def what_is_missing(folder: Path) -> str:
@@ -158,8 +165,8 @@ def _card_values(card: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, fl
     for loader, found in card["loaders"].items():
         for likelihood in found["likelihood"]:
             prefix = f"{loader}/{'sampler_' if likelihood['of'] == 'sampler' else ''}"
-            for name in ("nll", "nll_per_token", "nll_per_byte", "perplexity"):
-                if likelihood[name] is not None:
+            for name in ("nll", "nll_per_token", "nll_per_byte", "perplexity", "kl"):
+                if likelihood.get(name) is not None:
                     yield f"{prefix}{name}", likelihood[name]
             if likelihood["bits_per_byte"] is not None:
                 yield f"{prefix}bits_per_byte", {"value": likelihood["bits_per_byte"]}

@@ -8,7 +8,7 @@ evaluation, and is skipped if it is finished.
 import hashlib
 import json
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +40,8 @@ from xlm.eval.sweep import USES, Point, Sweep, nodes, point_name, points, with_v
 FOLDER = "frontier"
 SAME_AS_NFE = ("calls_per_sequence", "states_per_sequence", "tokens_per_evaluation")
 """Metrics that are left to the files."""
+NUMBER = len("0.001234")
+"""Letters of a number in the table."""
 IRRELEVANT = ("sweep", "logger", "callbacks", "hub", "show_generations", "trace", "job_type", "hydra")
 """Keys that change no result: points of two grids that differ in them only share a folder."""
 
@@ -149,16 +151,28 @@ def _print_summary(found: Mapping[str, Mapping[str, float]], root: Path) -> None
     """Print the metrics in which the settings differ, and the command that compares them."""
     names = dict.fromkeys(name for metrics in found.values() for name in metrics)
     values = {name: [metrics.get(name) for metrics in found.values()] for name in names}
-    varying = [
-        name
+    varying = {
+        name: name.rpartition("/")[2].replace("_", " ")
         for name in names
         if name.rpartition("/")[2] not in SAME_AS_NFE and (len(set(values[name])) > 1 or len(found) == 1)
-    ]
+    }
+    shown = list(_fitting(varying, console.width - min(max(map(len, found)), console.width // 2) - 4))
     table = Table(title="settings", title_justify="left")
     table.add_column("", overflow="fold")
-    for name in varying:
-        table.add_column(name.rpartition("/")[2].replace("_", " "), justify="right", overflow="fold")
+    for name in shown:
+        table.add_column(varying[name], justify="right")
     for name, metrics in found.items():
-        table.add_row(name, *(f"{metrics[metric]:.4g}" if metric in metrics else "–" for metric in varying))
+        table.add_row(name, *(f"{metrics[metric]:.4g}" if metric in metrics else "–" for metric in shown))
     console.print(table, soft_wrap=False)
+    if more := [varying[name] for name in varying if name not in shown]:
+        say(f"  {METRICS} of each setting also has {', '.join(more)}")
     say(f"\ncompare them:  xlm job_type=compare 'runs=[{root}/*]'")
+
+
+def _fitting(heads: Mapping[str, str], width: int) -> Iterator[str]:
+    """The first columns whose heads, broken between words, and numbers fit into a width."""
+    for name, head in heads.items():
+        width -= max(NUMBER, *map(len, head.split())) + len(" │ ")
+        if width < 0:
+            return
+        yield name

@@ -165,7 +165,7 @@ def _kind(likelihood: Mapping[str, Any]) -> str:
 
 def _of(metric: str) -> str:
     """What a likelihood's metric belongs to; empty for others."""
-    if not metric.removeprefix("sampler_").startswith("nll"):
+    if not metric.removeprefix("sampler_").startswith(("nll", "kl")):
         return ""
     return "sampler" if metric.startswith("sampler_") else "network"
 

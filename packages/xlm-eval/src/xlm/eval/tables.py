@@ -20,7 +20,7 @@ from xlm.eval.finished_runs import Run
 
 LIKELIHOOD = (
     "nll", "nll_standard_error", "nll_per_token", "perplexity", "bits_per_token", "nll_per_byte",
-    "bits_per_byte",
+    "bits_per_byte", "kl",
 )  # fmt: skip
 KIND = ("is_bound", "models_length", "num_draws")
 SAMPLER = "sampler_"
