@@ -5,6 +5,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -166,7 +167,7 @@ def _likelihood(
         "bits_per_byte": nats / num_bytes / math.log(2) if num_bytes else None,
         "perplexity": None
         if per_token is None or impossible
-        else _entry(Interval(*(math.exp(min(x, 700.0)) for x in _numbers(per_token)))),
+        else _entry(Interval(*(math.exp(min(x, 700.0)) for x in astuple(per_token)))),
         "speed": clock.speed(),
     }
 
@@ -253,13 +254,7 @@ class Clock:
 
 
 def _entry(interval: Interval | None) -> dict[str, float] | None:
-    if interval is None:
-        return None
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
-
-
-def _numbers(interval: Interval) -> tuple[float, float, float]:
-    return interval.value, interval.low, interval.high
+    return None if interval is None else asdict(interval)
 
 
 def _sampler(predictor: Mapping[str, Any]) -> dict[str, Any]:
