@@ -309,7 +309,8 @@ INTRODUCTION = """# Every configuration key
 
 This page is made from `xlm.core.config.schema` and from the YAML files of the installed packages when the
 site is built. Any key can be set on the command line (`KEY=VALUE`), a group's option is chosen by
-`GROUP=OPTION`, a key that is not there yet is added with `+KEY=VALUE`. `--cfg job` prints the config of a command, `--cfg explained` with the meaning, the default and the file of each of its keys.
+`GROUP=OPTION`, a key that is not there yet is added with `+KEY=VALUE`. `--cfg job` prints the config of a
+command, `--cfg explained` with the meaning, the default and the file of each of its keys.
 
 *Slot* stands for a node with a `_target_`: any importable class or function. *Required* means that an
 experiment or the command line must set it. `NAME` stands for a name of your choice."""
