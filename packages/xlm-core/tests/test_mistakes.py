@@ -3,7 +3,9 @@
 import copy
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,9 +16,8 @@ from xlm.core.command.compose import check
 from xlm.core.config.errors import XLMError
 from xlm.core.config.machine import explained
 from xlm.core.config.places import check_places
-from xlm.core.training.assembly import make_slots
+from xlm.core.training import assembly
 from xlm.core.training.run import resolve
-from xlm.core.training.slot_checks import check_optimizer
 from xlm.core.training.trainer import make_trainer
 
 from . import toy_jobs
@@ -60,6 +61,7 @@ MISTAKES = {
     "lr_scheduler.name=nope": "lr_scheduler: could not make WarmupSchedule.*nope is not a valid",
     "model.vocab_size=x": "model.vocab_size: got 'x'. toy_family.ToyModel takes int",
     "model.vocab_size=-1": "model: could not make toy_family.ToyModel",
+    "+datamodule.train.lm.collator.nope=1": "datamodule.train.lm.collator: could not make .*not nope",
     "+model.dropout=2": "model: could not make toy_family.ToyModel.*dropout",
     "+model.dropout=nan": "model.dropout: got nan",
     "+callbacks.learning_rate.logging_interval=3": "callbacks.learning_rate.logging_interval: got 3",
@@ -120,6 +122,8 @@ MISTAKES = {
     "job_type=trane": "no such job. Did you mean train",
     "model=null": "To select none: '~model'",
     "--confg-dir x": "--confg-dir: no such option. Did you mean --config-dir",
+    "--config-dir": "--config-dir: has no value",
+    "--cfg jbo": "--cfg jbo: shows one of job, explained",
     "=3": "neither KEY=VALUE nor an option",
 }  # fmt: skip
 
@@ -144,15 +148,20 @@ def overridden(config: DictConfig, words: list[str]) -> DictConfig:
     return config
 
 
+class DataIsReadError(Exception):
+    pass
+
+
 def begin(config: DictConfig, words: list[str]) -> None:
-    """What a job does with its command line before it reads data."""
+    """What a training does with its command line before it reads data."""
     check_arguments(words)
     config = overridden(config, words)
     job, checked = check(config)
     check_places(checked, reads_checkpoint=job.reads_checkpoint)
     run = resolve(config)
-    check_optimizer(make_slots(run), num_steps=run.settings.trainer.max_steps)
     make_trainer(run, Path(run.settings.output_dir))
+    with patch.object(assembly, "make_prepared", side_effect=DataIsReadError), suppress(DataIsReadError):
+        assembly.assemble(run)
 
 
 @pytest.mark.parametrize("command", MISTAKES)

@@ -27,7 +27,7 @@ from xlm.core.training.lr_schedules import WarmupSchedule
 from xlm.core.training.monitors import check_monitors, draw_together, log_outcome
 from xlm.core.training.processor import describe_threads
 from xlm.core.training.run import Run
-from xlm.core.training.slot_checks import check_optimizer, check_slots
+from xlm.core.training.slot_checks import check_slots
 from xlm.core.training.trainer import (
     evaluate_test_split,
     lightning_explained,
@@ -48,6 +48,7 @@ def _train(run: Run, folder: RunFolder) -> dict[str, float]:
     if settings.from_run is not None and not folder.has_checkpoints():
         Fork(Path(settings.from_run), run)  # raises early if it is wrong
     folder.start_training(run.record)
+    trainer = make_trainer(run, folder.path)  # before the data too, see `assemble`
     harness, datamodule = assemble(run)
     found = folder.resumable(harness.misfit)
     resume, fork = found.header, None
@@ -67,8 +68,6 @@ def _train(run: Run, folder: RunFolder) -> dict[str, float]:
         },
     )
     logged = check_slots(harness, datamodule)
-    check_optimizer(harness.slots, num_steps=settings.trainer.max_steps)
-    trainer = make_trainer(run, folder.path)
     check_monitors(trainer, harness, logged)
     record_means(trainer, folder.path)
     for logger in trainer.loggers:

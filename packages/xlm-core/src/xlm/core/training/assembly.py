@@ -1,34 +1,41 @@
 """From a resolved run to objects: the slots, the data, the harness with both."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from xlm.core.config.build import make, make_all
 from xlm.core.config.checks import check_methods
 from xlm.core.config.machine import blamed_on
-from xlm.core.config.schema import SamplerLikelihoodSettings
+from xlm.core.config.schema import SamplerLikelihoodSettings, Stage
 from xlm.core.data import DataModule, PreparedTask, Stream, TaskParts, open_stream, prepare
 from xlm.core.evaluation import report
 from xlm.core.evaluation.slots import Slots
 from xlm.core.evaluation.uses import needs_examples
+from xlm.core.protocols import Collator
 from xlm.core.training.harness import Harness
 from xlm.core.training.run import Run
+from xlm.core.training.slot_checks import check_optimizer
 
 
 def assemble(run: Run, *, tests_only: bool = False) -> tuple[Harness, DataModule]:
-    """Make data, slots and collators, in this order.
+    """Make slots and collators, then the data.
 
     Args:
         run: The run.
         tests_only: Whether only the test loaders will be read.
     """
+    settings = run.settings
     parts = make_parts(run)
+    # Before the data, whose preparation may take hours: a wrong argument of a slot ends the run at once.
+    slots = make_slots(run)
+    if not tests_only:
+        check_optimizer(slots, num_steps=settings.trainer.max_steps)
+    collators = make_collators(run)
     prepared = make_prepared(run, parts, tests_only=tests_only)
     if not prepared.was_cached:
         report.print_prepared(prepared)
-    slots = make_slots(run)
-    datamodule = make_datamodule(run, parts, prepared)
-    settings = run.settings
+    datamodule = make_datamodule(run, parts, prepared, collators)
     harness = Harness(slots, loaders=datamodule.loaders, seed=settings.seed, compile_network=settings.compile)
     return harness, datamodule
 
@@ -68,6 +75,17 @@ def make_parts(run: Run) -> TaskParts:
     )
 
 
+def make_collators(run: Run) -> Mapping[Stage, Mapping[str, Collator[Any]]]:
+    """Make the collator of each loader, by stage and name."""
+    return {
+        stage: {
+            name: make(loader.collator, f"datamodule.{stage}.{name}.collator")
+            for name, loader in named.items()
+        }
+        for stage, named in run.settings.datamodule.loaders.items()
+    }
+
+
 def make_prepared(run: Run, parts: TaskParts, *, tests_only: bool = False) -> PreparedTask:
     """Find the task's rows in the cache, or prepare them.
 
@@ -89,8 +107,13 @@ def make_prepared(run: Run, parts: TaskParts, *, tests_only: bool = False) -> Pr
     )
 
 
-def make_datamodule(run: Run, parts: TaskParts, prepared: PreparedTask) -> DataModule:
-    """Make the data module with the collator of each loader."""
+def make_datamodule(
+    run: Run,
+    parts: TaskParts,
+    prepared: PreparedTask,
+    collators: Mapping[Stage, Mapping[str, Collator[Any]]],
+) -> DataModule:
+    """Make the data module."""
     settings = run.settings
     loaders = settings.datamodule.loaders
 
@@ -109,13 +132,7 @@ def make_datamodule(run: Run, parts: TaskParts, prepared: PreparedTask) -> DataM
     return DataModule(
         prepared=prepared,
         loaders=loaders,
-        collators={
-            stage: {
-                name: make(loader.collator, f"datamodule.{stage}.{name}.collator")
-                for name, loader in named.items()
-            }
-            for stage, named in loaders.items()
-        },
+        collators=collators,
         seed=settings.seed,
         num_batches=settings.trainer.max_steps * settings.trainer.accumulate_grad_batches,
         open_stream=stream if settings.task.streaming else None,
