@@ -10,7 +10,7 @@ _NUM_ROWS = ("num_complete", "num_incomplete")
 
 
 class DIDLossMetrics:
-    """Means per row of the loss's terms, the output of the length head, the number of deleted tokens.
+    """The output of the length head and the number of deleted tokens, as means per row.
 
     The accuracy of "nothing is missing" would say little: few rows are complete. So its probability is
     averaged apart where it should be high and where it should be low.
@@ -26,7 +26,7 @@ class DIDLossMetrics:
     def reset(self) -> None:
         """Forget everything."""
         integers = {name: torch.tensor(0) for name in ("rows", "num_dropped", *_NUM_ROWS)}
-        names = ("token", "length", "chance_at_complete", "chance_at_incomplete")
+        names = ("chance_at_complete", "chance_at_incomplete")
         self.sums = integers | {name: torch.tensor(0.0, dtype=torch.float64) for name in names}
 
     def update(self, output: DIDLossOutput) -> None:
@@ -38,22 +38,19 @@ class DIDLossMetrics:
             "num_incomplete": output.num_incomplete,
             "chance_at_complete": output.chance_at_complete,
             "chance_at_incomplete": output.chance_at_incomplete,
-            **output.terms,
         }
         self.sums = add_sums(self.sums, added)
 
     def compute(self) -> dict[str, float]:
         """The means by name; zeros if nothing was added.
 
-        ``token_loss``, ``length_loss`` and ``mean_dropped`` are over all rows; ``complete_at_complete`` is
-        P(nothing is missing) at rows in which nothing is, ``complete_at_incomplete`` at rows in which
-        something is. Rows that cannot grow are in neither.
+        ``mean_dropped`` is over all rows; ``complete_at_complete`` is P(nothing is missing) at rows in which
+        nothing is, ``complete_at_incomplete`` at rows in which something is. Rows that cannot grow are in
+        neither.
         """
         rows = max(int(self.sums["rows"]), 1)
         num_complete, num_incomplete = (max(int(self.sums[name]), 1) for name in _NUM_ROWS)
         return {
-            "token_loss": float(self.sums["token"]) / rows,
-            "length_loss": float(self.sums["length"]) / rows,
             "complete_at_complete": float(self.sums["chance_at_complete"]) / num_complete,
             "complete_at_incomplete": float(self.sums["chance_at_incomplete"]) / num_incomplete,
             "mean_dropped": float(self.sums["num_dropped"]) / rows,

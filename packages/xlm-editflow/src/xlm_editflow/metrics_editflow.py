@@ -8,7 +8,7 @@ from xlm_editflow.types_editflow import EditFlowLossOutput
 
 
 class EditFlowLossMetrics:
-    """Means per row of the loss's terms, the edits that remain, and how many the network expects.
+    """Means per row of the edits that remain and of those that the network expects.
 
     ``sums`` is the whole state: adding up those of several processes gives their common result.
     """
@@ -21,7 +21,7 @@ class EditFlowLossMetrics:
     def reset(self) -> None:
         """Forget everything."""
         integers = {name: torch.tensor(0) for name in ("rows", "num_remaining", "num_finished")}
-        names = ("token", "operation", "rate_at_finished", "rate_at_unfinished")
+        names = ("rate_at_finished", "rate_at_unfinished")
         self.sums = integers | {name: torch.tensor(0.0, dtype=torch.float64) for name in names}
 
     def update(self, output: EditFlowLossOutput) -> None:
@@ -32,22 +32,19 @@ class EditFlowLossMetrics:
             "num_finished": output.num_finished,
             "rate_at_finished": output.rate_at_finished,
             "rate_at_unfinished": output.rate_at_unfinished,
-            **output.terms,
         }
         self.sums = add_sums(self.sums, added)
 
     def compute(self) -> dict[str, float]:
         """The means by name; zeros if nothing was added.
 
-        ``token_loss``, ``operation_loss`` and ``mean_remaining`` are over all rows; ``expected_at_finished``
-        and ``expected_at_unfinished`` are the sums of the rates, which are the expected numbers of edits that
-        remain, at rows in which none does and at the others: a network that knows has 0 in the first, and
-        in the second ``mean_remaining`` divided by the fraction of such rows.
+        ``mean_remaining`` is over all rows; ``expected_at_finished`` and ``expected_at_unfinished`` are the
+        sums of the rates, which are the expected numbers of edits that remain, at rows in which none does and
+        at the others: a network that knows has 0 in the first, and in the second ``mean_remaining`` divided
+        by the fraction of such rows.
         """
         rows, finished = int(self.sums["rows"]), int(self.sums["num_finished"])
         return {
-            "token_loss": float(self.sums["token"]) / max(rows, 1),
-            "operation_loss": float(self.sums["operation"]) / max(rows, 1),
             "expected_at_finished": float(self.sums["rate_at_finished"]) / max(finished, 1),
             "expected_at_unfinished": float(self.sums["rate_at_unfinished"]) / max(rows - finished, 1),
             "mean_remaining": float(self.sums["num_remaining"]) / max(rows, 1),

@@ -10,7 +10,7 @@ _NUM_ROWS = ("num_complete", "num_incomplete")
 
 
 class ILMLossMetrics:
-    """Means per row of the loss's terms, the output of the stop head, the number of dropped tokens.
+    """The output of the stop head and the number of dropped tokens, as means per row.
 
     The accuracy of the stop head would say little: few rows are complete, and who never stops is right at all
     others. So P(stop) is averaged apart where it should be high and where it should be low.
@@ -26,7 +26,7 @@ class ILMLossMetrics:
     def reset(self) -> None:
         """Forget everything."""
         integers = {name: torch.tensor(0) for name in ("rows", "num_dropped", *_NUM_ROWS)}
-        names = ("token", "stop", "stop_at_complete", "stop_at_incomplete")
+        names = ("stop_at_complete", "stop_at_incomplete")
         self.sums = integers | {name: torch.tensor(0.0, dtype=torch.float64) for name in names}
 
     def update(self, output: ILMLossOutput) -> None:
@@ -38,22 +38,19 @@ class ILMLossMetrics:
             "num_incomplete": output.num_incomplete,
             "stop_at_complete": output.stop_at_complete,
             "stop_at_incomplete": output.stop_at_incomplete,
-            **output.terms,
         }
         self.sums = add_sums(self.sums, added)
 
     def compute(self) -> dict[str, float]:
         """The means by name; zeros if nothing was added.
 
-        ``token_loss``, ``stop_loss`` and ``mean_dropped`` are over all rows; ``stop_at_complete`` is P(stop)
-        at rows in which nothing is missing, ``stop_at_incomplete`` at rows in which something is. Rows whose
-        target is given whole are in neither.
+        ``mean_dropped`` is over all rows; ``stop_at_complete`` is P(stop) at rows in which nothing is
+        missing, ``stop_at_incomplete`` at rows in which something is. Rows whose target is given whole are in
+        neither.
         """
         rows = max(int(self.sums["rows"]), 1)
         num_complete, num_incomplete = (max(int(self.sums[name]), 1) for name in _NUM_ROWS)
         return {
-            "token_loss": float(self.sums["token"]) / rows,
-            "stop_loss": float(self.sums["stop"]) / rows,
             "stop_at_complete": float(self.sums["stop_at_complete"]) / num_complete,
             "stop_at_incomplete": float(self.sums["stop_at_incomplete"]) / num_incomplete,
             "mean_dropped": float(self.sums["num_dropped"]) / rows,
