@@ -5,7 +5,7 @@ sums both over all generations and divides once at the end, so that the result d
 were split into batches or processes. A task's metrics are a table of scores, as in ``ExactMatch`` below.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NotRequired, TypedDict
 
 import torch
@@ -40,49 +40,41 @@ def token_accuracy(generation: Generation) -> tuple[int, int]:
     return matches, max(len(ids), len(reference_ids))
 
 
-def zero_sums(names: Iterable[str]) -> dict[str, Tensor]:
-    """The state before any generation: int64 zeros ``NAME_hits`` and ``NAME_total`` for each name."""
-    return {
-        f"{name}_{part}": torch.zeros((), dtype=torch.int64) for name in names for part in ("hits", "total")
-    }
-
-
-def add_scores(
-    sums: dict[str, Tensor], scores: Mapping[str, Score], generations: Sequence[Generation]
-) -> None:
-    """Add the scores of ``generations`` to the state made by ``zero_sums``."""
-    for name, score in scores.items():
-        for generation in generations:
-            hits, total = score(generation)
-            sums[f"{name}_hits"] += hits
-            sums[f"{name}_total"] += total
-
-
-def ratios(sums: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, float]:
-    """Hits divided by total for each name; 0.0 where the total is 0."""
-    return {name: int(sums[f"{name}_hits"]) / max(1, int(sums[f"{name}_total"])) for name in names}
-
-
-class ExactMatch:
-    """Accumulates ``exact_match`` (share of rows) and ``token_accuracy`` (share of tokens).
+class ScoreRatios:
+    """Accumulates the scores of a table, ``SCORES``, each as hits divided by total; base of tasks' metrics.
 
     Attributes:
-        sums: The state, see ``zero_sums``. Adding up the states of several processes gives the state of all.
+        sums: The state, int64 scalars ``NAME_hits`` and ``NAME_total`` of each score. Adding up the states of
+            several processes gives the state of all.
     """
 
-    SCORES: Mapping[str, Score] = {"exact_match": exact_match, "token_accuracy": token_accuracy}
+    SCORES: Mapping[str, Score] = {}
 
     def __init__(self) -> None:
-        self.sums = zero_sums(self.SCORES)
+        self.reset()
 
     def reset(self) -> None:
         """Forget all generations."""
-        self.sums = zero_sums(self.SCORES)
+        names = [f"{name}_{part}" for name in self.SCORES for part in ("hits", "total")]
+        self.sums: dict[str, Tensor] = {name: torch.zeros((), dtype=torch.int64) for name in names}
 
     def update(self, generations: Sequence[Generation]) -> None:
         """Count more generations."""
-        add_scores(self.sums, self.SCORES, generations)
+        for name, score in self.SCORES.items():
+            for generation in generations:
+                hits, total = score(generation)
+                self.sums[f"{name}_hits"] += hits
+                self.sums[f"{name}_total"] += total
 
     def compute(self) -> dict[str, float]:
-        """The metrics by name, each in [0, 1]; 0.0 for no generations."""
-        return ratios(self.sums, self.SCORES)
+        """The ratios by name, each in [0, 1]; 0.0 for no generations."""
+        return {
+            name: int(self.sums[f"{name}_hits"]) / max(1, int(self.sums[f"{name}_total"]))
+            for name in self.SCORES
+        }
+
+
+class ExactMatch(ScoreRatios):
+    """Accumulates ``exact_match`` (share of rows) and ``token_accuracy`` (share of tokens)."""
+
+    SCORES: Mapping[str, Score] = {"exact_match": exact_match, "token_accuracy": token_accuracy}

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from xlm.tasks.metrics import Generation, Score, add_scores, ratios, zero_sums
+from xlm.tasks.metrics import Generation, Score, ScoreRatios
 from xlm.tasks.safe.chemistry import (
     contains,
     drug_likeness,
@@ -111,29 +111,10 @@ def _given_smiles(generation: Generation) -> list[str]:
     return [smiles for smiles in decoded if smiles]
 
 
-class FragmentMetrics:
-    """Accumulates ``fragments_kept`` and ``given_kept``; the de novo metrics measure the molecules.
-
-    Attributes:
-        sums: The state, see ``xlm.tasks.metrics.zero_sums``.
-    """
+class FragmentMetrics(ScoreRatios):
+    """Accumulates ``fragments_kept`` and ``given_kept``; the de novo metrics measure the molecules."""
 
     SCORES: Mapping[str, Score] = {
         "fragments_kept": given_fragments_kept,
         "given_kept": given_tokens_kept,
     }
-
-    def __init__(self) -> None:
-        self.sums = zero_sums(self.SCORES)
-
-    def reset(self) -> None:
-        """Forget all generations."""
-        self.sums = zero_sums(self.SCORES)
-
-    def update(self, generations: Sequence[Generation]) -> None:
-        """Count more generations."""
-        add_scores(self.sums, self.SCORES, generations)
-
-    def compute(self) -> dict[str, float]:
-        """The metrics by name, each in [0, 1]; 0.0 for no generations."""
-        return ratios(self.sums, self.SCORES)

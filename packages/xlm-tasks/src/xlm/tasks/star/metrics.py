@@ -3,15 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from xlm.tasks.metrics import (
-    Generation,
-    Score,
-    add_scores,
-    exact_match,
-    ratios,
-    token_accuracy,
-    zero_sums,
-)
+from xlm.tasks.metrics import Generation, Score, ScoreRatios, exact_match, token_accuracy
 
 
 def is_valid_path(prompt_ids: Sequence[int], ids: Sequence[int]) -> bool:
@@ -38,14 +30,11 @@ def valid_path_rate(generation: Generation) -> tuple[int, int]:
     return int(is_valid_path(generation["prompt_ids"], generation["ids"])), 1
 
 
-class StarMetrics:
+class StarMetrics(ScoreRatios):
     """Accumulates ``exact_match``, ``token_accuracy`` and ``valid_path_rate``.
 
     A star graph has one path from source to goal, so the first and the last differ only where the reference
     is not that path: a difference points to wrong data or to a prompt that was cut.
-
-    Attributes:
-        sums: The state, see ``xlm.tasks.metrics.zero_sums``.
     """
 
     SCORES: Mapping[str, Score] = {
@@ -53,21 +42,6 @@ class StarMetrics:
         "token_accuracy": token_accuracy,
         "valid_path_rate": valid_path_rate,
     }
-
-    def __init__(self) -> None:
-        self.sums = zero_sums(self.SCORES)
-
-    def reset(self) -> None:
-        """Forget all generations."""
-        self.sums = zero_sums(self.SCORES)
-
-    def update(self, generations: Sequence[Generation]) -> None:
-        """Count more generations."""
-        add_scores(self.sums, self.SCORES, generations)
-
-    def compute(self) -> dict[str, float]:
-        """The metrics by name, each in [0, 1]; 0.0 for no generations."""
-        return ratios(self.sums, self.SCORES)
 
 
 def _pairs(ids: Sequence[int]) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from xlm.tasks.metrics import Generation, Score, add_scores, ratios, zero_sums
+from xlm.tasks.metrics import Generation, Score, ScoreRatios
 from xlm.tasks.sudoku_extreme.boards import NUM_CELLS, UNITS
 
 _DIGITS = set("123456789")
@@ -86,13 +86,10 @@ def rule_violations(generation: Generation) -> tuple[int, int]:
     return sum({board[cell] for cell in unit} != _DIGITS for unit in units), len(units)
 
 
-class SudokuMetrics:
+class SudokuMetrics(ScoreRatios):
     """Accumulates the accuracies of boards and cells, broken clues and violated rules.
 
     ``board_accuracy`` (the main metric), ``cell_accuracy``, ``broken_clues``, ``rule_violations``.
-
-    Attributes:
-        sums: The state, see ``xlm.tasks.metrics.zero_sums``.
     """
 
     SCORES: Mapping[str, Score] = {
@@ -101,18 +98,3 @@ class SudokuMetrics:
         "broken_clues": broken_clues,
         "rule_violations": rule_violations,
     }
-
-    def __init__(self) -> None:
-        self.sums = zero_sums(self.SCORES)
-
-    def reset(self) -> None:
-        """Forget all generations."""
-        self.sums = zero_sums(self.SCORES)
-
-    def update(self, generations: Sequence[Generation]) -> None:
-        """Count more generations."""
-        add_scores(self.sums, self.SCORES, generations)
-
-    def compute(self) -> dict[str, float]:
-        """The metrics by name, each in [0, 1]; 0.0 for no generations."""
-        return ratios(self.sums, self.SCORES)
