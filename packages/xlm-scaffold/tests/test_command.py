@@ -174,6 +174,12 @@ def test_every_class_of_the_skeleton_is_reserved(made: dict[str, Path]) -> None:
     assert other_classes("my_model", made["skeleton"]) <= listed("class_names")
 
 
+def test_every_package_of_xlm_is_reserved() -> None:
+    members = [path.parent for path in ROOT.glob("packages/*/pyproject.toml")]
+    ours = {path.name.removeprefix("xlm-") for path in members if not (path / "LICENSE").exists()}
+    assert ours == listed("xlm_names")
+
+
 def test_where_xlm_comes_from(outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cli.main(["from_wheels", "--xlm", "wheels", "--xlm-path", "../dist"])
     cli.main(["from_index", "--xlm", "index", "--licence", "BSD-3-Clause"])
