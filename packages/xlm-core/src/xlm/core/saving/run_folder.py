@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from xlm.core.config.console import say
+from xlm.core.config.differences import flatten
 from xlm.core.config.errors import XLMError
 from xlm.core.config.machine import blamed_on
 from xlm.core.config.places import no_checkpoint
@@ -247,17 +248,9 @@ def differences(
         old, new: The configs.
         ignored: Keys that are ignored, with all below them.
     """
-    before, after = dict(_flatten(old)), dict(_flatten(new))
+    before, after = dict(flatten(old)), dict(flatten(new))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not any(
             key == free or key.startswith(f"{free}.") for free in ignored
         ):
             yield key, before.get(key, "(not set)"), after.get(key, "(not set)")
-
-
-def _flatten(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node

@@ -20,7 +20,7 @@ class InterruptedTrainingError(XLMError):
 
     def __init__(self, signum: int, step: int) -> None:
         name = signal.Signals(signum).name if signum else "a signal to another process"
-        super().__init__(f"stopped by {name} after step {step}; the same command resumes from there.")
+        super().__init__(f"stopped by {name} after step {step}")
         self.signum = signum or signal.SIGTERM
         self.exit_code = 128 + self.signum
         """Exit code by which a shell reports a process ended by a signal."""
