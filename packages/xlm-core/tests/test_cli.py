@@ -70,6 +70,7 @@ MISTAKES = {
     "unknown option": ((*TRAIN, "optimizer=sgdx"), "adamw"),
     "owned by the harness": ((*TRAIN, "+trainer.max_epochs=3"), "max_epochs: set by the harness"),
     "broken reference": ((*TRAIN, "+vocab.a=${nothing}"), "nothing"),
+    "job without key": (("train", "job_name=x"), "nor an option. Did you mean job_type=train"),
     "bad override": ((*TRAIN, "foo"), "foo: neither KEY=VALUE nor an option"),
     "near key": ((*TRAIN, "trainer.max_step=3"), "no max_step in trainer. Did you mean max_steps"),
     "key of elsewhere": ((*TRAIN, "trainer.weight_decay=3"), "Did you mean optimizer.weight_decay?"),

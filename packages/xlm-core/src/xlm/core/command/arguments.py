@@ -31,6 +31,8 @@ VALUED = (
 """Options with a value in the next word."""
 EXPLAINED = "explained"
 """The value of ``--cfg`` that XLM adds."""
+SHOWN = ("job", EXPLAINED, "hydra", "all")
+"""Values of ``--cfg``."""
 BRINGS_CONFIGS = ("--config-dir", "-cd", "--config-path", "-cp", "hydra.searchpath")
 """Prefixes of overrides whose group options only Hydra can list."""
 
@@ -44,10 +46,12 @@ def check_arguments(arguments: list[str]) -> None:
     _check_flags(arguments)
     _check_given_once(arguments)
     only_packages = not any(word.lstrip("+").startswith(BRINGS_CONFIGS) for word in arguments)
-    for argument in arguments:
+    for before, argument in zip(["", *arguments], arguments, strict=False):
         written, separator, value = argument.partition("=")
         key = written.lstrip("+").partition("@")[0]
         adds = written.startswith("+") and not written.startswith("++")  # ++ replaces what may be there
+        if argument in job_names() and before not in VALUED:
+            raise XLMError(f"{argument}: neither KEY=VALUE nor an option. Did you mean job_type={argument}?")
         if separator and not key:
             raise XLMError(f"{argument}: neither KEY=VALUE nor an option. xlm --help lists both")
         if not separator or "$" in value:
@@ -87,10 +91,17 @@ def without_explanation(arguments: list[str]) -> list[str]:
 
 
 def _check_flags(arguments: list[str]) -> None:
-    for word in arguments:
-        name = word.partition("=")[0]
-        if word.startswith("-") and name not in FLAGS:
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, separator, value = word.partition("=")
+        value = value if separator else following
+        if not word.startswith("-"):
+            continue
+        if name not in FLAGS:
             raise XLMError(f"{name}: no such option.{did_you_mean(name, FLAGS)} xlm --help lists them.")
+        if name in VALUED and not value:
+            raise XLMError(f"{name}: has no value. xlm --help lists the options.")
+        if name in ("--cfg", "-c") and value not in SHOWN:
+            raise XLMError(f"{name} {value}: shows one of {', '.join(SHOWN)}")
 
 
 def _check_given_once(arguments: list[str]) -> None:

@@ -108,7 +108,7 @@ def check(config: DictConfig) -> tuple[Job, RunSettings]:
     try:
         plain = OmegaConf.to_container(with_home(config), resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
-        raise XLMError(f"The config refers to a missing key: {error}") from error
+        raise XLMError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     values = cast("dict[str, Any]", plain)
     if given := [name for name, value in values["vocab"].items() if value is not None]:
         raise XLMError(

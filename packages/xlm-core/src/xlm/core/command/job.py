@@ -115,8 +115,9 @@ def read_tool(name: str, tool: type[Tool], arguments: Sequence[str]) -> Tool:
         if key == "job_type":
             continue
         if not separator or key not in tool.model_fields:
-            known = " and ".join(f"{field}=VALUE" for field in tool.model_fields) or "no other key"
-            raise XLMError(f"{key}: job_type={name} has only {known}.{did_you_mean(key, tool.model_fields)}")
+            known = "only " + " and ".join(f"{field}=VALUE" for field in tool.model_fields)
+            has = known if tool.model_fields else "no other key"
+            raise XLMError(f"{key}: job_type={name} has {has}.{did_you_mean(key, tool.model_fields)}")
         values[key] = _value(text)
     return validated(tool, values)
 
