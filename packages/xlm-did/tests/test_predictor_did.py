@@ -33,7 +33,7 @@ from .exact_did import (
 ROWS = 6_000
 LONGEST = 3
 EVERY = texts(2, LONGEST)
-MODEL = random_network(2, LONGEST, seed=11)
+MODEL = random_network(2, LONGEST, seed=42)
 RATES = rates_of(MODEL, 2, LONGEST)
 
 

@@ -116,8 +116,6 @@ class DIDPredictor:
             "above 0 with num_steps: tokens of a step are drawn independently, so that the most probable one "
             "would be inserted several times",
         )
-        self._pad_id = pad_id
-        self._max_new_tokens = max_new_tokens
         require(insertions in ("any", "one"), "insertions", insertions, "'any' or 'one'")
         require(
             insertions == "any" or num_steps is not None,
@@ -125,6 +123,8 @@ class DIDPredictor:
             insertions,
             "'any' without num_steps, where each evaluation inserts one token",
         )
+        self._pad_id = pad_id
+        self._max_new_tokens = max_new_tokens
         self._has_rounds = insertions == "one"
         self._clock: Clock = FirstHitting() if num_steps is None else Steps(num_steps)
         token_sampling = TokenSampling(temperature, top_k, top_p)
