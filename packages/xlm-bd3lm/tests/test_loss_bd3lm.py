@@ -17,6 +17,8 @@ from xlm_bd3lm import (
     BD3LMLikelihoodCollator,
     BD3LMLoss,
     BD3LMMetrics,
+    BD3LMPredictor,
+    BD3LMPromptCollator,
     BD3LMRotary,
 )
 
@@ -243,3 +245,45 @@ def test_documents_of_a_packed_block_do_not_see_each_other() -> None:
         }
         expected += float(loss.likelihood(model, changed).nll.detach())
     assert float(found) == pytest.approx(expected, rel=1e-12)
+
+
+def test_blocks_from_the_first_column_of_the_row() -> None:
+    """Prompt and BOS as given cells: the bound by definition, and generation behind them."""
+    model = BD3LMRotary(vocab_size=9, d_model=16, num_layers=2, num_heads=2).double().eval()
+    prefix, text, given = [6, BOS], [5, 7, 6, 8], torch.arange(6) < 2
+    rows: dict[str, Any] = {"mask_id": MASK, "pad_id": PAD, "bos_id": None, "eos_id": EOS, "block_length": 3}
+    collate = BD3LMLikelihoodCollator(**rows, max_target_length=8, num_draws=4)
+    batch = collate([{"seed": 3, "target_ids": torch.tensor(prefix + text), "fixed": given}])
+    row = torch.tensor([*prefix, *text, EOS, PAD, PAD])
+    assert (batch["target_ids"] == row).all()
+    assert (batch["cell_blocks"] == 1 + torch.arange(9) // 3).all()
+    assert not batch["masked"][:, :2].any()
+    found, expected = LOSS.likelihood(model, batch), 0.0
+    assert found.num_tokens.tolist() == [4]
+    for masked in batch["masked"]:
+        for start in (0, 3, 6):
+            stop, chosen = start + 3, masked[start : start + 3]
+            blocks, noisy = 1 + torch.arange(stop) // 3, row[:stop].clone()
+            noisy[start:][chosen] = MASK
+            sees = (blocks.unsqueeze(1) >= blocks).unsqueeze(0)
+            logits = model(noisy.unsqueeze(0), sees)[0, start:].detach()
+            logits[:, [MASK, BOS]] = -math.inf
+            logits[0, PAD] = -math.inf
+            if start == 0:  # the last given token stands here
+                logits[:2, [EOS, PAD]] = -math.inf
+            log_probs = logits.log_softmax(1).gather(1, row[start:stop].unsqueeze(1)).squeeze(1)
+            free = 1 if start == 0 else 3
+            expected -= free / int(chosen.sum()) * float(log_probs[chosen].sum()) / 4
+    assert float(found.nll.detach()) == pytest.approx(expected, rel=1e-12)
+
+    prompts = BD3LMPromptCollator(**rows, max_target_length=8)
+    # One more token that is not given, or the text ends with the prompt.
+    open_end: BD3LMExample = {"seed": 0, "target_ids": torch.tensor([*prefix, 5]), "fixed": given[:3]}
+    sample = BD3LMPredictor(
+        schedule=LogLinear(), sampler="first_hitting", mask_id=MASK, pad_id=PAD, eos_id=EOS, block_length=3,
+        suppressed_ids=[BOS],
+    )  # fmt: skip
+    written = sample(model, prompts([open_end] * 20), torch.arange(20), trace=True)
+    assert (written.ids[:, :2] == torch.tensor(prefix)).all()
+    assert (written.trace.position[written.trace.step > 0] >= 2).all()
+    assert int(written.lengths.max()) > 2
