@@ -159,7 +159,9 @@ def points(chart: Points, pages: Path = PAGES) -> dict[str, dict[str, tuple[floa
 
 
 def divergences(chart: Divergences, pages: Path = PAGES) -> dict[str, dict[str, float]]:
-    """Of each language, the divergence of each family.
+    """Of each language, the divergence of each family, in the order of the first language.
+
+    A bound at or below 0, from too few draws, has no place on a logarithmic axis and is omitted.
 
     Raises:
         ValueError: If a section has no such table, or a cell of it no number.
@@ -171,10 +173,11 @@ def divergences(chart: Divergences, pages: Path = PAGES) -> dict[str, dict[str, 
             raise ValueError(f"no table of families under {section}")
         head, *rows = tables[0]
         [place] = [place for place, name in enumerate(head) if name.startswith("KL")]
-        numbers = {re.match(r"\w*", row[0])[0]: re.search(r"\d+\.\d+", row[place]) for row in rows}  # pyright: ignore[reportOptionalSubscript]  # matches always
+        numbers = {re.match(r"\w*", row[0])[0]: re.search(r"-?\d+\.\d+", row[place]) for row in rows}  # pyright: ignore[reportOptionalSubscript]  # matches always
         if not all(numbers.values()):
             raise ValueError(f"a family without a divergence under {section}")
-        found[language] = {family: float(number[0]) for family, number in numbers.items() if number}
+        values = {family: float(number[0]) for family, number in numbers.items() if number}
+        found[language] = {family: value for family, value in values.items() if value > 0}
     return found
 
 
