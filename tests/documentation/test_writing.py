@@ -112,6 +112,7 @@ def test_divergences_are_read_from_the_table_of_each_language(tmp_path: Path) ->
     chart = make_result_charts.Divergences("x.svg", sections, "x", (0.1, 1))
     table = "| family | nats | KL(language, model) |\n|---|---|---|\n| arlm (exact) | 20.1 | {} |\n"
     page = f"## a\n\n{table.format('0.10')}\n## b\n\n{table.format('at most 0.31 (0.07 to 0.57)')}"
+    page += "| udlm (upper bound) | 30.4 | at most -0.17 (-0.65 to 0.35) |\n"  # not drawn
     (tmp_path / "x.md").write_text(page)
     assert make_result_charts.divergences(chart, tmp_path) == {"a": {"arlm": 0.1}, "b": {"arlm": 0.31}}
     (tmp_path / "x.md").write_text(f"## a\n\n{table.format('none')}")

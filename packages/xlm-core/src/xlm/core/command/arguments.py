@@ -1,5 +1,7 @@
 """Checks of the command line that do not need Hydra."""
 
+from itertools import pairwise
+
 from xlm.core.command.discovery import config_packages, is_part, job_names, providers
 from xlm.core.config.errors import XLMError
 from xlm.core.config.near import did_you_mean, listed
@@ -91,7 +93,7 @@ def without_explanation(arguments: list[str]) -> list[str]:
 
 
 def _check_flags(arguments: list[str]) -> None:
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in pairwise([*arguments, ""]):
         name, separator, value = word.partition("=")
         value = value if separator else following
         if not word.startswith("-"):
