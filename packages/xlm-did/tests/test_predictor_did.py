@@ -214,6 +214,21 @@ def test_steps_insert_exactly_what_is_missing_and_only_steps_with_tokens_cost(nu
     assert all(replay(trace, row) == list(text) for row, text in enumerate(texts_of(prediction)))
 
 
+def test_rounds_are_read_as_if_their_tokens_came_evenly() -> None:
+    times: list[float] = []
+
+    class Reads(Constant):
+        def forward(self, *arguments: Any, time: Any, **named: Any) -> DIDOutput:
+            return super().forward(*arguments, time=lambda a: times.append(float(time(a))), **named)
+
+    model = Reads(*(-99.0 for _ in range(9)), 9.0)
+    predictor = DIDPredictor(pad_id=PAD, suppressed_ids=SPECIAL, num_steps=1, insertions="one")
+    trace = predictor(model, prompts_of({"seed": 0}, 1, max_length=9), torch.arange(1), trace=True).trace
+    inserted = trace.step.bincount().cumsum(0)
+    assert int(inserted[-1]) == 9
+    assert times == pytest.approx(to_list(1 - inserted[:-1] / 9))
+
+
 def test_greedy_takes_the_likeliest_pair() -> None:
     """Also where another slot has more probability, spread over more tokens."""
     token_logits = torch.full((50, 3, 8), -torch.inf)
