@@ -181,7 +181,7 @@ def _of_any_length(family: str, size: Size, max_length: int, *, greedy: bool) ->
         ids = {"pad_id": PAD, "bos_id": BOS}
         return Parts(
             EditFlow(**size.arguments()),
-            EditFlowLoss(suppressed_ids=SPECIAL, token_weight="one" if greedy else "hazard"),
+            EditFlowLoss(suppressed_ids=SPECIAL),
             EditFlowCollator(**ids, max_length=max_length),
             EditFlowPromptCollator(**ids, max_length=max_length),
             EditFlowPredictor(

@@ -28,12 +28,11 @@ substitute one, add up to 1. So logits are computed only where a token remains t
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from xlm.modules import check_vocabulary, linear_cell_loss, prompt_sees_target, require
+from xlm.modules import check_vocabulary, linear_cell_loss, prompt_sees_target
 from xlm.modules.cell_loss import CellLosses
 from xlm.modules.records import Likelihood
 from xlm_editflow.rates_editflow import Rates
@@ -54,22 +53,10 @@ class EditFlowLoss:
     Args:
         suppressed_ids: Token ids that are never written and stay outside the softmax: exactly those of the
             predictor.
-        token_weight: Of the token term in training; the likelihood is always the bound. "hazard": that of the
-            bound. "one": multiplied by u, so that a token to write weighs the same at all times and not like
-            1 / u. The minimiser is the same, as the weight depends on nothing but the time; but rows that are
-            nearly finished, and easy, count for less, so a network may find out sooner what to write where
-            little is known. ``loss_sum`` is then no bound.
-
-    Raises:
-        ValueError: If token_weight is another word.
     """
 
-    def __init__(
-        self, *, suppressed_ids: Sequence[int] = (), token_weight: Literal["hazard", "one"] = "hazard"
-    ) -> None:
-        require(token_weight in ("hazard", "one"), "token_weight", token_weight, "'hazard' or 'one'")
+    def __init__(self, *, suppressed_ids: Sequence[int] = ()) -> None:
         self._suppressed_ids = list(suppressed_ids)
-        self._token_weight = token_weight
 
     def __call__(self, model: EditFlowNetwork, batch: EditFlowBatch) -> EditFlowLossOutput:
         """Evaluate the network on a batch.
@@ -77,7 +64,7 @@ class EditFlowLoss:
         Raises:
             ValueError: If a token to write is among suppressed_ids (on a device the loss is infinite then).
         """
-        tokens, operation, total = self._score(model, batch, self._token_weight)
+        tokens, operation, total = self._score(model, batch)
         finished = batch["num_remaining"] == 0
         operation_sum, of_rows = operation.sum(), total.detach()
         return EditFlowLossOutput(
@@ -104,7 +91,7 @@ class EditFlowLoss:
                 "use another source, or no likelihood (datamodule.val.lm.uses=[loss], "
                 "datamodule.test.lm.uses=[loss])"
             )
-        tokens, operation, _ = self._score(model, batch, "hazard")
+        tokens, operation, _ = self._score(model, batch)
         row = torch.cat((batch["insert_row"], batch["substitute_row"]))
         nll = operation.index_add(0, row, tokens.of_cells)
         num_draws = int(batch["num_draws"])
@@ -116,17 +103,14 @@ class EditFlowLoss:
             models_length=True,
         )
 
-    def _score(
-        self, model: EditFlowNetwork, batch: EditFlowBatch, token_weight: str
-    ) -> tuple[CellLosses, Tensor, Tensor]:
+    def _score(self, model: EditFlowNetwork, batch: EditFlowBatch) -> tuple[CellLosses, Tensor, Tensor]:
         """Token terms of the cells, operation terms (rows,), and the sums of the rates (rows,)."""
         self._check_targets(batch["target_token"])
         weight = (batch["num_edits"] + 1) / batch["num_remaining"].clamp(min=1).double()
-        of_tokens = weight if token_weight == "hazard" else weight * batch["time"]
         own = batch["input_ids"][batch["substitute_row"], batch["substitute_column"]]
         scoring = _TokenLoss(
             token=batch["target_token"],
-            weight=of_tokens[batch["target_row"]],
+            weight=weight[batch["target_row"]],
             cell=batch["target_cell"],
             own=torch.cat((torch.full_like(batch["insert_row"], -1), own)),
             suppressed_ids=self._suppressed_ids,
