@@ -95,6 +95,23 @@ def test_a_mistake_ends_in_a_message_without_torch(name: str, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [], "a refused job leaves nothing behind"
 
 
+def test_an_interruption_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "answer", interrupt)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\ninterrupted (HYDRA_FULL_ERROR=1 shows where)\n"
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(KeyboardInterrupt):
+        cli.main()
+
+
 def test_composed_config_is_shown(tmp_path: Path) -> None:
     code, output, _, loaded = xlm("job_type=train", "--cfg", "job", cwd=tmp_path)
     assert code == 0

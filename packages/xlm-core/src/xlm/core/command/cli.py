@@ -162,10 +162,19 @@ def settle_environment() -> None:
 
 
 def main() -> None:
-    """Run the command ``xlm``."""
+    """Run the command ``xlm``; a training handles signals itself."""
     settle_environment()
     hide_from_console()
-    arguments = sys.argv[1:]
+    try:
+        _execute(sys.argv[1:])
+    except KeyboardInterrupt:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print("\ninterrupted (HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+
+
+def _execute(arguments: list[str]) -> None:
     try:
         if (text := answer(arguments)) is not None:
             show(text)
