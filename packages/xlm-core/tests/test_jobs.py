@@ -154,6 +154,14 @@ def test_eval_and_generate_use_the_same_weights(run_toy: Run, tmp_path: Path) ->
         assert (folder / "metrics.json").exists()
         assert len(records(folder / "predictions.jsonl")) == 20
         assert (folder / "config.yaml").exists()
+    last, other = tmp_path / "runs/toy/checkpoints/last.ckpt", tmp_path / "other.ckpt"
+    content = torch.load(last, weights_only=True)
+    content["xlm_origin"]["network"] = "another.Class"  # with weights of the same names and shapes
+    torch.save(content, other)
+    with pytest.raises(
+        XLMError, match=r"has weights of another\.Class; the network .* is toy_family\.ToyModel"
+    ):
+        run_toy("job_type=eval", f"ckpt_path={other}")
 
 
 def test_eval_without_a_run_says_what_to_do(run_toy: Run) -> None:

@@ -160,7 +160,7 @@ def _print_summary(found: Mapping[str, Mapping[str, float]], root: Path) -> None
     table = Table(title="settings", title_justify="left")
     table.add_column("", overflow="fold")
     for name in shown:
-        table.add_column(varying[name], justify="right")
+        table.add_column(varying[name].replace(" ", "\n"), justify="right")
     for name, metrics in found.items():
         table.add_row(name, *(f"{metrics[metric]:.4g}" if metric in metrics else "–" for metric in shown))
     console.print(table, soft_wrap=False)

@@ -64,7 +64,13 @@ def load(run: Run) -> tuple[Harness, DataModule, str]:
     settings = run.settings
     checkpoint = checkpoint_of(run)
     harness, datamodule = assemble(run, tests_only=True)
-    source.load(harness.model, checkpoint, which=settings.weights, allow_pickle=settings.allow_pickle)
+    source.load(
+        harness.model,
+        checkpoint,
+        which=settings.weights,
+        allow_pickle=settings.allow_pickle,
+        network=harness.origin["network"],
+    )
     return harness, datamodule, checkpoint
 
 

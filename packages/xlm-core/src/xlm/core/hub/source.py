@@ -17,7 +17,14 @@ from xlm.core.saving.folder import put_weights, read_folder, read_own
 from xlm.core.saving.weights import Which, read_weights
 
 
-def load(model: nn.Module, ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False) -> None:
+def load(
+    model: nn.Module,
+    ckpt_path: str,
+    *,
+    which: Which = "auto",
+    allow_pickle: bool = False,
+    network: str | None = None,
+) -> None:
     """Load the weights of ``ckpt_path`` into the network, completely or not at all.
 
     Args:
@@ -26,14 +33,18 @@ def load(model: nn.Module, ckpt_path: str, *, which: Which = "auto", allow_pickl
         which: The moving average, the weights as trained, or the average if there is one.
         allow_pickle: See ``xlm.core.saving.checkpoints.read``; never for folders of safetensors or from the
             Hub.
+        network: Class that the weights of a checkpoint must be of; None for any.
 
     Raises:
         XLMError: If they are missing, damaged, or do not fit.
     """
-    put_weights(model, read(ckpt_path, which=which, allow_pickle=allow_pickle), ckpt_path)
+    state = read(ckpt_path, which=which, allow_pickle=allow_pickle, network=network)
+    put_weights(model, state, ckpt_path)
 
 
-def read(ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False) -> dict[str, Tensor]:
+def read(
+    ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False, network: str | None = None
+) -> dict[str, Tensor]:
     """The state dict of the plain network; arguments and errors as for :func:`load`."""
     folder = local_folder(ckpt_path)
     if folder is not None:
@@ -43,7 +54,7 @@ def read(ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False) -
         return read_folder(folder, ckpt_path)
     path = Path(ckpt_path).expanduser()
     if not path.is_dir():
-        return read_weights(path, which=which, allow_pickle=allow_pickle)
+        return read_weights(path, which=which, allow_pickle=allow_pickle, network=network)
     if not allow_pickle and (reason := sharded_files.mistake(path)) is not None:
         raise XLMError(
             f"ckpt_path: {ckpt_path} is rejected: {reason}. If you trust its author to run code here: "
@@ -56,7 +67,7 @@ def read(ckpt_path: str, *, which: Which = "auto", allow_pickle: bool = False) -
     with TemporaryDirectory(prefix="xlm-") as temporary:
         whole = Path(temporary, "whole.ckpt")
         _consolidate(path, whole)
-        return read_weights(whole, which=which)
+        return read_weights(whole, which=which, network=network)
 
 
 def _consolidate(folder: Path, file: Path) -> None:

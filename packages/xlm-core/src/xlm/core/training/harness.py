@@ -64,12 +64,10 @@ class Harness(lightning.LightningModule):
         tokenizer = slots.tokenizer
         # Named here, since FSDP2 changes the class of the network.
         self.origin = {
-            "network": _class_name(self.model),
-            "loss": _class_name(slots.loss),
+            "network": class_name(self.model),
+            "loss": class_name(slots.loss),
             "tokenizer": " ".join(
-                map(
-                    str, (_class_name(tokenizer), tokenizer.vocab_size, getattr(tokenizer, "fingerprint", ""))
-                )
+                map(str, (class_name(tokenizer), tokenizer.vocab_size, getattr(tokenizer, "fingerprint", "")))
             ).rstrip(),
         }
         """Description of the run in its checkpoints."""
@@ -324,5 +322,6 @@ class Harness(lightning.LightningModule):
         self.log_dict({f"{prefix}{name}": value for name, value in tensors.items()})
 
 
-def _class_name(thing: object) -> str:
+def class_name(thing: object) -> str:
+    """The class of an object, as ``module.Class``."""
     return f"{type(thing).__module__}.{type(thing).__qualname__}"

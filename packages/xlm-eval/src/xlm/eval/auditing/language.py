@@ -1,4 +1,4 @@
-"""Tiny languages with a known distribution, and networks that know it: what a loss should find."""
+"""Tiny languages with a known distribution, and networks that have it: what a loss should find."""
 
 import itertools
 import math
@@ -126,7 +126,7 @@ class Posterior(nn.Module):
     """A network of a language: logits of each cell, given the other cells or those to the left of it.
 
     Args:
-        language: What the network knows.
+        language: The language whose probabilities it has.
         order: ``masked``: the logits of cell i are conditioned on all cells that are not MASK, cell i itself
             included, as those of a trained network are. ``prefix``: on the cells left of it; there is one
             more column of logits, for what follows the last cell.

@@ -23,6 +23,7 @@ from xlm.core.saving import run_record
 from xlm.core.saving.checkpoints import write_text_atomically
 from xlm.core.saving.weights import fingerprint
 from xlm.core.training.assembly import make_slots
+from xlm.core.training.harness import class_name
 from xlm.core.training.run import Run
 from xlm.eval.collators import LIKELIHOOD
 from xlm.eval.field_tasks.answers import Answers, has_answers
@@ -36,7 +37,7 @@ RESULTS = "results.json"
 GENERATES = "generate_until"
 """The kind of task that is answered by a generated text; all others are by log-probabilities."""
 GREEDY_METRICS = {"loglikelihood": "acc", "multiple_choice": "exact_match"}
-"""The metric of a kind of task that asks what greedy decoding writes."""
+"""The metric of a kind of task that depends on what greedy decoding writes."""
 
 
 def evaluate_tasks(run: Run, job: "LMEval") -> dict[str, float]:
@@ -46,7 +47,7 @@ def evaluate_tasks(run: Run, job: "LMEval") -> dict[str, float]:
         The metrics, as ``lm_eval/TASK/METRIC``.
 
     Raises:
-        XLMError: If a task is unknown, cannot be loaded, or asks for what the family does not define.
+        XLMError: If a task is unknown, cannot be loaded, or requires what the family does not define.
     """
     max_length = job.max_length or run.settings.task.max_target_length
     if max_length is None:
@@ -56,7 +57,13 @@ def evaluate_tasks(run: Run, job: "LMEval") -> dict[str, float]:
     slots = make_slots(run)
     checkpoint = checkpoint_of(run)
     settings = run.settings
-    source.load(slots.model, checkpoint, which=settings.weights, allow_pickle=settings.allow_pickle)
+    source.load(
+        slots.model,
+        checkpoint,
+        which=settings.weights,
+        allow_pickle=settings.allow_pickle,
+        network=class_name(slots.model),
+    )
     weights = fingerprint(slots.model)
     scorer = Scorer.of(run, slots, job.context, max_length)
     kinds = {name: str(task.get_config("output_type")) for name, task in loaded.items()}
@@ -116,7 +123,7 @@ def _load(job: "LMEval") -> tuple[Any, dict[str, Any]]:
 
 
 def _check(name: str, task: Any, kind: str, scorer: Scorer) -> None:
-    """Reject a task that asks for what the family does not define."""
+    """Reject a task that requires what the family does not define."""
     try:
         scorer.collator(GENERATION if kind == GENERATES else LIKELIHOOD)
     except XLMError as error:

@@ -1,4 +1,4 @@
-"""What the harness asks for, in tokens: text is divided as its own models divide it."""
+"""The requests of the harness, in tokens: text is divided as its own models divide it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,7 +86,7 @@ def encode_pair(
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the harness wants a text to be generated."""
+    """How a task of the harness generates its texts."""
 
     until: tuple[str, ...]
     """Texts that end the generation, and are not part of it."""
