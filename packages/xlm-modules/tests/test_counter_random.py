@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xlm.modules import row_seeds, stratified_times, uniform
+from xlm.modules import nth_largest, row_seeds, stratified_times, uniform
 
 _WORD = 2**64
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -338,3 +338,24 @@ def test_no_rows_are_allowed():
     empty = torch.zeros(0, dtype=torch.int64)
     assert stratified_times(empty, empty, stream=0).shape == (0,)
     assert stratified_times(empty, None, stream=0).shape == (0,)
+
+
+def test_rows_may_have_a_step_and_a_stream_of_their_own() -> None:
+    seeds, steps, streams = torch.tensor([3, -4, 3]), torch.tensor([0, 1, 0]), torch.tensor([2, 2, 5])
+    found = uniform(seeds, 4, step=steps, stream=streams).tolist()
+    for row, (seed, step, stream) in enumerate(
+        zip(seeds.tolist(), steps.tolist(), streams.tolist(), strict=True)
+    ):
+        assert found[row] == [uniform_exactly(seed, place, step=step, stream=stream) for place in range(4)]
+
+
+@pytest.mark.parametrize("num", [1, 5, 300])
+def test_the_nth_largest_number_is_that_of_the_sorted_row(num: int) -> None:
+    """Short rows are sorted, in long ones it is selected; equal numbers count one by one."""
+    values = uniform(torch.arange(6), num, step=0, stream=0)
+    values[:, num // 2 :] = 0.0
+    ranks = torch.tensor([0, num - 1, num // 2, num // 3, num // 2 - 1, 0]).clamp(min=0)
+    expected = [
+        sorted(row, reverse=True)[rank] for row, rank in zip(values.tolist(), ranks.tolist(), strict=True)
+    ]
+    assert nth_largest(values, ranks).tolist() == expected

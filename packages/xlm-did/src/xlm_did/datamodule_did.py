@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from xlm.modules import check_examples, check_lengths, fixed_of, seeds_of, uniform
+from xlm.modules import check_examples, check_lengths, fixed_of, nth_largest, seeds_of, uniform
 from xlm.modules.records import Example
 from xlm_did.types_did import DIDBatch, DIDPromptBatch
 
@@ -103,10 +103,10 @@ class DIDCollator:
         # The largest quantile of many draws can round to 1, hence the clamp.
         count = ((num_missing + 1) * (draw + level) / self._num_draws).long().clamp(max=num_missing)
         # Deletion times are 1 - survival; that of the last deleted token is the time of the row.
-        ordered = survival.masked_fill(~F.pad(missing, (1, 0)), 0.0).sort(dim=1, descending=True).values
-        least = ordered.gather(1, (count - 1).clamp(min=0).unsqueeze(1))
-        dropped = missing & (survival[:, 1:] >= least) & (count > 0).unsqueeze(1)
-        last = 1 - least.squeeze(1)
+        candidates = survival.masked_fill(~F.pad(missing, (1, 0)), 0.0)
+        least = nth_largest(candidates, (count - 1).clamp(min=0))
+        dropped = missing & (survival[:, 1:] >= least.unsqueeze(1)) & (count > 0).unsqueeze(1)
+        last = 1 - least
         # The least of L + 1 uniform numbers, by inversion.
         before_any = -torch.expm1(survival[:, 0].log() / (num_missing + 1))
         return dropped, torch.where(count > 0, last, before_any)

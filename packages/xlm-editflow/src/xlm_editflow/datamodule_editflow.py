@@ -21,7 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from xlm.modules import check_examples, check_lengths, fixed_of, row_seeds, seeds_of, seeds_of_draw, uniform
+from xlm.modules import (
+    check_examples,
+    check_lengths,
+    fixed_of,
+    nth_largest,
+    row_seeds,
+    seeds_of,
+    seeds_of_draw,
+    uniform,
+)
 from xlm.modules.records import Example
 from xlm_editflow.alignment_editflow import BLANK, Alignment, align, check_alignment, pad_texts
 from xlm_editflow.rates_editflow import INSERTION, SUBSTITUTION
@@ -144,10 +153,10 @@ class EditFlowCollator:
         # The largest quantile of many draws can round to 1, hence the clamp.
         count = ((num_edits + 1) * (draw + level) / self._num_draws).long().clamp(max=num_edits)
         # Times are 1 - survival; that of the last edit that remains is the time of the row.
-        ordered = survival.masked_fill(~F.pad(differs, (1, 0)), 0.0).sort(dim=1, descending=True).values
-        least = ordered.gather(1, (count - 1).clamp(min=0).unsqueeze(1))
-        pending = differs & (survival[:, 1:] >= least) & (count > 0).unsqueeze(1)
-        last = 1 - least.squeeze(1)
+        candidates = survival.masked_fill(~F.pad(differs, (1, 0)), 0.0)
+        least = nth_largest(candidates, (count - 1).clamp(min=0))
+        pending = differs & (survival[:, 1:] >= least.unsqueeze(1)) & (count > 0).unsqueeze(1)
+        last = 1 - least
         # The least of D + 1 uniform numbers, by inversion.
         before_any = -torch.expm1(survival[:, 0].log() / (num_edits + 1))
         return pending, torch.where(count > 0, last, before_any)

@@ -286,11 +286,11 @@ class _Noise:
         target = targets.ids.shape[1]
         hazard = self.interpolant.unmasking_hazard(t) if weight == "hazard" else torch.ones_like(t)
         draw = torch.arange(len(examples)) % num_draws
-        present, masked = self.interpolant.states(
-            t.unsqueeze(1),
-            uniform(seeds_of(examples), target, step=draw, stream=_STREAM_INSERTION),
-            uniform(seeds_of(examples), target, step=draw, stream=_STREAM_UNMASKING),
-        )
+        # One call for both, since most of its operations are small.
+        streams = torch.tensor([_STREAM_INSERTION, _STREAM_UNMASKING]).repeat_interleave(len(examples))
+        seeds = seeds_of(examples).repeat(2)
+        insertion, unmasking = uniform(seeds, target, step=draw.repeat(2), stream=streams).chunk(2)
+        present, masked = self.interpolant.states(t.unsqueeze(1), insertion, unmasking)
         missing = targets.missing
         rows = self.layout.pack(examples, targets, targets.fixed | (present & missing), masked & missing)
         masked_row, masked_column = rows.masked.nonzero(as_tuple=True)

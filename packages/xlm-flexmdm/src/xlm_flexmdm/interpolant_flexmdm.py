@@ -12,6 +12,7 @@ T1: the two hazards.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -81,7 +82,7 @@ class Interpolant:
         alpha, beta = self.alpha(ends), self.beta(ends)
         return float(alpha[0]), float(alpha[1]), float(beta[0]), float(beta[1])
 
-    @property
+    @cached_property
     def is_complete(self) -> bool:
         """Whether both schedules run from 0 to 1, so that generation starts empty and ends clean."""
         return all(abs(value - end) < 1e-9 for value, end in zip(self.endpoints, (0, 1, 0, 1), strict=True))

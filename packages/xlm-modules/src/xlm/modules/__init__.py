@@ -15,7 +15,7 @@ from xlm.modules.examples import (
 from xlm.modules.masks import MaskPiece, PiecewiseMask, segment_mask, takes_piecewise_mask
 from xlm.modules.optimizers import FusedAdamW, MuonWithAdamW
 from xlm.modules.options import require
-from xlm.modules.random import row_seeds, stratified_times, uniform
+from xlm.modules.random import nth_largest, row_seeds, stratified_times, uniform
 from xlm.modules.rotary import apply_rotary, rotary_angles
 from xlm.modules.samplers.ranks import confidence, take_top, unmask_counts
 from xlm.modules.sampling import (
@@ -124,6 +124,7 @@ __all__ = [
     "linear_cell_loss",
     "linear_cross_entropy",
     "logits_in_pieces",
+    "nth_largest",
     "places_of",
     "prompt_mask",
     "prompt_sees_target",

@@ -24,7 +24,7 @@ the row's place in the training stream.
 """
 
 import torch
-from jaxtyping import Float64, Int, Int64
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 
@@ -42,6 +42,9 @@ _ONE = 0x3FF0000000000000
 # The place decides the upper bits of the 52 of a time, the row's seed the others.
 _PLACE_BITS = 20
 _SEED_BITS = 32
+
+_SELECTED_FROM = 256
+"""Numbers of a row from which selecting one takes less time than sorting them."""
 
 
 def row_seeds(seed: int, epoch: int, indices: Int[Tensor, " rows"]) -> Int64[Tensor, " rows"]:
@@ -62,7 +65,11 @@ def row_seeds(seed: int, epoch: int, indices: Int[Tensor, " rows"]) -> Int64[Ten
 
 
 def uniform(
-    seeds: Int[Tensor, " rows"], num: int, *, step: int | Int[Tensor, " rows"], stream: int
+    seeds: Int[Tensor, " rows"],
+    num: int,
+    *,
+    step: int | Int[Tensor, " rows"],
+    stream: int | Int[Tensor, " rows"],
 ) -> Float64[Tensor, "rows num"]:
     """Independent uniform numbers in the open interval (0, 1).
 
@@ -75,7 +82,7 @@ def uniform(
         num: Numbers per row; a longer draw begins with the numbers of a shorter one.
         step: Number of the sampling step, the same for all rows or one per row, shape (rows,).
         stream: Number of the purpose of the draw (say 0 for the time, 1 for the masked cells), so that two
-            draws of a row in one step are independent.
+            draws of a row in one step are independent; the same for all rows or one per row, shape (rows,).
 
     Returns:
         Uniform numbers, shape (rows, num). The same on every device that has float64.
@@ -138,30 +145,43 @@ def stratified_times(
     Returns:
         Times on the grid of :func:`xlm.modules.uniform`, shape (rows,).
     """
-    drawn = uniform(seeds, 1, step=0, stream=stream)[:, 0]
     if places is None:
-        return drawn
-    places = places.long()
-    factors, summands = _coin_tables(places, stream)
-    place_bits = places >> torch.arange(_PLACE_BITS, device=places.device).unsqueeze(1)
-    # The coin of a digit is moved to the sign, where adding the bit of the place flips it.
-    factors, summands = factors << 12, (summands << 12) + (place_bits << 63)
-    digits = torch.zeros_like(places)
-    for factor, summand in zip(factors.unbind(), summands.unbind(), strict=True):
+        return uniform(seeds, 1, step=0, stream=stream)[:, 0]
+    windows = places.long() >> torch.arange(_PLACE_BITS, device=places.device).unsqueeze(1)
+    # One call, since its many small operations take longer than their numbers.
+    hashed = uniform(torch.cat((seeds.long(), _coin_seeds(windows))), 2, step=0, stream=stream)
+    drawn, coins = hashed[: len(seeds), 0], (hashed[len(seeds) :] * 2.0**52).long()
+    # The coin of the digits d before is the highest of the 52 bits of a d + b (multiply-shift, Dietzfelbinger
+    # 1996): fair, and independent for any two d. So one hash per digit and window serves all its parts. It is
+    # moved to the sign, where adding the bit of the place flips it.
+    factors, summands = (coins << 12).T.view(2, _PLACE_BITS, -1)
+    flipped = summands + (windows << 63)
+    digits = torch.zeros_like(drawn, dtype=torch.int64)
+    for factor, summand in zip(factors.unbind(), flipped.unbind(), strict=True):
         digits = torch.add(torch.addcmul(summand, factor, digits) < 0, digits, alpha=2)
     # Integers, so that no rounding carries a time into the next part.
     cell = (digits << _SEED_BITS) + (drawn * 2.0**_SEED_BITS).long()
     return (cell.to(torch.float64) + 0.5) * 2.0 ** -(_PLACE_BITS + _SEED_BITS)
 
 
-def _coin_tables(places: Tensor, stream: int) -> tuple[Tensor, Tensor]:
-    """Factors a and summands b of the coins of each digit, each of shape (digits, rows).
+def _coin_seeds(windows: Tensor) -> Tensor:
+    """(digits * rows,) seeds of the coins, from the window of 2^j places that holds each place."""
+    bits = torch.arange(len(windows), device=windows.device).unsqueeze(1)
+    return ((windows >> 1) * _PLACE_BITS + bits).flatten()
 
-    The coin of the digits d before is the highest of the 52 bits of a d + b (multiply-shift, Dietzfelbinger
-    1996): fair, and independent for any two d. So one hash per digit and window serves all its parts.
+
+def nth_largest(values: Float[Tensor, "rows num"], ranks: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """The number with a rank in each row, for collators.
+
+    Args:
+        values: Numbers, shape (rows, num).
+        ranks: Rank of the number of each row, 0 for the largest, shape (rows,).
+
+    Returns:
+        Numbers, shape (rows,).
     """
-    bits = torch.arange(_PLACE_BITS, device=places.device).unsqueeze(1)
-    windows = (places >> (bits + 1)) * _PLACE_BITS + bits
-    hashed = (uniform(windows.flatten(), 2, step=0, stream=stream) * 2.0**52).long()
-    factors, summands = hashed.T.view(2, _PLACE_BITS, -1)
-    return factors, summands
+    num = values.shape[1]
+    if num < _SELECTED_FROM:
+        return values.sort(dim=1, descending=True).values.gather(1, ranks.unsqueeze(1)).squeeze(1)
+    rows = zip(values.unbind(), ranks.tolist(), strict=True)
+    return torch.stack([row.kthvalue(num - rank).values for row, rank in rows])
