@@ -143,14 +143,13 @@ class DiTBlock(nn.Module):
         Returns:
             Hidden states of the same shape, or of the wanted tokens alone, shape (wanted, d_model).
         """
-        before, after = self.modulation(condition).split((2 * self.d_model, 4 * self.d_model), dim=-1)
-        shift_1, scale_1 = _of_tokens(before, tokens).chunk(2, dim=-1)
-        gate_1, shift_2, scale_2, gate_2 = _of_tokens(after, wanted or tokens).chunk(4, dim=-1)
-        normed = _modulate(self.attention_norm(hidden), shift_1, scale_1)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).chunk(6, dim=-1)
+        normed = _modulate(self.attention_norm(hidden), shift_1, scale_1, tokens)
         update = self.attention(normed, cos, sin, mask, cache=cache, tokens=tokens, wanted=wanted)
-        hidden = pack_wanted(hidden, tokens, wanted) + gate_1 * self.dropout(update)
-        update = self.feed_forward(_modulate(self.feed_forward_norm(hidden), shift_2, scale_2))
-        return hidden + gate_2 * self.dropout(update)
+        rest = wanted or tokens
+        hidden = pack_wanted(hidden, tokens, wanted) + _of_tokens(gate_1, rest) * self.dropout(update)
+        update = self.feed_forward(_modulate(self.feed_forward_norm(hidden), shift_2, scale_2, rest))
+        return hidden + _of_tokens(gate_2, rest) * self.dropout(update)
 
 
 class DiT(nn.Module):
@@ -296,8 +295,8 @@ class DiT(nn.Module):
                 cache=None if cache is None else cache.layer(index - 1),
                 wanted=wanted if index == len(self.blocks) else None,
             )
-        shift, scale = _of_tokens(self.final_modulation(condition), wanted or tokens).chunk(2, dim=-1)
-        modulated = _modulate(self.final_norm(hidden), shift, scale)
+        shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
+        modulated = _modulate(self.final_norm(hidden), shift, scale, wanted or tokens)
         return modulated if tokens is None or wanted is not None else tokens.pad(modulated)
 
 
@@ -306,8 +305,9 @@ def _of_tokens(rows: Tensor, tokens: PackedTokens | None) -> Tensor:
     return rows.unsqueeze(1) if tokens is None else rows.index_select(0, tokens.rows)
 
 
-def _modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return normed * (1 + scale) + shift
+def _modulate(normed: Tensor, shift: Tensor, scale: Tensor, tokens: PackedTokens | None) -> Tensor:
+    """Scale and shift each token by the numbers of its row, which are spread no earlier than here."""
+    return normed * _of_tokens(1 + scale, tokens) + _of_tokens(shift, tokens)
 
 
 def _zero_linear(d_in: int, d_out: int) -> nn.Linear:
