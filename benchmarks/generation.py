@@ -88,7 +88,9 @@ class Trunk:
 
 def measure(name: str, model: nn.Module, generate: Callable[[], Any], repeats: int) -> dict[str, float]:
     """Print a row: seconds, fraction of the trunk, evaluations, share of the rate of products."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    # The counter has no rule for oneDNN's linear layers.
+    without = torch.backends.mkldnn.flags(enabled=False)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), without:
         prediction = generate()
     operations = counter.get_total_flops()
     trunk = Trunk(model)

@@ -55,7 +55,7 @@ def apply_rotary(
     rotated, rest = x[..., : 2 * half], x[..., 2 * half :]
     wide_cos = torch.cat((cos, cos), dim=-1).unsqueeze(1)
     signed_sin = torch.cat((-sin, sin), dim=-1).unsqueeze(1)
-    rotated = (rotated * wide_cos + rotated.roll(half, dims=-1) * signed_sin).to(x.dtype)
+    rotated = torch.addcmul(rotated * wide_cos, rotated.roll(half, dims=-1), signed_sin).to(x.dtype)
     return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] > 0 else rotated
 
 

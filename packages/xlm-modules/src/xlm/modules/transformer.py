@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from xlm.modules.cache import KeyValueCache, LayerCache, extend_cache
 from xlm.modules.examples import check_vocabulary
+from xlm.modules.linear import Linear, linear_then
 from xlm.modules.masks import PiecewiseMask, broadcast_over_heads, default_positions
 from xlm.modules.padding import PackedTokens, RowwiseMask, embed, pack_wanted
 from xlm.modules.rotary import apply_rotary, checked_rotary_dim, rotary_angles
@@ -40,8 +41,8 @@ class RotaryAttention(nn.Module):
         if d_model % num_heads != 0:
             raise ValueError(f"d_model ({d_model}) must be a multiple of num_heads ({num_heads})")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
-        self.output = nn.Linear(d_model, d_model, bias=False)
+        self.qkv = Linear(d_model, 3 * d_model, bias=False)
+        self.output = Linear(d_model, d_model, bias=False)
 
     def project(
         self,
@@ -137,14 +138,14 @@ class FeedForward(nn.Module):
         kinds = get_args(Activation)
         if activation not in kinds:
             raise ValueError(f"activation must be one of {kinds}, got {activation!r}")
-        self.input = nn.Linear(d_model, d_ff)
+        self.input = Linear(d_model, d_ff)
         gelu = nn.GELU(approximate="tanh" if activation == "gelu" else "none")
         self.activation = nn.ReLU() if activation == "relu" else gelu
-        self.output = nn.Linear(d_ff, d_model)
+        self.output = Linear(d_ff, d_model)
 
     def forward(self, hidden: Float[Tensor, "*shape d_model"]) -> Float[Tensor, "*shape d_model"]:
         """Update of the hidden states, position by position."""
-        update: Tensor = self.output(self.activation(self.input(hidden)))
+        update: Tensor = self.output(linear_then(self.input, self.activation, hidden))
         return update
 
 
