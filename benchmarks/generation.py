@@ -16,6 +16,7 @@ that of a float32 product of two matrices of 1024 x 1024, taken before and after
 """
 
 import argparse
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,11 +87,15 @@ class Trunk:
         self.seconds += process_time() - self.start
 
 
+def linear_operations(hidden: Sequence[int], weight: Sequence[int], *_: object, **__: object) -> int:
+    """Operations of a linear layer of oneDNN, by the shapes of its arguments."""
+    return 2 * math.prod(hidden) * weight[0]
+
+
 def measure(name: str, model: nn.Module, generate: Callable[[], Any], repeats: int) -> dict[str, float]:
     """Print a row: seconds, fraction of the trunk, evaluations, share of the rate of products."""
-    # The counter has no rule for oneDNN's linear layers.
-    without = torch.backends.mkldnn.flags(enabled=False)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), without:
+    rules = {torch.ops.mkldnn._linear_pointwise: linear_operations}
+    with FlopCounterMode(display=False, custom_mapping=rules) as counter, sdpa_kernel(SDPBackend.MATH):
         prediction = generate()
     operations = counter.get_total_flops()
     trunk = Trunk(model)

@@ -1,9 +1,8 @@
 """Linear layers without gradients on a CPU: product, bias and GELU in one call of oneDNN.
 
 torch multiplies float32 matrices by MKL, which on AMD processors with AVX-512 reaches half of the rate of
-oneDNN's kernels, and then passes over the result for GELU, whose tanh alone takes as long as the product.
-What torch.compile makes of a layer on a CPU is this call. torch.backends.mkldnn.flags(enabled=False) turns it
-off.
+oneDNN's kernels, and then passes over the result for GELU, whose tanh takes half as long as the product.
+torch.compile makes the same call of a layer on a CPU. ``torch.backends.mkldnn.enabled = False`` turns it off.
 """
 
 import torch
