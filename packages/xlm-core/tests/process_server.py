@@ -20,7 +20,7 @@ import toy_jobs
 from xlm.core.command import evaluate, train  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from xlm.core.config.errors import XLMError
 from xlm.core.config.machine import explained
-from xlm.core.saving.run_record import package_versions
+from xlm.core.saving.versions import package_versions
 from xlm.core.training import callbacks  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 

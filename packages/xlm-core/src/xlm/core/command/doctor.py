@@ -16,7 +16,7 @@ from xlm.core.command.discovery import ConfigPackage, config_packages, job_names
 from xlm.core.command.job import load_job
 from xlm.core.config.console import make_console
 from xlm.core.config.errors import XLMError
-from xlm.core.saving.run_record import package_versions
+from xlm.core.saving.versions import package_versions
 
 TOKENS = {
     "Hugging Face": (("HF_TOKEN",), "~/.cache/huggingface/token", "hf auth login"),

@@ -7,32 +7,17 @@ while the job runs, and stays null if it was interrupted. Records of earlier sta
 """
 
 import json
-import platform
 import subprocess
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import cast
 
 from xlm.core.config.run_files import VERSIONS
 from xlm.core.saving.checkpoints import write_text_atomically
-from xlm.core.saving.versions import read_versions
+from xlm.core.saving.versions import package_versions, read_versions
 
-REPORTED = ("torch", "lightning", "hydra-core", "transformers", "datasets", "numpy")
 GIT_SECONDS = 20.0
 """Timeout of git in seconds; a repository on a slow file system is recorded without its state."""
-
-
-@cache
-def package_versions() -> Mapping[str, str]:
-    """Versions of Python, of every XLM package and of the libraries under them, read once in a process."""
-    # Each access to the metadata parses a file.
-    about = [distribution.metadata for distribution in distributions()]
-    found = {entry["Name"]: entry["Version"] for entry in about}
-    names = [name for name in found if name.startswith("xlm-") or name in REPORTED]
-    return {"python": platform.python_version(), **{name: found[name] for name in sorted(names)}}
 
 
 def begin(folder: Path) -> None:

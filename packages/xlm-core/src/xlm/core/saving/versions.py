@@ -1,10 +1,26 @@
-"""Reads ``versions.json``, which ``xlm.core.saving.run_record`` writes; does not import torch."""
+"""Versions of packages, and ``versions.json``, which ``run_record`` writes; without torch and Lightning."""
 
 import json
+import platform
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, cast
 
 from xlm.core.config.run_files import VERSIONS
+
+REPORTED = ("torch", "lightning", "hydra-core", "transformers", "datasets", "numpy")
+
+
+@cache
+def package_versions() -> Mapping[str, str]:
+    """Versions of Python, of every XLM package and of the libraries under them, read once in a process."""
+    # Each access to the metadata parses a file.
+    about = [distribution.metadata for distribution in distributions()]
+    found = {entry["Name"]: entry["Version"] for entry in about}
+    names = [name for name in found if name.startswith("xlm-") or name in REPORTED]
+    return {"python": platform.python_version(), **{name: found[name] for name in sorted(names)}}
 
 
 def read_versions(path: Path) -> dict[str, Any]:
