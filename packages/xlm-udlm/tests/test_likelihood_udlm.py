@@ -5,6 +5,7 @@
 so that the minimum of the loss is the entropy, which any other prediction exceeds (arXiv:2605.22765).
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -25,7 +26,7 @@ from xlm.modules import (
     Sine,
     linear_cell_loss,
 )
-from xlm_udlm import UDLMCollator, UDLMExample, UDLMLikelihoodCollator, UDLMLoss
+from xlm_udlm import UDLMCollator, UDLMExample, UDLMLikelihoodCollator, UDLMLoss, UDLMSampler
 from xlm_udlm.nelbo_udlm import UniformNELBO
 from xlm_udlm.posterior_udlm import own_token_bonus
 from xlm_udlm.types_udlm import Output, one_minus_alpha
@@ -35,15 +36,27 @@ from .exact_udlm import (
     Prediction,
     State,
     denoiser,
+    discrete_bound,
     entropy,
     leave_one_out,
     nelbo,
     path_mass,
     quadrature,
     random_data,
+    random_prediction,
     texts,
 )
-from .networks_udlm import BOS, FIRST, PAD, AsNetwork, standard_error, table_prediction
+from .networks_udlm import (
+    BOS,
+    FIRST,
+    LINE,
+    PAD,
+    AsNetwork,
+    as_distribution,
+    chain,
+    standard_error,
+    table_prediction,
+)
 
 K, LENGTH = 3, 2
 DATA = random_data(LENGTH, K, seed=3)
@@ -124,6 +137,21 @@ def test_bounds_of_a_wrong_network_are_those_by_definition() -> None:
     found = bounds(predict)
     for text in list(DATA)[:3]:
         assert found[text] == pytest.approx(nelbo(predict, text, K, nodes=120), rel=1e-9)
+
+
+def test_the_bound_of_the_sampler_with_n_steps_tends_to_that_of_continuous_time() -> None:
+    """For every text of any network: it bounds -log p of N steps, and is O(1/N) from the other."""
+    predict = random_prediction(LENGTH, K, seed=1)
+    continuous, differences = bounds(predict), list[float]()
+    for num_steps in (8, 16, 32):
+        masses = chain(predict, UDLMSampler(num_steps=num_steps).steps(LINE))
+        assert masses.sum() == pytest.approx(1.0, abs=1e-12)
+        found = {text: discrete_bound(predict, text, K, num_steps) for text in DATA}
+        for text, mass in as_distribution(masses, LENGTH, K).items():
+            assert found[text] > -math.log(mass) + 1e-3
+        differences.append(max(abs(found[text] - continuous[text]) for text in DATA))
+    ratios = [after / before for before, after in itertools.pairwise(differences)]
+    assert ratios == pytest.approx([0.5, 0.5], abs=0.06), differences
 
 
 def test_a_cut_at_small_times_gives_less_than_the_entropy() -> None:
