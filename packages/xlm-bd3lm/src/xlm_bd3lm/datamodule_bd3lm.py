@@ -171,11 +171,8 @@ class BD3LMLikelihoodCollator:
             ValueError: If :meth:`BD3LMCollator.__call__` raises it.
         """
         rows = self._layout.lay_out(examples).repeat(self._num_draws)
-        own = seeds_of(examples)
-        seeds, num_blocks = (
-            own.repeat_interleave(self._num_draws),
-            -(-rows.ids.shape[1] // self._block_length),
-        )
+        own, num_blocks = seeds_of(examples), -(-rows.ids.shape[1] // self._block_length)
+        seeds = own.repeat_interleave(self._num_draws)
         draw = torch.arange(len(seeds)) % self._num_draws
         drawn = uniform(seeds, num_blocks, step=draw, stream=STREAM_LEVEL)
         quantile = (ranks_of_draws(own, num_blocks, self._num_draws) + drawn) / self._num_draws
