@@ -58,6 +58,16 @@ def test_noise_levels_and_their_weights(k: int) -> None:
         assert weight == pytest.approx(1.75 * mu / 2 * slope / alpha, rel=1e-5, abs=1e-9)
 
 
+def test_noise_levels_of_the_reference(reference: dict[str, Tensor]) -> None:
+    gamma = reference["in.gamma"]
+    low, high = gamma.min(), gamma.max()
+    gaussian = curriculum(lowest=float(low), highest=float(high))
+    for k in (6, 11):
+        levels = gaussian.levels((gamma - low) / (high - low), torch.full(gamma.shape, k))
+        expected = reference[f"derived.alpha_of_gamma_K{k}"]
+        torch.testing.assert_close(1 - levels.one_minus_alpha, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("candidates", [1, 4])
 def test_the_largest_entry_is_uniform_state_noise(candidates: int) -> None:
     """P(x_t = v | x) = alpha 1[v = x] + (1 - alpha) / K, however many candidates there are."""

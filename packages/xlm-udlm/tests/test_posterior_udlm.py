@@ -153,3 +153,30 @@ def test_vectors_of_the_authors(reference: dict[str, Tensor]) -> None:
                 torch.testing.assert_close(
                     d, reference["derived.denoising_posterior"][row, cell], rtol=0, atol=1e-12
                 )
+
+
+def test_vectors_of_the_authors_over_all_tokens(reference: dict[str, Tensor]) -> None:
+    """The true posterior, duo's corrected step and its last one (alpha has an eps there), and -log d."""
+    p, number = reference["in.logits"].double().softmax(-1), torch.tensor([11])
+    state, clean = reference["official.udlm.x_t.f64"], reference["in.x0"]
+    for row, cell in itertools.product(range(3), range(6)):
+        z, q = int(state[row, cell]), p[row, cell]
+        one_hot = torch.eye(11, dtype=torch.float64)[clean[row, cell]]
+        t, s = reference["in.t"][row].item(), reference["in.s"][row].item()
+
+        def table(mixture: Mixture, prediction: Tensor, z: int = z) -> Tensor:
+            found = mixture.predict * prediction + mixture.noise / 11
+            found[z] += mixture.keep.item()
+            return found
+
+        right = plug_in(one_hot[z : z + 1], number, alpha_t=1 - t, alpha_s=1 - s)
+        eps = {"alpha_t": 1 - 0.999 * t, "alpha_s": 1 - 0.999 * s}
+        own = q[z : z + 1]
+        corrected = plug_in(own, number, **eps).mixed(renoised_denoiser(own, number, **eps), 0.1)
+        last = renoised_denoiser(own, number, alpha_t=eps["alpha_t"], alpha_s=1.0)
+        for found, name in (
+            (table(right, one_hot), "official.udlm.posterior_true.f64"),
+            (table(corrected, q), "official.duo.psi_q_kappa0.9.f64"),
+            (table(last, q), "official.duo.noise_removal_q.f64"),
+        ):
+            torch.testing.assert_close(found, reference[name][row, cell], rtol=0, atol=1e-9, msg=name)
