@@ -52,6 +52,8 @@ def test_a_network_that_does_not_compile_is_not_run_uncompiled(parts: tuple[Harn
         harness.slots.loss(harness.network, batch(data))
 
 
+# The compiler looks whether a tensor has .grad, and hides this warning from all but pytest's "error".
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_a_compiled_network_gives_the_same_loss(
     parts: tuple[Harness, DataModule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

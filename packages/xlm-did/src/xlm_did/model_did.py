@@ -8,9 +8,8 @@ so the insertions do not depend on the time: ``reads_time=False``. One evaluatio
 every time: a sampler reads the number first, chooses the time from it, and then reads the tokens.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from xlm.modules import PromptCache, Readout, RotaryTransformer, TimestepEmbedding, Trunk, read_tokens
+from xlm.modules.compiling import uncompiled
 from xlm.modules.hub import HubModel
 from xlm.modules.trunk import call_trunk, check_prompt, choose_trunk
 from xlm_did.types_did import ChooseTime, DIDOutput
@@ -211,9 +211,6 @@ class DID(
         return DIDOutput(token_logits=token_logits, length_logits=length_logits)
 
 
-def _choose_eagerly(choose: ChooseTime, length_logits: Tensor) -> Tensor:
+@uncompiled  # a sampler's draws are not for a compiler
+def _choose(choose: ChooseTime, length_logits: Tensor) -> Tensor:
     return choose(length_logits)
-
-
-_choose = cast("Callable[[ChooseTime, Tensor], Tensor]", torch.compiler.disable(_choose_eagerly))
-"""A sampler's draws are not for a compiler."""

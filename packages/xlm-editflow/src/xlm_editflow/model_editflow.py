@@ -5,9 +5,8 @@ start at zero (adaLN-zero), so that one evaluation of the trunk serves every tim
 rates at several times, choose the time of the next edit from them, and then read its token.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from xlm.modules import PromptCache, Readout, RotaryTransformer, TimestepEmbedding, Trunk, read_tokens
+from xlm.modules.compiling import uncompiled
 from xlm.modules.hub import HubModel
 from xlm.modules.trunk import call_trunk, check_prompt, choose_trunk
 from xlm_editflow.types_editflow import NUM_OPERATIONS, ChooseTime, EditFlowOutput, OperationsAt
@@ -179,9 +179,6 @@ class EditFlow(
         return EditFlowOutput(token_logits=token_logits, operation_logits=operation_logits)
 
 
-def _choose_eagerly(choose: ChooseTime, operations_at: OperationsAt) -> Tensor:
+@uncompiled  # a sampler's draws are not for a compiler
+def _choose(choose: ChooseTime, operations_at: OperationsAt) -> Tensor:
     return choose(operations_at)
-
-
-_choose = cast("Callable[[ChooseTime, OperationsAt], Tensor]", torch.compiler.disable(_choose_eagerly))
-"""A sampler's draws are not for a compiler."""

@@ -6,13 +6,13 @@ the logits of a piece of the cells are made, the loss replaces them by their gra
 their share of the gradients of the weights before the next piece is made.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from xlm.modules.compiling import uncompiled
 from xlm.modules.sampling import at_least_float32
 from xlm.modules.token_head import HeadGradients, aligned_table, compute_dtype, is_linear
 
@@ -63,19 +63,16 @@ def linear_cell_loss(
         RuntimeError: If the gradient is differentiated again, or taken a second time.
     """
     if is_linear(head) and compute_dtype(hidden) != torch.float16:
-        return _uncompiled(hidden, head.weight, head.bias, cell_loss)
-    return _uncompiled(head(hidden), None, None, cell_loss)
+        return _in_pieces(hidden, head.weight, head.bias, cell_loss)
+    return _in_pieces(head(hidden), None, None, cell_loss)
 
 
+@uncompiled  # a loop over pieces whose number differs from batch to batch
 def _in_pieces(hidden: Tensor, weight: Tensor | None, bias: Tensor | None, loss: CellLoss) -> CellLosses:
     needs_gradient = hidden.requires_grad or (weight is not None and weight.requires_grad)
     differentiates = torch.is_grad_enabled() and needs_gradient
     made: Any = _SumOverCells.apply(hidden, weight, bias, loss, differentiates)
     return CellLosses(*made)
-
-
-_uncompiled = cast("Callable[..., CellLosses]", torch.compiler.disable(_in_pieces))
-"""A loop over pieces whose number differs from batch to batch is not for a compiler."""
 
 
 class _SumOverCells(torch.autograd.Function):

@@ -20,12 +20,13 @@ differentiable steps.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeGuard, TypeVar, cast
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from xlm.modules.compiling import uncompiled
 from xlm.modules.examples import check_vocabulary
 from xlm.modules.sampling import at_least_float32, suppress_tokens
 
@@ -160,7 +161,7 @@ def linear_cross_entropy(
     if not is_linear(head) or compute_dtype(hidden) == torch.float16:
         return cross_entropy_of_logits(head(hidden), targets)
     check_vocabulary(targets.token, head.out_features)
-    return _uncompiled(hidden, head.weight, head.bias, targets)
+    return _in_pieces(hidden, head.weight, head.bias, targets)
 
 
 def cross_entropy_of_logits(logits: Float[Tensor, "cells vocab"], targets: TokenTargets) -> TokenScores:
@@ -184,14 +185,11 @@ def cross_entropy_of_logits(logits: Float[Tensor, "cells vocab"], targets: Token
     return TokenScores(loss=loss, log_probs=log_probs.detach(), best=best, vocab_size=logits.shape[1])
 
 
+@uncompiled  # a loop over pieces whose number differs from batch to batch
 def _in_pieces(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: TokenTargets) -> TokenScores:
     differentiates = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     made: Any = _LinearCrossEntropy.apply(hidden, weight, bias, targets, differentiates)
     return TokenScores(*made, vocab_size=len(weight))
-
-
-_uncompiled = cast("Callable[..., TokenScores]", torch.compiler.disable(_in_pieces))
-"""A loop over pieces whose number differs from batch to batch is not for a compiler."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
