@@ -112,7 +112,7 @@ LANGUAGES = Divergences(
     "KL(language, model) in nats a text: arlm exact, the others at most",
     (0.03, 0.1, 0.3, 1, 3, 10),
 )
-FAMILIES = ("arlm", "mlm", "mdlm", "ilm", "flexmdm")
+FAMILIES = ("arlm", "mlm", "mdlm", "ilm", "did", "editflow", "flexmdm")
 """A family has one colour and one dash in all charts."""
 
 
@@ -208,9 +208,11 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 616, 66, 262
 STYLE = """
 svg { --paper: #ffffff; --ink: #1f2328; --quiet: #59636e; --line: #d0d7de; }
 svg { --arlm: #57606a; --mlm: #8250df; --mdlm: #0969da; --ilm: #bc4c00; --flexmdm: #1a7f37; }
+svg { --did: #bf3989; --editflow: #9a6700; }
 @media (prefers-color-scheme: dark) {
   svg { --paper: #0d1117; --ink: #e6edf3; --quiet: #9198a1; --line: #3d444d; }
   svg { --arlm: #b1bac4; --mlm: #d2a8ff; --mdlm: #79c0ff; --ilm: #ffa657; --flexmdm: #7ee787; }
+  svg { --did: #ff9bce; --editflow: #e3b341; }
 }
 .paper { fill: #ffffff; fill: var(--paper); }
 text { font: 12px system-ui, sans-serif; fill: #59636e; fill: var(--quiet); }
@@ -222,7 +224,10 @@ text { font: 12px system-ui, sans-serif; fill: #59636e; fill: var(--quiet); }
 .open { fill: none; stroke-width: 2px; stroke: #1f2328; stroke: var(--ink); }
 .end { text-anchor: end; } .middle { text-anchor: middle; }
 """
-DASHES: Mapping[str, str] = {"arlm": "2 4", "mlm": "8 4", "mdlm": "none", "ilm": "12 3 3 3", "flexmdm": "5 3"}
+DASHES: Mapping[str, str] = {
+    **{"arlm": "2 4", "mlm": "8 4", "mdlm": "none", "ilm": "12 3 3 3", "flexmdm": "5 3"},
+    **{"did": "none", "editflow": "3 3 9 3"},
+}
 
 
 def draw(chart: Chart, found: Mapping[str, Curve]) -> str:
@@ -239,9 +244,9 @@ def draw(chart: Chart, found: Mapping[str, Curve]) -> str:
         shapes.append(f'<text class="middle" x="{x:.1f}" y="{BOTTOM + 20}">{step}</text>')
     for number, (family, curve) in enumerate(found.items()):
         stroke = f'style="stroke: var(--{family}); stroke-dasharray: {DASHES[family]}"'
-        x = LEFT + 110 * number
-        shapes.append(f'<path class="curve" {stroke} d="M{x} 42 h32"/>')
-        shapes.append(f'<text x="{x + 38}" y="46">{family}</text>')
+        x = LEFT + min(110, (RIGHT - LEFT) // len(found)) * number
+        shapes.append(f'<path class="curve" {stroke} d="M{x} 42 h24"/>')
+        shapes.append(f'<text x="{x + 29}" y="46">{family}</text>')
         points = [place(*point) for point in curve]
         path = "M" + " L".join(f"{left:.1f} {top:.1f}" for left, top in points)
         shapes.append(f'<path class="curve" {stroke} d="{path}"/>')
