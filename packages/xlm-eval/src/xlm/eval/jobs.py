@@ -93,6 +93,8 @@ class Audit(Job):
         }
         OmegaConf.update(chosen, "task.tokenizer", tokenizer, merge=False)
         OmegaConf.update(chosen, "task.max_target_length", self.max_length)
+        if OmegaConf.select(chosen, "datamodule.collator.max_length") is not None:  # may be a number
+            OmegaConf.update(chosen, "datamodule.collator.max_length", self.max_length)
         return chosen
 
     @override
