@@ -16,6 +16,7 @@ from xlm.modules import (
     logits_in_pieces,
     token_head,
 )
+from xlm.modules.linear import is_fused
 
 CELLS, WIDTH, VOCAB = 13, 5, 11
 BOTH = pytest.mark.parametrize("form", ["in pieces", "of logits"])
@@ -192,6 +193,19 @@ def test_logits_come_in_pieces(dtype: torch.dtype, bias: bool) -> None:
     expected = head(hidden).to(pieces[0].dtype)
     expected[:, [0, 4]] = -math.inf
     assert pieces[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(torch.cat(pieces), expected)
+
+
+@torch.no_grad()
+def test_logits_of_many_cells_in_float32_are_those_of_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By oneDNN, where torch has it."""
+    hidden, head = torch.randn(300, 16, generator=torch.Generator().manual_seed(0)), nn.Linear(16, 40)
+    monkeypatch.setattr(token_head, "_LOGITS_AT_ONCE", 140 * 40)
+    assert is_fused(hidden[:140], head.weight) == torch.backends.mkldnn.is_available()
+    pieces = list(logits_in_pieces(hidden, head, [3]))
+    assert [len(logits) for logits in pieces] == [140, 140, 20]
+    expected = head(hidden)
+    expected[:, 3] = -math.inf
     torch.testing.assert_close(torch.cat(pieces), expected)
 
 

@@ -19,7 +19,7 @@ class Linear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*shape d_in"]) -> Float[Tensor, "*shape d_out"]:
         """Affine map of the last axis."""
-        return _call(self, input, "none", "") if _is_fused(input, self.weight) else super().forward(input)
+        return product(input, self) if is_fused(input, self.weight) else super().forward(input)
 
 
 def linear_then(
@@ -36,9 +36,9 @@ def linear_then(
         type(linear) is Linear
         and type(activation) is nn.GELU
         and not any(map(_has_hooks, (linear, activation)))
-        and _is_fused(hidden, linear.weight)
+        and is_fused(hidden, linear.weight)
     ):
-        return _call(linear, hidden, "gelu", activation.approximate)
+        return product(hidden, linear, "gelu", activation.approximate)
     found: Tensor = activation(linear(hidden))
     return found
 
@@ -47,7 +47,8 @@ def _has_hooks(part: nn.Module) -> bool:
     return bool(vars(part)["_forward_hooks"] or vars(part)["_forward_pre_hooks"])
 
 
-def _is_fused(hidden: Tensor, weight: Tensor) -> bool:
+def is_fused(hidden: Float[Tensor, "*shape d_in"], weight: Float[Tensor, "d_out d_in"]) -> bool:
+    """Whether :func:`product` may be taken, and pays."""
     return (
         _AVAILABLE
         and not torch.is_grad_enabled()
@@ -61,7 +62,10 @@ def _is_fused(hidden: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _call(linear: Linear, hidden: Tensor, operation: str, algorithm: str) -> Tensor:
+def product(
+    hidden: Float[Tensor, "*shape d_in"], linear: nn.Linear, operation: str = "none", algorithm: str = ""
+) -> Float[Tensor, "*shape d_out"]:
+    """``linear(hidden)`` by oneDNN, with an operation after it."""
     found: Tensor = torch.ops.mkldnn._linear_pointwise(
         hidden, linear.weight, linear.bias, operation, [], algorithm
     )

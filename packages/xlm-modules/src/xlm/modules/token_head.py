@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from xlm.modules.compiling import uncompiled
 from xlm.modules.examples import check_vocabulary
+from xlm.modules.linear import is_fused, product
 from xlm.modules.sampling import at_least_float32, suppress_tokens
 
 T = TypeVar("T")
@@ -115,8 +116,8 @@ def logits_in_pieces(
 ) -> Iterator[Float[Tensor, "piece vocab"]]:
     """The logits of some cells after those of the ones before them, without gradients.
 
-    All pieces share one buffer: what is needed of a piece is taken before the next one is made. A piece may
-    be overwritten.
+    All pieces share one buffer, or are let go one by one: what is needed of a piece is taken before the next
+    one is made. A piece may be overwritten.
 
     Args:
         hidden: Hidden states of the cells, shape (cells, d_model).
@@ -133,9 +134,13 @@ def logits_in_pieces(
         yield suppress_tokens(wide, suppressed_ids)
         return
     size = max(_LOGITS_AT_ONCE // head.out_features, 1)
-    table = aligned_table(hidden, min(size, len(hidden)), head.out_features)
+    fused = is_fused(hidden[:size], head.weight)
+    table = aligned_table(hidden, 0 if fused else min(size, len(hidden)), head.out_features)
     for states in hidden.split(size):
-        logits = at_least_float32(_product(states, head.weight.T, head.bias, table[: len(states)]))
+        if fused:
+            logits = product(states, head)
+        else:
+            logits = at_least_float32(_product(states, head.weight.T, head.bias, table[: len(states)]))
         for token in suppressed_ids:
             logits.select(1, token).fill_(-math.inf)
         yield logits
