@@ -12,6 +12,7 @@ import torch._inductor.config as inductor
 
 from xlm.core.data import DataModule
 from xlm.core.training.harness import Harness
+from xlm.modules import read_tokens
 
 from .running import composed
 
@@ -68,3 +69,23 @@ def test_a_compiled_network_gives_the_same_loss(
     torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=0)
     torch.testing.assert_close(compiled_gradients, gradients, rtol=1e-3, atol=1e-4)
     assert list(tmp_path.rglob("*.so")), "nothing was compiled"
+
+
+def test_a_readout_is_not_compiled() -> None:
+    """A sampler's readout, compiled, corrupted the memory of udlm's generation."""
+    compiling: list[bool] = []
+
+    def readout(hidden: torch.Tensor, head: torch.nn.Module) -> torch.Tensor:
+        compiling.append(torch.compiler.is_compiling())
+        return head(hidden)
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(2, 2)
+
+        def forward(self, hidden: torch.Tensor) -> Any:
+            return read_tokens(2 * hidden, self.head, readout)
+
+    torch.compile(Network(), backend="eager")(torch.ones(3, 2))
+    assert compiling == [False]

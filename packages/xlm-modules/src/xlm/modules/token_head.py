@@ -91,7 +91,12 @@ def read_tokens(
     Returns:
         Logits, shape (cells, vocab) or (rows, length, vocab); or what ``readout`` gives.
     """
-    return head(hidden) if readout is None else readout(hidden, head)
+    return head(hidden) if readout is None else _call_readout(readout, hidden, head)
+
+
+@uncompiled  # loops over pieces, random numbers, a sampler's branches
+def _call_readout(readout: Readout[T], hidden: Tensor, head: nn.Module) -> T:
+    return readout(hidden, head)
 
 
 def takes_readout(model: Callable[..., Any]) -> bool:
