@@ -81,9 +81,9 @@ def test_the_edits_that_remain_lead_to_the_target(source: Source, alignment: str
     for row, column, cell, operation in zip(*map(to_list, labels), strict=True):
         assert (slots + places)[cell] == (row, column)
         assert (cell < len(slots)) == (operation == 0)
-    other = batch["target_operation"] == 2
-    before = batch["input_ids"][batch["target_row"][other], batch["target_column"][other]]
-    assert (before != batch["target_token"][other]).all(), "a token is substituted by itself"
+    is_substitution = batch["target_operation"] == 2
+    place = batch["target_row"][is_substitution], batch["target_column"][is_substitution]
+    assert (batch["input_ids"][place] != batch["target_token"][is_substitution]).all()
     remaining = torch.bincount(batch["target_row"], minlength=60) + torch.bincount(
         batch["delete_row"], minlength=60
     )

@@ -139,10 +139,10 @@ def logits_in_pieces(
         yield suppress_tokens(wide, suppressed_ids)
         return
     size = max(_LOGITS_AT_ONCE // head.out_features, 1)
-    fused = is_fused(hidden[:size], head.weight)
-    table = aligned_table(hidden, 0 if fused else min(size, len(hidden)), head.out_features)
+    by_onednn = is_fused(hidden[:size], head.weight)  # which returns memory of its own
+    table = None if by_onednn else aligned_table(hidden, min(size, len(hidden)), head.out_features)
     for states in hidden.split(size):
-        if fused:
+        if table is None:
             logits = product(states, head)
         else:
             logits = at_least_float32(_product(states, head.weight.T, head.bias, table[: len(states)]))
