@@ -61,6 +61,10 @@ def measure_steps(size_name: str, repeats: int) -> dict[str, float]:
     return medians({"mdlm": step_of_mdlm, "bd3lm": step}, repeats)
 
 
+BY_ONEDNN = torch.ops.mkldnn._linear_pointwise
+PRODUCTS = (F.linear, F.scaled_dot_product_attention, BY_ONEDNN, BY_ONEDNN.default)
+
+
 class Products(TorchFunctionMode):
     """Adds up the CPU seconds of linear layers and attention."""
 
@@ -72,14 +76,14 @@ class Products(TorchFunctionMode):
         """Call a function, with a clock beside it."""
         start = time.process_time()
         result = func(*args, **(kwargs or {}))
-        if func in (F.linear, F.scaled_dot_product_attention):
+        if func in PRODUCTS:
             self.seconds += time.process_time() - start
         return result
 
 
 def products_of(work: Callable[[], object]) -> float:
-    """CPU seconds of the products and attention of some work, without oneDNN."""
-    with torch.backends.mkldnn.flags(enabled=False), Products() as products:
+    """CPU seconds of the products and attention of some work."""
+    with Products() as products:
         work()
     return products.seconds
 
