@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -173,9 +173,12 @@ def generated(
     return {text: float(mass[number]) for text, number in index.items()}
 
 
-def generated_in_steps(rates: Rates, num_steps: int, *, insertions: str = "any") -> dict[Text, float]:
-    """The distribution of the sampler that inserts the exact number of tokens of each of N steps."""
-    insert = in_rounds if insertions == "one" else at_once
+def generated_in_steps(rates: Rates, num_steps: int, *, most: int | None = None) -> dict[Text, float]:
+    """The distribution of the sampler that inserts the exact number of tokens of each of N steps.
+
+    With ``most`` in rounds of so many tokens; their distributions must not depend on the time.
+    """
+    insert = at_once if most is None else partial(in_rounds, most=most)
     reached: dict[Text, float] = {(): 1.0}
     for step in range(num_steps):
         start, end = (1 - edge / num_steps for edge in (step, step + 1))
@@ -186,13 +189,13 @@ def generated_in_steps(rates: Rates, num_steps: int, *, insertions: str = "any")
                 for number in range(missing + 1):
                     chance = math.comb(missing, number) * (1 - end / start) ** number
                     chance *= (end / start) ** (missing - number)
-                    for grown, probability in insert(rates, text, number, start, end):
+                    for grown, probability in insert(rates, text, number, start):
                         after[grown] += mass * weight * chance * probability
         reached = dict(after)
     return reached
 
 
-def at_once(rates: Rates, text: Text, number: int, start: float, end: float) -> Iterator[tuple[Text, float]]:
+def at_once(rates: Rates, text: Text, number: int, start: float) -> Iterator[tuple[Text, float]]:
     """What becomes of a text, with independent draws of its insertions."""
     pairs = {pair: float(p[0]) for pair, p in rates.insert(text, np.array([start])).items()}
     for draws in itertools.product(pairs, repeat=number):
@@ -200,20 +203,76 @@ def at_once(rates: Rates, text: Text, number: int, start: float, end: float) -> 
 
 
 def in_rounds(
-    rates: Rates, text: Text, number: int, start: float, end: float, draws: tuple[Pair, ...] = ()
+    rates: Rates, text: Text, number: int, start: float, *, most: int
 ) -> Iterator[tuple[Text, float]]:
-    """The same if a round, which has made some ``draws``, ends before a slot is drawn again."""
-    if len(draws) == number:
-        yield with_draws(text, draws), 1.0
+    """The same in rounds, if the distribution of the pairs does not depend on the time."""
+    if number == 0:
+        yield text, 1.0
         return
-    used, left = {slot for slot, _ in draws}, number - len(draws)
-    for pair, chance in rates.insert(text, np.array([start])).items():
-        if pair[0] not in used:
-            after = in_rounds(rates, text, number, start, end, (*draws, pair))
-        else:
-            middle = end + (start - end) * left / number
-            after = in_rounds(rates, with_draws(text, draws), left, middle, end)
-        yield from ((grown, float(chance[0]) * probability) for grown, probability in after)
+    for grown, probability in one_round(rates, text, number, start, most):
+        left = number - (len(grown) - len(text))
+        for final, chance in in_rounds(rates, grown, left, start, most=most):
+            yield final, probability * chance
+
+
+def one_round(rates: Rates, text: Text, number: int, u: float, most: int) -> Iterator[tuple[Text, float]]:
+    """What becomes of a text from which ``number`` tokens are missing, by a round read at time u."""
+    chances = {pair: float(p[0]) for pair, p in rates.insert(text, np.array([u])).items()}
+    of_slot = [sum(p for (slot, _), p in chances.items() if slot == at) for at in range(len(text) + 1)]
+    for slots, weight in sets_of_slots(tuple(of_slot), number, most).items():
+        choices = [
+            [(pair, p / of_slot[slot]) for pair, p in chances.items() if pair[0] == slot] for slot in slots
+        ]
+        for draws in itertools.product(*choices):
+            yield with_draws(text, [pair for pair, _ in draws]), weight * math.prod(p for _, p in draws)
+
+
+@cache
+def sets_of_slots(probs: tuple[float, ...], number: int, most: int) -> dict[tuple[int, ...], float]:
+    """The slots of a round: n points (v + i) / n in a random order, v uniform; the first ``most`` slots."""
+    ends = list(itertools.accumulate(probs))
+    cuts = sorted({0.0, 1.0, *(number * end % 1 for end in ends[:-1])})
+    found: defaultdict[tuple[int, ...], float] = defaultdict(float)
+    for low, high in itertools.pairwise(cuts):
+        points = [((low + high) / 2 + index) / number for index in range(number)]
+        hit = [
+            next(slot for slot, end in enumerate(ends) if point < end or slot == len(ends) - 1)
+            for point in points
+        ]
+        for order in itertools.permutations(hit):
+            chosen = list(dict.fromkeys(order))[:most]
+            found[tuple(sorted(chosen))] += (high - low) / math.factorial(number)
+    return dict(found)
+
+
+def generated_in_rounds(rates: Rates, most: int, text: Text = (), u: float = 1.0) -> dict[Text, float]:
+    """The distribution of the sampler that draws the number of missing tokens anew in each round.
+
+    The distributions of the pairs must not depend on the time.
+    """
+    a = rates.numbers(text)
+    weights = a * u ** np.arange(len(a))
+    weights = weights / weights.sum()
+    found: defaultdict[Text, float] = defaultdict(float, {text: float(weights[0])})
+    for number in range(1, len(a)):
+        after: defaultdict[Text, float] = defaultdict(float)
+        for grown, probability in one_round(rates, text, number, u, most):
+            after[grown] += float(weights[number]) * probability
+        for grown, probability in after.items():
+            if len(grown) == len(text) + len(a) - 1:
+                found[grown] += probability
+                continue
+            for time, density in times_of_last(number, len(grown) - len(text)):
+                for final, chance in generated_in_rounds(rates, most, grown, u * time).items():
+                    found[final] += probability * density * chance
+    return dict(found)
+
+
+@cache
+def times_of_last(number: int, inserted: int) -> list[tuple[float, float]]:
+    """Nodes and weights of the time of the k-th latest of n uniform times, of density Beta(n - k + 1, k)."""
+    t, w = nodes(6)
+    return list(zip(t.tolist(), (w * beta_density(t, number - inserted + 1, inserted)).tolist(), strict=True))
 
 
 def with_draws(text: Text, draws: Sequence[Pair]) -> Text:

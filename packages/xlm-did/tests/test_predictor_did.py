@@ -23,6 +23,7 @@ from .exact_did import (
     Text,
     chi_square,
     generated,
+    generated_in_rounds,
     generated_in_steps,
     random_network,
     rates_of,
@@ -35,6 +36,8 @@ LONGEST = 3
 EVERY = texts(2, LONGEST)
 MODEL = random_network(2, LONGEST, seed=42)
 RATES = rates_of(MODEL, 2, LONGEST)
+TIMELESS_MODEL = random_network(2, LONGEST, seed=16, reads_time=False)
+TIMELESS = rates_of(TIMELESS_MODEL, 2, LONGEST)
 
 
 def prompts_of(example: DIDExample, rows: int, *, max_length: int) -> DIDPromptBatch:
@@ -80,6 +83,8 @@ def assert_follows(
         ({"top_p": 1.0}, RATES),
         ({"top_k": 3, "temperature": 2.0}, filtered(RATES, 3, 2.0)),
         ({"temperature": 0.4}, filtered(RATES, 100, 0.4)),
+        ({"insertions": "one", "insertions_per_step": 1}, RATES),
+        ({"insertions": "one", "insertions_per_step": 1, "top_k": 3}, filtered(RATES, 3, 1.0)),
     ],
 )
 def test_the_first_hitting_sampler_follows_the_master_equation(options: dict[str, Any], rates: Rates) -> None:
@@ -92,16 +97,53 @@ def test_the_first_hitting_sampler_follows_the_master_equation(options: dict[str
     [
         ({"num_steps": 1}, RATES),
         ({"num_steps": 3}, RATES),
-        ({"num_steps": 1, "insertions": "one"}, RATES),
-        ({"num_steps": 2, "insertions": "one", "top_k": 3}, filtered(RATES, 3, 1.0)),
         ({"num_steps": 2, "sampling": "two_stage"}, RATES),
         ({"num_steps": 2, "top_k": 2}, filtered(RATES, 2, 1.0)),
     ],
 )
 def test_the_sampler_with_steps_follows_its_exact_distribution(options: dict[str, Any], rates: Rates) -> None:
-    expected = generated_in_steps(rates, options["num_steps"], insertions=options.get("insertions", "any"))
+    expected = generated_in_steps(rates, options["num_steps"])
     assert total_variation(expected, generated(rates, EVERY)) > 0.02
     assert_follows(MODEL, expected, prompts_of({"seed": 0}, ROWS, max_length=LONGEST), **options)
+
+
+@pytest.mark.parametrize("most", [1, 2, None])
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({}, TIMELESS),
+        ({"sampling": "two_stage"}, TIMELESS),
+        ({"top_k": 3}, filtered(TIMELESS, 3, 1.0)),
+        ({"temperature": 0.5}, filtered(TIMELESS, 100, 0.5)),
+    ],
+)
+def test_rounds_follow_their_exact_distribution(
+    options: dict[str, Any], rates: Rates, most: int | None
+) -> None:
+    expected = generated_in_rounds(rates, LONGEST if most is None else most)
+    distance = total_variation(expected, generated(rates, EVERY))
+    assert distance < 1e-3 if most == 1 else distance > 0.02
+    prompts = prompts_of({"seed": 0}, ROWS, max_length=LONGEST)
+    assert_follows(TIMELESS_MODEL, expected, prompts, insertions="one", insertions_per_step=most, **options)
+
+
+@pytest.mark.parametrize("most", [2, None])
+def test_the_number_after_a_round_follows_its_last_time(most: int | None) -> None:
+    """Texts of four tokens, where a round of several tokens is not the last one."""
+    model = random_network(1, 4, seed=9, reads_time=False)
+    rates = rates_of(model, 1, 4)
+    expected = generated_in_rounds(rates, 4 if most is None else most)
+    prompts = prompts_of({"seed": 0}, ROWS, max_length=4)
+    assert_follows(model, expected, prompts, insertions="one", insertions_per_step=most)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize("most", [1, 3])
+def test_rounds_in_parts_follow_their_exact_distribution(num_steps: int, most: int) -> None:
+    expected = generated_in_steps(TIMELESS, num_steps, most=most)
+    prompts = prompts_of({"seed": 0}, ROWS, max_length=LONGEST)
+    options = {"num_steps": num_steps, "insertions": "one", "insertions_per_step": most}
+    assert_follows(TIMELESS_MODEL, expected, prompts, **options)
 
 
 def test_a_limit_conditions_the_number_of_tokens() -> None:
@@ -214,22 +256,42 @@ def test_steps_insert_exactly_what_is_missing_and_only_steps_with_tokens_cost(nu
     assert all(replay(trace, row) == list(text) for row, text in enumerate(texts_of(prediction)))
 
 
-def test_rounds_are_read_as_if_their_tokens_came_evenly() -> None:
-    times: list[float] = []
+def test_a_round_is_read_at_the_latest_time_of_what_is_missing() -> None:
+    """Of nine uniform times the one behind the m latest is (9 - m) / 10 on average."""
+    sums, counts = np.zeros(9), np.zeros(9)
 
     class Reads(Constant):
-        def forward(self, *arguments: Any, time: Any, **named: Any) -> DIDOutput:
-            def choose(length_logits: Tensor) -> None:
-                times.append(float(time(length_logits)))
+        def forward(self, input_ids: Tensor, *arguments: Any, time: Any, **named: Any) -> DIDOutput:
+            inserted = arguments[0].sum(1) - 2  # CLS and BOS
 
-            return super().forward(*arguments, time=choose, **named)
+            def choose(length_logits: Tensor) -> None:
+                np.add.at(sums, inserted.numpy(), time(length_logits).numpy())
+                np.add.at(counts, inserted.numpy(), 1)
+
+            return super().forward(input_ids, *arguments, time=choose, **named)
 
     model = Reads(*(-99.0 for _ in range(9)), 9.0)
     predictor = DIDPredictor(pad_id=PAD, suppressed_ids=SPECIAL, num_steps=1, insertions="one")
-    trace = predictor(model, prompts_of({"seed": 0}, 1, max_length=9), torch.arange(1), trace=True).trace
-    inserted = trace.step.bincount().cumsum(0)
-    assert int(inserted[-1]) == 9
-    assert times == pytest.approx(to_list(1 - inserted[:-1] / 9))
+    prompts = prompts_of({"seed": 0}, 64, max_length=9)
+    for seeds in torch.arange(32 * 64).split(64):
+        assert set(to_list(predictor(model, prompts, seeds).lengths)) == {9}
+    seen = counts > 500
+    assert seen.sum() >= 3
+    np.testing.assert_allclose((sums / counts.clip(1))[seen], (9 - np.arange(9)[seen]) / 10, atol=0.02)
+
+
+def test_a_slot_that_surely_lacks_a_token_gets_one() -> None:
+    """Independent draws of two tokens would miss a slot of probability 1/2 in a quarter of the rows."""
+    token_logits = torch.full((200, 3, 8), -torch.inf)
+    token_logits[:, 1:, 4] = 0.0
+    model = Constant(-99.0, -99.0, 9.0, token_logits=token_logits)
+    example: DIDExample = {"seed": 0, "target_ids": torch.tensor([5]), "fixed": torch.tensor([True])}
+    prompts = prompts_of(example, 200, max_length=3)
+    prompts["open_slots"] = torch.tensor([[False, True, True]] * 200)
+    predictor = DIDPredictor(pad_id=PAD, insertions="one")
+    prediction = predictor(model, prompts, torch.arange(200))
+    assert set(texts_of(prediction)) == {(4, 5, 4)}
+    assert set(to_list(prediction.nfe)) == {1}
 
 
 def test_greedy_takes_the_likeliest_pair() -> None:
@@ -276,7 +338,9 @@ def test_no_rows_give_no_rows() -> None:
         ({"max_new_tokens": -1}, "max_new_tokens must be at least 0, got -1"),
         ({"num_steps": 0}, "num_steps must be None or at least 1, got 0"),
         ({"num_steps": 4, "temperature": 0.0}, "temperature must be above 0 with num_steps"),
-        ({"insertions": "one"}, "insertions must be 'any' without num_steps, .*, got 'one'"),
+        ({"insertions": "one", "temperature": 0.0}, "temperature must be above 0 with num_steps or"),
+        ({"insertions_per_step": 2}, "insertions_per_step must be None without insertions='one', got 2"),
+        ({"insertions": "one", "insertions_per_step": 0}, "insertions_per_step must be None or at least 1"),
         ({"temperature": -1.0}, "temperature must be at least 0"),
         ({"top_k": 0}, "top_k must be None or at least 1"),
         ({"top_p": 1.5}, r"top_p must be None or in \(0, 1\]"),

@@ -32,9 +32,9 @@ def predictor_of(options: dict[str, Any]) -> DIDPredictor:
     return DIDPredictor(pad_id=PAD, suppressed_ids=SPECIAL, **options)
 
 
-def full_trace(**options: Any) -> FullTrace:
+def full_trace(*, reads_time: bool = True, **options: Any) -> FullTrace:
     batch, predict = prompts(ROWS), predictor_of(options)
-    model, seeds = random_network(2, 3, seed=42), torch.arange(ROWS)
+    model, seeds = random_network(2, 3, seed=42, reads_time=reads_time), torch.arange(ROWS)
     written = predict(model, batch, seeds, trace="full")
     assert torch.equal(written.ids, predict(model, batch, seeds).ids)
     return written.trace
@@ -69,17 +69,20 @@ def test_the_trajectories_of_a_step_have_all_the_probability(options: dict[str, 
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 3, "temperature": 0.7}])
-def test_the_trajectories_in_rounds_have_all_the_probability(options: dict[str, Any]) -> None:
-    """That a round ends is part of a trajectory, and so is not which draw was dropped."""
-    trace = full_trace(num_steps=1, insertions="one", **options)
-    edits: defaultdict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    total = trace.place_log_prob.clone().index_add(0, trace.row, trace.log_prob).exp().tolist()
-    columns = torch.stack([trace.row, trace.step, trace.position, trace.token], 1)
-    for row, step, position, token in columns[trace.step > 0].tolist():
-        edits[row].append((step, position, token))
-    mass = {tuple(edits[row]): total[row] for row in range(ROWS)}
-    assert {max((step for step, _, _ in trajectory), default=0) for trajectory in mass} == {0, 1, 2}
-    assert 1 - 10 / ROWS < sum(mass.values()) < 1 + 1e-5
+def test_a_round_notes_its_number_and_single_draws(options: dict[str, Any]) -> None:
+    """With one token at most, both are distributions that are known from all the rows."""
+    trace = full_trace(insertions="one", max_new_tokens=1, reads_time=False, **options)
+    first = trace.step == 1
+    inserted = torch.zeros(ROWS, dtype=torch.bool).index_fill(0, trace.row[first], True)
+    of_number = trace.place_log_prob.exp()
+    [none] = set(of_number[~inserted].tolist())
+    [one] = set(of_number[inserted].tolist())
+    assert none + one == pytest.approx(1.0, abs=1e-6)
+    assert float(inserted.double().mean()) == pytest.approx(one, abs=4 * math.sqrt(none * one / ROWS))
+    columns = [column[first].tolist() for column in (trace.position, trace.token, trace.log_prob)]
+    of_pair = {(position, token): math.exp(p) for position, token, p in zip(*columns, strict=True)}
+    assert len(of_pair) > 2
+    assert sum(of_pair.values()) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_rounds_have_no_likelihood() -> None:

@@ -27,8 +27,8 @@ from xlm_did.missing_did import (
     next_time,
 )
 
-NUM_UNIFORMS = 4
-"""Uniform numbers that a jump takes."""
+NUM_UNIFORMS = 5
+"""Uniform numbers that a jump takes, the last one in :class:`xlm_did.rounds_did.Rounds` alone."""
 
 
 @dataclass(frozen=True)

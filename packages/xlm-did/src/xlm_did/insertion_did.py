@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from xlm.modules import Columns, TokenSampling, entropy, logits_in_pieces, suppress_tokens
+from xlm.modules import Columns, TokenSampling, categorical, entropy, logits_in_pieces, suppress_tokens
 from xlm.modules.records import INSERT, WRITE, UserEdit, edits_of_step
 from xlm_did.types_did import DIDPromptBatch
 
@@ -241,6 +241,24 @@ class Pairs:
             able = (number > index).nonzero().squeeze(1)
             slots[able, index], tokens[able, index] = self.draw(able, of_pairs[able, index])
         return slots, tokens
+
+    def draw_tokens(self, row: Tensor, slot: Tensor, uniforms: Tensor) -> Tensor:
+        """(pairs,) tokens of different slots, drawn with one number in (0, 1) each."""
+        drawn = torch.zeros_like(row)
+        if self.filters.draws_pairs:
+            for rows in torch.arange(len(self.scores), device=row.device).split(self._rows_at_once()):
+                log_probs = self.filters.token.log_probs(self.scores[rows].flatten(1))
+                mine = (row >= rows[0]) & (row <= rows[-1])
+                of_slot = log_probs.unflatten(1, self.scores.shape[1:])[row[mine] - rows[0], slot[mine]]
+                drawn[mine] = categorical(of_slot, uniforms[mine]) if len(of_slot) > 0 else 0
+        elif len(row) > 0:
+            hidden = self.scored.hidden[self.cells.first[row] + slot]
+            first = 0
+            for logits in self.filters.logits(hidden, self.scored.head):
+                last = first + len(logits)
+                drawn[first:last] = self.filters.token.draw(logits, uniforms[first:last])
+                first = last
+        return drawn
 
     def slot_log_probs(self) -> Tensor:
         """(rows, slots) nats with which :meth:`draw` draws each slot."""

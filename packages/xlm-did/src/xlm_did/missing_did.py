@@ -51,14 +51,14 @@ def log_total(
     log_a: Float64[Tensor, "rows numbers"], log_time: Float64[Tensor, " rows"]
 ) -> Float64[Tensor, " rows"]:
     """log Z(u)."""
-    return _at(log_a, log_time).logsumexp(1)
+    return log_at(log_a, log_time).logsumexp(1)
 
 
 def log_expected(
     log_a: Float64[Tensor, "rows numbers"], log_time: Float64[Tensor, " rows"]
 ) -> Float64[Tensor, " rows"]:
     """Logarithm of the expected number of missing tokens; finite if one may be missing."""
-    weighted = _at(log_a, log_time)[:, 1:] + _counts(log_a).log()
+    weighted = log_at(log_a, log_time)[:, 1:] + _counts(log_a).log()
     return weighted.logsumexp(1) - log_total(log_a, log_time)
 
 
@@ -91,7 +91,7 @@ def log_any_appears(
     (Z(u) - Z(u * ratio)) / Z(u), added up over the numbers, which is precise where it is small.
     """
     share = -torch.expm1(_counts(log_a) * ratio.log().unsqueeze(1))
-    return (_at(log_a, log_time)[:, 1:] + share.log()).logsumexp(1) - log_total(log_a, log_time)
+    return (log_at(log_a, log_time)[:, 1:] + share.log()).logsumexp(1) - log_total(log_a, log_time)
 
 
 def next_time(
@@ -113,11 +113,11 @@ def next_time(
         log u', below log u, shape (rows,). Without meaning in a row from which nothing can be missing.
     """
     log_v = uniforms.log()
-    goal = log_v + _at(log_a, log_time)[:, 1:].logsumexp(1)
+    goal = log_v + log_at(log_a, log_time)[:, 1:].logsumexp(1)
     low, high = log_time + log_v, log_time + log_v / (log_a.shape[1] - 1)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        is_above = _at(log_a, middle)[:, 1:].logsumexp(1) > goal
+        is_above = log_at(log_a, middle)[:, 1:].logsumexp(1) > goal
         low, high = torch.where(is_above, low, middle), torch.where(is_above, middle, high)
     return (low + high) / 2
 
@@ -126,7 +126,7 @@ def log_probs_of_more(
     log_a: Float64[Tensor, "rows numbers"], log_time: Float64[Tensor, " rows"]
 ) -> Float64[Tensor, "rows numbers"]:
     """Unnormalised log P(n tokens were missing | one of them appears at this time)."""
-    weighted = _at(log_a, log_time)
+    weighted = log_at(log_a, log_time)
     weighted[:, 1:] += _counts(log_a).log()
     weighted[:, 0] = -torch.inf
     return weighted
@@ -155,7 +155,9 @@ def log_thinned(
         (some_a.unsqueeze(1) + log_binomials(number, appear, some_ratio.view(-1, 1, 1)))
         .masked_fill(number < appear, -torch.inf)
         .logsumexp(2)
-        for some_a, some_ratio in zip(_at(log_a, log_time).split(at_once), ratio.split(at_once), strict=True)
+        for some_a, some_ratio in zip(
+            log_at(log_a, log_time).split(at_once), ratio.split(at_once), strict=True
+        )
     ]
     return torch.cat(pieces) - log_total(log_a, log_time).unsqueeze(1)
 
@@ -173,7 +175,7 @@ def _counts(log_a: Tensor) -> Tensor:
     return torch.arange(1, log_a.shape[1], device=log_a.device, dtype=torch.float64)
 
 
-def _at(log_a: Tensor, log_time: Tensor) -> Tensor:
-    """log of A_n u^n, (rows, numbers)."""
+def log_at(log_a: Tensor, log_time: Tensor) -> Tensor:
+    """log of A_n u^n, shape (rows, numbers): up to a constant of the row, log P(n missing | y, u)."""
     number = torch.arange(log_a.shape[1], device=log_a.device)
     return log_a + number * log_time.unsqueeze(1)

@@ -79,8 +79,10 @@ class DIDPredictor:
         num_steps: None for the first-hitting sampler: one token at a time, as many evaluations as tokens and
             one. Else N, the number of equal parts of the time: the tokens that appear in a part are drawn
             independently from one evaluation, so there are at most N evaluations.
-        insertions: Into a slot in an evaluation. "one", with num_steps: where a part has several tokens for a
-            slot, it takes several evaluations (:mod:`xlm_did.rounds_did`). It has no likelihood then.
+        insertions: Into a slot in an evaluation. "one": in rounds (:mod:`xlm_did.rounds_did`), in which the
+            number of missing tokens is drawn anew, or with num_steps at the start of each part. Rounds have
+            no likelihood.
+        insertions_per_step: The most tokens of a round; None for one in each slot.
         sampling: "joint": slot and token are drawn together. "two_stage": first the slot from its marginal
             probability, then the token given the slot. Without temperature and filters this is the same
             distribution.
@@ -101,6 +103,7 @@ class DIDPredictor:
         max_new_tokens: int | None = None,
         num_steps: int | None = None,
         insertions: Literal["any", "one"] = "any",
+        insertions_per_step: int | None = None,
         sampling: Literal["joint", "two_stage"] = "joint",
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -109,23 +112,30 @@ class DIDPredictor:
         require(max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
         require(num_steps is None or num_steps >= 1, "num_steps", num_steps, "None or at least 1")
         require(sampling in ("joint", "two_stage"), "sampling", sampling, "'joint' or 'two_stage'")
-        require(
-            num_steps is None or temperature > 0,
-            "temperature",
-            temperature,
-            "above 0 with num_steps: tokens of a step are drawn independently, so that the most probable one "
-            "would be inserted several times",
-        )
         require(insertions in ("any", "one"), "insertions", insertions, "'any' or 'one'")
         require(
-            insertions == "any" or num_steps is not None,
-            "insertions",
-            insertions,
-            "'any' without num_steps, where each evaluation inserts one token",
+            (num_steps is None and insertions == "any") or temperature > 0,
+            "temperature",
+            temperature,
+            "above 0 with num_steps or insertions='one': tokens of a step are drawn independently, so that "
+            "the most probable one would be inserted several times",
+        )
+        require(
+            insertions_per_step is None or insertions_per_step >= 1,
+            "insertions_per_step",
+            insertions_per_step,
+            "None or at least 1",
+        )
+        require(
+            insertions_per_step is None or insertions == "one",
+            "insertions_per_step",
+            insertions_per_step,
+            "None without insertions='one'",
         )
         self._pad_id = pad_id
         self._max_new_tokens = max_new_tokens
         self._has_rounds = insertions == "one"
+        self._insertions_per_step = insertions_per_step
         self._clock: Clock = FirstHitting() if num_steps is None else Steps(num_steps)
         token_sampling = TokenSampling(temperature, top_k, top_p)
         self._filters = Filters(
@@ -166,7 +176,7 @@ class DIDPredictor:
             batch: The given parts, from :class:`xlm_did.DIDPromptCollator`.
             seeds: (rows,) int64, the source of all draws.
             trace: Whether to record the insertions; "full" also records log-probabilities: of each insertion,
-                of slot and token together, and of the jumps.
+                of slot and token together, and of the jumps; in rounds those of a single draw.
 
         Returns:
             The targets. A row without budget or open slot keeps what it has.
@@ -357,14 +367,16 @@ class DIDPredictor:
         )
 
     def _in_rounds(self, source: Drawn | Recorded, seeds: Tensor) -> Insertions:
-        return Rounds.start(source, seeds) if self._has_rounds else source
+        if not self._has_rounds:
+            return source
+        return Rounds.start(source, self._insertions_per_step, seeds)
 
     def _require_no_rounds(self) -> None:
         require(
             not self._has_rounds,
             "insertions",
             "one",
-            "'any' for likelihoods and trajectories: a round ends by a draw that is not in the text",
+            "'any' for likelihoods and trajectories: the slots of a round depend on each other",
         )
 
 

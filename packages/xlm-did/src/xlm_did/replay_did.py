@@ -64,7 +64,7 @@ def insert(
     most = int(number.max())
     slots, tokens, inserted = insertions.choose(text, rows, pairs, number, most, uniforms)
     edits: list[Tensor] = []
-    for index in range(most):
+    for index in range(int(inserted.max())):
         able = (inserted > index).nonzero().squeeze(1)
         slot, token = slots[able, index], tokens[able, index]
         gap = text.insert(rows[able], pairs.cells.column[able, slot], token)

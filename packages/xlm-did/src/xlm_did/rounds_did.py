@@ -1,67 +1,123 @@
-"""Insertions of one part of the time in rounds, in which a slot receives one token at most.
+"""Insertions in rounds: an evaluation inserts several tokens, but a slot receives one of them at most.
 
-Tokens of one evaluation are drawn independently. Two of them in one slot would be neighbours that do not
-depend on each other, so a round ends before a slot is drawn again, and that draw is dropped; the next round
-has an evaluation of its own. It is read at an earlier time of the part, as if the tokens came evenly.
+If n tokens are missing, their times are independent and uniform. A round takes their number, reads the
+distribution of slots and tokens at the latest of the times, and inserts k of the n tokens, whose time is the
+k-th latest:
+
+    n ~ P(n missing | x, u)
+    slots = those of the n points (v + i) / n, i = 0, ..., n - 1, in the cumulative probabilities of the slots
+    x, u = x with a token in each of these slots, the time of the last of them
+
+Of independent draws some would miss a slot that surely lacks a token. The points lie evenly (systematic
+sampling), so that a slot in which s of the n tokens are expected has floor(s) of them or one more: one token
+is inserted, the others are drawn again in the next round, from an evaluation that sees it.
+
+The number is drawn anew in each round, or only at the start of each of N parts of the time. With one token a
+round the first is the first-hitting sampler.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from xlm_did.clocks_did import Jump
+from xlm.modules import categorical
+from xlm_did.clocks_did import FirstHitting, Jump
 from xlm_did.insertion_did import Pairs, Text
+from xlm_did.missing_did import log_at
 from xlm_did.replay_did import Drawn, Recorded, Uniforms
 
 
 @dataclass
 class Rounds:
-    """Draws jumps, and the insertions of each in rounds."""
+    """Draws numbers of missing tokens, and their insertions in rounds."""
 
     source: Drawn | Recorded
+    """Its clock has the parts of the time; :class:`xlm_did.clocks_did.FirstHitting`: there are none."""
+    most: int | None
+    """The most tokens of a round; None for one in each slot."""
     rest: Int[Tensor, " rows"]
     """Tokens of its part that each row still gets."""
-    log_time: Float64[Tensor, " rows"]
-    """log of the time at which its next round is read, if there is a rest."""
-    log_next: Float64[Tensor, " rows"]
-    """log of the time after its part."""
+    time: Float64[Tensor, " rows"]
+    """Below which the missing tokens of a row appear."""
+    end: Float64[Tensor, " rows"]
+    """Above which those of its part do."""
 
     @staticmethod
-    def start(source: Drawn | Recorded, seeds: Tensor) -> "Rounds":
+    def start(source: Drawn | Recorded, most: int | None, seeds: Tensor) -> "Rounds":
         """Before the first evaluation."""
-        times = (torch.zeros_like(seeds, dtype=torch.float64) for _ in range(2))
-        return Rounds(source, torch.zeros_like(seeds), *times)
+        nothing = torch.zeros_like(seeds, dtype=torch.float64)
+        return Rounds(source, most, torch.zeros_like(seeds), torch.ones_like(nothing), nothing)
 
     def jump(self, rows: Tensor, log_a: Tensor, log_time: Tensor, uniforms: Tensor, /) -> Jump:
-        """A draw, or the rest of the last one."""
-        [new] = (self.rest[rows] == 0).nonzero(as_tuple=True)
-        if len(new) > 0:
-            jump = self.source.jump(rows[new], log_a[new], log_time[new], uniforms[new])
-            self.rest[rows[new]] = jump.number
-            self.log_time[rows[new]], self.log_next[rows[new]] = jump.log_time, jump.log_next
-        return Jump(self.rest[rows], self.log_time[rows], self.log_next[rows])
+        """What is missing, or the rest of the part, at the latest time of these tokens."""
+        if self._has_parts():
+            [new] = (self.rest[rows] == 0).nonzero(as_tuple=True)
+            if len(new) > 0:
+                jump = self.source.jump(rows[new], log_a[new], log_time[new], uniforms[new])
+                self.rest[rows[new]] = jump.number
+                self.time[rows[new]], self.end[rows[new]] = jump.log_time.exp(), jump.log_next.exp()
+            number = self.rest[rows]
+        else:
+            log_probs = log_at(log_a, self.time[rows].log())
+            number = categorical(log_probs, uniforms[:, 0])
+            if isinstance(self.source, Recorded):
+                drawn = log_probs.log_softmax(1).gather(1, number.unsqueeze(1)).squeeze(1)
+                self.source.place_log_prob[rows] += drawn
+        start, end = self.time[rows], self.end[rows]
+        self.time[rows] = end + (start - end) * uniforms[:, -1] ** (1 / number.clamp(min=1))
+        # Without parts a row ends when nothing is missing, not at a time.
+        log_next = end.log() if self._has_parts() else start.log()
+        return Jump(number, self.time[rows].log(), log_next)
 
     def choose(
         self, text: Text, rows: Tensor, pairs: Pairs, number: Tensor, most: int, uniforms: Uniforms, /
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Independent draws of pairs up to the first one whose slot has a token."""
-        slots, tokens = pairs.draw_many(number, most, uniforms)
+        """A token in each slot that has one of the points, or in some of these slots."""
+        first, order, of_tokens, of_times = uniforms(1 + 3 * most).split([1, most, most, most], dim=1)
         index = torch.arange(most, device=number.device)
-        is_same = (slots.unsqueeze(2) == slots.unsqueeze(1)) & (index < index.unsqueeze(1))
-        is_again = is_same.any(2) & (index < number.unsqueeze(1))
-        ends = is_again.any(1)
-        made = is_again.byte().argmax(1).where(ends, number) if most > 0 else number
-        left = number - made
-        start, end = self.log_time[rows].exp(), self.log_next[rows].exp()
-        self.log_time[rows] = (end + (start - end) * left / number.clamp(min=1)).log()
-        self.rest[rows] = left
+        due = index < number.unsqueeze(1)
+        points = (first + order.masked_fill(~due, 1.0).argsort(1)) / number.clamp(min=1).unsqueeze(1)
+        slots = slots_of_points(pairs.slot_log_probs().exp(), points)
+        is_first = _is_first(slots.masked_fill(~due, 0), due, pairs.cells.exists.shape[1])
+        wanted = is_first if self.most is None else is_first & (is_first.cumsum(1) <= self.most)
+        slots = slots.gather(1, wanted.byte().argsort(dim=1, descending=True, stable=True))
+        inserted = wanted.sum(1)
+        row, place = (index < inserted.unsqueeze(1)).nonzero(as_tuple=True)
+        tokens = torch.zeros_like(slots)
+        tokens[row, place] = pairs.draw_tokens(row, slots[row, place], of_tokens[row, place])
+        # The time of the k-th latest: of i times below u the latest is u v^(1 / i).
+        below = (number.unsqueeze(1) - index).clamp(min=1)
+        is_later = (index > 0) & (index < inserted.unsqueeze(1))
+        ratio = (of_times.log() / below).where(is_later, 0.0).sum(1).exp()
+        self.time[rows] = self.end[rows] + (self.time[rows] - self.end[rows]) * ratio
+        self.rest[rows] = number - inserted
         if isinstance(self.source, Recorded):
-            self.source.note(rows, pairs, slots, tokens, made)
-            used = torch.zeros_like(pairs.cells.exists)
-            row, place = (index < made.unsqueeze(1)).nonzero(as_tuple=True)
-            used[row, slots[row, place]] = True
-            again = pairs.slot_log_probs().masked_fill(~used, -torch.inf).logsumexp(1)
-            self.source.place_log_prob[rows] += again.where(ends, 0.0)
-        return slots, tokens, made
+            self.source.note(rows, pairs, slots, tokens, inserted)
+        return slots, tokens, inserted
+
+    def _has_parts(self) -> bool:
+        return not isinstance(self.source.clock, FirstHitting)
+
+
+def slots_of_points(
+    probs: Float64[Tensor, "rows slots"], points: Float64[Tensor, "rows numbers"]
+) -> Int[Tensor, "rows numbers"]:
+    """The slot in whose interval of the cumulative probabilities each point of [0, 1) lies."""
+    cumulative = probs.cumsum(1)
+    # 1 from the last slot with probability on, so that no point is in a slot without.
+    cumulative = cumulative / cumulative[:, -1:]
+    below_one = 1 - torch.finfo(points.dtype).eps
+    return torch.searchsorted(cumulative, points.clamp(max=below_one).contiguous(), right=True)
+
+
+def _is_first(
+    slots: Int[Tensor, "rows numbers"], due: Bool[Tensor, "rows numbers"], num_slots: int
+) -> Bool[Tensor, "rows numbers"]:
+    """True at the first of the due draws of each slot."""
+    index = torch.arange(slots.shape[1], device=slots.device).expand(slots.shape)
+    behind = index.masked_fill(~due, slots.shape[1])
+    earliest = behind.new_full((len(slots), num_slots), slots.shape[1])
+    earliest.scatter_reduce_(1, slots, behind, reduce="amin")
+    return due & (earliest.gather(1, slots) == index)
