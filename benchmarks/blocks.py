@@ -26,7 +26,10 @@ from xlm.modules.samplers import compose
 from xlm_bd3lm import BD3LMCollator, BD3LMDiT, BD3LMLoss, BD3LMPredictor, BD3LMPromptCollator
 
 BLOCK = 16
-SIZES = SIZES_OF_TRAINING | {"wide": (Size(d_model=512, num_layers=6, num_heads=8, vocab_size=8_000), 1)}
+SIZES = SIZES_OF_TRAINING | {
+    "wide": (Size(d_model=512, num_layers=6, num_heads=8, vocab_size=8_000), 1),
+    "published": (Size(d_model=768, num_layers=12, num_heads=12, vocab_size=30_522), 1),
+}
 """Networks and the rows of a training step."""
 IDS: dict[str, Any] = {"mask_id": MASK, "pad_id": PAD, "eos_id": None}
 
@@ -112,7 +115,7 @@ def measure_cache(
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="short")
+    parser.add_argument("--size", choices=SIZES, default="wide")
     parser.add_argument("--steps", type=int, default=4, help="evaluations of a block")
     parser.add_argument("--texts", type=int, default=1, help="written together")
     parser.add_argument("--repeats", type=int, default=3)
