@@ -74,7 +74,7 @@ def test_a_round_notes_its_number_and_single_draws(options: dict[str, Any]) -> N
     trace = full_trace(insertions="one", max_new_tokens=1, reads_time=False, **options)
     first = trace.step == 1
     inserted = torch.zeros(ROWS, dtype=torch.bool).index_fill(0, trace.row[first], True)
-    of_number = trace.place_log_prob.exp()
+    of_number = trace.place_log_prob.exp().round(decimals=9)  # rows of a batch may differ by rounding
     [none] = set(of_number[~inserted].tolist())
     [one] = set(of_number[inserted].tolist())
     assert none + one == pytest.approx(1.0, abs=1e-6)

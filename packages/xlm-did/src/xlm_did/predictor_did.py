@@ -117,8 +117,8 @@ class DIDPredictor:
             (num_steps is None and insertions == "any") or temperature > 0,
             "temperature",
             temperature,
-            "above 0 with num_steps or insertions='one': tokens of a step are drawn independently, so that "
-            "the most probable one would be inserted several times",
+            "above 0 with num_steps or insertions='one': an evaluation draws several insertions there, and "
+            "only one is the most probable",
         )
         require(
             insertions_per_step is None or insertions_per_step >= 1,
