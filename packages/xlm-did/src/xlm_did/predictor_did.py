@@ -52,7 +52,7 @@ from xlm.modules.records import (
 from xlm_did.clocks_did import NUM_UNIFORMS, Clock, FirstHitting, Steps
 from xlm_did.insertion_did import Cells, Filters, Pairs, Text
 from xlm_did.replay_did import Drawn, Forced, Insertions, Recorded, Turn, insert
-from xlm_did.rounds_did import Rounds
+from xlm_did.rounds_did import RoundRules, Rounds
 from xlm_did.trajectories_did import Followed
 from xlm_did.types_did import DIDNetwork, DIDPromptBatch, call_model, prompt_of
 
@@ -80,9 +80,11 @@ class DIDPredictor:
             one. Else N, the number of equal parts of the time: the tokens that appear in a part are drawn
             independently from one evaluation, so there are at most N evaluations.
         insertions: Into a slot in an evaluation. "one": in rounds (:mod:`xlm_did.rounds_did`), in which the
-            number of missing tokens is drawn anew, or with num_steps at the start of each part. Rounds have
-            no likelihood.
+            number of missing tokens is drawn anew, or with num_steps at the start of each part. "apart": the
+            slots on both sides of a token wait for each other where that costs no round. Rounds have no
+            likelihood.
         insertions_per_step: The most tokens of a round; None for one in each slot.
+        least_expected: In rounds, tokens expected in a slot that gets one, unless no slot expects so many.
         sampling: "joint": slot and token are drawn together. "two_stage": first the slot from its marginal
             probability, then the token given the slot. Without temperature and filters this is the same
             distribution.
@@ -102,8 +104,9 @@ class DIDPredictor:
         suppressed_ids: Sequence[int] = (),
         max_new_tokens: int | None = None,
         num_steps: int | None = None,
-        insertions: Literal["any", "one"] = "any",
+        insertions: Literal["any", "one", "apart"] = "any",
         insertions_per_step: int | None = None,
+        least_expected: float = 0.0,
         sampling: Literal["joint", "two_stage"] = "joint",
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -112,30 +115,16 @@ class DIDPredictor:
         require(max_new_tokens is None or max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "at least 0")
         require(num_steps is None or num_steps >= 1, "num_steps", num_steps, "None or at least 1")
         require(sampling in ("joint", "two_stage"), "sampling", sampling, "'joint' or 'two_stage'")
-        require(insertions in ("any", "one"), "insertions", insertions, "'any' or 'one'")
+        self._rules = RoundRules.of(insertions, insertions_per_step, least_expected)
         require(
-            (num_steps is None and insertions == "any") or temperature > 0,
+            (num_steps is None and self._rules is None) or temperature > 0,
             "temperature",
             temperature,
-            "above 0 with num_steps or insertions='one': an evaluation draws several insertions there, and "
-            "only one is the most probable",
-        )
-        require(
-            insertions_per_step is None or insertions_per_step >= 1,
-            "insertions_per_step",
-            insertions_per_step,
-            "None or at least 1",
-        )
-        require(
-            insertions_per_step is None or insertions == "one",
-            "insertions_per_step",
-            insertions_per_step,
-            "None without insertions='one'",
+            "above 0 with num_steps or in rounds: an evaluation draws several insertions there, and only one "
+            "is the most probable",
         )
         self._pad_id = pad_id
         self._max_new_tokens = max_new_tokens
-        self._has_rounds = insertions == "one"
-        self._insertions_per_step = insertions_per_step
         self._clock: Clock = FirstHitting() if num_steps is None else Steps(num_steps)
         token_sampling = TokenSampling(temperature, top_k, top_p)
         self._filters = Filters(
@@ -367,15 +356,14 @@ class DIDPredictor:
         )
 
     def _in_rounds(self, source: Drawn | Recorded, seeds: Tensor) -> Insertions:
-        if not self._has_rounds:
-            return source
-        return Rounds.start(source, self._insertions_per_step, seeds)
+        return source if self._rules is None else Rounds.start(source, self._rules, seeds)
 
     def _require_no_rounds(self) -> None:
+        found = None if self._rules is None else self._rules.insertions
         require(
-            not self._has_rounds,
+            found is None,
             "insertions",
-            "one",
+            found,
             "'any' for likelihoods and trajectories: the slots of a round depend on each other",
         )
 

@@ -14,19 +14,63 @@ is inserted, the others are drawn again in the next round, from an evaluation th
 
 The number is drawn anew in each round, or only at the start of each of N parts of the time. With one token a
 round the first is the first-hitting sampler.
+
+Two rules are for networks that err, of which the second is for tokens that would not see each other:
+
+- A slot in which hardly a token is expected gets none while another slot lacks more. A complete word keeps
+  a little probability, which times a large n is a point.
+- Slots on both sides of a token that lack one token or so each, as those beside the middle of a name, wait
+  for each other while a slot lacks several: that one takes further rounds anyway.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from xlm.modules import categorical
+from xlm.modules import categorical, require
 from xlm_did.clocks_did import FirstHitting, Jump
 from xlm_did.insertion_did import Pairs, Text
 from xlm_did.missing_did import log_at
 from xlm_did.replay_did import Drawn, Recorded, Uniforms
+
+_SEVERAL = 2
+"""Tokens expected in a slot that takes further rounds, so that its neighbours lose none by waiting."""
+
+
+@dataclass(frozen=True)
+class RoundRules:
+    """Which slots receive a token in a round."""
+
+    insertions: Literal["one", "apart"]
+    """With "apart" the slots on both sides of a token wait for each other."""
+    most: int | None
+    """The most tokens of a round; None for one in each slot."""
+    least_expected: float
+    """Tokens expected in a slot that gets one, unless no slot expects so many."""
+
+    @staticmethod
+    def of(
+        insertions: Literal["any", "one", "apart"], insertions_per_step: int | None, least_expected: float
+    ) -> "RoundRules | None":
+        """The rules that these options of the predictor name; None for no rounds.
+
+        Raises:
+            ValueError: If an option is outside its range, or has no effect without rounds.
+        """
+        require(insertions in ("any", "one", "apart"), "insertions", insertions, "'any', 'one' or 'apart'")
+        number = insertions_per_step
+        require(number is None or number >= 1, "insertions_per_step", number, "None or at least 1")
+        require(0 <= least_expected <= 1, "least_expected", least_expected, "from 0 to 1")
+        if insertions != "any":
+            return RoundRules(insertions, number, least_expected)
+        allowed = "without insertions='one' or 'apart'"
+        require(number is None, "insertions_per_step", number, f"None {allowed}")
+        require(least_expected == 0, "least_expected", least_expected, f"0 {allowed}")
+        return None
 
 
 @dataclass
@@ -35,8 +79,7 @@ class Rounds:
 
     source: Drawn | Recorded
     """Its clock has the parts of the time; :class:`xlm_did.clocks_did.FirstHitting`: there are none."""
-    most: int | None
-    """The most tokens of a round; None for one in each slot."""
+    rules: RoundRules
     rest: Int[Tensor, " rows"]
     """Tokens of its part that each row still gets."""
     time: Float64[Tensor, " rows"]
@@ -45,10 +88,10 @@ class Rounds:
     """Above which those of its part do."""
 
     @staticmethod
-    def start(source: Drawn | Recorded, most: int | None, seeds: Tensor) -> "Rounds":
+    def start(source: Drawn | Recorded, rules: RoundRules, seeds: Tensor) -> "Rounds":
         """Before the first evaluation."""
         nothing = torch.zeros_like(seeds, dtype=torch.float64)
-        return Rounds(source, most, torch.zeros_like(seeds), torch.ones_like(nothing), nothing)
+        return Rounds(source, rules, torch.zeros_like(seeds), torch.ones_like(nothing), nothing)
 
     def jump(self, rows: Tensor, log_a: Tensor, log_time: Tensor, uniforms: Tensor, /) -> Jump:
         """What is missing, or the rest of the part, at the latest time of these tokens."""
@@ -79,9 +122,17 @@ class Rounds:
         index = torch.arange(most, device=number.device)
         due = index < number.unsqueeze(1)
         points = (first + order.masked_fill(~due, 1.0).argsort(1)) / number.clamp(min=1).unsqueeze(1)
-        slots = slots_of_points(pairs.slot_log_probs().exp(), points)
-        is_first = _is_first(slots.masked_fill(~due, 0), due, pairs.cells.exists.shape[1])
-        wanted = is_first if self.most is None else is_first & (is_first.cumsum(1) <= self.most)
+        probs = pairs.slot_log_probs().exp()
+        slots = slots_of_points(probs, points)
+        is_first = _is_first(slots.masked_fill(~due, 0), due, probs.shape[1])
+        is_due = torch.zeros_like(pairs.cells.exists)
+        row, point = is_first.nonzero(as_tuple=True)
+        is_due[row, slots[row, point]] = True
+        expected = (probs * number.unsqueeze(1)).where(is_due, 0.0)
+        receives = self._receiving(expected, text.position_ids[rows].gather(1, pairs.cells.column))
+        wanted = is_first & receives.gather(1, slots)
+        if self.rules.most is not None:
+            wanted &= wanted.cumsum(1) <= self.rules.most
         slots = slots.gather(1, wanted.byte().argsort(dim=1, descending=True, stable=True))
         inserted = wanted.sum(1)
         row, place = (index < inserted.unsqueeze(1)).nonzero(as_tuple=True)
@@ -97,6 +148,15 @@ class Rounds:
             self.source.note(rows, pairs, slots, tokens, inserted)
         return slots, tokens, inserted
 
+    def _receiving(self, expected: Tensor, positions: Tensor) -> Tensor:
+        """(rows, slots) slots that may get a token, by the tokens expected in those with a point."""
+        heaviest = expected.amax(1, keepdim=True)
+        receives = expected >= heaviest.clamp(max=self.rules.least_expected)
+        if self.rules.insertions == "apart":
+            waits = waiting(expected.where(receives, 0.0), positions)
+            receives &= ~waits | (heaviest < _SEVERAL)
+        return receives
+
     def _has_parts(self) -> bool:
         return not isinstance(self.source.clock, FirstHitting)
 
@@ -110,6 +170,27 @@ def slots_of_points(
     cumulative = cumulative / cumulative[:, -1:]
     below_one = 1 - torch.finfo(points.dtype).eps
     return torch.searchsorted(cumulative, points.clamp(max=below_one).contiguous(), right=True)
+
+
+def waiting(
+    expected: Float64[Tensor, "rows slots"], positions: Int[Tensor, "rows slots"]
+) -> Bool[Tensor, "rows slots"]:
+    """Slots that lack a token or so and wait for one beside them that does: the one that lacks less.
+
+    Of equal ones the right one waits.
+
+    Args:
+        expected: Tokens expected in each slot; 0 in slots that get none.
+        positions: Of the token left of each slot, shape (rows, slots).
+    """
+    # Slots without a token to expect may have the position of another one, and are beside none.
+    positions, order = positions.sort(dim=1)
+    expected = expected.gather(1, order)
+    is_light = (expected > 0) & (expected < _SEVERAL)
+    left, right = expected[:, :-1], expected[:, 1:]
+    beside = (positions.diff(dim=1) == 1) & is_light[:, :-1] & is_light[:, 1:]
+    waits = F.pad(beside & (left >= right), (1, 0)) | F.pad(beside & (left < right), (0, 1))
+    return torch.zeros_like(waits).scatter(1, order, waits)
 
 
 def _is_first(
