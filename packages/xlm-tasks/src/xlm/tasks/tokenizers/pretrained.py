@@ -75,6 +75,8 @@ class PretrainedTokenizer:
         backend.encode_special_tokens = True
         self._tokenizer = tokenizer
         self._backend = backend
+        # Kept, since the table that it is read from is made anew by each call, in milliseconds.
+        self._vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
         ids: dict[str, int | None] = {role: getattr(tokenizer, f"{role}_token_id") for role in ROLES}
         self.pad_id, self.cls_id, self.mask_id, self.eos_id = (
             ids[role] for role in ("pad", "cls", "mask", "eos")
@@ -84,7 +86,7 @@ class PretrainedTokenizer:
     @property
     def vocab_size(self) -> int:
         """One more than the greatest id, special tokens included."""
-        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
+        return self._vocab_size
 
     @property
     def fingerprint(self) -> str:
