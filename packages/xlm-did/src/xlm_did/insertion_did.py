@@ -247,9 +247,8 @@ class Pairs:
         drawn = torch.zeros_like(row)
         if self.filters.draws_pairs:
             for rows in torch.arange(len(self.scores), device=row.device).split(self._rows_at_once()):
-                log_probs = self.filters.token.log_probs(self.scores[rows].flatten(1))
                 mine = (row >= rows[0]) & (row <= rows[-1])
-                of_slot = log_probs.unflatten(1, self.scores.shape[1:])[row[mine] - rows[0], slot[mine]]
+                of_slot = self._pair_log_probs(self.scores[rows])[row[mine] - rows[0], slot[mine]]
                 drawn[mine] = categorical(of_slot, uniforms[mine]) if len(of_slot) > 0 else 0
         elif len(row) > 0:
             hidden = self.scored.hidden[self.cells.first[row] + slot]
@@ -263,8 +262,8 @@ class Pairs:
     def slot_log_probs(self) -> Tensor:
         """(rows, slots) nats with which :meth:`draw` draws each slot."""
         if self.filters.draws_pairs:
-            pairs = self.filters.token.log_probs(self.scores.flatten(1))
-            return pairs.unflatten(1, self.scores.shape[1:]).logsumexp(2)
+            pieces = self.scores.split(self._rows_at_once())
+            return torch.cat([self._pair_log_probs(scores).logsumexp(2) for scores in pieces])
         return self.filters.slot.log_probs(self.scores)
 
     def score(self, row: Tensor, slot: Tensor, token: Tensor) -> Tensor:
@@ -300,6 +299,10 @@ class Pairs:
         pieces = filters.logits(hidden, self.scored.head)
         of_token = torch.cat([entropy(filters.token.log_probs(logits)) for logits in pieces])
         return entropy(of_slot).index_add(0, row, of_slot[row, slot].exp() * of_token)
+
+    def _pair_log_probs(self, scores: Tensor) -> Tensor:
+        """(rows, slots, vocab) nats of the pairs of some rows, drawn from one table each."""
+        return self.filters.token.log_probs(scores.flatten(1)).unflatten(1, scores.shape[1:])
 
     def _rows_at_once(self) -> int:
         """Rows whose pairs are scored together."""
