@@ -22,19 +22,24 @@ GIVEN: tuple[int, ...] = (5, 6, 7, 8)
 WEIGHTS = (0.36, 0.17, 0.03, 0.2, 0.24)
 """Of the slots. Of six missing tokens these are 2.16, 1.02, 0.18, 1.2, 1.44."""
 MISSING = 6
-"""The most."""
+"""The most tokens that are missing."""
 
 
-def model_of(weights: tuple[float, ...], number: int) -> Constant:
-    token_logits = torch.full((ROWS, len(weights) + 1, 9), -torch.inf)
-    token_logits[:, 1:, NEW] = torch.tensor(weights).log()
+def model_of(number: int) -> Constant:
+    """A network that says that this number is missing."""
+    token_logits = torch.full((ROWS, len(WEIGHTS) + 1, 9), -torch.inf)
+    token_logits[:, 1:, NEW] = torch.tensor(WEIGHTS).log()
     # What later rounds read is of no interest.
     later = torch.zeros(ROWS, MISSING, 9)
     return Constant(*(-99.0 for _ in range(number)), 9.0, token_logits=torch.cat([token_logits, later], 1))
 
 
 def prompts_with_gaps() -> DIDPromptBatch:
-    example: DIDExample = {"seed": 0, "target_ids": torch.tensor(GIVEN), "fixed": torch.ones(4).bool()}
+    example: DIDExample = {
+        "seed": 0,
+        "target_ids": torch.tensor(GIVEN),
+        "fixed": torch.ones(len(GIVEN)).bool(),
+    }
     collate = DIDPromptCollator(pad_id=PAD, cls_id=CLS, bos_id=BOS, max_length=len(GIVEN) + MISSING)
     prompts = collate([example] * ROWS)
     prompts["open_slots"] = torch.tensor([[False, *(True for _ in WEIGHTS)]] * ROWS)
@@ -99,7 +104,7 @@ def test_the_slots_of_a_round_follow_their_exact_distribution(
     if least > 0 or (insertions == "apart" and number == MISSING):
         assert sum(abs(expected.get(key, 0.0) - plain.get(key, 0.0)) for key in {*expected, *plain}) > 0.02
     found = first_slots(
-        model_of(WEIGHTS, number), insertions=insertions, least_expected=least, insertions_per_step=most
+        model_of(number), insertions=insertions, least_expected=least, insertions_per_step=most
     )
     statistic, freedom = chi_square(found, expected)
     # Mean + 4 standard deviations of the chi-square distribution.
@@ -108,7 +113,7 @@ def test_the_slots_of_a_round_follow_their_exact_distribution(
 
 def test_a_slot_that_expects_little_gets_the_last_token() -> None:
     """Where no slot expects as many, the one that expects most among those with a point is filled."""
-    found = first_slots(model_of(WEIGHTS, 1), insertions="apart", least_expected=1.0)
+    found = first_slots(model_of(1), insertions="apart", least_expected=1.0)
     assert set(found) == {(slot,) for slot in range(len(WEIGHTS))}
 
 

@@ -80,11 +80,12 @@ class DIDPredictor:
             one. Else N, the number of equal parts of the time: the tokens that appear in a part are drawn
             independently from one evaluation, so there are at most N evaluations.
         insertions: Into a slot in an evaluation. "one": in rounds (:mod:`xlm_did.rounds_did`), in which the
-            number of missing tokens is drawn anew, or with num_steps at the start of each part. "apart": the
-            slots on both sides of a token wait for each other where that costs no round. Rounds have no
-            likelihood.
+            number of missing tokens is drawn anew, or with num_steps at the start of each part. "apart": in
+            rounds, and of the slots on both sides of a token one waits while another slot needs further
+            rounds. Rounds have no likelihood.
         insertions_per_step: The most tokens of a round; None for one in each slot.
-        least_expected: In rounds, tokens expected in a slot that gets one, unless no slot expects so many.
+        least_expected: In rounds, the fewest tokens expected in a slot that gets one, from 0 to 1. If all
+            slots expect fewer, the one that expects most gets one.
         sampling: "joint": slot and token are drawn together. "two_stage": first the slot from its marginal
             probability, then the token given the slot. Without temperature and filters this is the same
             distribution.

@@ -15,12 +15,12 @@ is inserted, the others are drawn again in the next round, from an evaluation th
 The number is drawn anew in each round, or only at the start of each of N parts of the time. With one token a
 round the first is the first-hitting sampler.
 
-Two rules are for networks that err, of which the second is for tokens that would not see each other:
+Two rules say which slots wait. They are off by default, and of use where networks err:
 
 - A slot in which hardly a token is expected gets none while another slot lacks more. A complete word keeps
-  a little probability, which times a large n is a point.
+  a little probability, so that with a large n a point may fall into its slots.
 - Slots on both sides of a token that lack one token or so each, as those beside the middle of a name, wait
-  for each other while a slot lacks several: that one takes further rounds anyway.
+  for each other while a slot lacks several, which takes further rounds.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from xlm_did.missing_did import log_at
 from xlm_did.replay_did import Drawn, Recorded, Uniforms
 
 _SEVERAL = 2
-"""Tokens expected in a slot that takes further rounds, so that its neighbours lose none by waiting."""
+"""Tokens expected in a slot that will take further rounds, in which others can catch up."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,10 @@ class Rounds:
         points = (first + order.masked_fill(~due, 1.0).argsort(1)) / number.clamp(min=1).unsqueeze(1)
         probs = pairs.slot_log_probs().exp()
         slots = slots_of_points(probs, points)
-        is_first = _is_first(slots.masked_fill(~due, 0), due, probs.shape[1])
-        is_due = torch.zeros_like(pairs.cells.exists)
-        row, point = is_first.nonzero(as_tuple=True)
-        is_due[row, slots[row, point]] = True
-        expected = (probs * number.unsqueeze(1)).where(is_due, 0.0)
+        first_point = _first_points(slots.masked_fill(~due, 0), due, probs.shape[1])
+        expected = (probs * number.unsqueeze(1)).where(first_point < most, 0.0)
         receives = self._receiving(expected, text.position_ids[rows].gather(1, pairs.cells.column))
-        wanted = is_first & receives.gather(1, slots)
+        wanted = due & (first_point.gather(1, slots) == index) & receives.gather(1, slots)
         if self.rules.most is not None:
             wanted &= wanted.cumsum(1) <= self.rules.most
         slots = slots.gather(1, wanted.byte().argsort(dim=1, descending=True, stable=True))
@@ -193,12 +190,11 @@ def waiting(
     return torch.zeros_like(waits).scatter(1, order, waits)
 
 
-def _is_first(
+def _first_points(
     slots: Int[Tensor, "rows numbers"], due: Bool[Tensor, "rows numbers"], num_slots: int
-) -> Bool[Tensor, "rows numbers"]:
-    """True at the first of the due draws of each slot."""
+) -> Int[Tensor, "rows slots"]:
+    """The first of the due points of each slot; their number, which none has, in slots without."""
     index = torch.arange(slots.shape[1], device=slots.device).expand(slots.shape)
     behind = index.masked_fill(~due, slots.shape[1])
     earliest = behind.new_full((len(slots), num_slots), slots.shape[1])
-    earliest.scatter_reduce_(1, slots, behind, reduce="amin")
-    return due & (earliest.gather(1, slots) == index)
+    return earliest.scatter_reduce_(1, slots, behind, reduce="amin")
